@@ -1,0 +1,40 @@
+"""Building blocks for adversarial contrastive learning in PyTorch."""
+
+from . import functional as functional
+from .attacks import PGDAttack as PGDAttack
+from .augment import ContrastivePairAugment as ContrastivePairAugment
+from .losses import NTXentLoss as NTXentLoss
+from .norm import DualBatchNorm1d as DualBatchNorm1d
+from .norm import DualBatchNorm2d as DualBatchNorm2d
+from .norm import DualBatchNorm3d as DualBatchNorm3d
+from .norm import bn_branch as bn_branch
+from .norm import checkpoint_context_fn as checkpoint_context_fn
+from .norm import set_bn_branch as set_bn_branch
+from .strategies import ACLOutput as ACLOutput
+from .strategies import ACLTrainer as ACLTrainer
+from .surgery import branch_parameters as branch_parameters
+from .surgery import convert_to_dual_bn as convert_to_dual_bn
+from .surgery import export_branch as export_branch
+from .surgery import load_acl_checkpoint as load_acl_checkpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACLOutput",
+    "ACLTrainer",
+    "ContrastivePairAugment",
+    "DualBatchNorm1d",
+    "DualBatchNorm2d",
+    "DualBatchNorm3d",
+    "NTXentLoss",
+    "PGDAttack",
+    "__version__",
+    "bn_branch",
+    "branch_parameters",
+    "checkpoint_context_fn",
+    "convert_to_dual_bn",
+    "export_branch",
+    "functional",
+    "load_acl_checkpoint",
+    "set_bn_branch",
+]

@@ -1,0 +1,136 @@
+"""The one error template: what was expected, what came, what to do.
+
+Every message reads ``{owner}: expected {rule}, got {actual}. {remedy}`` so that it can be matched in a test and acted
+upon by a reader. Checks run before any state changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def complaint(owner: str, expected: str, got: str, remedy: str) -> str:
+    """Return the text of an error; ``remedy`` is a sentence without its full stop."""
+    return f"{owner}: expected {expected}, got {got}. {remedy}."
+
+
+def type_name(value: object) -> str:
+    """Return the name of the type of ``value``, with the dtype where it has one."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def check_real(
+    owner: str,
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: bool = False,
+    finite: bool = True,
+    remedy: str,
+) -> None:
+    """Require a real number in ``[low, high]``, or ``(low, high]`` where ``above`` is set."""
+    rule = f"{name} to be a{' finite' if finite else ''} number"
+    if low != -math.inf:
+        rule += f" {'>' if above else '>='} {low:g}"
+    if high != math.inf:
+        rule += f"{' and' if low != -math.inf else ''} <= {high:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(complaint(owner, rule, type_name(value), remedy))
+    number = float(value)
+    in_range = low < number <= high if above else low <= number <= high
+    if not in_range or (finite and math.isinf(number)):
+        raise ValueError(complaint(owner, rule, repr(value), remedy))
+
+
+def check_int(owner: str, name: str, value: Any, *, low: int, remedy: str) -> None:
+    """Require an integer of at least ``low``; ``True`` is not one."""
+    rule = f"{name} to be an int >= {low}"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(complaint(owner, rule, type_name(value), remedy))
+    if value < low:
+        raise ValueError(complaint(owner, rule, repr(value), remedy))
+
+
+def check_bool(owner: str, name: str, value: Any, *, remedy: str) -> None:
+    """Require ``True`` or ``False`` itself."""
+    if not isinstance(value, bool):
+        raise TypeError(complaint(owner, f"{name} to be True or False", repr(value), remedy))
+
+
+def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> None:
+    """Require one of a few strings, and point at the one that was probably meant."""
+    rule = f"{name} to be one of {', '.join(map(repr, choices))}"
+    if not isinstance(value, str):
+        raise TypeError(complaint(owner, rule, type_name(value), f"Pass {name} as a string"))
+    if value not in choices:
+        meant = [choice for choice in choices if choice.lower() == value.lower()]
+        remedy = f"Did you mean {meant[0]!r}" if meant else f"Choose one of the {len(choices)}"
+        raise ValueError(complaint(owner, rule, repr(value), remedy))
+
+
+def check_module(owner: str, model: Any) -> None:
+    """Require an ``nn.Module``."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(complaint(owner, "model to be an nn.Module", type_name(model), "Pass the network itself"))
+
+
+def check_tensor(
+    owner: str, name: str, value: Any, dtypes: Sequence[torch.dtype] | None = None, *, remedy: str
+) -> None:
+    """Require a tensor of one of ``dtypes``; ``None`` stands for every real floating dtype."""
+    kinds = "floating point" if dtypes is None else " or ".join(str(dtype) for dtype in dtypes)
+    rule = f"{name} to be a {kinds} tensor"
+    if not isinstance(value, Tensor):
+        raise TypeError(complaint(owner, rule, type_name(value), remedy))
+    if not (value.is_floating_point() if dtypes is None else value.dtype in dtypes):
+        raise TypeError(complaint(owner, rule, type_name(value), remedy))
+
+
+def check_generator(owner: str, generator: Any, device: torch.device) -> None:
+    """Require ``None`` or a ``torch.Generator`` that can draw on ``device``."""
+    if generator is None:
+        return
+    rule = f"generator to be a torch.Generator on {device.type} or None"
+    remedy = f"Create it with torch.Generator({device.type!r})"
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(complaint(owner, rule, type_name(generator), remedy))
+    if generator.device.type != device.type:
+        raise ValueError(complaint(owner, rule, f"one on {generator.device.type}", remedy))
+
+
+def readable(tensor: Tensor) -> bool:
+    """Tell whether looking at the values of ``tensor`` is free.
+
+    Reading a value of an accelerator's tensor would stall it until its queue is empty, and reading one under
+    ``torch.compile`` would break the graph. Checks of values are therefore made on the CPU, in eager mode.
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_finite(owner: str, name: str, value: Tensor, *, remedy: str) -> None:
+    """Require finite values, where they are :func:`readable`."""
+    if readable(value) and not bool(torch.isfinite(value).all()):
+        bad = int((~torch.isfinite(value)).sum())
+        got = f"{bad} non-finite of {value.numel()} values"
+        raise ValueError(complaint(owner, f"{name} to be finite", got, remedy))
+
+
+def check_within(owner: str, name: str, value: Tensor, bounds: tuple[float, float], *, remedy: str) -> None:
+    """Require finite values inside ``bounds``, give or take a millionth of their range, where they are readable."""
+    if not readable(value) or value.numel() == 0:
+        return
+    check_finite(owner, name, value, remedy=remedy)
+    low, high = bounds
+    slack = 1e-6 * (high - low) if math.isfinite(high - low) else 0.0
+    smallest, largest = (extreme.item() for extreme in value.aminmax())
+    if smallest < low - slack or largest > high + slack:
+        got = f"values in [{smallest:.2f}, {largest:.2f}]"
+        raise ValueError(complaint(owner, f"{name} within bounds [{low}, {high}]", got, remedy))

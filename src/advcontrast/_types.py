@@ -1,0 +1,16 @@
+"""Names for the few concepts that every part of the library shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias, get_args
+
+from torch import Tensor
+
+Branch: TypeAlias = Literal["clean", "adv"]
+Mode: TypeAlias = Literal["S2S", "A2A", "A2S", "DS"]
+Norm: TypeAlias = Literal["linf", "l2"]
+Objective: TypeAlias = Callable[[Tensor], Tensor]
+
+BRANCHES: tuple[Branch, ...] = get_args(Branch)
+NORMS: tuple[Norm, ...] = get_args(Norm)

@@ -1,0 +1,199 @@
+"""Projected gradient descent on any objective."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._checks import (
+    check_bool,
+    check_choice,
+    check_finite,
+    check_generator,
+    check_int,
+    check_real,
+    check_tensor,
+    check_within,
+    complaint,
+    type_name,
+)
+from .._types import NORMS, Norm, Objective
+from .balls import BALLS
+
+_OWNER = "PGDAttack"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDAttack:
+    r"""Perturb images within a small ball so that an objective grows as much as possible.
+
+    From a start :math:`x_0` in the ball, ``steps`` times
+
+    .. math:: x_{k+1} = \Pi\big(x_k + \mathrm{step\_size} \cdot d_k\big)
+
+    with :math:`d_k` the sign of the gradient (``"linf"``) or the gradient scaled to length one for each sample
+    (``"l2"``), and :math:`\Pi` the projection onto the ball and the bounds. The defaults are those of the contrastive
+    attack of ACL on CIFAR-10.
+
+    The attack knows nothing of models. The mode, the batch-norm branch and autocast are whatever surrounds the call; it
+    leaves flags, buffers, ``.grad`` and, given a generator, the global random state alone, and works under ``no_grad``
+    and ``inference_mode``. Objectives may couple the samples of a batch, as a contrastive loss of both views does.
+
+    The ball is kept in exact arithmetic, not up to rounding: no coordinate (``"linf"``), and no sample's Euclidean norm
+    (``"l2"``), exceeds ``eps`` by any amount. In half precision that is not possible (a step of bfloat16 near 1 is
+    1/256), so images are float32 or float64; put autocast around the model instead. The loss is scaled inside, so that
+    small gradients survive half precision.
+
+    Attributes:
+        eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
+        step_size: length of a step, positive, in the same units.
+        steps: number of steps, at least 0; each costs one forward and one backward pass.
+        norm: ``"linf"`` or ``"l2"``.
+        random_start: whether to start at a point drawn from the ball instead of at the image. An objective that
+            compares the perturbed image with the image itself has no gradient at the image, and needs the random start.
+        bounds: smallest and largest pixel value. Infinite bounds serve inputs without limits, such as text embeddings.
+        restarts: ``None`` makes one run and returns its last iterate, as ACL does. A number makes as many runs and
+            returns the strongest of all iterates, for one more forward pass a run: for each sample its own where the
+            objective is per sample, the whole batch of the largest value where it is a scalar.
+        minimize: whether to shrink the objective instead, for example the loss of a target class.
+
+    Raises:
+        ValueError: a number out of its range, an unknown norm, bounds that are not in order, or an ``eps`` that exceeds
+            the range of the bounds, as 8 instead of 8/255 does.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        A linear objective is maximal at the corner of the cube that its weights point to.
+
+        >>> attack = PGDAttack(eps=0.25, step_size=0.125, steps=4)
+        >>> attack(lambda x: (x * torch.tensor([1.0, -1.0])).sum(1), torch.tensor([[0.5, 0.5]])).tolist()
+        [[0.75, 0.25]]
+
+    References:
+        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
+    """
+
+    eps: float = 8 / 255
+    step_size: float = 2 / 255
+    steps: int = 5
+    norm: Norm = "linf"
+    random_start: bool = True
+    bounds: tuple[float, float] = (0.0, 1.0)
+    restarts: int | None = None
+    minimize: bool = False
+
+    def __post_init__(self) -> None:
+        check_real(_OWNER, "eps", self.eps, low=0, remedy="For images in [0, 1] it is usually 8/255")
+        check_real(_OWNER, "step_size", self.step_size, low=0, above=True, remedy="A quarter of eps is usual")
+        check_int(_OWNER, "steps", self.steps, low=0, remedy="Pass the number of gradient steps")
+        check_choice(_OWNER, "norm", self.norm, NORMS)
+        check_bool(_OWNER, "random_start", self.random_start, remedy="False starts at the image itself")
+        check_bool(_OWNER, "minimize", self.minimize, remedy="True makes the attack targeted")
+        if self.restarts is not None:
+            check_int(_OWNER, "restarts", self.restarts, low=1, remedy="None makes one run and keeps its end")
+        _check_bounds(self.bounds)
+        width = self.bounds[1] - self.bounds[0]
+        if self.norm == "linf" and self.eps > width:
+            remedy = f"Did you mean {self.eps:g}/255" if self.eps > 1 else "A larger ball holds every image"
+            raise ValueError(complaint(_OWNER, f"eps within the range {width:g} of bounds", repr(self.eps), remedy))
+
+    def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return adversarial versions of the images ``x``.
+
+        Args:
+            objective: a function of images like ``x`` that returns a value for each sample, ``[N]``, or a scalar, which
+                is best a mean over the batch. It is called ``steps`` times, and ``restarts * (steps + 1)`` times with
+                restarts.
+            x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is let pass, and clamped).
+            generator: source of the random start, on the device of ``x``; by default the global one of that device.
+
+        Returns:
+            A detached tensor with the shape, dtype, device and memory format of ``x``.
+
+        Raises:
+            ValueError: ``x`` has no sample dimension; the objective returns another shape, or something that does not
+                depend on its argument. On the CPU also: ``x`` leaves the bounds, or ``x``, the objective or its
+                gradient is not finite (reading values on an accelerator would stall it; there NaN spreads to the
+                result).
+            TypeError: an argument of the wrong kind, such as half precision or uint8 images.
+        """
+        self._check_call(objective, x, generator)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone()
+            if x.numel() == 0:
+                return x
+            ball = BALLS[self.norm](x, self.eps, self.bounds)
+            strongest: tuple[Tensor, Tensor] | None = None
+            for _ in range(self.restarts or 1):
+                point = ball.project(ball.random_point(generator) if self.random_start else ball.centre)
+                for _ in range(self.steps):
+                    image = point.to(x.dtype)
+                    gain, gradient = self._ascent(objective, image)
+                    if self.restarts:
+                        strongest = _stronger(strongest, gain, image)
+                    point = ball.step(point, gradient, self.step_size)
+                image = point.to(x.dtype)
+                if self.restarts:
+                    with torch.no_grad():
+                        strongest = _stronger(strongest, self._gain(objective, image), image)
+            return image if strongest is None else strongest[1]
+
+    def _ascent(self, objective: Objective, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the attack wants to grow, and a positive multiple of its gradient."""
+        image = image.detach().requires_grad_()
+        gain = self._gain(objective, image)
+        # A gradient below the range of half precision would become zero on its way through the model. Neither a sign
+        # nor a direction depends on the scale, and a power of two changes no digit. A scalar is taken to be a mean.
+        samples = len(image) if gain.dim() == 0 else 1
+        scale = 2.0 ** min(5 + round(math.log2(samples)), 15)
+        total = gain.sum() if gain.dtype == torch.float64 else gain.float().sum()
+        slope = torch.autograd.grad(total * scale, image, allow_unused=True)[0] if gain.requires_grad else None
+        if slope is None:
+            remedy = "Compute it from the argument, without detach or no_grad"
+            raise ValueError(complaint(_OWNER, "objective to depend on x", "a value without a gradient", remedy))
+        check_finite(_OWNER, "the gradient of the objective", slope, remedy="Look for a division by zero in the model")
+        return gain.detach(), slope
+
+    def _gain(self, objective: Objective, image: Tensor) -> Tensor:
+        value = objective(image)
+        remedy = "Use reduction='none', or the mean of it"
+        check_tensor(_OWNER, "the value of the objective", value, remedy=remedy)
+        if value.shape not in ((), image.shape[:1]):
+            expected = f"objective to return a scalar or shape [{len(image)}]"
+            raise ValueError(complaint(_OWNER, expected, f"{list(value.shape)}", remedy))
+        check_finite(_OWNER, "the value of the objective", value, remedy="Check the model on the unperturbed images")
+        return -value if self.minimize else value
+
+    def _check_call(self, objective: Objective, x: Tensor, generator: torch.Generator | None) -> None:
+        if not callable(objective):
+            remedy = "Pass a function such as lambda x: loss(model(x), y)"
+            raise TypeError(complaint(_OWNER, "objective to be callable", type_name(objective), remedy))
+        remedy = "Attack float images, and put autocast around the model for half precision"
+        check_tensor(_OWNER, "x", x, (torch.float32, torch.float64), remedy=remedy)
+        if x.dim() == 0:
+            raise ValueError(complaint(_OWNER, "x of shape [N, ...]", "[]", "Add a sample dimension with x[None]"))
+        check_generator(_OWNER, generator, x.device)
+        remedy = "Put the normalisation inside the model and attack the raw image"
+        check_within(_OWNER, "x", x, self.bounds, remedy=remedy)
+
+
+def _check_bounds(bounds: tuple[float, float]) -> None:
+    remedy = "Images have (0.0, 1.0)"
+    if not isinstance(bounds, tuple):
+        raise TypeError(complaint(_OWNER, "bounds to be a tuple (low, high)", type_name(bounds), remedy))
+    for bound in bounds:
+        check_real(_OWNER, "each of bounds", bound, finite=False, remedy=remedy)
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise ValueError(complaint(_OWNER, "bounds (low, high) with low < high", repr(bounds), remedy))
+
+
+def _stronger(best: tuple[Tensor, Tensor] | None, gain: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep, sample by sample or for the whole batch, the image with the larger gain."""
+    if best is None:
+        return gain, image
+    wins = gain > best[0]
+    return torch.where(wins, gain, best[0]), torch.where(wins.view(-1, *[1] * (image.dim() - 1)), image, best[1])

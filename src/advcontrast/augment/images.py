@@ -1,0 +1,46 @@
+"""What every augmentation takes: image batches, checked and in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import check_int, check_tensor, check_within, complaint
+
+
+def unit_range(owner: str, x: Tensor) -> Tensor:
+    """Check images ``[N, C, H, W]`` and return them as floats in [0, 1].
+
+    Args:
+        owner: who asks, for the error message.
+        x: uint8 images, or float32 or float64 ones in [0, 1].
+
+    Returns:
+        Floating images like ``x``; uint8 becomes float32, divided by 255.
+
+    Raises:
+        ValueError: ``x`` is no batch of gray or RGB images, or, on the CPU, leaves [0, 1].
+        TypeError: ``x`` is no tensor, or of another dtype.
+    """
+    remedy = "Convert with torchvision.transforms.functional.pil_to_tensor, and stack to a batch"
+    check_tensor(owner, "x", x, (torch.uint8, torch.float32, torch.float64), remedy=remedy)
+    if x.dim() != 4 or x.shape[1] not in (1, 3) or 0 in x.shape[2:]:
+        expected = "x of shape [N, C, H, W] with C = 1 or 3"
+        raise ValueError(complaint(owner, expected, f"{list(x.shape)}", "Pass a batch of gray or RGB images"))
+    if x.dtype == torch.uint8:
+        return x.float() / 255
+    check_within(owner, "x", x, (0.0, 1.0), remedy="Pass uint8, or divide by 255; normalise inside the model")
+    return x
+
+
+def height_width(owner: str, size: Any) -> tuple[int, int]:
+    """Return a size given as one number or as (height, width) as the latter."""
+    remedy = "Pass the side in pixels, or (height, width)"
+    if isinstance(size, tuple) and len(size) != 2:
+        raise ValueError(complaint(owner, "size to be an int or (height, width)", repr(size), remedy))
+    height, width = size if isinstance(size, tuple) else (size, size)
+    check_int(owner, "size", height, low=1, remedy=remedy)
+    check_int(owner, "size", width, low=1, remedy=remedy)
+    return height, width

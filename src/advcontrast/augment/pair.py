@@ -1,0 +1,101 @@
+"""Two independent views of every image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_generator, complaint, type_name
+from .images import unit_range
+from .simclr import SimCLRAugment
+
+_OWNER = "ContrastivePairAugment"
+
+
+class ContrastivePairAugment:
+    """Make the two views that contrastive learning compares.
+
+    By default each view is SimCLR's recipe for CIFAR, batched, on the device of the images and with randomness of its
+    own for every image; see :class:`advcontrast.augment.SimCLRAugment`. There are no normalised outputs here: the
+    attack works on images in [0, 1], and the normalisation belongs into the model.
+
+    Args:
+        size: side of the views in pixels, or (height, width); only for the default recipe.
+        strength: how strong the default recipe is, in [0, 1]: 1 is that of the ACL code, 0 leaves only the mirror
+            image.
+        transform: what makes a view instead of the default recipe: any callable of an image batch ``[N, C, H, W]`` in
+            [0, 1], such as a kornia module. Torchvision's transforms draw once a call, so they are called image by
+            image.
+
+    Raises:
+        ValueError: size < 1, strength outside [0, 1], or a strength beside a transform, which would go unused.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> augment = ContrastivePairAugment(32)
+        >>> x1, x2 = augment(torch.rand(8, 3, 32, 32), torch.Generator().manual_seed(0))
+        >>> x1.shape == x2.shape, torch.equal(x1, x2)
+        (True, False)
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] = 32,
+        *,
+        strength: float = 1.0,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._recipe = SimCLRAugment(size, strength=strength)
+        if transform is not None and not callable(transform):
+            remedy = "Pass a function of an image batch, or None for SimCLR's recipe"
+            raise TypeError(complaint(_OWNER, "transform to be callable", type_name(transform), remedy))
+        if transform is not None and strength != 1.0:
+            remedy = "Set the strength inside the transform"
+            raise ValueError(complaint(_OWNER, "no strength beside a transform", repr(strength), remedy))
+        self.size = size
+        self.strength = strength
+        self.transform = transform
+
+    def __repr__(self) -> str:
+        return f"{_OWNER}({self.size}, strength={self.strength}, transform={self.transform!r})"
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return two random views of every image.
+
+        Args:
+            x: images ``[N, C, H, W]`` with one or three channels: uint8, or float32 or float64 in [0, 1].
+            generator: source of all randomness, by default the global one of the CPU. A ``transform`` draws from the
+                global random state of torch; with a generator that is seeded from it for the call, and restored.
+
+        Returns:
+            Two batches of views in [0, 1], on the device of ``x``.
+
+        Raises:
+            ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1]; or ``transform`` returns no such batch.
+            TypeError: an argument of the wrong kind.
+        """
+        if self.transform is None:
+            return self._recipe(x, generator), self._recipe(x, generator)
+        x = unit_range(_OWNER, x)
+        if generator is None:
+            return _view(self.transform, x), _view(self.transform, x)
+        check_generator(_OWNER, generator, getattr(generator, "device", x.device))
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.default_generator.manual_seed(seed)
+            if x.is_cuda:
+                torch.cuda.manual_seed(seed)
+            return _view(self.transform, x), _view(self.transform, x)
+
+
+def _view(transform: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    view = torch.stack([transform(image) for image in x]) if _from_torchvision(transform) else transform(x)
+    return unit_range(f"{_OWNER}: transform", view)
+
+
+def _from_torchvision(transform: object) -> bool:
+    """Tell whether a transform, or a part of it, is one of torchvision's."""
+    parts = transform.modules() if isinstance(transform, nn.Module) else [transform]
+    return any(type(part).__module__.startswith("torchvision.") for part in parts)

@@ -1,0 +1,225 @@
+"""SimCLR's recipe for CIFAR: crop and resize, flip, colour jitter, grayscale."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import check_generator, check_int, check_real, complaint
+from ..functional.image import blend, crop_and_resize, luma, rotate_hue
+from .images import height_width, unit_range
+
+_OWNER = "SimCLRAugment"
+_RATIO = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+
+
+class ViewParameters(NamedTuple):
+    """What was drawn for each image of a batch; every field has the length N.
+
+    Attributes:
+        top: first row of the crop.
+        left: first column of the crop.
+        height: rows of the crop.
+        width: columns of the crop.
+        flip: whether to mirror left to right.
+        jitter: whether the four colour operations apply.
+        order: the order of brightness 0, contrast 1, saturation 2 and hue 3, ``[N, 4]``.
+        brightness: factor, 1 changes nothing.
+        contrast: factor, 1 changes nothing.
+        saturation: factor, 1 changes nothing.
+        hue: shift as a fraction of a full turn, 0 changes nothing.
+        gray: whether to take the colour away.
+    """
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor
+    jitter: Tensor
+    order: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    gray: Tensor
+
+
+class SimCLRAugment:
+    """One random view of every image of a batch.
+
+    In this order: a crop of area fraction U(1 - 0.9 s, 1) and log-uniform aspect ratio in [3/4, 4/3], resized with
+    antialiased bicubic interpolation; a mirror image with probability 0.5; with probability 0.8 s brightness, contrast
+    and saturation factors from U(1 - 0.4 s, 1 + 0.4 s) and a hue shift from U(-0.1 s, 0.1 s) of a turn, in random
+    order; gray with probability 0.2 s. With strength s = 1 this is the recipe of the ACL code for CIFAR-10; with s = 0
+    only the mirror image is left of it (for square images of the size asked for).
+
+    Parameters are drawn on the CPU (or on the generator's device), so that a seed means the same views on every device,
+    and apart from applying them: :meth:`draw` once, :meth:`apply` as often as you like.
+
+    Args:
+        size: side of the views in pixels, or (height, width).
+        strength: s above, in [0, 1].
+
+    Raises:
+        ValueError: size < 1, or strength outside [0, 1].
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> augment = SimCLRAugment(32)
+        >>> images = torch.zeros(8, 3, 40, 40, dtype=torch.uint8)
+        >>> parameters = augment.draw(8, 40, 40, torch.Generator().manual_seed(0))
+        >>> augment.apply(images, parameters).shape
+        torch.Size([8, 3, 32, 32])
+
+    References:
+        Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, appendix B.9.
+        Luo et al., "Rethinking the Effect of Data Augmentation in Adversarial Contrastive Learning", ICLR 2023, for s.
+    """
+
+    def __init__(self, size: int | tuple[int, int] = 32, *, strength: float = 1.0) -> None:
+        height_width(_OWNER, size)
+        check_real(_OWNER, "strength", strength, low=0, high=1, remedy="1 is the full recipe")
+        self.size = size
+        self.strength = strength
+
+    def __repr__(self) -> str:
+        return f"{_OWNER}({self.size}, strength={self.strength})"
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return a random view of every image.
+
+        Args:
+            x: images ``[N, C, H, W]`` with one or three channels: uint8, or float32 or float64 in [0, 1].
+            generator: source of all randomness; by default the global one of the CPU.
+
+        Returns:
+            Images ``[N, C, *size]`` in [0, 1] on the device and in the memory format of ``x``; float32 for uint8.
+
+        Raises:
+            ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1].
+            TypeError: ``x`` or ``generator`` is of the wrong kind.
+        """
+        unit = unit_range(_OWNER, x)
+        return self._apply(unit, self.draw(len(x), x.shape[2], x.shape[3], generator))
+
+    def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
+        """Draw the parameters of ``n`` views.
+
+        Args:
+            n: number of images, at least 0.
+            height: of the images, at least 1.
+            width: of the images, at least 1.
+            generator: source of all randomness; by default the global one of the CPU.
+
+        Returns:
+            The parameters, on the CPU.
+
+        Raises:
+            ValueError: a number out of its range.
+            TypeError: an argument of the wrong kind.
+        """
+        check_int(_OWNER, "n", n, low=0, remedy="Pass the length of the batch")
+        check_int(_OWNER, "height", height, low=1, remedy="Pass the height of the images")
+        check_int(_OWNER, "width", width, low=1, remedy="Pass the width of the images")
+        device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
+        check_generator(_OWNER, generator, device)
+        s = self.strength
+        # A row of uniform numbers an image: what an image gets does not depend on those after it.
+        uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=generator, device=device, dtype=torch.float64).cpu()
+        crop, place, chances, factors, order = torch.split(uniform, [2 * _ATTEMPTS, 2, 3, 4, 4], dim=1)
+        rows, columns = _crop_sizes(crop, height, width, 1 - 0.9 * s)
+        inside = (rows > 0).squeeze(1)
+        fallback_rows, fallback_columns = _central_crop(height, width)
+        rows = torch.where(inside, rows.squeeze(1), fallback_rows)
+        columns = torch.where(inside, columns.squeeze(1), fallback_columns)
+        top = torch.where(inside, (place[:, 0] * (height - rows + 1)).long(), (height - rows) // 2)
+        left = torch.where(inside, (place[:, 1] * (width - columns + 1)).long(), (width - columns) // 2)
+        brightness, contrast, saturation = (1 + 0.4 * s * (2 * factors[:, :3] - 1)).unbind(1)
+        return ViewParameters(
+            top=top,
+            left=left,
+            height=rows,
+            width=columns,
+            flip=chances[:, 0] < 0.5,
+            jitter=chances[:, 1] < 0.8 * s,
+            order=order.argsort(1),
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=0.1 * s * (2 * factors[:, 3] - 1),
+            gray=chances[:, 2] < 0.2 * s,
+        )
+
+    def apply(self, x: Tensor, parameters: ViewParameters) -> Tensor:
+        """Return the views that ``parameters`` describe; differentiable with respect to float images.
+
+        Args:
+            x: images ``[N, C, H, W]``, as for a call.
+            parameters: what :meth:`draw` returned for N images of this height and width.
+
+        Returns:
+            Images ``[N, C, *size]`` in [0, 1].
+
+        Raises:
+            ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1]; or there are not N parameters.
+            TypeError: ``x`` is of the wrong kind.
+        """
+        unit = unit_range(_OWNER, x)
+        if len(parameters.top) != len(x):
+            remedy = "Draw as many as there are images"
+            raise ValueError(complaint(_OWNER, f"parameters for {len(x)} images", str(len(parameters.top)), remedy))
+        return self._apply(unit, parameters)
+
+    def _apply(self, x: Tensor, parameters: ViewParameters) -> Tensor:
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        with torch.autocast(x.device.type, enabled=False):
+            p = ViewParameters(*(field.to(x.device, non_blocking=True) for field in parameters))
+            size = height_width(_OWNER, self.size)
+            x = crop_and_resize(x, p.top, p.left, p.height, p.width, size, p.flip).clamp(0, 1)
+            for slot in range(4):
+                x = _jitter(x, p, slot)
+                # The host knows which images turn their hue now, so the device need not be asked.
+                turning = parameters.jitter & (parameters.order[:, slot] == _HUE)
+                if x.shape[1] == 3 and bool(turning.any()):
+                    which = turning.nonzero().squeeze(1).to(x.device, non_blocking=True)
+                    x = x.index_copy(0, which, rotate_hue(x[which], p.hue[which].to(x.dtype)))
+            x = torch.where(p.gray.view(-1, 1, 1, 1), luma(x), x)
+        return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _crop_sizes(uniform: Tensor, height: int, width: int, smallest: float) -> tuple[Tensor, Tensor]:
+    """Return rows and columns ``[N, 1]`` of the first of ten random crops that fits each image, or zeros."""
+    area = height * width * (smallest + (1 - smallest) * uniform[:, :_ATTEMPTS])
+    low, high = map(math.log, _RATIO)
+    aspect = (low + (high - low) * uniform[:, _ATTEMPTS:]).exp()
+    rows, columns = (area / aspect).sqrt().round().long(), (area * aspect).sqrt().round().long()
+    fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
+    first = fits.int().argmax(1, keepdim=True)
+    return (rows * fits).gather(1, first), (columns * fits).gather(1, first)
+
+
+def _central_crop(height: int, width: int) -> tuple[int, int]:
+    """Return rows and columns of the largest crop whose aspect ratio is allowed."""
+    if width / height < _RATIO[0]:
+        return round(width / _RATIO[0]), width
+    if width / height > _RATIO[1]:
+        return height, round(height * _RATIO[1])
+    return height, width
+
+
+def _jitter(x: Tensor, p: ViewParameters, slot: int) -> Tensor:
+    """Apply to each image its operation number ``slot``, unless that is the hue. All three are blends with a base."""
+    now = p.order[:, slot]
+    gray = luma(x)
+    contrast, saturation = now == _CONTRAST, (now == _SATURATION) & (x.shape[1] == 3)
+    factor = torch.ones_like(p.brightness)
+    for chosen, drawn in ((now == _BRIGHTNESS, p.brightness), (contrast, p.contrast), (saturation, p.saturation)):
+        factor = torch.where(chosen & p.jitter, drawn, factor)
+    base = gray.mean((2, 3), keepdim=True) * contrast.view(-1, 1, 1, 1) + gray * saturation.view(-1, 1, 1, 1)
+    return blend(x, base, factor.to(x.dtype))

@@ -1,0 +1,77 @@
+"""How far two predictions are apart, and the loss that trades accuracy for robustness with it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._checks import check_real, check_tensor, complaint
+
+
+def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
+    r"""Return the divergence :math:`\mathrm{KL}(p \,\|\, q)` of each sample.
+
+    The distributions :math:`p` and :math:`q` are the softmax of two sets of logits. Both distributions stay logarithms,
+    so value and gradients are finite at any scale of the logits.
+
+    Args:
+        logits: logits of p, ``[N, C]``; for TRADES those of the clean images.
+        other: logits of q, ``[N, C]``; for TRADES those of the adversarial images.
+
+    Returns:
+        A tensor ``[N]``, in nats, at least 0 up to rounding.
+
+    Raises:
+        ValueError: shapes differ or are not ``[N, C]`` with C at least 2.
+        TypeError: an argument is no floating-point tensor.
+
+    Example:
+        p puts 1/2 on each of two classes, q puts 3/4 and 1/4: the divergence is log(4 / 3) / 2.
+
+        >>> kl = kl_divergence(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log())
+        >>> round(kl.item(), 4), round(math.log(4 / 3) / 2, 4)
+        (0.1438, 0.1438)
+    """
+    remedy = "Pass the outputs of the classifier, before any softmax"
+    check_tensor("kl_divergence", "logits", logits, remedy=remedy)
+    check_tensor("kl_divergence", "other", other, remedy=remedy)
+    if logits.shape != other.shape or logits.dim() != 2 or logits.shape[1] < 2:
+        expected = "logits and other to have the same shape [N, C] with C >= 2"
+        raise ValueError(complaint("kl_divergence", expected, f"{list(logits.shape)} and {list(other.shape)}", remedy))
+    return F.kl_div(other.log_softmax(1), logits.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float = 6.0) -> Tensor:
+    r"""Return the TRADES loss, cross-entropy on clean images plus a weight on how much an attack moves the prediction.
+
+    .. math:: L = \frac{1}{N} \sum_i \big[ \mathrm{CE}(x_i, y_i) + \beta\, \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i))
+    \big]
+
+    The gradient flows through both sets of logits. ``adv_logits`` belong to images that maximise the divergence, found
+    by ``PGDAttack`` with :func:`kl_divergence` as objective; start it at random, at the clean image its gradient is
+    zero.
+
+    Args:
+        clean_logits: logits of the clean images, ``[N, C]``.
+        adv_logits: logits of the adversarial images, ``[N, C]``.
+        labels: classes of the images, ``[N]``, int64 in [0, C).
+        beta: weight of the divergence, at least 0; the authors' 6, which is the paper's :math:`1/\lambda`.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: shapes do not fit, or beta < 0.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> logits = torch.zeros(4, 10)
+        >>> round(trades(logits, logits, torch.arange(4)).item(), 4) == round(math.log(10), 4)
+        True
+
+    References:
+        Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019.
+    """
+    check_real("trades", "beta", beta, low=0, remedy="6 is usual, 0 leaves plain cross-entropy")
+    divergence = kl_divergence(clean_logits, adv_logits)
+    return F.cross_entropy(clean_logits, labels) + beta * divergence.mean()

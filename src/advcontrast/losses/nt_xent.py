@@ -1,0 +1,87 @@
+"""The contrastive loss as a module, over one process or many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import distributed
+from .._checks import check_bool, complaint
+from ..functional.nt_xent import check_embeddings, check_settings, contrast, nt_xent, unit_rows
+
+
+class NTXentLoss(nn.Module):
+    """The NT-Xent loss of SimCLR and of ACL; see :func:`advcontrast.functional.nt_xent` for its definition.
+
+    With ``gather=True`` the images of all processes serve as negatives. Each process computes the loss of its own
+    anchors; the mean of these losses, and the gradients that DDP averages, are those of one process with the whole
+    batch. Every process must pass the same number of pairs, which is checked by all processes on each call; the
+    exchange waits for the slowest of them. Without a process group it changes nothing.
+
+    Args:
+        temperature: divisor of the cosine similarities, positive. 0.5 is what SimCLR and ACL use for CIFAR-10.
+        tile: number of anchors whose similarities are held at a time, ``None`` for all; bounds the memory.
+        gather: whether to take negatives from all processes.
+
+    Raises:
+        ValueError: temperature <= 0 or tile < 1.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> loss = NTXentLoss(temperature=0.5)
+        >>> z = torch.ones(2, 8)
+        >>> round(loss(z, z).item(), 4) == round(math.log(3), 4)
+        True
+    """
+
+    def __init__(self, temperature: float = 0.5, *, tile: int | None = None, gather: bool = False) -> None:
+        check_settings("NTXentLoss", temperature, tile)
+        check_bool("NTXentLoss", "gather", gather, remedy="True takes negatives from all processes")
+        super().__init__()
+        self.temperature = temperature
+        self.tile = tile
+        self.gather = gather
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Return the mean loss over the 2N anchors of this process.
+
+        Args:
+            z1: embeddings of the first views, ``[N, D]``, floating point.
+            z2: embeddings of the second views, ``[N, D]``, row i the partner of row i of ``z1``.
+
+        Returns:
+            A scalar of dtype float64 for float64 input and float32 otherwise.
+
+        Raises:
+            ValueError: shapes differ, values are not finite, there are fewer than two pairs over all processes, or the
+                processes pass different numbers of pairs. With ``gather=True`` every process raises if one does.
+            TypeError: an argument of the wrong kind.
+        """
+        if not self.gather or distributed.world_size() == 1:
+            return nt_xent(z1, z2, self.temperature, tile=self.tile)
+        _check_everywhere(z1, z2)
+        z1, z2 = unit_rows(z1), unit_rows(z2)
+        all1, all2 = distributed.all_gather(torch.stack([z1, z2])).transpose(0, 1).flatten(1, 2)
+        first = distributed.rank() * len(z1)
+        return contrast(z1, z2, all1, all2, first=first, temperature=self.temperature, tile=self.tile)
+
+    def extra_repr(self) -> str:
+        """Show the settings as they were passed."""
+        return f"temperature={self.temperature}, tile={self.tile}, gather={self.gather}"
+
+
+def _check_everywhere(z1: Tensor, z2: Tensor) -> None:
+    """Raise on every process if the embeddings of one are unusable, or if their shapes or dtypes differ."""
+    problem: Exception | None = None
+    try:
+        check_embeddings("NTXentLoss", z1, z2, least=1)
+        mine = f"{list(z1.shape)} {z1.dtype}"
+    except (TypeError, ValueError) as error:
+        problem, mine = error, "unusable embeddings"
+    shapes = distributed.exchange(mine)
+    if problem is not None:
+        raise problem
+    if len(set(shapes)) > 1:
+        got = ", ".join(f"{shape} on rank {rank}" for rank, shape in enumerate(shapes))
+        remedy = "Use a sampler that gives every process as many images, and drop_last=True"
+        raise ValueError(complaint("NTXentLoss", "the same number of pairs on every rank", got, remedy))

@@ -1,0 +1,232 @@
+"""Adversarial contrastive learning (Jiang et al., NeurIPS 2020)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_choice, check_module, check_real, check_tensor, complaint, type_name
+from .._modes import eval_mode, frozen
+from .._types import BRANCHES, Branch, Mode
+from ..attacks import PGDAttack
+from ..functional import alignment
+from ..losses import NTXentLoss
+from ..norm import DualBatchNorm, bn_branch
+from ..surgery import branch_parameters
+
+_OWNER = "ACLTrainer"
+
+# A mode is the streams it trains on; a stream is the branch of view 1 and that of view 2. A view on branch "adv" is
+# attacked. The adversarial stream comes first, as in the authors' code: the order shows in the running statistics of a
+# single norm.
+_STREAMS: dict[Mode, tuple[tuple[Branch, Branch], ...]] = {
+    "S2S": (("clean", "clean"),),
+    "A2A": (("adv", "adv"),),
+    "A2S": (("adv", "clean"),),
+    "DS": (("adv", "adv"), ("clean", "clean")),
+}
+
+
+class ACLOutput(NamedTuple):
+    """What a step of :class:`ACLTrainer` returns.
+
+    Attributes:
+        loss: the scalar to call ``backward`` on.
+        terms: detached scalars to log: for each stream its loss and the alignment of its pairs, as ``"loss_clean"``,
+            ``"alignment_clean"``, ``"loss_adv"``, ``"alignment_adv"``. The stream of A2S counts as adversarial.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+
+
+class ACLTrainer(nn.Module):
+    r"""A forward pass of adversarial contrastive learning, ready for any training loop.
+
+    The modes differ in the streams of view pairs they train on:
+
+    ======  ==========================================  =========================================
+    mode    stream                                      what it is
+    ======  ==========================================  =========================================
+    S2S     (x1, x2)                                    standard to standard, SimCLR
+    A2A     (x1 + d1, x2 + d2)                          adversarial to adversarial
+    A2S     (x1 + d1, x2)                               adversarial to standard
+    DS      (x1, x2) and (x1 + d1, x2 + d2)             dual stream, the paper's choice
+    ======  ==========================================  =========================================
+
+    Perturbed views go through the adversarial branch of the batch norms, the others through the clean one. The
+    perturbations maximise the loss of their stream, through the adversarial branch in eval mode; both views of a stream
+    are attacked jointly, and in A2S the clean partner is held fixed. The loss of DS is
+
+    .. math:: L = \frac{L_\mathrm{clean} + \alpha L_\mathrm{adv}}{1 + \alpha}
+
+    which for alpha = 1 is the mean that the authors' code takes; their paper writes the sum, and their optimizer, LARS,
+    cannot tell the two apart.
+
+    The trainer owns no optimizer, loop, device or log. It is a module whose forward pass is one step, so
+    ``DDP(trainer)``, ``accelerator.prepare(trainer)`` and Lightning's ``training_step`` each wrap a single forward
+    call. In a mode that uses one branch of a dual network the other receives no gradients; ``DDP(trainer)`` knows.
+
+    Args:
+        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out, normally encoder and projection head after
+            :func:`advcontrast.convert_to_dual_bn`. With single norms both kinds of images share them, which A2S and DS
+            suffer from (Table 4 of the paper): a warning says so.
+        loss: ``loss(z1, z2)`` to a scalar, by default ``NTXentLoss()`` with temperature 0.5.
+        attack: ``attack(objective, x, generator=...)`` to perturbed images, by default ``PGDAttack()``: 5 steps of
+            2/255 in an L-infinity ball of 8/255.
+        augment: ``augment(x, generator)`` to two views, used when the forward call gets one batch of images.
+        mode: ``"S2S"``, ``"A2A"``, ``"A2S"`` or ``"DS"``.
+        alpha: weight of the adversarial stream of DS, at least 0; with 0 the attack is not run. The paper's 1.
+
+    Raises:
+        ValueError: an unknown mode, or alpha < 0.
+        TypeError: an argument of the wrong kind.
+
+    Warns:
+        UserWarning: A2S or DS on a model without dual norms.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 8), torch.nn.BatchNorm1d(8))
+        >>> acl = ACLTrainer(convert_to_dual_bn(model), attack=PGDAttack(steps=1), mode="DS")
+        >>> out = acl(torch.rand(4, 3, 4, 4), torch.rand(4, 3, 4, 4))
+        >>> out.loss.backward()
+        >>> sorted(out.terms)
+        ['alignment_adv', 'alignment_clean', 'loss_adv', 'loss_clean']
+
+    References:
+        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        attack: Callable[..., Tensor] | None = None,
+        augment: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        mode: Mode = "DS",
+        alpha: float = 1.0,
+    ) -> None:
+        check_module(_OWNER, model)
+        check_choice(_OWNER, "mode", mode, get_args(Mode))
+        check_real(_OWNER, "alpha", alpha, low=0, remedy="1 weighs both streams alike")
+        for name, part in (("loss", loss), ("attack", attack), ("augment", augment)):
+            if part is not None and not callable(part):
+                remedy = "Pass a function, or None"
+                raise TypeError(complaint(_OWNER, f"{name} to be callable", type_name(part), remedy))
+        super().__init__()
+        self.model = model
+        self.loss = NTXentLoss() if loss is None else loss
+        self.attack = PGDAttack() if attack is None else attack
+        self.augment = augment
+        self.mode: Mode = mode
+        self.alpha = alpha
+        if len(self._branches()) > 1 and not self._is_dual():
+            expected = f"dual batch norms for mode {mode!r}"
+            remedy = "Call convert_to_dual_bn(model) first, unless this is the single-norm ablation"
+            text = complaint(_OWNER, expected, f"none in {type(model).__name__}", remedy)
+            warnings.warn(text, UserWarning, stacklevel=2)
+
+    def forward(self, x1: Tensor, x2: Tensor | None = None, *, generator: torch.Generator | None = None) -> ACLOutput:
+        """Attack the views, embed them, and return the loss of the mode.
+
+        Args:
+            x1: first views ``[N, C, H, W]`` in [0, 1], N at least 2; or images for ``augment`` to make both views of.
+            x2: second views, row i showing the same image as row i of ``x1``; ``None`` asks for ``augment``.
+            generator: source of the randomness of ``augment`` and ``attack``, by default the global one.
+
+        Returns:
+            The loss and its terms.
+
+        Raises:
+            ValueError: the views differ in shape or are fewer than two, or ``x2`` is missing and there is no
+                ``augment``.
+            TypeError: a view is no floating-point tensor.
+        """
+        x1, x2 = self._views(x1, x2, generator)
+        losses: list[Tensor] = []
+        weights: list[float] = []
+        terms: dict[str, Tensor] = {}
+        for stream in self._streams():
+            z1, z2 = self._embed(stream, *self._perturb(stream, x1, x2, generator))
+            loss = self.loss(z1, z2)
+            name = "adv" if "adv" in stream else "clean"
+            terms[f"loss_{name}"] = loss.detach()
+            terms[f"alignment_{name}"] = alignment(z1.detach(), z2.detach())
+            weights.append(self.alpha if self.mode == "DS" and name == "adv" else 1.0)
+            losses.append(weights[-1] * loss)
+        return ACLOutput(torch.stack(losses).sum() / sum(weights), terms)
+
+    def extra_repr(self) -> str:
+        """Show the settings that are no modules."""
+        return f"mode={self.mode!r}, alpha={self.alpha}, attack={self.attack!r}, augment={self.augment!r}"
+
+    def _streams(self) -> tuple[tuple[Branch, Branch], ...]:
+        streams = _STREAMS[self.mode]
+        return streams if self.mode != "DS" or self.alpha else (("clean", "clean"),)
+
+    def _views(self, x1: Tensor, x2: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        if x2 is None:
+            if self.augment is None:
+                remedy = "Pass both views, or build the trainer with augment=ContrastivePairAugment(size)"
+                raise ValueError(complaint(_OWNER, "x2", "None and no augment", remedy))
+            x1, x2 = self.augment(x1, generator)
+        remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment"
+        check_tensor(_OWNER, "x1", x1, remedy=remedy)
+        check_tensor(_OWNER, "x2", x2, remedy=remedy)
+        if x1.shape != x2.shape:
+            remedy = "Pass two views of the same images"
+            shapes = f"{list(x1.shape)} and {list(x2.shape)}"
+            raise ValueError(complaint(_OWNER, "x1 and x2 of one shape", shapes, remedy))
+        return x1, x2
+
+    def _perturb(
+        self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the views of a stream, those on branch ``"adv"`` perturbed so that the loss of the stream grows."""
+        if "adv" not in stream:
+            return x1, x2
+        with eval_mode(self.model), frozen(self.model):
+            if stream == ("adv", "adv"):
+                perturbed: Tensor = self.attack(
+                    lambda x: self.loss(*self._on("adv", x).chunk(2)), torch.cat([x1, x2]), generator=generator
+                )
+                x1, x2 = perturbed.chunk(2)
+            else:
+                with torch.no_grad():
+                    fixed = self._on("clean", x2)
+                x1 = self.attack(lambda x: self.loss(self._on("adv", x), fixed), x1, generator=generator)
+        return x1, x2
+
+    def _embed(self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of both views; views on one branch share a forward pass and its batch statistics."""
+        if stream[0] == stream[1]:
+            z1, z2 = self._on(stream[0], torch.cat([x1, x2])).chunk(2)
+            return z1, z2
+        return self._on(stream[0], x1), self._on(stream[1], x2)
+
+    def _on(self, branch: Branch, x: Tensor) -> Tensor:
+        """Embed ``x`` through one branch, or through the only one there is."""
+        context: AbstractContextManager[None] = bn_branch(self.model, branch) if self._is_dual() else nullcontext()
+        with context:
+            z: Tensor = self.model(x)
+        return z
+
+    def _branches(self) -> set[Branch]:
+        return {branch for stream in self._streams() for branch in stream}
+
+    def _is_dual(self) -> bool:
+        return any(isinstance(module, DualBatchNorm) for module in self.model.modules())
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Parameters that get no gradients in this mode, under the name by which DDP asks what not to wait for."""
+        if not self._is_dual():
+            return []
+        idle: set[Any] = {p for b in BRANCHES if b not in self._branches() for p in branch_parameters(self.model, b)}
+        return [name for name, parameter in self.named_parameters(remove_duplicate=False) if parameter in idle]
