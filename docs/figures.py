@@ -1,0 +1,154 @@
+"""Draw the figures of these pages, each for a light and for a dark background.
+
+python docs/figures.py FOLDER
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
+
+WIDTH = 360  # units of a figure; the text stays readable where a phone shows them as pixels
+SIDE = 44  # of an image
+INKS = {
+    "light": {"ink": "#22262b", "idle": "#9aa1a9", "clean": "#1a66b0", "adv": "#c2331c", "sky": "#dcecf8"},
+    "dark": {"ink": "#e3e6ea", "idle": "#747c86", "clean": "#74b9ff", "adv": "#ff8b6e", "sky": "#27394a"},
+}
+# For each mode its views from top to bottom: what is written beside the view, which view it is, and its branch.
+MODES = {
+    "S2S": (("$x_1$", 1, "clean"), ("$x_2$", 2, "clean")),
+    "A2A": ((r"$x_1 + \delta_1$", 1, "adv"), (r"$x_2 + \delta_2$", 2, "adv")),
+    "A2S": (("$x_2$", 2, "clean"), (r"$x_1 + \delta_1$", 1, "adv")),
+    "DS": (
+        ("$x_1$", 1, "clean"),
+        ("$x_2$", 2, "clean"),
+        (r"$x_1 + \delta_1$", 1, "adv"),
+        (r"$x_2 + \delta_2$", 2, "adv"),
+    ),
+}
+VIEWS, NETWORK, EMBEDDINGS, LOSS = 74, (178, 262), 286, 338  # where the columns stand
+
+
+def picture(axes: Axes, left: float, middle: float, inks: dict[str, str], view: int = 0, noisy: bool = False) -> None:
+    """Draw a sun over a hill: the image itself (view 0), or one of the two cut-outs of it."""
+    low = middle - SIDE / 2
+    frame = Rectangle((left, low), SIDE, SIDE, facecolor=inks["sky"], edgecolor="none")
+    axes.add_patch(frame)
+    zoom, shift, mirror = {0: (1.0, 0.0, 1), 1: (1.5, -0.15, 1), 2: (1.3, -0.25, -1)}[view]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + SIDE * (0.5 + mirror * ((x - 0.5) * zoom - shift / 2)), low + SIDE * ((y - 0.3) * zoom + 0.3)
+
+    hill = Polygon([place(x, y) for x, y in ((-1, -1), (0.05, 0.1), (0.42, 0.55), (0.75, 0.25), (2, -1))])
+    sun = Circle(place(0.72, 0.72), 0.13 * zoom * SIDE)
+    for patch, colour in ((sun, "#e8b02c"), (hill, "#5c9a5b" if view < 2 else "#7d8f7c")):
+        patch.set(facecolor=colour, edgecolor="none")
+        axes.add_patch(patch)
+        patch.set_clip_path(frame)
+    if noisy:
+        draw, cells = random.Random(view), 11
+        for i in range(cells * cells):
+            corner = left + SIDE * (i % cells) / cells, low + SIDE * (i // cells) / cells
+            dot = Rectangle(corner, SIDE / cells, SIDE / cells, alpha=draw.choice((0, 0.3, 0.55)))
+            dot.set(facecolor=draw.choice((inks["adv"], "white", "black")), edgecolor="none")
+            axes.add_patch(dot)
+    edge = inks["ink"] if view == 0 else inks["adv" if noisy else "clean"]
+    axes.add_patch(Rectangle((left, low), SIDE, SIDE, fill=False, edgecolor=edge, linewidth=2.4 if noisy else 1.4))
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    """Draw a straight arrow."""
+    axes.add_patch(
+        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0, color=colour, lw=1.3)
+    )
+
+
+def pill(axes: Axes, left: float, right: float, middle: float, height: float, **style: object) -> None:
+    """Draw a rectangle with round corners."""
+    axes.add_patch(
+        FancyBboxPatch(
+            (left, middle - height / 2), right - left, height, boxstyle="round,pad=0,rounding_size=7", **style
+        )
+    )
+
+
+def draw_mode(mode: str, inks: dict[str, str]) -> Figure:
+    """Draw image, views, branches of the shared network, embeddings and losses of a mode."""
+    views = MODES[mode]
+    used = {branch for _, _, branch in views}
+    gap = 60
+    top = gap * (len(views) - 1) + 62
+    rows = [top - 44 - gap * i for i in range(len(views))]
+    centre = sum(rows) / len(rows)
+    bottom = -24 if "adv" in used else 0
+    figure = Figure(figsize=(WIDTH / 72, (top - bottom) / 72))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(bottom, top))
+    axes.axis("off")
+
+    picture(axes, 2, centre, inks)
+    pill(axes, *NETWORK, centre, rows[0] - rows[-1] + 58, facecolor="none", edgecolor=inks["ink"], linewidth=1.4)
+    between = (rows[0] - rows[-1]) / 4 if len(used) == 1 else (rows[0] - rows[-1]) / (2 if len(views) == 2 else 3)
+    heights = {"clean": centre + between, "adv": centre - between}
+    for branch, height in heights.items():
+        colour = inks[branch if branch in used else "idle"]
+        style = {"linestyle": "-" if branch in used else (0, (3, 3)), "facecolor": "none", "linewidth": 1.6}
+        pill(axes, NETWORK[0] + 9, NETWORK[1] - 9, height, 26, edgecolor=colour, **style)
+        axes.text(sum(NETWORK) / 2, height, branch, color=colour, ha="center", va="center_baseline", fontsize=12)
+
+    for (name, view, branch), row in zip(views, rows, strict=True):
+        colour = inks[branch]
+        picture(axes, VIEWS, row, inks, view, noisy=branch == "adv")
+        axes.text(VIEWS + SIDE + 4, row + 11, name, color=colour, fontsize=12.5, va="bottom")
+        arrow(axes, (2 + SIDE + 4, centre + (row - centre) * 0.2), (VIEWS - 4, row), inks["ink"])
+        sharing = [other for (_, _, b), other in zip(views, rows, strict=True) if b == branch]
+        spread = (row - sum(sharing) / len(sharing)) * 0.2
+        arrow(axes, (VIEWS + SIDE + 5, row), (NETWORK[0] + 8, heights[branch] + spread), colour)
+        axes.plot([NETWORK[1] - 9, EMBEDDINGS], [heights[branch] + spread, row], color=colour, lw=1.3)
+        axes.add_patch(Circle((EMBEDDINGS, row), 4.5, facecolor=colour, edgecolor="none"))
+        axes.text(EMBEDDINGS, row + 9, f"$z_{view}$", color=colour, fontsize=12.5, ha="center", va="bottom")
+
+    streams = [used] if len(views) == 2 else [{"clean"}, {"adv"}]
+    for stream in streams:
+        ends = [row for (_, _, branch), row in zip(views, rows, strict=True) if branch in stream]
+        height, name = sum(ends) / 2, "adv" if "adv" in stream else "clean"
+        for end in ends:
+            way = [EMBEDDINGS + 8, 312, 312, 318], [end, end, height, height]
+            axes.plot(*way, color=inks[name], lw=1.3)
+        axes.text(LOSS, height, rf"$L_\mathrm{{{name}}}$", color=inks[name], fontsize=14, ha="center", va="center")
+        if name == "adv":
+            turn = VIEWS + SIDE / 2
+            style = {"color": inks["adv"], "lw": 1.3, "linestyle": (0, (4, 3))}
+            axes.plot([LOSS, LOSS, turn, turn], [height - 11, -14, -14, min(ends) - SIDE / 2 - 8], **style)
+            arrow(axes, (turn, min(ends) - SIDE / 2 - 9), (turn, min(ends) - SIDE / 2 - 2), inks["adv"])
+            text = r"attack: $\delta$ makes $L_\mathrm{adv}$ larger"
+            axes.text((turn + LOSS) / 2, -12, text, color=inks["adv"], fontsize=11.5, ha="center", va="bottom")
+    return figure
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Let the same drawing give the same file."""
+    with mpl.rc_context({"svg.hashsalt": "advcontrast", "mathtext.fontset": "dejavusans"}):
+        yield
+
+
+def draw_all(folder: Path) -> None:
+    """Write every figure into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with reproducible():
+        for mode in MODES:
+            for background, inks in INKS.items():
+                path = folder / f"{mode.lower()}-{background}.svg"
+                draw_mode(mode, inks).savefig(path, transparent=True, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    draw_all(Path(sys.argv[1]))

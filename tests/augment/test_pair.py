@@ -1,0 +1,235 @@
+"""Pairs of views, by the default recipe or by any transform."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+
+from advcontrast.augment import ContrastivePairAugment, SimCLRAugment
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(*shape, dtype=torch.float32):
+    return torch.rand(*shape, generator=seeded(1), dtype=dtype)
+
+
+class AddNoise(nn.Module):
+    def forward(self, x):
+        return (x + 0.1 * torch.rand_like(x)).clamp(0, 1)
+
+
+def random_transforms():
+    crop = {"size": 8, "scale": (0.2, 0.8), "antialias": True}
+    return {
+        "torchvision v2": v2.RandomResizedCrop(**crop),
+        "composed torchvision v2": v2.Compose([v2.RandomResizedCrop(**crop), v2.RandomHorizontalFlip()]),
+        "torchvision v1": v1.RandomResizedCrop(**crop),
+        "composed torchvision v1": v1.Compose([v1.RandomResizedCrop(**crop), v1.RandomGrayscale(0.2)]),
+        "torchvision in a module": nn.Sequential(AddNoise(), v2.RandomResizedCrop(**crop)),
+        "module": AddNoise(),
+        "function": lambda x: x * torch.rand(len(x), 1, 1, 1),
+        "SimCLRAugment": SimCLRAugment(8),
+    }
+
+
+any_transform = pytest.mark.parametrize("transform", random_transforms().values(), ids=random_transforms().keys())
+
+
+def test_the_default_is_simclrs_recipe_twice():
+    x, generator = images(8, 3, 32, 32), seeded()
+    expected = [SimCLRAugment(32)(x, generator) for _ in range(2)]
+    assert all(map(torch.equal, ContrastivePairAugment()(x, seeded()), expected))
+
+
+def test_strength_and_size_are_those_of_the_recipe():
+    x, generator = images(8, 3, 20, 20), seeded()
+    expected = [SimCLRAugment((16, 24), strength=0.3)(x, generator) for _ in range(2)]
+    assert all(map(torch.equal, ContrastivePairAugment((16, 24), strength=0.3)(x, seeded()), expected))
+
+
+@any_transform
+def test_the_two_views_of_every_image_differ(transform):
+    x1, x2 = ContrastivePairAugment(transform=transform)(images(16, 3, 32, 32))
+    assert (x1 != x2).flatten(1).any(1).all()
+
+
+@any_transform
+def test_images_of_a_batch_are_transformed_differently(transform):
+    x1, _ = ContrastivePairAugment(transform=transform)(images(1, 3, 32, 32).expand(16, -1, -1, -1))
+    assert len(x1.flatten(1).unique(dim=0)) == 16
+
+
+@any_transform
+def test_a_generator_makes_a_transform_deterministic(transform):
+    augment, x = ContrastivePairAugment(transform=transform), images(8, 3, 8, 8)
+    torch.manual_seed(1)
+    first = augment(x, seeded(3))
+    torch.manual_seed(2)
+    assert all(map(torch.equal, augment(x, seeded(3)), first))
+
+
+@any_transform
+def test_a_generator_moves_on_between_calls(transform):
+    augment, x, generator = ContrastivePairAugment(transform=transform), images(8, 3, 8, 8), seeded()
+    assert not torch.equal(augment(x, generator)[0], augment(x, generator)[0])
+
+
+@any_transform
+def test_with_a_generator_the_global_state_is_restored(transform):
+    before = torch.get_rng_state()
+    ContrastivePairAugment(transform=transform)(images(4, 3, 8, 8), seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_global_state_is_restored_when_a_transform_raises():
+    def broken(x):
+        torch.rand(3)
+        raise RuntimeError("broken")
+
+    before = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="broken"):
+        ContrastivePairAugment(transform=broken)(images(2, 3, 8, 8), seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@any_transform
+def test_without_a_generator_the_global_state_decides(transform):
+    augment, x = ContrastivePairAugment(transform=transform), images(8, 3, 8, 8)
+    torch.manual_seed(4)
+    first = augment(x)
+    torch.manual_seed(4)
+    assert all(map(torch.equal, augment(x), first))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_a_transform_gets_the_batch_as_floats_in_the_unit_range(dtype):
+    seen = []
+    x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).to(dtype) / (1 if dtype == torch.uint8 else 255)
+    ContrastivePairAugment(transform=lambda x: seen.append(x) or x)(x.to(dtype))
+    expected = torch.arange(256, dtype=torch.float64 if dtype == torch.float64 else torch.float32).view_as(x) / 255
+    assert all(torch.equal(batch, expected) for batch in seen)
+    assert len(seen) == 2
+
+
+def test_a_torchvision_transform_is_called_image_by_image():
+    seen = []
+    transform = v1.Compose([lambda image: seen.append(image.shape) or image])
+    ContrastivePairAugment(transform=transform)(images(3, 1, 4, 5))
+    assert seen == 6 * [(1, 4, 5)]
+
+
+def test_views_of_a_transform_may_have_another_size():
+    x1, x2 = ContrastivePairAugment(transform=lambda x: x[..., :4, :6])(images(3, 1, 8, 8))
+    assert x1.shape == x2.shape == (3, 1, 4, 6)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_small_batches_have_two_views(n):
+    x1, x2 = ContrastivePairAugment(8)(torch.ones(n, 3, 9, 9, dtype=torch.uint8))
+    assert x1.shape == x2.shape == (n, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("augment", "expected"),
+    [
+        (ContrastivePairAugment(), "ContrastivePairAugment(32, strength=1.0, transform=None)"),
+        (ContrastivePairAugment((8, 9), strength=0.5), "ContrastivePairAugment((8, 9), strength=0.5, transform=None)"),
+        (ContrastivePairAugment(transform=abs), "ContrastivePairAugment(32, strength=1.0, transform=<built-in"),
+    ],
+)
+def test_repr_reads_as_the_call(augment, expected):
+    assert repr(augment).startswith(expected)
+
+
+SIZE = r"Pass the side in pixels, or \(height, width\)\."
+STRENGTH = r"strength to be a finite number >= 0 and <= 1"
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "match"),
+    [
+        (ValueError, {"size": 0}, rf"size to be an int >= 1, got 0\. {SIZE}"),
+        (ValueError, {"size": -3}, rf"size to be an int >= 1, got -3\. {SIZE}"),
+        (ValueError, {"size": (8, 0)}, rf"size to be an int >= 1, got 0\. {SIZE}"),
+        (ValueError, {"size": (32,)}, rf"size to be an int or \(height, width\), got \(32,\)\. {SIZE}"),
+        (TypeError, {"size": 8.0}, rf"size to be an int >= 1, got float\. {SIZE}"),
+        (TypeError, {"size": True}, rf"size to be an int >= 1, got bool\. {SIZE}"),
+        (TypeError, {"size": [8, 8]}, rf"size to be an int >= 1, got list\. {SIZE}"),
+        (ValueError, {"strength": -0.1}, rf"{STRENGTH}, got -0\.1\. 1 is the full recipe\."),
+        (ValueError, {"strength": 1.1}, rf"{STRENGTH}, got 1\.1\. 1 is the full recipe\."),
+        (ValueError, {"strength": float("nan")}, rf"{STRENGTH}, got nan\. 1 is the full recipe\."),
+        (TypeError, {"strength": "1"}, rf"{STRENGTH}, got str\. 1 is the full recipe\."),
+        (
+            TypeError,
+            {"transform": 3},
+            r"transform to be callable, got int\. Pass a function of an image batch, or None for SimCLR's recipe\.",
+        ),
+        (
+            ValueError,
+            {"transform": abs, "strength": 0.5},
+            r"no strength beside a transform, got 0\.5\. Set the strength inside the transform\.",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused(error, settings, match):
+    with pytest.raises(error, match=f": expected {match}$"):
+        ContrastivePairAugment(**settings)
+
+
+SHAPE = r"x of shape \[N, C, H, W\] with C = 1 or 3"
+CONVERT = r"Convert with torchvision\.transforms\.functional\.pil_to_tensor, and stack to a batch\."
+DTYPE = r"x to be a torch\.uint8 or torch\.float32 or torch\.float64 tensor"
+BATCH = r"Pass a batch of gray or RGB images\."
+
+
+@pytest.mark.parametrize("transform", [None, lambda x: x], ids=["recipe", "transform"])
+@pytest.mark.parametrize(
+    ("error", "x", "match"),
+    [
+        (ValueError, torch.ones(3, 8, 8), rf"{SHAPE}, got \[3, 8, 8\]\. {BATCH}"),
+        (ValueError, torch.ones(2, 1, 3, 8, 8), rf"{SHAPE}, got \[2, 1, 3, 8, 8\]\. {BATCH}"),
+        (ValueError, torch.ones(1, 2, 8, 8), rf"{SHAPE}, got \[1, 2, 8, 8\]\. {BATCH}"),
+        (ValueError, torch.ones(1, 3, 0, 8), rf"{SHAPE}, got \[1, 3, 0, 8\]\. {BATCH}"),
+        (TypeError, torch.ones(1, 3, 8, 8).int(), rf"{DTYPE}, got torch\.int32\. {CONVERT}"),
+        (TypeError, torch.ones(1, 3, 8, 8).half(), rf"{DTYPE}, got torch\.float16\. {CONVERT}"),
+        (TypeError, torch.ones(1, 3, 8, 8).numpy(), rf"{DTYPE}, got ndarray\. {CONVERT}"),
+        (
+            ValueError,
+            255 * torch.ones(1, 3, 8, 8),
+            r"x within bounds \[0\.0, 1\.0\], got values in \[255\.00, 255\.00\]\. Pass uint8, or divide by 255; "
+            r"normalise inside the model\.",
+        ),
+        (
+            ValueError,
+            torch.ones(1, 1, 2, 2) * float("nan"),
+            r"x to be finite, got 4 non-finite of 4 values\. Pass uint8, or divide by 255",
+        ),
+    ],
+)
+def test_wrong_images_are_refused(error, x, match, transform):
+    with pytest.raises(error, match=f": expected {match}"):
+        ContrastivePairAugment(8, transform=transform)(x)
+
+
+@pytest.mark.parametrize("transform", [None, lambda x: x], ids=["recipe", "transform"])
+def test_a_seed_is_no_generator(transform):
+    match = r": expected generator to be a torch\.Generator on cpu or None, got int\. Create it with torch\.Generator\("
+    with pytest.raises(TypeError, match=match):
+        ContrastivePairAugment(8, transform=transform)(images(2, 3, 8, 8), 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "transform", "match"),
+    [
+        (ValueError, lambda x: 2 * x - 1, r"x within bounds \[0\.0, 1\.0\], got values in \[-"),
+        (ValueError, lambda x: x[0], r"x of shape \[N, C, H, W\] with C = 1 or 3, got \[3, 8, 8\]"),
+        (TypeError, lambda x: None, r"x to be a .* tensor, got NoneType"),
+    ],
+)
+def test_a_transform_that_returns_no_images_is_named(error, transform, match):
+    with pytest.raises(error, match=f"^ContrastivePairAugment: transform: expected {match}"):
+        ContrastivePairAugment(transform=transform)(images(2, 3, 8, 8))

@@ -1,0 +1,282 @@
+"""NT-Xent and alignment, against definitions written without tensors."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from advcontrast.functional import alignment, nt_xent
+from tests.properties.nt_xent_invariants import T32, T64, Case, gradients, oracle
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+HALF = [torch.float16, torch.bfloat16]
+
+
+class Largest(TorchDispatchMode):
+    """Note the number of elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def views(pairs=8, features=16, dtype=torch.float64, noise=0.3):
+    z1 = torch.randn(pairs, features, dtype=torch.float64)
+    return z1.to(dtype), (z1 + noise * torch.randn(pairs, features, dtype=torch.float64)).to(dtype)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.5, 1, 30.0])
+@pytest.mark.parametrize("pairs", [2, 3, 17])
+def test_value_is_the_definition_in_float64(pairs, temperature):
+    z1, z2 = views(pairs)
+    expected = oracle(z1, z2, temperature)
+    assert abs(nt_xent(z1, z2, temperature).item() - expected) <= T64 * max(1, abs(expected))
+
+
+@pytest.mark.parametrize("tile", [None, 5])
+@pytest.mark.parametrize("temperature", [0.01, 0.5])
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_inputs_give_a_float32_value(dtype, temperature, tile):
+    z1, z2 = views(dtype=dtype)
+    value = nt_xent(z1, z2, temperature, tile=tile)
+    assert value.dtype == torch.float32
+    assert abs(value.item() - oracle(z1, z2, temperature)) <= T32 / temperature
+
+
+@pytest.mark.parametrize("tile", [None, 5])
+@pytest.mark.parametrize("autocast", HALF)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_leaves_the_value_alone(dtype, autocast, tile):
+    z1, z2 = views(dtype=dtype)
+    expected = nt_xent(z1, z2, 0.01, tile=tile)
+    with torch.autocast("cpu", dtype=autocast):
+        assert torch.equal(nt_xent(z1, z2, 0.01, tile=tile), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_has_the_dtype_of_the_embeddings(dtype):
+    assert [slope.dtype for slope in gradients(nt_xent, *views(dtype=dtype), 0.5)] == [dtype, dtype]
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_rows_get_exactly_no_gradient(dtype, tile):
+    z1, z2 = views(dtype=dtype)
+    z1[2] = 0
+    z2[5] = 0
+    for1, for2 = gradients(nt_xent, z1, z2, 0.1, tile=tile)
+    assert torch.isfinite(for1).all()
+    assert torch.isfinite(for2).all()
+    assert torch.equal(for1.any(1), torch.arange(8) != 2)
+    assert torch.equal(for2.any(1), torch.arange(8) != 5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_zero_costs_log_of_the_others(dtype):
+    zero = torch.zeros(4, 3, dtype=dtype)
+    assert abs(nt_xent(zero, zero, 0.1).item() - math.log(7)) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e30])
+def test_length_of_rows_does_not_matter_at_the_edge_of_float32(scale):
+    z1, z2 = (z.sign() for z in views(dtype=torch.float32))
+    assert nt_xent(z1 * scale, z2 * scale).item() == pytest.approx(nt_xent(z1, z2).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_tile_gives_the_dense_value_and_gradient(dtype):
+    z1, z2 = views(6, dtype=dtype)
+    tolerance = T64 if dtype == torch.float64 else T32
+    value, slopes = nt_xent(z1, z2, 0.5), gradients(nt_xent, z1, z2, 0.5)
+    for tile in range(1, 14):
+        torch.testing.assert_close(nt_xent(z1, z2, 0.5, tile=tile), value, rtol=tolerance, atol=0)
+        tiled = gradients(nt_xent, z1, z2, 0.5, tile=tile)
+        torch.testing.assert_close(tiled, slopes, rtol=0, atol=tolerance)
+
+
+def test_tile_passes_the_incoming_gradient_on():
+    z1, z2 = views()
+    weighted = gradients(lambda *args, **tile: -3 * nt_xent(*args, **tile), z1, z2, 0.5, tile=3)
+    torch.testing.assert_close(weighted, tuple(-3 * s for s in gradients(nt_xent, z1, z2, 0.5)), rtol=0, atol=T64)
+
+
+def test_tile_needs_no_graph():
+    z1, z2 = views()
+    expected = nt_xent(z1, z2)
+    with torch.inference_mode():
+        torch.testing.assert_close(nt_xent(z1, z2, tile=4), expected, rtol=T64, atol=0)
+
+
+def largest_tensor(tile):
+    z1, z2 = (z.requires_grad_() for z in views(512, dtype=torch.float32))
+    with Largest() as largest:
+        nt_xent(z1, z2, tile=tile).backward()
+    return largest.elements
+
+
+@pytest.mark.parametrize("tile", [16, 64])
+def test_tile_bounds_the_memory(tile):
+    assert largest_tensor(tile) <= tile * 2 * 512
+
+
+def test_without_tile_the_memory_is_quadratic():
+    assert largest_tensor(None) == 4 * 512**2
+
+
+def test_no_graph_without_gradients():
+    z1, z2 = (z.requires_grad_() for z in views())
+    with torch.no_grad():
+        assert not nt_xent(z1, z2).requires_grad
+        assert not nt_xent(z1, z2, tile=3).requires_grad
+    assert not nt_xent(z1.detach(), z2.detach(), tile=3).requires_grad
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_strides_do_not_matter(tile):
+    z1, z2 = views()
+    expected = nt_xent(z1, z2, tile=tile)
+    strided = nt_xent(z1.T.contiguous().T, z2.repeat_interleave(2, 1)[:, ::2], tile=tile)
+    torch.testing.assert_close(strided, expected, rtol=T64, atol=0)
+
+
+def test_one_feature_is_enough():
+    z1, z2 = views(4, 1)
+    assert nt_xent(z1, z2, 0.3).item() == pytest.approx(oracle(z1, z2, 0.3), rel=T64)
+
+
+def test_compiles_into_one_graph_with_the_same_bits():
+    torch.compiler.reset()
+    z1, z2 = views(dtype=torch.float32)
+    compiled = torch.compile(nt_xent, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(z1, z2, 0.1), nt_xent(z1, z2, 0.1))
+    for ours, eager in zip(gradients(compiled, z1, z2, 0.1), gradients(nt_xent, z1, z2, 0.1), strict=True):
+        assert torch.equal(ours, eager)
+
+
+def test_smaller_last_batch_recompiles_once():
+    torch.compiler.reset()
+    counted = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(nt_xent, backend=counted, fullgraph=True)
+    for pairs in (8, 7, 6, 5, 4):
+        compiled(*views(pairs, dtype=torch.float32))
+    assert counted.frame_count <= 2
+
+
+GOOD = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+HOLES = GOOD.index_put(
+    (torch.tensor([0, 1, 3]), torch.tensor([7, 0, 4])), torch.tensor([math.nan, math.inf, -math.inf])
+)
+SHAPES = "z1 and z2 to have the same shape [N, D], got "
+REMEDY = "Pass what the projection head returns."
+
+
+@pytest.mark.parametrize(
+    ("z1", "z2", "error", "message"),
+    [
+        (GOOD, GOOD[:3], ValueError, SHAPES + "[4, 8] and [3, 8]. Both views of a batch must be passed together."),
+        (GOOD, GOOD[:, :7], ValueError, SHAPES + "[4, 8] and [4, 7]. Both views of a batch must be passed together."),
+        (GOOD[0], GOOD[0], ValueError, SHAPES + "[8] and [8]. Flatten each embedding to one dimension."),
+        (GOOD[None], GOOD[None], ValueError, SHAPES + "[1, 4, 8] and [1, 4, 8]. Flatten each embedding to one dim"),
+        (GOOD[:, :0], GOOD[:, :0], ValueError, "at least 1 feature, got 0. Check the output size of the projection h"),
+        (GOOD.long(), GOOD, TypeError, f"z1 to be a floating point tensor, got torch.int64. {REMEDY}"),
+        (GOOD, GOOD > 0, TypeError, f"z2 to be a floating point tensor, got torch.bool. {REMEDY}"),
+        (GOOD.cfloat(), GOOD, TypeError, f"z1 to be a floating point tensor, got torch.complex64. {REMEDY}"),
+        (GOOD, GOOD.numpy(), TypeError, f"z2 to be a floating point tensor, got ndarray. {REMEDY}"),
+        (GOOD.tolist(), GOOD, TypeError, f"z1 to be a floating point tensor, got list. {REMEDY}"),
+        (None, GOOD, TypeError, f"z1 to be a floating point tensor, got NoneType. {REMEDY}"),
+        (GOOD, GOOD.double(), TypeError, "z1 and z2 of one dtype, got torch.float32 and torch.float64. Cast them to"),
+        (GOOD, GOOD.to("meta"), ValueError, "z1 and z2 on one device, got cpu and meta. Move both to the model's"),
+        (GOOD, HOLES, ValueError, "z2 to be finite, got 3 non-finite of 32 values. The network has diverged, or its"),
+        (GOOD * math.nan, GOOD, ValueError, "z1 to be finite, got 32 non-finite of 32 values. The network has dive"),
+    ],
+)
+@pytest.mark.parametrize("function", [nt_xent, alignment], ids=lambda function: function.__name__)
+def test_wrong_embeddings(function, z1, z2, error, message):
+    with pytest.raises(error, match=re.escape(f"{function.__name__}: expected {message}")):
+        function(z1, z2)
+
+
+@pytest.mark.parametrize("pairs", [0, 1])
+def test_pairs_need_negatives(pairs):
+    message = f"nt_xent: expected at least 2 pairs, got {pairs}. "
+    remedy = "A pair needs others as negatives; skip a short last batch with drop_last=True."
+    with pytest.raises(ValueError, match=re.escape(message + remedy)):
+        nt_xent(GOOD[:pairs], GOOD[:pairs])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "error", "got"),
+    [
+        (0, ValueError, "0"),
+        (-1, ValueError, "-1"),
+        (math.nan, ValueError, "nan"),
+        (math.inf, ValueError, "inf"),
+        ("0.5", TypeError, "str"),
+        (True, TypeError, "bool"),
+        (None, TypeError, "NoneType"),
+        (torch.tensor(0.5), TypeError, "torch.float32"),
+        (1j, TypeError, "complex"),
+    ],
+)
+def test_wrong_temperature(temperature, error, got):
+    message = f"nt_xent: expected temperature to be a finite number > 0, got {got}. SimCLR uses 0.5 for CIFAR-10."
+    with pytest.raises(error, match=re.escape(message)):
+        nt_xent(GOOD, GOOD, temperature)
+
+
+@pytest.mark.parametrize(
+    ("tile", "error", "got"),
+    [(0, ValueError, "0"), (-1, ValueError, "-1"), (2.5, TypeError, "float"), (True, TypeError, "bool")],
+)
+def test_wrong_tile(tile, error, got):
+    message = f"nt_xent: expected tile to be an int >= 1, got {got}. None computes all similarities at once."
+    with pytest.raises(error, match=re.escape(message)):
+        nt_xent(GOOD, GOOD, tile=tile)
+
+
+def test_numpy_numbers_are_numbers():
+    assert torch.equal(nt_xent(GOOD, GOOD, np.float64(0.5), tile=np.int64(3)), nt_xent(GOOD, GOOD, 0.5, tile=3))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_alignment_is_the_squared_distance_of_the_directions(seed):
+    z1, z2 = Case(5, 3, 0.5, seed).views()
+    expected = 0.0
+    for a, b in zip(z1.tolist(), z2.tolist(), strict=True):
+        expected += sum((p / math.hypot(*a) - q / math.hypot(*b)) ** 2 for p, q in zip(a, b, strict=True)) / 5
+    assert alignment(z1, z2).item() == pytest.approx(expected, rel=T64)
+
+
+def test_alignment_runs_from_0_to_4():
+    assert alignment(GOOD, 3 * GOOD).item() == pytest.approx(0, abs=1e-12)
+    assert alignment(GOOD, -GOOD).item() == pytest.approx(4, rel=1e-6)
+
+
+def test_alignment_of_one_pair_is_defined():
+    assert alignment(GOOD[:1].double(), GOOD[1:2].double()).item() > 0
+
+
+def test_alignment_of_no_pair_is_not():
+    with pytest.raises(ValueError, match=re.escape("alignment: expected at least 1 pairs, got 0. ")):
+        alignment(GOOD[:0], GOOD[:0])
+
+
+def test_alignment_of_zero_rows_has_no_gradient():
+    z1, z2 = views(3)
+    z1[0] = 0
+    slopes = gradients(lambda a, b, _: alignment(a, b), z1, z2, None)
+    assert torch.equal(slopes[0].any(1), torch.tensor([False, True, True]))
+    assert all(slope.isfinite().all() for slope in slopes)
+
+
+def test_alignment_gradient_equals_finite_differences():
+    z1, z2 = (z.requires_grad_() for z in views(3, 4))
+    assert torch.autograd.gradcheck(alignment, (z1, z2))

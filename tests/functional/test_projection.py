@@ -1,0 +1,141 @@
+"""Balls whose edges are exact: checked with rational numbers, which do not round."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+
+from advcontrast.functional import linf_box, project_l2
+
+DTYPES = [torch.float32, torch.float64]
+EPS = [0.0, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 0.031, 0.25, 1e-6]
+
+
+def centres(kind, dtype):
+    if kind == "grid":
+        return torch.arange(256, dtype=dtype) / 255
+    uniform = torch.rand(300, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    if kind == "uniform":
+        return uniform
+    if kind == "signed":
+        return 2 * uniform - 1
+    return (2 * uniform - 1) * torch.logspace(-40, 0, 300, dtype=torch.float64).to(dtype)
+
+
+def pairs(*tensors):
+    return zip(*([Fraction(value) for value in tensor.flatten().tolist()] for tensor in tensors), strict=True)
+
+
+def largest_below(number, dtype):
+    rounded = torch.tensor(number, dtype=dtype)
+    if Fraction(rounded.item()) > Fraction(number):
+        rounded = torch.nextafter(rounded, torch.tensor(-math.inf, dtype=dtype))
+    return Fraction(rounded.item())
+
+
+@pytest.mark.parametrize("eps", EPS)
+@pytest.mark.parametrize("kind", ["grid", "uniform", "signed", "tiny"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_corners_are_the_outermost_numbers_inside(dtype, kind, eps):
+    x = centres(kind, dtype)
+    lower, upper = linf_box(x, eps, (-1.0, 1.0))
+    radius = largest_below(eps, dtype)
+    infinity = torch.full_like(x, math.inf)
+    beyond_lower, beyond_upper = torch.nextafter(lower, -infinity), torch.nextafter(upper, infinity)
+    for at, low, below, high, above in pairs(x, lower, beyond_lower, upper, beyond_upper):
+        assert at - low <= radius
+        assert high - at <= radius
+        assert low == -1 or at - below > radius
+        assert high == 1 or above - at > radius
+
+
+@pytest.mark.parametrize("eps", EPS)
+@pytest.mark.parametrize("kind", ["grid", "uniform"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_corners_satisfy_the_checks_that_users_write(dtype, kind, eps):
+    x = centres(kind, dtype)
+    for corner in linf_box(x, eps):
+        assert (corner - x).abs().max() <= eps
+        assert (corner - x).abs().max().item() <= eps
+        assert corner.min() >= 0
+        assert corner.max() <= 1
+
+
+def test_rounded_sum_would_leave_the_ball():
+    x = centres("grid", torch.float32)
+    outside = [high - at > Fraction(8 / 255) for at, high in pairs(x, x + 8 / 255)]
+    assert sum(outside) > 20
+
+
+def test_bounds_that_the_dtype_lacks_are_rounded_inwards():
+    lower, upper = linf_box(torch.zeros(1), 1.0, (-0.1, 0.1))
+    assert Fraction(lower.item()) >= Fraction(-0.1)
+    assert Fraction(upper.item()) <= Fraction(0.1)
+
+
+def test_infinite_bounds_bound_nothing():
+    lower, upper = linf_box(torch.tensor([-1e30, 5.0]), 2.0, (-math.inf, math.inf))
+    assert lower[1] == 3
+    assert upper[1] == 7
+    assert lower[0] <= -1e30 <= upper[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_radius_zero_leaves_the_centre(dtype):
+    x = centres("signed", dtype)
+    lower, upper = linf_box(x, 0.0, (-1, 1))
+    assert torch.equal(lower, x)
+    assert torch.equal(upper, x)
+
+
+def sample(dtype, shape=(20, 3, 4, 4), low=0.0, high=1.0):
+    generator = torch.Generator().manual_seed(1)
+    x = (low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
+    return x, x.double() + torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.03, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_l2_norm_never_exceeds_the_radius(dtype, eps):
+    x, point = sample(dtype, low=-1.0)
+    rounded = project_l2(point, x, eps).to(dtype)
+    for row, centre in zip(rounded, x, strict=True):
+        assert sum((a - b) ** 2 for a, b in pairs(row, centre)) <= Fraction(eps) ** 2
+
+
+@pytest.mark.parametrize(("dtype", "loss"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+def test_l2_radius_is_used_up(dtype, loss):
+    x, point = sample(dtype)
+    length = (project_l2(point, x, 0.5) - x).flatten(1).norm(dim=1)
+    assert (length > 0.5 * (1 - loss)).all()
+
+
+def test_l2_projection_keeps_the_direction():
+    x, point = sample(torch.float64)
+    moved, wanted = (project_l2(point, x, 0.5) - x).flatten(1), (point - x).flatten(1)
+    torch.testing.assert_close(torch.cosine_similarity(moved, wanted), torch.ones(20).double(), rtol=0, atol=1e-12)
+
+
+def test_l2_points_inside_stay_where_they_are():
+    x, point = sample(torch.float32)
+    near = x + 0.01 * (point - x)
+    assert torch.equal(project_l2(near, x, 1.0), near)
+
+
+def test_l2_samples_are_projected_one_by_one():
+    x, point = sample(torch.float64)
+    alone = torch.cat([project_l2(point[i : i + 1], x[i : i + 1], 0.5) for i in range(20)])
+    assert torch.equal(project_l2(point, x, 0.5), alone)
+
+
+def test_l2_radius_zero_leaves_the_centre():
+    x, point = sample(torch.float32)
+    assert torch.equal(project_l2(point, x, 0.0), x.double())
+
+
+def test_l2_of_single_numbers():
+    x = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(
+        project_l2(torch.tensor([3.0, 1.0]).double(), x, 0.5), torch.tensor([0.5, 1.0]).double(), rtol=1e-12, atol=0
+    )

@@ -1,0 +1,228 @@
+"""The loss as a module: its settings, and its negatives from other processes."""
+
+import copy
+import io
+import math
+import pickle
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from advcontrast import NTXentLoss
+from advcontrast.functional import nt_xent
+from tests.ranks import WORLD_SIZE
+
+EXACT = 1e-10  # relative, float64, between one process and several
+PAIRS = 6
+
+
+def views(pairs=PAIRS, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(2, pairs, 5, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def encoder():
+    net = nn.Linear(5, 4, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(generator=generator)
+    return net
+
+
+def mine(x):
+    return x.chunk(WORLD_SIZE, 1)[dist.get_rank()]
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.1}, {"tile": 3}, {"temperature": 2, "tile": 5}])
+def test_module_is_the_function(settings):
+    z1, z2 = views()
+    assert torch.equal(NTXentLoss(**settings)(z1, z2), nt_xent(z1, z2, **settings))
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_gather_changes_nothing_without_a_process_group(tile):
+    z1, z2 = views()
+    assert torch.equal(NTXentLoss(tile=tile, gather=True)(z1, z2), NTXentLoss(tile=tile)(z1, z2))
+
+
+def test_module_has_no_state():
+    loss = NTXentLoss()
+    loss(*views())
+    assert loss.state_dict() == {}
+    assert not list(loss.parameters())
+
+
+def test_one_module_serves_batches_of_any_size():
+    loss = NTXentLoss()
+    for pairs in (6, 2, 9):
+        assert torch.equal(loss(*views(pairs)), nt_xent(*views(pairs)))
+
+
+def saved_and_loaded(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "remade",
+    [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss)), saved_and_loaded, lambda loss: eval(repr(loss))],
+    ids=["deepcopy", "pickle", "torch.save", "repr"],
+)
+def test_settings_survive(remade):
+    loss = remade(NTXentLoss(temperature=0.2, tile=3, gather=True))
+    assert (loss.temperature, loss.tile, loss.gather) == (0.2, 3, True)
+
+
+def test_repr_shows_the_call():
+    assert repr(NTXentLoss()) == "NTXentLoss(temperature=0.5, tile=None, gather=False)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"temperature": 0}, ValueError, "temperature to be a finite number > 0, got 0. SimCLR uses 0.5 for CIFAR-10."),
+        ({"temperature": math.nan}, ValueError, "temperature to be a finite number > 0, got nan. SimCLR uses"),
+        ({"temperature": "0.5"}, TypeError, "temperature to be a finite number > 0, got str. SimCLR uses"),
+        ({"tile": 0}, ValueError, "tile to be an int >= 1, got 0. None computes all similarities at once."),
+        ({"tile": 2.5}, TypeError, "tile to be an int >= 1, got float. None computes all similarities at once."),
+        ({"gather": 1}, TypeError, "gather to be True or False, got 1. True takes negatives from all processes."),
+        ({"gather": None}, TypeError, "gather to be True or False, got None. True takes negatives from all"),
+    ],
+)
+def test_wrong_settings(settings, error, message):
+    with pytest.raises(error, match=re.escape(f"NTXentLoss: expected {message}")):
+        NTXentLoss(**settings)
+
+
+def gathered_step(tile, pairs):
+    x1, x2 = mine(views(pairs))
+    net = DistributedDataParallel(encoder())
+    z = net(torch.cat([x1, x2]))
+    loss = NTXentLoss(0.2, tile=tile, gather=True)(*z.chunk(2))
+    loss.backward()
+    return loss.detach(), [parameter.grad for parameter in net.parameters()]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("pairs", [WORLD_SIZE, PAIRS], ids=["one pair a rank", "three pairs a rank"])
+@pytest.mark.parametrize("tile", [None, 1, 4])
+def test_ranks_together_equal_one_process(ranks, tile, pairs):
+    answers = ranks.run(gathered_step, tile, pairs)
+    net = encoder()
+    expected = nt_xent(*net(views(pairs).flatten(0, 1)).chunk(2), 0.2)
+    expected.backward()
+    mean = torch.stack([loss for loss, _ in answers]).mean()
+    torch.testing.assert_close(mean, expected.detach(), rtol=EXACT, atol=0)
+    for _, gradients in answers:
+        for ours, parameter in zip(gradients, net.parameters(), strict=True):
+            torch.testing.assert_close(ours, parameter.grad, rtol=0, atol=EXACT)
+
+
+def gathered_halves(dtype):
+    z1, z2 = mine(views(dtype=dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return NTXentLoss(0.05, gather=True)(z1, z2)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_ranks_compute_in_float32_under_autocast(ranks, dtype):
+    mean = torch.stack(ranks.run(gathered_halves, dtype)).mean()
+    expected = nt_xent(*views(dtype=dtype).double(), 0.05).float()
+    torch.testing.assert_close(mean, expected, rtol=0, atol=4e-5)
+
+
+def without_gather():
+    z1, z2 = mine(views())
+    return torch.equal(NTXentLoss()(z1, z2), nt_xent(z1, z2))
+
+
+@pytest.mark.distributed
+def test_ranks_are_on_their_own_without_gather(ranks):
+    assert ranks.run(without_gather) == [True, True]
+
+
+def without_graph():
+    z1, z2 = mine(views())
+    with torch.no_grad():
+        return NTXentLoss(gather=True)(z1, z2)
+
+
+@pytest.mark.distributed
+def test_ranks_can_evaluate_without_a_graph(ranks):
+    mean = torch.stack(ranks.run(without_graph)).mean()
+    torch.testing.assert_close(mean, nt_xent(*views()), rtol=EXACT, atol=0)
+
+
+def gather_spoiled(spoil):
+    z1, z2 = mine(views())
+    if dist.get_rank() == 1:
+        z1, z2 = SPOILT[spoil](z1, z2)
+    NTXentLoss(gather=True)(z1, z2)
+
+
+SPOILT = {
+    "fewer pairs": lambda z1, z2: (z1[:2], z2[:2]),
+    "other width": lambda z1, z2: (z1[:, :3], z2[:, :3]),
+    "other dtype": lambda z1, z2: (z1.float(), z2.float()),
+    "nan": lambda z1, z2: (z1 * math.nan, z2),
+    "integers": lambda z1, z2: (z1.long(), z2.long()),
+    "views of two dtypes": lambda z1, z2: (z1, z2.float()),
+    "no pairs": lambda z1, z2: (z1[:0], z2[:0]),
+    "list": lambda z1, z2: (z1.tolist(), z2),
+}
+UNEVEN = "ValueError: NTXentLoss: expected the same number of pairs on every rank, got [3, 5] torch.float64 on rank 0, "
+EVEN = ". Use a sampler that gives every process as many images, and drop_last=True."
+SEEN_BY_BOTH = {
+    "fewer pairs": "[2, 5] torch.float64 on rank 1",
+    "other width": "[3, 3] torch.float64 on rank 1",
+    "other dtype": "[3, 5] torch.float32 on rank 1",
+}
+SEEN_BY_ONE = {
+    "nan": "ValueError: NTXentLoss: expected z1 to be finite, got 15 non-finite of 15 values. The network has diverged",
+    "integers": "TypeError: NTXentLoss: expected z1 to be a floating point tensor, got torch.int64. Pass what the",
+    "views of two dtypes": "TypeError: NTXentLoss: expected z1 and z2 of one dtype, got torch.float64 and torch",
+    "no pairs": "ValueError: NTXentLoss: expected at least 1 pairs, got 0. A pair needs others as negatives;",
+    "list": "TypeError: NTXentLoss: expected z1 to be a floating point tensor, got list. Pass what the projection head",
+}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("spoil", SEEN_BY_BOTH)
+def test_every_rank_reports_unequal_batches(ranks, spoil):
+    for text in ranks.errors(gather_spoiled, spoil):
+        assert text.startswith(UNEVEN + SEEN_BY_BOTH[spoil] + EVEN)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("spoil", SEEN_BY_ONE)
+def test_every_rank_raises_when_one_has_bad_embeddings(ranks, spoil):
+    healthy, spoilt = ranks.errors(gather_spoiled, spoil)
+    assert healthy.startswith(UNEVEN + "unusable embeddings on rank 1" + EVEN)
+    assert spoilt.startswith(SEEN_BY_ONE[spoil])
+
+
+@pytest.mark.distributed
+def test_ranks_go_on_after_an_error(ranks):
+    ranks.errors(gather_spoiled, "nan")
+    mean = torch.stack(ranks.run(without_graph)).mean()
+    torch.testing.assert_close(mean, nt_xent(*views()), rtol=EXACT, atol=0)
+
+
+def second_derivative():
+    z1, z2 = mine(views()).clone().requires_grad_()
+    (slope,) = torch.autograd.grad(NTXentLoss(gather=True)(z1, z2), z1, create_graph=True)
+    slope.sum().backward()
+
+
+@pytest.mark.distributed
+def test_gather_refuses_second_derivatives(ranks):
+    for text in ranks.errors(second_derivative):
+        assert "differentiate twice a function that was marked with @once_differentiable" in text

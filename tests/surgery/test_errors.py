@@ -1,0 +1,130 @@
+"""Surgery refuses what it cannot operate on, and says what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+from advcontrast import branch_parameters, convert_to_dual_bn, export_branch, load_acl_checkpoint
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def export(model):
+    return export_branch(model, "adv")
+
+
+OWNERS = pytest.mark.parametrize(
+    ("surgery", "owner", "verb"),
+    [(convert_to_dual_bn, "convert_to_dual_bn", "Convert"), (export, "export_branch", "Export")],
+)
+
+
+@OWNERS
+def test_data_parallel_is_refused(surgery, owner, verb):
+    message = f"^{owner}: expected an unwrapped module, got DataParallel. {verb} model.module, then wrap it again.$"
+    with pytest.raises(TypeError, match=message):
+        surgery(nn.DataParallel(network()))
+
+
+@OWNERS
+def test_a_compiled_model_is_refused(surgery, owner, verb):
+    message = (
+        f"^{owner}: expected an unwrapped module, got OptimizedModule. {verb} model._orig_mod, then wrap it again.$"
+    )
+    with pytest.raises(TypeError, match=message):
+        surgery(torch.compile(network()))
+
+
+@OWNERS
+def test_a_wrapper_inside_is_refused_with_its_name(surgery, owner, verb):
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.DataParallel(network())))
+    message = f"^{owner}: expected an unwrapped module, got DataParallel at '1.0'. {verb} model.module, then wrap it"
+    with pytest.raises(TypeError, match=message):
+        surgery(model)
+
+
+@OWNERS
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_scripted_model_is_refused(surgery, owner, verb):
+    message = (
+        f"^{owner}: expected an unscripted module, got RecursiveScriptModule. "
+        "Convert the Python module before scripting it.$"
+    )
+    with pytest.raises(TypeError, match=message):
+        surgery(torch.jit.script(network()))
+
+
+@OWNERS
+@pytest.mark.parametrize("lazy", [nn.LazyBatchNorm2d(), nn.LazyConv2d(3, 1)], ids=["norm", "convolution"])
+def test_a_lazy_model_is_refused(surgery, owner, verb, lazy):
+    message = (
+        f"^{owner}: expected an initialised module, got {type(lazy).__name__} at '1'. "
+        "Run one forward pass first, so that its shapes are known.$"
+    )
+    with pytest.raises(TypeError, match=message):
+        surgery(nn.Sequential(nn.BatchNorm2d(3), lazy))
+
+
+def test_a_lazy_model_converts_after_a_forward_pass():
+    model = nn.Sequential(nn.LazyBatchNorm2d())
+    model(torch.rand(2, 3, 2, 2))
+    assert convert_to_dual_bn(model)[0].adv.num_features == 3
+
+
+@OWNERS
+def test_anything_but_a_module_is_refused(surgery, owner, verb):
+    with pytest.raises(
+        TypeError, match=f"^{owner}: expected model to be an nn.Module, got dict. Pass the network itself"
+    ):
+        surgery({})
+
+
+def test_a_refused_model_is_unchanged():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.LazyBatchNorm2d())
+    modules = list(model.modules())
+    with pytest.raises(TypeError):
+        convert_to_dual_bn(model)
+    assert list(model.modules()) == modules
+
+
+def test_inplace_must_be_a_bool():
+    message = "^convert_to_dual_bn: expected inplace to be True or False, got 1. False converts a deep copy.$"
+    with pytest.raises(TypeError, match=message):
+        convert_to_dual_bn(network(), inplace=1)
+
+
+def test_filter_fn_must_be_callable():
+    message = (
+        r"^convert_to_dual_bn: expected filter_fn to be callable, got str\. "
+        r"Pass a function of \(module, fully_qualified_name\)\.$"
+    )
+    with pytest.raises(TypeError, match=message):
+        convert_to_dual_bn(network(), filter_fn="layer1")
+
+
+@pytest.mark.parametrize("function", [export_branch, branch_parameters])
+@pytest.mark.parametrize(
+    ("branch", "error", "message"),
+    [
+        ("foo", ValueError, "got 'foo'. Choose one of the 2."),
+        ("ADV", ValueError, "got 'ADV'. Did you mean 'adv'."),
+        (1, TypeError, "got int. Pass branch as a string."),
+    ],
+)
+def test_a_bad_branch_is_refused(function, branch, error, message):
+    with pytest.raises(error, match=f"^{function.__name__}: expected branch to be one of 'clean', 'adv', {message}$"):
+        function(convert_to_dual_bn(network()), branch)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"), [(export_branch, ["adv"]), (branch_parameters, ["adv"]), (load_acl_checkpoint, [{}])]
+)
+def test_a_model_without_dual_norms_is_refused(function, arguments):
+    message = (
+        rf"^{function.__name__}: expected a model with dual batch norms, found none in Sequential\. "
+        r"Call convert_to_dual_bn\(model\) first\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        function(network(), *arguments)

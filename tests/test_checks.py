@@ -1,0 +1,93 @@
+"""The checks where no public argument shows what they do."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from advcontrast import _checks
+
+
+@pytest.mark.parametrize(
+    ("limits", "rule"),
+    [
+        ({}, "a to be a finite number"),
+        ({"low": 0}, "a to be a finite number >= 0"),
+        ({"low": 0, "above": True}, "a to be a finite number > 0"),
+        ({"high": 1}, "a to be a finite number <= 1"),
+        ({"low": 0.25, "high": 1}, "a to be a finite number >= 0.25 and <= 1"),
+        ({"finite": False}, "a to be a number"),
+    ],
+)
+def test_rule_names_the_limits(limits, rule):
+    with pytest.raises(ValueError, match=re.escape(f"Me: expected {rule}, got nan. Do this.")):
+        _checks.check_real("Me", "a", math.nan, remedy="Do this", **limits)
+
+
+@pytest.mark.parametrize("number", [0.25, 1, np.float32(0.5), np.int64(1)])
+def test_limits_are_included(number):
+    _checks.check_real("Me", "a", number, low=0.25, high=1, remedy="Do this")
+
+
+def test_lower_limit_is_excluded_on_request():
+    with pytest.raises(ValueError, match=re.escape("got 0.25. Do this.")):
+        _checks.check_real("Me", "a", 0.25, low=0.25, above=True, remedy="Do this")
+
+
+def test_infinity_passes_on_request():
+    _checks.check_real("Me", "a", -math.inf, finite=False, remedy="Do this")
+
+
+def test_choice_points_at_the_one_that_was_meant():
+    with pytest.raises(ValueError, match=re.escape("a to be one of 'S2S', 'DS', got 'ds'. Did you mean 'DS'.")):
+        _checks.check_choice("Me", "a", "ds", ("S2S", "DS"))
+
+
+def test_model_is_a_module():
+    expected = "Me: expected model to be an nn.Module, got function. Pass the network itself."
+    with pytest.raises(TypeError, match=re.escape(expected)):
+        _checks.check_module("Me", lambda x: x)
+
+
+def test_generator_belongs_to_the_device():
+    expected = "Me: expected generator to be a torch.Generator on meta or None, got one on cpu. Create it with torch.G"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        _checks.check_generator("Me", torch.Generator(), torch.device("meta"))
+
+
+def test_values_elsewhere_are_not_read():
+    away = torch.empty(3, device="meta")
+    assert not _checks.readable(away)
+    _checks.check_finite("Me", "a", away, remedy="Do this")
+    _checks.check_within("Me", "a", away, (0.0, 1.0), remedy="Do this")
+
+
+@pytest.mark.parametrize("value", [-1e-6, 1 + 1e-6])
+def test_a_millionth_of_the_range_is_let_pass(value):
+    _checks.check_within("Me", "a", torch.tensor([value * (1 - 1e-9)]), (0.0, 1.0), remedy="Do this")
+
+
+@pytest.mark.parametrize("value", [-1.1e-6, 1 + 1.1e-6])
+def test_more_than_a_millionth_is_not(value):
+    with pytest.raises(ValueError, match=re.escape("a within bounds [0.0, 1.0], got values in [")):
+        _checks.check_within("Me", "a", torch.tensor([value], dtype=torch.float64), (0.0, 1.0), remedy="Do this")
+
+
+def test_infinite_bounds_still_want_finite_values():
+    bounds = (-math.inf, math.inf)
+    _checks.check_within("Me", "a", torch.tensor([-1e30, 1e30]), bounds, remedy="Do this")
+    with pytest.raises(ValueError, match=re.escape("a to be finite, got 1 non-finite of 2 values. Do this.")):
+        _checks.check_within("Me", "a", torch.tensor([0, math.inf]), bounds, remedy="Do this")
+
+
+def test_half_open_bounds_bound_one_side():
+    with pytest.raises(
+        ValueError, match=re.escape("a within bounds [0.0, inf], got values in [-1.00, 5.00]. Do this.")
+    ):
+        _checks.check_within("Me", "a", torch.tensor([-1.0, 5.0]), (0.0, math.inf), remedy="Do this")
+
+
+def test_empty_tensors_are_within_any_bounds():
+    _checks.check_within("Me", "a", torch.empty(0, 3), (0.0, 1.0), remedy="Do this")
