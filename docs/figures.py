@@ -18,6 +18,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Polygon,
 
 WIDTH = 360  # units of a figure; the text stays readable where a phone shows them as pixels
 SIDE = 44  # of an image
+ROW = 60  # from one view to the next
 INKS = {
     "light": {"ink": "#22262b", "idle": "#9aa1a9", "clean": "#1a66b0", "adv": "#c2331c", "sky": "#dcecf8"},
     "dark": {"ink": "#e3e6ea", "idle": "#747c86", "clean": "#74b9ff", "adv": "#ff8b6e", "sky": "#27394a"},
@@ -54,10 +55,10 @@ def picture(axes: Axes, left: float, middle: float, inks: dict[str, str], view: 
         axes.add_patch(patch)
         patch.set_clip_path(frame)
     if noisy:
-        draw, cells = random.Random(view), 11
+        draw, cells = random.Random(view), 9
         for i in range(cells * cells):
             corner = left + SIDE * (i % cells) / cells, low + SIDE * (i // cells) / cells
-            dot = Rectangle(corner, SIDE / cells, SIDE / cells, alpha=draw.choice((0, 0.3, 0.55)))
+            dot = Rectangle(corner, SIDE / cells, SIDE / cells, alpha=draw.choice((0, 0.15, 0.35)))
             dot.set(facecolor=draw.choice((inks["adv"], "white", "black")), edgecolor="none")
             axes.add_patch(dot)
     edge = inks["ink"] if view == 0 else inks["adv" if noisy else "clean"]
@@ -84,18 +85,18 @@ def draw_mode(mode: str, inks: dict[str, str]) -> Figure:
     """Draw image, views, branches of the shared network, embeddings and losses of a mode."""
     views = MODES[mode]
     used = {branch for _, _, branch in views}
-    gap = 60
-    top = gap * (len(views) - 1) + 62
-    rows = [top - 44 - gap * i for i in range(len(views))]
+    rows = [-ROW * i for i in range(len(views))]
     centre = sum(rows) / len(rows)
-    bottom = -24 if "adv" in used else 0
-    figure = Figure(figsize=(WIDTH / 72, (top - bottom) / 72))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(bottom, top))
+    high, low = rows[0] + 44, rows[-1] - (54 if "adv" in used else 30)
+    figure = Figure(figsize=(WIDTH / 72, (high - low) / 72))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(low, high))
     axes.axis("off")
 
     picture(axes, 2, centre, inks)
-    pill(axes, *NETWORK, centre, rows[0] - rows[-1] + 58, facecolor="none", edgecolor=inks["ink"], linewidth=1.4)
-    between = (rows[0] - rows[-1]) / 4 if len(used) == 1 else (rows[0] - rows[-1]) / (2 if len(views) == 2 else 3)
+    extent = rows[0] - rows[-1]
+    pill(axes, *NETWORK, centre, extent + SIDE + 8, facecolor="none", edgecolor=inks["ink"], linewidth=1.4)
+    axes.text(sum(NETWORK) / 2, rows[0] + 29, "shared network", color=inks["ink"], ha="center", fontsize=11.5)
+    between = extent / 2 if mode == "A2S" else max(extent / 3, 18)
     heights = {"clean": centre + between, "adv": centre - between}
     for branch, height in heights.items():
         colour = inks[branch if branch in used else "idle"]
@@ -106,10 +107,11 @@ def draw_mode(mode: str, inks: dict[str, str]) -> Figure:
     for (name, view, branch), row in zip(views, rows, strict=True):
         colour = inks[branch]
         picture(axes, VIEWS, row, inks, view, noisy=branch == "adv")
-        axes.text(VIEWS + SIDE + 4, row + 11, name, color=colour, fontsize=12.5, va="bottom")
         arrow(axes, (2 + SIDE + 4, centre + (row - centre) * 0.2), (VIEWS - 4, row), inks["ink"])
         sharing = [other for (_, _, b), other in zip(views, rows, strict=True) if b == branch]
         spread = (row - sum(sharing) / len(sharing)) * 0.2
+        beside = {"va": "top", "y": row - 7} if spread < 0 else {"va": "bottom", "y": row + 7}
+        axes.text(VIEWS + SIDE + 5, s=name, color=colour, fontsize=12.5, **beside)
         arrow(axes, (VIEWS + SIDE + 5, row), (NETWORK[0] + 8, heights[branch] + spread), colour)
         axes.plot([NETWORK[1] - 9, EMBEDDINGS], [heights[branch] + spread, row], color=colour, lw=1.3)
         axes.add_patch(Circle((EMBEDDINGS, row), 4.5, facecolor=colour, edgecolor="none"))
@@ -120,16 +122,16 @@ def draw_mode(mode: str, inks: dict[str, str]) -> Figure:
         ends = [row for (_, _, branch), row in zip(views, rows, strict=True) if branch in stream]
         height, name = sum(ends) / 2, "adv" if "adv" in stream else "clean"
         for end in ends:
-            way = [EMBEDDINGS + 8, 312, 312, 318], [end, end, height, height]
+            way = [EMBEDDINGS + 8, 310, 310, 316], [end, end, height, height]
             axes.plot(*way, color=inks[name], lw=1.3)
-        axes.text(LOSS, height, rf"$L_\mathrm{{{name}}}$", color=inks[name], fontsize=14, ha="center", va="center")
+        axes.text(319, height, rf"$L_\mathrm{{{name}}}$", color=inks[name], fontsize=14, ha="left", va="center")
         if name == "adv":
-            turn = VIEWS + SIDE / 2
-            style = {"color": inks["adv"], "lw": 1.3, "linestyle": (0, (4, 3))}
-            axes.plot([LOSS, LOSS, turn, turn], [height - 11, -14, -14, min(ends) - SIDE / 2 - 8], **style)
-            arrow(axes, (turn, min(ends) - SIDE / 2 - 9), (turn, min(ends) - SIDE / 2 - 2), inks["adv"])
+            turn, edge, line = VIEWS + SIDE / 2, rows[-1] - SIDE / 2, rows[-1] - 48
+            way = [LOSS, LOSS, turn, turn], [height - 11, line, line, edge - 8]
+            axes.plot(*way, color=inks["adv"], lw=1.3, linestyle=(0, (4, 3)))
+            arrow(axes, (turn, edge - 9), (turn, edge - 2), inks["adv"])
             text = r"attack: $\delta$ makes $L_\mathrm{adv}$ larger"
-            axes.text((turn + LOSS) / 2, -12, text, color=inks["adv"], fontsize=11.5, ha="center", va="bottom")
+            axes.text((turn + LOSS) / 2, line + 2, text, color=inks["adv"], fontsize=11.5, ha="center", va="bottom")
     return figure
 
 

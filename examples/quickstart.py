@@ -31,7 +31,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import advcontrast
-from advcontrast import ACLTrainer, ContrastivePairAugment, PGDAttack, convert_to_dual_bn, export_branch
+from advcontrast import (
+    ACLTrainer,
+    ContrastivePairAugment,
+    NTXentLoss,
+    PGDAttack,
+    convert_to_dual_bn,
+    export_branch,
+)
 from advcontrast.augment import SimCLRAugment
 from advcontrast.functional import kl_divergence, trades
 
@@ -112,10 +119,12 @@ def pretrain(mode: str, encoder: Encoder, task: Task, settings: Settings, genera
     """Train a copy of the encoder without labels; return it with the norms of the branch that is wanted afterwards."""
     head = nn.Sequential(nn.Linear(encoder.features, encoder.features), nn.ReLU(), nn.Linear(encoder.features, 64))
     model = convert_to_dual_bn(nn.Sequential(encoder, head.to(task.train.x.device)), inplace=False)
-    acl = ACLTrainer(model, mode=mode, attack=task.attack(5), augment=ContrastivePairAugment(task.size))
-    optimizer = torch.optim.Adam(acl.parameters(), lr=2e-3, weight_decay=1e-6)
+    # Half of the recipe's strength and a lower temperature suit images of 14 x 14 pixels better than the defaults.
+    augment = ContrastivePairAugment(task.size, strength=0.5)
+    acl = ACLTrainer(model, mode=mode, loss=NTXentLoss(0.3), attack=task.attack(5), augment=augment)
+    optimizer = torch.optim.Adam(acl.parameters(), lr=4e-3, weight_decay=1e-6)
     steps = settings.epochs * (len(task.train) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.1)
     with tqdm(total=steps, desc=f"pre-train {mode}", unit="step") as bar:
         for _ in range(settings.epochs):
             order = torch.randperm(len(task.train), generator=generator).to(task.train.x.device)

@@ -83,9 +83,7 @@ def test_infinite_bounds_still_want_finite_values():
 
 
 def test_half_open_bounds_bound_one_side():
-    with pytest.raises(
-        ValueError, match=re.escape("a within bounds [0.0, inf], got values in [-1.00, 5.00]. Do this.")
-    ):
+    with pytest.raises(ValueError, match=re.escape("a within bounds [0.0, inf], got values in [-1, 5]. Do this.")):
         _checks.check_within("Me", "a", torch.tensor([-1.0, 5.0]), (0.0, math.inf), remedy="Do this")
 
 

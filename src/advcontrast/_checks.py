@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
 
@@ -42,7 +43,7 @@ def check_real(
         rule += f" {'>' if above else '>='} {low:g}"
     if high != math.inf:
         rule += f"{' and' if low != -math.inf else ''} <= {high:g}"
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, (bool, Fraction)) or not isinstance(value, Real):
         raise TypeError(complaint(owner, rule, type_name(value), remedy))
     number = float(value)
     in_range = low < number <= high if above else low <= number <= high
@@ -132,5 +133,5 @@ def check_within(owner: str, name: str, value: Tensor, bounds: tuple[float, floa
     slack = 1e-6 * (high - low) if math.isfinite(high - low) else 0.0
     smallest, largest = (extreme.item() for extreme in value.aminmax())
     if smallest < low - slack or largest > high + slack:
-        got = f"values in [{smallest:.2f}, {largest:.2f}]"
+        got = f"values in [{smallest:.3g}, {largest:.3g}]"
         raise ValueError(complaint(owner, f"{name} within bounds [{low}, {high}]", got, remedy))

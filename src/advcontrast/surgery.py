@@ -84,7 +84,7 @@ def convert_to_dual_bn(
         inplace: whether to change ``model`` itself or a deep copy of it.
 
     Returns:
-        The converted network: ``model`` itself, unless it is a batch norm itself or ``inplace=False``.
+        The converted network, which is ``model`` itself unless that is a batch norm or ``inplace=False``.
 
     Raises:
         TypeError: ``model`` is no module, is wrapped (DDP, DataParallel, FSDP, ``torch.compile``), scripted, or lazy

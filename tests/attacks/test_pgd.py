@@ -110,6 +110,12 @@ def test_linear_objective_ends_at_the_corner(dtype):
     assert torch.equal(ours, upper.where(weights > 0, lower))
 
 
+def test_steps_that_just_reach_the_corner_do_reach_it():
+    x = torch.arange(256).view(4, 64) / 255
+    ours = PGDAttack(eps=8 / 255, step_size=2 / 255, steps=4, random_start=False)(linear, x)
+    assert torch.equal(ours, linf_box(x, 8 / 255)[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sphere_is_searched_to_its_edge(dtype):
     x = torch.zeros(3, 24, dtype=dtype)
@@ -402,8 +408,8 @@ BAD_CALLS = [
     (linear, GOOD.bfloat16(), TypeError, KIND + "torch.bfloat16" + NO_HALF),
     (linear, GOOD.numpy(), TypeError, KIND + "ndarray" + NO_HALF),
     (linear, torch.tensor(0.5), ValueError, "x of shape [N, ...], got []. Add a sample dimension with x[None]."),
-    (linear, 2 * GOOD.round() - 1, ValueError, RANGE + "[-1.00, 1.00]" + RAW),
-    (linear, 255 * GOOD.round(), ValueError, RANGE + "[0.00, 255.00]" + RAW),
+    (linear, 2 * GOOD.round() - 1, ValueError, RANGE + "[-1, 1]" + RAW),
+    (linear, 255 * GOOD.round(), ValueError, RANGE + "[0, 255]" + RAW),
     (linear, GOOD / 0, ValueError, "x to be finite, got 288 non-finite of 288 values" + RAW),
     (None, GOOD, TypeError, CALLABLE + "NoneType" + FUNCTION),
     (GOOD, GOOD, TypeError, CALLABLE + "torch.float32" + FUNCTION),

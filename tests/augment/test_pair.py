@@ -200,7 +200,7 @@ BATCH = r"Pass a batch of gray or RGB images\."
         (
             ValueError,
             255 * torch.ones(1, 3, 8, 8),
-            r"x within bounds \[0\.0, 1\.0\], got values in \[255\.00, 255\.00\]\. Pass uint8, or divide by 255; "
+            r"x within bounds \[0\.0, 1\.0\], got values in \[255, 255\]\. Pass uint8, or divide by 255; "
             r"normalise inside the model\.",
         ),
         (

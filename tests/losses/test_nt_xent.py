@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from advcontrast import NTXentLoss
 from advcontrast.functional import nt_xent
+from tests.functional.test_nt_xent import Largest
 from tests.ranks import WORLD_SIZE
 
 EXACT = 1e-10  # relative, float64, between one process and several
@@ -42,6 +44,16 @@ def mine(x):
 def test_module_is_the_function(settings):
     z1, z2 = views()
     assert torch.equal(NTXentLoss(**settings)(z1, z2), nt_xent(z1, z2, **settings))
+
+
+def largest_tensor(pairs, **settings):
+    with Largest() as largest:
+        NTXentLoss(tile=2, **settings)(*views(pairs))
+    return largest.elements
+
+
+def test_module_bounds_the_memory_with_its_tile():
+    assert largest_tensor(64) < (2 * 64) ** 2 / 8
 
 
 @pytest.mark.parametrize("tile", [None, 4])
@@ -139,6 +151,11 @@ def test_ranks_compute_in_float32_under_autocast(ranks, dtype):
     torch.testing.assert_close(mean, expected, rtol=0, atol=4e-5)
 
 
+@pytest.mark.distributed
+def test_ranks_bound_the_memory_with_their_tile(ranks):
+    assert max(ranks.run(partial(largest_tensor, 32, gather=True))) < (2 * 64) * (2 * 32) / 4
+
+
 def without_gather():
     z1, z2 = mine(views())
     return torch.equal(NTXentLoss()(z1, z2), nt_xent(z1, z2))
@@ -189,7 +206,7 @@ SEEN_BY_ONE = {
     "nan": "ValueError: NTXentLoss: expected z1 to be finite, got 15 non-finite of 15 values. The network has diverged",
     "integers": "TypeError: NTXentLoss: expected z1 to be a floating point tensor, got torch.int64. Pass what the",
     "views of two dtypes": "TypeError: NTXentLoss: expected z1 and z2 of one dtype, got torch.float64 and torch",
-    "no pairs": "ValueError: NTXentLoss: expected at least 1 pairs, got 0. A pair needs others as negatives;",
+    "no pairs": "ValueError: NTXentLoss: expected at least 1 pair, got 0. Skip a short last batch with drop_last=True.",
     "list": "TypeError: NTXentLoss: expected z1 to be a floating point tensor, got list. Pass what the projection head",
 }
 

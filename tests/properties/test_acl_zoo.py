@@ -101,65 +101,65 @@ def left_on(self, branch, x):
     return self.model(x)
 
 
-def one_view_at_a_time(self, stream, x1, x2, generator):
+def one_view_at_a_time(self, stream, x1, x2, source):
     with eval_mode(self.model), frozen(self.model):
         fixed = [self._on("adv", x).detach() for x in (x1, x2)]
         views = (x1, x2)
         if "adv" in stream:
             views = (
-                self.attack(lambda x: self.loss(self._on("adv", x), fixed[1]), x1, generator=generator),
-                self.attack(lambda x: self.loss(fixed[0], self._on("adv", x)), x2, generator=generator),
+                self.attack(lambda x: self.loss(self._on("adv", x), fixed[1]), x1, **source),
+                self.attack(lambda x: self.loss(fixed[0], self._on("adv", x)), x2, **source),
             )
     return views if stream[1] == "adv" else (views[0], x2)
 
 
-def partner_attacked_too(self, stream, x1, x2, generator):
-    return ACLTrainer._perturb(self, ("adv", "adv") if "adv" in stream else stream, x1, x2, generator)
+def partner_attacked_too(self, stream, x1, x2, source):
+    return ACLTrainer._perturb(self, ("adv", "adv") if "adv" in stream else stream, x1, x2, source)
 
 
-def attacked_through_the_clean_branch(self, stream, x1, x2, generator):
+def attacked_through_the_clean_branch(self, stream, x1, x2, source):
     on = self._on
     self._on = lambda branch, x: on("clean", x)
     try:
-        return ACLTrainer._perturb(self, stream, x1, x2, generator)
+        return ACLTrainer._perturb(self, stream, x1, x2, source)
     finally:
         del self._on
 
 
-def partner_through_the_adversarial_branch(self, stream, x1, x2, generator):
+def partner_through_the_adversarial_branch(self, stream, x1, x2, source):
     on = self._on
     self._on = lambda branch, x: on("adv", x)
     try:
-        return ACLTrainer._perturb(self, stream, x1, x2, generator)
+        return ACLTrainer._perturb(self, stream, x1, x2, source)
     finally:
         del self._on
 
 
-def attacked_everywhere(self, stream, x1, x2, generator):
-    return ACLTrainer._perturb(self, ("adv", "adv"), x1, x2, generator)
+def attacked_everywhere(self, stream, x1, x2, source):
+    return ACLTrainer._perturb(self, ("adv", "adv"), x1, x2, source)
 
 
-def unattacked(self, stream, x1, x2, generator):
+def unattacked(self, stream, x1, x2, source):
     return x1, x2
 
 
-def ungenerated(self, stream, x1, x2, generator):
-    return ACLTrainer._perturb(self, stream, x1, x2, None)
+def ungenerated(self, stream, x1, x2, source):
+    return ACLTrainer._perturb(self, stream, x1, x2, {})
 
 
-def reseeding(self, stream, x1, x2, generator):
+def reseeding(self, stream, x1, x2, source):
     torch.manual_seed(0)
-    return ACLTrainer._perturb(self, stream, x1, x2, None)
+    return ACLTrainer._perturb(self, stream, x1, x2, {})
 
 
-def in_place(self, stream, x1, x2, generator):
-    first, second = ACLTrainer._perturb(self, stream, x1, x2, generator)
+def in_place(self, stream, x1, x2, source):
+    first, second = ACLTrainer._perturb(self, stream, x1, x2, source)
     return x1.copy_(first), second
 
 
-def gradients_left_behind(self, stream, x1, x2, generator):
+def gradients_left_behind(self, stream, x1, x2, source):
     self.loss(*self._embed(stream, x1, x2)).backward()
-    return ACLTrainer._perturb(self, stream, x1, x2, generator)
+    return ACLTrainer._perturb(self, stream, x1, x2, source)
 
 
 def view_by_view(self, stream, x1, x2):

@@ -211,6 +211,14 @@ def test_the_attack_of_a2s_compares_with_the_clean_embedding_in_eval_mode():
     assert torch.equal(attack.calls[0][2], nt_xent(z1, fresh(x2)))
 
 
+def test_a2s_embeds_only_the_attacked_view_through_the_adversarial_branch():
+    model, fresh, (x1, x2) = unlike_branches(network()), unlike_branches(network()), views()
+    out = ACLTrainer(model, attack=Shift(), mode="A2S")(x1, x2)
+    with bn_branch(fresh, "adv"):
+        z1 = fresh(x1 + 0.01)
+    assert torch.equal(out.loss, nt_xent(z1, fresh(x2)))
+
+
 @pytest.mark.parametrize("mode", ATTACKED)
 def test_the_attack_raises_the_loss(mode):
     losses = [
@@ -343,6 +351,12 @@ def test_the_attack_may_be_any_function():
     attack, generator = Shift(), seeded()
     ACLTrainer(network(), attack=attack)(*views(), generator=generator)
     assert attack.calls[0][1] is generator
+
+
+@every_mode
+def test_attack_and_augment_get_no_generator_where_there_is_none(mode):
+    acl = ACLTrainer(network(), attack=lambda objective, x: x, augment=lambda x: (x, x), mode=mode)
+    assert acl(views()[0]).loss.isfinite()
 
 
 def test_embeddings_of_zeros_have_a_finite_loss_and_gradient():
@@ -518,5 +532,8 @@ def test_wrong_views_are_refused_before_anything_moves(error, batch, match, mode
 
 @every_mode
 def test_a_single_pair_has_no_negatives(mode):
-    with pytest.raises(ValueError, match=r"^nt_xent: expected at least 2 pairs, got 1\. A pair needs others"):
+    with pytest.raises(
+        ValueError,
+        match=r"^ACLTrainer: expected at least 2 images, got shape \[1, .*\]\. Skip a short last batch with drop_last=True\.$",
+    ):
         ACLTrainer(network(), loss=NTXentLoss(), attack=FAST, mode=mode)(*views(1))

@@ -81,7 +81,7 @@ def test_a_step_with_given_perturbations(what, dtype, seed):
     (x1, x2), deltas = views(16, dtype=dtype, seed=seed), views(16, dtype=dtype, seed=100 + seed)
     x1_adv, x2_adv = (x + EPS * (2 * delta - 1) for x, delta in zip((x1, x2), deltas, strict=True))
     ours, theirs = pair_of_models(dtype)
-    out = ACLTrainer(ours, attack=lambda objective, x, generator: torch.cat([x1_adv, x2_adv]))(x1, x2)
+    out = ACLTrainer(ours, attack=lambda objective, x: torch.cat([x1_adv, x2_adv]))(x1, x2)
     out.loss.backward()
     expected = dual_stream_loss(theirs, interleaved(x1, x2), interleaved(x1_adv, x2_adv))
     expected.backward()

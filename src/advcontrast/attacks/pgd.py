@@ -18,6 +18,7 @@ from .._checks import (
     check_tensor,
     check_within,
     complaint,
+    readable,
     type_name,
 )
 from .._types import NORMS, Norm, Objective
@@ -47,7 +48,7 @@ class PGDAttack:
     1/256), so images are float32 or float64; put autocast around the model instead. The loss is scaled inside, so that
     small gradients survive half precision.
 
-    Attributes:
+    Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
         step_size: length of a step, positive, in the same units.
         steps: number of steps, at least 0; each costs one forward and one backward pass.
@@ -74,6 +75,7 @@ class PGDAttack:
 
     References:
         Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+
         Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
     """
 
@@ -97,7 +99,7 @@ class PGDAttack:
             check_int(_OWNER, "restarts", self.restarts, low=1, remedy="None makes one run and keeps its end")
         _check_bounds(self.bounds)
         width = self.bounds[1] - self.bounds[0]
-        if self.norm == "linf" and self.eps > width:
+        if self.norm == "linf" and self.eps > width * (1 + 1e-9):
             remedy = f"Did you mean {self.eps:g}/255" if self.eps > 1 else "A larger ball holds every image"
             raise ValueError(complaint(_OWNER, f"eps within the range {width:g} of bounds", repr(self.eps), remedy))
 
@@ -142,19 +144,25 @@ class PGDAttack:
                         strongest = _stronger(strongest, self._gain(objective, image), image)
             return image if strongest is None else strongest[1]
 
-    def _ascent(self, objective: Objective, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _ascent(self, objective: Objective, image: Tensor, *, scaled: bool = True) -> tuple[Tensor, Tensor]:
         """Return what the attack wants to grow, and a positive multiple of its gradient."""
         image = image.detach().requires_grad_()
         gain = self._gain(objective, image)
         # A gradient below the range of half precision would become zero on its way through the model. Neither a sign
         # nor a direction depends on the scale, and a power of two changes no digit. A scalar is taken to be a mean.
         samples = len(image) if gain.dim() == 0 else 1
-        scale = 2.0 ** min(5 + round(math.log2(samples)), 15)
+        scale = 2.0 ** min(5 + round(math.log2(samples)), 15) if scaled else 1.0
         total = gain.sum() if gain.dtype == torch.float64 else gain.float().sum()
-        slope = torch.autograd.grad(total * scale, image, allow_unused=True)[0] if gain.requires_grad else None
+        slope = None
+        if gain.requires_grad:
+            # An autocast around the attack is meant for the forward pass; backward operations follow their tensors.
+            with torch.autocast(image.device.type, enabled=False):
+                (slope,) = torch.autograd.grad(total * scale, image, allow_unused=True)
         if slope is None:
             remedy = "Compute it from the argument, without detach or no_grad"
             raise ValueError(complaint(_OWNER, "objective to depend on x", "a value without a gradient", remedy))
+        if scaled and readable(slope) and not bool(slope.isfinite().all()):
+            return self._ascent(objective, image, scaled=False)
         check_finite(_OWNER, "the gradient of the objective", slope, remedy="Look for a division by zero in the model")
         return gain.detach(), slope
 

@@ -10,12 +10,13 @@ from torch import Tensor
 from .._checks import check_int, check_tensor, check_within, complaint
 
 
-def unit_range(owner: str, x: Tensor) -> Tensor:
+def unit_range(owner: str, x: Tensor, *, overshoot: float = 0.0) -> Tensor:
     """Check images ``[N, C, H, W]`` and return them as floats in [0, 1].
 
     Args:
         owner: who asks, for the error message.
         x: uint8 images, or float32 or float64 ones in [0, 1].
+        overshoot: how far floats may lie beyond [0, 1], to be moved to its ends.
 
     Returns:
         Floating images like ``x``; uint8 becomes float32, divided by 255.
@@ -31,8 +32,9 @@ def unit_range(owner: str, x: Tensor) -> Tensor:
         raise ValueError(complaint(owner, expected, f"{list(x.shape)}", "Pass a batch of gray or RGB images"))
     if x.dtype == torch.uint8:
         return x.float() / 255
-    check_within(owner, "x", x, (0.0, 1.0), remedy="Pass uint8, or divide by 255; normalise inside the model")
-    return x
+    remedy = "Pass uint8, or divide by 255; normalise inside the model"
+    check_within(owner, "x", x, (0.0 - overshoot, 1.0 + overshoot), remedy=remedy)
+    return x.clamp(0, 1) if overshoot else x
 
 
 def height_width(owner: str, size: Any) -> tuple[int, int]:

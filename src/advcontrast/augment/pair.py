@@ -7,11 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_generator, complaint, type_name
-from .images import unit_range
+from .._checks import check_generator, check_real, complaint, type_name
+from .images import height_width, unit_range
 from .simclr import SimCLRAugment
 
 _OWNER = "ContrastivePairAugment"
+_BICUBIC_OVERSHOOT = 9 / 32
 
 
 class ContrastivePairAugment:
@@ -47,7 +48,8 @@ class ContrastivePairAugment:
         strength: float = 1.0,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self._recipe = SimCLRAugment(size, strength=strength)
+        height_width(_OWNER, size)
+        check_real(_OWNER, "strength", strength, low=0, high=1, remedy="1 is the full recipe")
         if transform is not None and not callable(transform):
             remedy = "Pass a function of an image batch, or None for SimCLR's recipe"
             raise TypeError(complaint(_OWNER, "transform to be callable", type_name(transform), remedy))
@@ -57,6 +59,7 @@ class ContrastivePairAugment:
         self.size = size
         self.strength = strength
         self.transform = transform
+        self._recipe = SimCLRAugment(size, strength=strength)
 
     def __repr__(self) -> str:
         return f"{_OWNER}({self.size}, strength={self.strength}, transform={self.transform!r})"
@@ -76,9 +79,9 @@ class ContrastivePairAugment:
             ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1]; or ``transform`` returns no such batch.
             TypeError: an argument of the wrong kind.
         """
+        x = unit_range(_OWNER, x)
         if self.transform is None:
             return self._recipe(x, generator), self._recipe(x, generator)
-        x = unit_range(_OWNER, x)
         if generator is None:
             return _view(self.transform, x), _view(self.transform, x)
         check_generator(_OWNER, generator, getattr(generator, "device", x.device))
@@ -91,8 +94,14 @@ class ContrastivePairAugment:
 
 
 def _view(transform: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    if len(x) == 0:
+        return x
     view = torch.stack([transform(image) for image in x]) if _from_torchvision(transform) else transform(x)
-    return unit_range(f"{_OWNER}: transform", view)
+    view = unit_range(f"{_OWNER}: transform", view, overshoot=_BICUBIC_OVERSHOOT)
+    if len(view) != len(x):
+        remedy = "Return one view of each image"
+        raise ValueError(complaint(_OWNER, f"{len(x)} views from transform", str(len(view)), remedy))
+    return view
 
 
 def _from_torchvision(transform: object) -> bool:

@@ -79,6 +79,7 @@ class SimCLRAugment:
 
     References:
         Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, appendix B.9.
+
         Luo et al., "Rethinking the Effect of Data Augmentation in Adversarial Contrastive Learning", ICLR 2023, for s.
     """
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_real, check_tensor, complaint
+from .._checks import check_real, check_tensor, check_within, complaint
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
@@ -44,8 +45,9 @@ def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
 def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float = 6.0) -> Tensor:
     r"""Return the TRADES loss, cross-entropy on clean images plus a weight on how much an attack moves the prediction.
 
-    .. math:: L = \frac{1}{N} \sum_i \big[ \mathrm{CE}(x_i, y_i) + \beta\, \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i))
-    \big]
+    .. math::
+
+        L = \frac{1}{N} \sum_i \big[ \mathrm{CE}(x_i, y_i) + \beta\, \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i)) \big]
 
     The gradient flows through both sets of logits. ``adv_logits`` belong to images that maximise the divergence, found
     by ``PGDAttack`` with :func:`kl_divergence` as objective; start it at random, at the clean image its gradient is
@@ -74,4 +76,9 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
     """
     check_real("trades", "beta", beta, low=0, remedy="6 is usual, 0 leaves plain cross-entropy")
     divergence = kl_divergence(clean_logits, adv_logits)
+    remedy = "Pass one class index a sample"
+    check_tensor("trades", "labels", labels, (torch.int64,), remedy=remedy)
+    if labels.shape != clean_logits.shape[:1]:
+        raise ValueError(complaint("trades", f"labels of shape [{len(clean_logits)}]", f"{list(labels.shape)}", remedy))
+    check_within("trades", "labels", labels, (0, clean_logits.shape[1] - 1), remedy=remedy)
     return F.cross_entropy(clean_logits, labels) + beta * divergence.mean()

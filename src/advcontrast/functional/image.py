@@ -14,7 +14,7 @@ def crop_and_resize(
     """Cut a rectangle out of each image, resize it with antialiased bicubic interpolation, and mirror some.
 
     Equals ``torchvision.transforms.functional.resized_crop`` followed by ``hflip`` to 2e-6 in float32. Bicubic
-    interpolation overshoots: the result may leave [0, 1] by a quarter.
+    interpolation overshoots: the result may leave [0, 1] by 9/32.
 
     Args:
         x: images ``[N, C, H, W]``.

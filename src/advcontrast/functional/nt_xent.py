@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .._checks import check_finite, check_int, check_real, check_tensor, complaint
@@ -66,7 +65,7 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
         z2: embeddings of the second views, ``[N, D]``.
 
     Returns:
-        A scalar in [0, 4]: 0 where both views of every image coincide, about 2 for unrelated ones.
+        A scalar in [0, 4], which is 0 where both views of every image coincide, about 2 for unrelated ones.
 
     Raises:
         ValueError: shapes differ, are not ``[N, D]``, or N < 1; on the CPU also non-finite values.
@@ -109,8 +108,8 @@ def check_embeddings(owner: str, z1: Tensor, z2: Tensor, *, least: int = 2) -> N
         expected = "z1 and z2 on one device"
         raise ValueError(complaint(owner, expected, f"{z1.device} and {z2.device}", "Move both to the model's device"))
     if len(z1) < least:
-        remedy = "A pair needs others as negatives; skip a short last batch with drop_last=True"
-        raise ValueError(complaint(owner, f"at least {least} pairs", str(len(z1)), remedy))
+        expected = f"at least {least} pair{'s' if least > 1 else ''}"
+        raise ValueError(complaint(owner, expected, str(len(z1)), "Skip a short last batch with drop_last=True"))
     if z1.shape[1] == 0:
         raise ValueError(complaint(owner, "at least 1 feature", "0", "Check the output size of the projection head"))
     for name, z in (("z1", z1), ("z2", z2)):
@@ -202,7 +201,10 @@ class _TiledContrast(torch.autograd.Function):
         return loss / len(anchors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # To autograd the gradient below is a constant: differentiated again it would give a part of the truth.
+        if torch.is_grad_enabled():
+            remedy = "Pass tile=None to differentiate twice"
+            raise RuntimeError(complaint("nt_xent", "first derivatives only where tile is set", "create_graph", remedy))
         for_anchors, for_candidates = (z if z is None else z * gradient for z in ctx.saved_tensors)
         return for_anchors, for_candidates, None, None, None, None

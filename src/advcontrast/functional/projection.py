@@ -15,8 +15,8 @@ from torch import Tensor
 def linf_box(x: Tensor, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[Tensor, Tensor]:
     """Return the corners of all points within ``eps`` of ``x`` in every coordinate, and within ``bounds``.
 
-    The corners are the outermost numbers of the dtype of ``x`` that satisfy both constraints exactly, not after
-    rounding.
+    The corners are numbers of the dtype of ``x`` that satisfy both constraints exactly, not only after rounding: the
+    outermost ones for an ``eps`` that is itself rounded down to that dtype.
 
     Args:
         x: any shape, float32 or float64, inside the bounds.
@@ -60,7 +60,8 @@ def project_l2(point: Tensor, x: Tensor, eps: float) -> Tensor:
     delta = point - x
     length = sample_norm(delta)
     reach = sample_norm(x, math.inf) + eps
-    rounding = torch.finfo(x.dtype).eps * math.sqrt(x[0].numel()) * reach
+    # Half of it is for rounding the result, the other half for the arithmetic below.
+    rounding = torch.finfo(x.dtype).eps * (math.sqrt(x[0].numel()) + 4) * reach
     radius = (eps - rounding).clamp_min(0)
     return torch.where(length > radius, x + delta * (radius / length), point)
 

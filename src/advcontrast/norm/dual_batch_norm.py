@@ -168,7 +168,7 @@ class DualBatchNorm2d(DualBatchNorm):
     """Batch normalisation over ``[N, C, H, W]`` with a branch for clean and one for adversarial images.
 
     Each branch is a complete ``nn.BatchNorm2d`` with its own affine parameters and running statistics. ``forward`` uses
-    the one that :attr:`branch` names; :func:`advcontrast.bn_branch` sets it for a whole model. Adversarial images have
+    the one that :attr:`~advcontrast.norm.DualBatchNorm.branch` names; :func:`advcontrast.bn_branch` sets it for a whole model. Adversarial images have
     other statistics than clean ones, and one set for both fits neither (Xie et al., "Adversarial Examples Improve Image
     Recognition", CVPR 2020; Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020).
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_module, check_real, check_tensor, complaint, type_name
+from .. import distributed
+from .._checks import check_choice, check_generator, check_module, check_real, check_tensor, complaint, type_name
 from .._modes import eval_mode, frozen
 from .._types import BRANCHES, Branch, Mode
 from ..attacks import PGDAttack
@@ -77,9 +78,9 @@ class ACLTrainer(nn.Module):
             :func:`advcontrast.convert_to_dual_bn`. With single norms both kinds of images share them, which A2S and DS
             suffer from (Table 4 of the paper): a warning says so.
         loss: ``loss(z1, z2)`` to a scalar, by default ``NTXentLoss()`` with temperature 0.5.
-        attack: ``attack(objective, x, generator=...)`` to perturbed images, by default ``PGDAttack()``: 5 steps of
-            2/255 in an L-infinity ball of 8/255.
-        augment: ``augment(x, generator)`` to two views, used when the forward call gets one batch of images.
+        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``: 5 steps of 2/255 in an
+            L-infinity ball of 8/255. It and ``augment`` get a ``generator=`` too, where the forward call does.
+        augment: ``augment(x)`` to two views, used when the forward call gets one batch of images.
         mode: ``"S2S"``, ``"A2A"``, ``"A2S"`` or ``"DS"``.
         alpha: weight of the adversarial stream of DS, at least 0; with 0 the attack is not run. The paper's 1.
 
@@ -148,12 +149,14 @@ class ACLTrainer(nn.Module):
                 ``augment``.
             TypeError: a view is no floating-point tensor.
         """
-        x1, x2 = self._views(x1, x2, generator)
+        check_generator(_OWNER, generator, getattr(generator, "device", torch.device("cpu")))
+        source = {} if generator is None else {"generator": generator}
+        x1, x2 = self._views(x1, x2, source)
         losses: list[Tensor] = []
         weights: list[float] = []
         terms: dict[str, Tensor] = {}
         for stream in self._streams():
-            z1, z2 = self._embed(stream, *self._perturb(stream, x1, x2, generator))
+            z1, z2 = self._embed(stream, *self._perturb(stream, x1, x2, source))
             loss = self.loss(z1, z2)
             name = "adv" if "adv" in stream else "clean"
             terms[f"loss_{name}"] = loss.detach()
@@ -170,23 +173,31 @@ class ACLTrainer(nn.Module):
         streams = _STREAMS[self.mode]
         return streams if self.mode != "DS" or self.alpha else (("clean", "clean"),)
 
-    def _views(self, x1: Tensor, x2: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _views(self, x1: Tensor, x2: Tensor | None, source: dict[str, torch.Generator]) -> tuple[Tensor, Tensor]:
         if x2 is None:
             if self.augment is None:
                 remedy = "Pass both views, or build the trainer with augment=ContrastivePairAugment(size)"
                 raise ValueError(complaint(_OWNER, "x2", "None and no augment", remedy))
-            x1, x2 = self.augment(x1, generator)
+            pair = self.augment(x1, **source)
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                remedy = "Return two batches of views"
+                raise ValueError(complaint(_OWNER, "augment to return a pair", type_name(pair), remedy))
+            x1, x2 = pair
         remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment"
         check_tensor(_OWNER, "x1", x1, remedy=remedy)
         check_tensor(_OWNER, "x2", x2, remedy=remedy)
-        if x1.shape != x2.shape:
+        first, second = ((list(x.shape), x.dtype, x.device) for x in (x1, x2))
+        if first != second:
             remedy = "Pass two views of the same images"
-            shapes = f"{list(x1.shape)} and {list(x2.shape)}"
-            raise ValueError(complaint(_OWNER, "x1 and x2 of one shape", shapes, remedy))
+            got = " and ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in (first, second))
+            raise ValueError(complaint(_OWNER, "x1 and x2 of one shape, dtype and device", got, remedy))
+        if x1.dim() == 0 or len(x1) * distributed.world_size() < 2:
+            remedy = "Skip a short last batch with drop_last=True"
+            raise ValueError(complaint(_OWNER, "at least 2 images", f"shape {list(x1.shape)}", remedy))
         return x1, x2
 
     def _perturb(
-        self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor, generator: torch.Generator | None
+        self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor, source: dict[str, torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Return the views of a stream, those on branch ``"adv"`` perturbed so that the loss of the stream grows."""
         if "adv" not in stream:
@@ -194,13 +205,14 @@ class ACLTrainer(nn.Module):
         with eval_mode(self.model), frozen(self.model):
             if stream == ("adv", "adv"):
                 perturbed: Tensor = self.attack(
-                    lambda x: self.loss(*self._on("adv", x).chunk(2)), torch.cat([x1, x2]), generator=generator
+                    lambda x: self.loss(*self._on("adv", x).chunk(2)), torch.cat([x1, x2]), **source
                 )
                 x1, x2 = perturbed.chunk(2)
             else:
-                with torch.no_grad():
+                # The attack differentiates also under inference_mode, which would forbid it to keep this tensor.
+                with torch.inference_mode(False), torch.no_grad():
                     fixed = self._on("clean", x2)
-                x1 = self.attack(lambda x: self.loss(self._on("adv", x), fixed), x1, generator=generator)
+                x1 = self.attack(lambda x: self.loss(self._on("adv", x), fixed), x1, **source)
         return x1, x2
 
     def _embed(self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:

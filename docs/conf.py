@@ -1,0 +1,86 @@
+"""How these pages are built: ``sphinx-build -W docs docs/_build/html``."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+import advcontrast
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from figures import draw_all  # noqa: E402
+
+project = "advcontrast"
+author = "The advcontrast authors"
+copyright = "the advcontrast authors"
+version = release = advcontrast.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+
+# A reference that leads nowhere is a mistake, unless it leads to another project.
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(torch|nn|collections|contextlib|copy|typing|Tensor|Callable|Any)\b.*")]
+nitpick_ignore = [("py:attr", "branch")]  # inherited: documented at DualBatchNorm
+
+autodoc_class_signature = "mixed"
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autosummary_generate = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 76
+
+html_theme = "furo"
+html_title = f"advcontrast {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+
+
+def draw_figures(_app: Sphinx) -> None:
+    """Draw the figures where the pages expect them; git ignores the folder."""
+    draw_all(HERE / "_build" / "figures")
+
+
+def readable_numbers(*event: Any) -> tuple[str | None, str | None]:
+    """Show radius and step size of the attack as they are written in the source, not as decimal numbers."""
+    signature, annotation = event[-2:]
+    for number in (2, 8):
+        signature = signature and signature.replace(repr(number / 255), f"{number}/255")
+    return signature, annotation
+
+
+def include_changelog(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put the changelog into its page. Headings, code and links are all the Markdown that it uses."""
+    if page != "changelog":
+        return
+    changelog = HERE.parent / "CHANGELOG.md"
+    app.env.note_dependency(str(changelog))
+    text = changelog.read_text(encoding="utf-8").replace("`", "``")
+    text = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r"`\1 <\2>`__", text)
+    for marks, underline in (("###", "~"), ("##", "-"), ("#", "=")):
+        text = re.sub(rf"^{marks} (.+)$", lambda m, u=underline: f"{m[1]}\n{u * len(m[1])}", text, flags=re.MULTILINE)
+    source[0] = text
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the functions above."""
+    app.connect("builder-inited", draw_figures)
+    app.connect("autodoc-process-signature", readable_numbers)
+    app.connect("source-read", include_changelog)
