@@ -33,7 +33,6 @@ exclude_patterns = ["_build"]
 # A reference that leads nowhere is a mistake, unless it leads to another project.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(torch|nn|collections|contextlib|copy|typing|Tensor|Callable|Any)\b.*")]
-nitpick_ignore = [("py:attr", "branch")]  # inherited: documented at DualBatchNorm
 
 autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ._checks import check_bool, check_choice, check_module, complaint, type_name
 from ._types import BRANCHES, Branch
@@ -40,7 +39,7 @@ def _check_surgery(owner: str, model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             remedy = "Convert the Python module before scripting it"
             raise TypeError(complaint(owner, "an unscripted module", type(module).__name__ + here, remedy))
-        if any(map(is_lazy, chain(module.parameters(False), module.buffers(False)))):
+        if isinstance(module, LazyModuleMixin):
             remedy = "Run one forward pass first, so that its shapes are known"
             raise TypeError(complaint(owner, "an initialised module", type(module).__name__ + here, remedy))
 
@@ -48,7 +47,7 @@ def _check_surgery(owner: str, model: nn.Module) -> None:
 def _slots(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every slot that holds a module, with its full name; a shared module comes once for each parent."""
     yield "", root
-    for prefix, parent in list(root.named_modules()):
+    for prefix, parent in list(root.named_modules(remove_duplicate=False)):
         for name, child in parent._modules.items():
             if child is not None and not isinstance(parent, DualBatchNorm):
                 yield f"{prefix}.{name}" if prefix else name, child
@@ -209,31 +208,36 @@ def load_acl_checkpoint(
     """
     owner = "load_acl_checkpoint"
     dual_norms(owner, model)
-    if not isinstance(state_dict, Mapping) or not all(isinstance(value, Tensor) for value in state_dict.values()):
+    tensors = isinstance(state_dict, Mapping) and all(isinstance(value, Tensor) for value in state_dict.values())
+    if not tensors or not all(isinstance(name, str) for name in state_dict):
         remedy = 'Pass what torch.load(path, weights_only=True) holds under "state_dict"'
         raise TypeError(complaint(owner, "a state dict of tensors", type_name(state_dict), remedy))
-    ignore = ignore or ()
+    if not isinstance(ignore, (str, tuple)):
+        raise TypeError(complaint(owner, "ignore to be a str or a tuple", type_name(ignore), 'Pass ignore="fc."'))
     own = model.state_dict()
-    theirs = {name: value for name, value in map(_translate, state_dict.items()) if not name.startswith(ignore)}
-    wanted = {name for name in own if not name.startswith(ignore)}
+    translated = [(_translate(name), value) for name, value in state_dict.items()]
+    theirs = {name: value for name, value in translated if not ignore or not name.startswith(ignore)}
+    wanted = {name for name in own if not ignore or not name.startswith(ignore)}
+    names = [name for name, _ in translated]
     problems = {
         "missing": sorted(wanted - theirs.keys()),
         "unexpected": sorted(theirs.keys() - own.keys()),
+        "twice": sorted(name for name in theirs if names.count(name) > 1),
         "of another shape": sorted(
             f"{name} {list(theirs[name].shape)} for {list(own[name].shape)}"
             for name in wanted & theirs.keys()
             if theirs[name].shape != own[name].shape
         ),
     }
-    found = "; ".join(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+    found = "; ".join(f"{len(which)} {kind}: {', '.join(which)}" for kind, which in problems.items() if which)
     if found:
         remedy = 'Build the network that was saved, or leave parts out with ignore="fc."'
         raise ValueError(complaint(owner, "names and shapes to match the model's", found, remedy))
-    model.load_state_dict(own | theirs)
+    own.update(theirs)
+    model.load_state_dict(own)
 
 
-def _translate(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
-    name, value = item
+def _translate(name: str) -> str:
     name = f".{name.removeprefix('module.')}"
     for published, ours in (
         (".bn_list.0.", ".clean."),
@@ -242,4 +246,4 @@ def _translate(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
         (".downsample.bn.", ".downsample.1."),
     ):
         name = name.replace(published, ours)
-    return name.removeprefix("."), value
+    return name.removeprefix(".")

@@ -459,3 +459,28 @@ def test_errors_of_the_objective_come_through():
     with torch.no_grad(), pytest.raises(KeyError, match="mine"):
         PGDAttack()(objective, GOOD)
     assert torch.is_grad_enabled()
+
+
+def test_scaling_the_loss_cannot_make_half_precision_overflow():
+    x = images(4, 8)
+    attack = PGDAttack(eps=0.1, step_size=0.2, steps=1, random_start=False)
+    assert torch.equal(attack(lambda x: (x.half() * 100).sum(1) * 30, x), linf_box(x, 0.1)[1])
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_backward_pass_does_not_run_under_autocast(dtype):
+    x, modes = images(4, 8), []
+    weights = torch.ones(8, requires_grad=True)
+
+    def objective(x):
+        values = x * weights
+        values.register_hook(lambda _: modes.append(torch.is_autocast_enabled("cpu")))
+        return values.sum(1)
+
+    with torch.autocast("cpu", dtype=dtype):
+        PGDAttack(steps=2)(objective, x)
+    assert modes == [False, False]
+
+
+def test_a_ball_as_wide_as_the_bounds_is_allowed_despite_rounding():
+    assert PGDAttack(eps=0.4, bounds=(0.2, 0.6)).eps == 0.4

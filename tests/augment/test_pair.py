@@ -225,7 +225,7 @@ def test_a_seed_is_no_generator(transform):
 @pytest.mark.parametrize(
     ("error", "transform", "match"),
     [
-        (ValueError, lambda x: 2 * x - 1, r"x within bounds \[0\.0, 1\.0\], got values in \[-"),
+        (ValueError, lambda x: 2 * x - 1, r"x within bounds \[-0\.28125, 1\.28125\], got values in \[-"),
         (ValueError, lambda x: x[0], r"x of shape \[N, C, H, W\] with C = 1 or 3, got \[3, 8, 8\]"),
         (TypeError, lambda x: None, r"x to be a .* tensor, got NoneType"),
     ],
@@ -233,3 +233,23 @@ def test_a_seed_is_no_generator(transform):
 def test_a_transform_that_returns_no_images_is_named(error, transform, match):
     with pytest.raises(error, match=f"^ContrastivePairAugment: transform: expected {match}"):
         ContrastivePairAugment(transform=transform)(images(2, 3, 8, 8))
+
+
+def test_what_bicubic_interpolation_overshoots_is_clamped():
+    stripes = (torch.arange(32) // 4 % 2).float().expand(4, 3, 32, 32)
+    transform = v2.RandomResizedCrop(32, scale=(0.2, 0.5), interpolation=v2.InterpolationMode.BICUBIC)
+    assert v2.functional.resize(stripes, [48, 48], v2.InterpolationMode.BICUBIC).min() < -0.01
+    for view in ContrastivePairAugment(transform=transform)(stripes, seeded()):
+        assert view.min() == 0
+        assert view.max() == 1
+
+
+def test_a_transform_must_return_a_view_of_each_image():
+    with pytest.raises(ValueError, match=r"^ContrastivePairAugment: expected 4 views from transform, got 3\."):
+        ContrastivePairAugment(transform=lambda x: x[1:])(images(4, 3, 8, 8))
+
+
+@pytest.mark.parametrize("transform", [None, v2.RandomHorizontalFlip(), lambda x: x], ids=["recipe", "v2", "function"])
+def test_an_empty_batch_gives_empty_views(transform):
+    x1, x2 = ContrastivePairAugment(8, transform=transform)(images(0, 3, 8, 8))
+    assert x1.shape == x2.shape == (0, 3, 8, 8)

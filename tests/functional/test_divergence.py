@@ -149,3 +149,18 @@ def test_wrong_beta(beta, error, got):
     message = f"trades: expected beta to be a finite number >= 0, got {got}. 6 is usual, 0 leaves plain cross-entropy."
     with pytest.raises(error, match=re.escape(message)):
         trades(GOOD, GOOD, LABELS, beta)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (LABELS.float(), TypeError, "expected labels to be a torch.int64 tensor, got torch.float32."),
+        (LABELS.int(), TypeError, "expected labels to be a torch.int64 tensor, got torch.int32."),
+        (LABELS[:5], ValueError, "expected labels of shape [6], got [5]."),
+        (LABELS + 1, ValueError, "expected labels within bounds [0, 4], got values in [1, 5]."),
+        (LABELS - 100, ValueError, "expected labels within bounds [0, 4], got values in [-100, -96]."),
+    ],
+)
+def test_trades_refuses_wrong_labels(labels, error, message):
+    with pytest.raises(error, match=re.escape(f"trades: {message} Pass one class index a sample.")):
+        trades(*logits(), labels)

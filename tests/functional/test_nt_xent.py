@@ -280,3 +280,10 @@ def test_alignment_of_zero_rows_has_no_gradient():
 def test_alignment_gradient_equals_finite_differences():
     z1, z2 = (z.requires_grad_() for z in views(3, 4))
     assert torch.autograd.gradcheck(alignment, (z1, z2))
+
+
+def test_tile_refuses_second_derivatives():
+    z1, z2 = (z.requires_grad_() for z in views())
+    loss = nt_xent(z1, z2, tile=4)
+    with pytest.raises(RuntimeError, match="nt_xent: expected first derivatives only where tile is set"):
+        torch.autograd.grad(loss, z1, create_graph=True)

@@ -121,3 +121,14 @@ def test_a_network_without_dual_norms_has_nothing_to_reenter():
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
     assert same(run(Network()), run(Network(False)))
+
+
+def test_a_graph_that_is_kept_can_be_recomputed_twice():
+    model = convert_to_dual_bn(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    x = torch.randn(6, 4, requires_grad=True)
+    with bn_branch(model, "adv"):
+        loss = checkpoint(model, x, use_reentrant=False, context_fn=checkpoint_context_fn(model)).exp().sum()
+    torch.autograd.grad(loss, x, retain_graph=True)
+    loss.backward()
+    assert model[1].clean.weight.grad is None
+    assert model[1].adv.weight.grad is not None

@@ -244,3 +244,37 @@ def test_a_frozen_adversarial_branch_still_normalises():
     dual(x).square().sum().backward()
     assert dual.adv.weight.grad is None
     assert x.grad is not None
+
+
+class Counting(nn.BatchNorm1d):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.calls = 0
+        self.register_forward_pre_hook(self.count)
+
+    def count(self, module, args):
+        self.calls += 1
+
+
+def test_a_hook_that_is_a_method_of_the_norm_itself_becomes_one_of_each_branch():
+    dual = DualBatchNorm1d.from_batchnorm(Counting(4))
+    dual.branch = "adv"
+    dual(torch.randn(3, 4))
+    assert (dual.clean.calls, dual.adv.calls) == (0, 1)
+
+
+class Reporter(nn.Module):
+    def __init__(self, register):
+        super().__init__()
+        self.norm, self.calls = nn.BatchNorm1d(4), 0
+        getattr(self.norm, register)(self.count)
+
+    def count(self, *args):
+        self.calls += 1
+
+
+@pytest.mark.parametrize("register", ["register_state_dict_pre_hook", "_register_state_dict_hook"])
+def test_state_dict_hooks_of_both_branches_report_to_their_owner(register):
+    owner = Reporter(register)
+    DualBatchNorm1d.from_batchnorm(owner.norm).state_dict()
+    assert owner.calls == 2

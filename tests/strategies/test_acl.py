@@ -515,7 +515,7 @@ FLOATS = r"Pass float images in \[0, 1\], or uint8 ones to a trainer with augmen
         (
             ValueError,
             (X1, X2[:3]),
-            r"x1 and x2 of one shape, got \[4, 3, 6, 6\] and \[3, 3, 6, 6\]\. Pass two views of the same images\.",
+            r"x1 and x2 of one shape, dtype and device, got \[4, 3, 6, 6\] torch\.float32 on cpu and \[3, 3, 6, 6\] ",
         ),
         (TypeError, (X1.int(), X2), rf"x1 to be a floating point tensor, got torch\.int32\. {FLOATS}"),
         (TypeError, (X1, X2.byte()), rf"x2 to be a floating point tensor, got torch\.uint8\. {FLOATS}"),
@@ -534,6 +534,30 @@ def test_wrong_views_are_refused_before_anything_moves(error, batch, match, mode
 def test_a_single_pair_has_no_negatives(mode):
     with pytest.raises(
         ValueError,
-        match=r"^ACLTrainer: expected at least 2 images, got shape \[1, .*\]\. Skip a short last batch with drop_last=True\.$",
+        match=r"^ACLTrainer: expected at least 2 images, got shape \[1, .*\]\. Skip a short last batch with drop_last",
     ):
         ACLTrainer(network(), loss=NTXentLoss(), attack=FAST, mode=mode)(*views(1))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_runs_under_inference_mode(mode):
+    acl = ACLTrainer(network(), loss=lambda z1, z2: -(z1 * z2).sum(1).mean(), attack=FAST, mode=mode)
+    with torch.inference_mode():
+        assert acl(*views()).loss.isfinite()
+
+
+def test_an_augment_that_makes_no_pair_is_named():
+    with pytest.raises(ValueError, match=r"^ACLTrainer: expected augment to return a pair, got torch\.float32\."):
+        ACLTrainer(network(), augment=lambda x: x)(views()[0])
+
+
+def test_views_of_two_dtypes_are_refused():
+    x1, x2 = views()
+    with pytest.raises(ValueError, match=r"^ACLTrainer: expected x1 and x2 of one shape, dtype and device"):
+        ACLTrainer(network())(x1.float(), x2.double())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_seed_is_no_generator(mode):
+    with pytest.raises(TypeError, match=r"^ACLTrainer: expected generator to be a torch\.Generator"):
+        ACLTrainer(network(), mode=mode)(*views(), generator=3)

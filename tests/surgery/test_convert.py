@@ -222,3 +222,9 @@ def test_a_copy_of_a_dual_network_stands_alone(copied):
         twin(images())
         assert {norm.branch for norm in model.modules() if isinstance(norm, DualBatchNorm)} == {"clean"}
     assert torch.equal(model[1].adv.running_mean, torch.zeros(4))
+
+
+def test_a_norm_in_a_shared_block_is_named_by_each_of_its_paths():
+    block, seen = nn.Sequential(nn.BatchNorm1d(4)), []
+    convert_to_dual_bn(nn.ModuleDict({"a": block, "b": block}), filter_fn=lambda module, name: not seen.append(name))
+    assert seen == ["a.0", "b.0"]

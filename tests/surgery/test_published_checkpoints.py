@@ -161,3 +161,25 @@ def test_a_path_is_refused():
 def test_an_empty_checkpoint_is_refused():
     model = network()
     refused(model, {}, rf"got {len(model.state_dict())} missing: bn1\.adv\.bias, ")
+
+
+def test_a_name_that_comes_twice_is_listed():
+    model = convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(2)))
+    state = {k.replace("clean", "bn_list.0").replace("adv", "bn_list.1"): v for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"5 twice: 0\.adv\.bias, ") as error:
+        load_acl_checkpoint(model, state | {f"module.{k}": v + 1 for k, v in state.items() if "bn_list.1" in k})
+    assert "clean" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("state", "ignore", "message"),
+    [
+        ({}, ["fc."], "expected ignore to be a str or a tuple, got list"),
+        ({0: torch.zeros(2)}, (), "expected a state dict of tensors, got dict"),
+        ({"epoch": 3}, (), "expected a state dict of tensors, got dict"),
+    ],
+)
+def test_wrong_arguments(state, ignore, message):
+    model = convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(2)))
+    with pytest.raises(TypeError, match=f"^load_acl_checkpoint: {message}"):
+        load_acl_checkpoint(model, state, ignore=ignore)

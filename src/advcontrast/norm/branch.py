@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -90,9 +91,23 @@ def set_bn_branch(model: nn.Module, branch: Branch) -> None:
         norm.branch = branch
 
 
+class _Recomputation(AbstractContextManager[None]):
+    """Re-enters branches as often as it is entered: every backward pass through a graph that is kept recomputes it."""
+
+    def __init__(self, branches: dict[DualBatchNorm, Branch]) -> None:
+        self._branches = branches
+
+    def __enter__(self) -> None:
+        self._switch = _switched(self._branches)
+        self._switch.__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._switch.__exit__(*exception)
+
+
 def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     now = {module: module.branch for module in model.modules() if isinstance(module, DualBatchNorm)}
-    return nullcontext(), _switched(now)
+    return nullcontext(), _Recomputation(now)
 
 
 def checkpoint_context_fn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,8 +13,6 @@ from typing_extensions import Self
 
 from .._checks import check_bool, check_choice, check_int, check_real, complaint, type_name
 from .._types import BRANCHES, Branch
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class DualBatchNorm(nn.Module):
@@ -28,7 +27,7 @@ class DualBatchNorm(nn.Module):
         adv: the batch norm for adversarial images.
     """
 
-    _kind: ClassVar[type[_BatchNorm]]
+    _kind: ClassVar[type[_BatchNorm]] = _BatchNorm
     clean: nn.Module
     adv: nn.Module
 
@@ -89,8 +88,7 @@ class DualBatchNorm(nn.Module):
                 )
             )
         memo = {} if memo is None else memo
-        # A hook may be a method of an object that holds the whole model; both branches report to that same object.
-        memo.update({id(hook): hook for hooks in _HOOKS for hook in getattr(bn, hooks).values()})
+        memo.update((id(owner), owner) for owner in _hook_owners(bn) if owner is not bn)
         dual = cls.__new__(cls)
         nn.Module.__init__(dual)
         dual._branch = "clean"
@@ -168,9 +166,10 @@ class DualBatchNorm2d(DualBatchNorm):
     """Batch normalisation over ``[N, C, H, W]`` with a branch for clean and one for adversarial images.
 
     Each branch is a complete ``nn.BatchNorm2d`` with its own affine parameters and running statistics. ``forward`` uses
-    the one that :attr:`~advcontrast.norm.DualBatchNorm.branch` names; :func:`advcontrast.bn_branch` sets it for a whole model. Adversarial images have
-    other statistics than clean ones, and one set for both fits neither (Xie et al., "Adversarial Examples Improve Image
-    Recognition", CVPR 2020; Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020).
+    the one that :attr:`~advcontrast.norm.DualBatchNorm.branch` names; :func:`advcontrast.bn_branch` sets it for a whole
+    model. Adversarial images have other statistics than clean ones, and one set for both fits neither (Xie et al.,
+    "Adversarial Examples Improve Image Recognition", CVPR 2020; Jiang et al., "Robust Pre-Training by Adversarial
+    Contrastive Learning", NeurIPS 2020).
 
     Args:
         num_features: channels C, at least 1.
@@ -223,6 +222,15 @@ _DIMENSIONS: dict[type[_BatchNorm], type[DualBatchNorm]] = {
     nn.BatchNorm2d: DualBatchNorm2d,
     nn.BatchNorm3d: DualBatchNorm3d,
 }
+
+
+def _hook_owners(bn: nn.Module) -> Iterator[object]:
+    """Yield what the hooks of ``bn`` report to, often an object that holds a whole model: both branches share it."""
+    for name, hooks in vars(bn).items():
+        if name.endswith("_hooks"):
+            for hook in hooks.values():
+                function = getattr(hook, "hook", hook)
+                yield getattr(function, "__self__", function)
 
 
 def dual_class(bn: nn.Module) -> type[DualBatchNorm]:
