@@ -1,9 +1,9 @@
 """What adversarial contrastive pre-training gives: real images, few labels, minutes on a CPU.
 
 Three encoders of the same architecture: random initialisation (RI), pre-trained without labels by SimCLR (S2S), and by
-adversarial contrastive learning (DS). Each then gets a few labels, twice: a linear classifier on the frozen encoder,
-and fine-tuning of the whole network, both trained with TRADES. Reported are the accuracy on clean test images (TA) and
-under a PGD-20 attack (RA), of the classifier after its last step: nothing is selected on test images.
+adversarial contrastive learning (DS). Each then gets a few labels, twice: a linear classifier on the frozen encoder is
+trained on adversarial images, and the whole network is fine-tuned with TRADES. Reported are the accuracy on clean test
+images (TA) and under a PGD-20 attack (RA), after the last step: nothing is selected on test images.
 
     python examples/quickstart.py                        # embedded part of Fashion-MNIST, one seed
     python examples/quickstart.py --seeds 3              # mean and standard deviation
@@ -140,7 +140,7 @@ def pretrain(mode: str, encoder: Encoder, task: Task, settings: Settings, genera
 
 
 def train_classifier(encoder: Encoder, labelled: Images, task: Task, protocol: str, steps: int, name: str) -> nn.Module:
-    """Train a classifier on a copy of the encoder with TRADES; ``"linear"`` leaves the encoder as it is."""
+    """Train a classifier on a copy of the encoder to be robust; ``"linear"`` leaves the encoder as it is."""
     head = nn.Linear(encoder.features, len(task.classes)).to(labelled.x.device)
     nn.init.zeros_(head.weight)
     model = nn.Sequential(copy.deepcopy(encoder), head).eval()
@@ -151,13 +151,16 @@ def train_classifier(encoder: Encoder, labelled: Images, task: Task, protocol: s
     optimizer = torch.optim.SGD(trained.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in tqdm(range(steps), desc=name, unit="step"):
-        x = augment(labelled.x)
+        x, y = augment(labelled.x), labelled.y
         model.eval()
-        with torch.no_grad():
-            clean = model(x)
-        x_adv = attack(lambda images, clean=clean: kl_divergence(clean, model(images)), x)
-        trained.train()
-        loss = trades(model(x), model(x_adv), labelled.y)
+        if protocol == "linear":
+            loss = F.cross_entropy(model(attacked(model, x, y, attack)), y)
+        else:
+            with torch.no_grad():
+                clean = model(x)
+            x_adv = attack(lambda images, clean=clean: kl_divergence(clean, model(images)), x)
+            model.train()
+            loss = trades(model(x), model(x_adv), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -165,13 +168,10 @@ def train_classifier(encoder: Encoder, labelled: Images, task: Task, protocol: s
     return model.eval()
 
 
-def attacked(model: nn.Module, images: Images, attack: PGDAttack, generator: torch.Generator | None = None) -> Tensor:
-    """Return the images, perturbed to maximise the cross-entropy of the model in eval mode."""
-
-    def objective(x: Tensor) -> Tensor:
-        return F.cross_entropy(model(x), images.y, reduction="none")
-
-    return attack(objective, images.x.float() / 255, generator=generator)
+def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: PGDAttack, seed: int | None = None) -> Tensor:
+    """Return images that maximise the cross-entropy of the model."""
+    generator = None if seed is None else torch.Generator(x.device).manual_seed(seed)
+    return attack(lambda images: F.cross_entropy(model(images), y, reduction="none"), x, generator=generator)
 
 
 @torch.no_grad()
@@ -179,9 +179,9 @@ def accuracy(model: nn.Module, task: Task) -> tuple[float, float]:
     """Return the fraction of test images classified correctly, as they are (TA) and under PGD-20 (RA)."""
     right = torch.zeros(2)
     for start in range(0, len(task.test), 500):
-        batch = Images(task.test.x[start : start + 500], task.test.y[start : start + 500])
-        for i, x in enumerate((batch.x.float() / 255, attacked(model, batch, task.attack(20)))):
-            right[i] += (model(x).argmax(1) == batch.y).sum().cpu()
+        x, y = task.test.x[start : start + 500].float() / 255, task.test.y[start : start + 500]
+        for i, images in enumerate((x, attacked(model, x, y, task.attack(20)))):
+            right[i] += (model(images).argmax(1) == y).sum().cpu()
     ta, ra = (right / len(task.test)).tolist()
     return ta, ra
 
@@ -311,13 +311,12 @@ def plot_results(results: Results, path: Path) -> None:
 def plot_images(models: dict[str, nn.Module], task: Task, path: Path) -> None:
     """Draw test images, and for each fine-tuned model what the attack makes of them and the perturbation itself."""
     shown = torch.stack([(task.test.y == c).nonzero()[0, 0] for c in range(min(len(task.classes), 8))])
-    images = Images(task.test.x[shown], task.test.y[shown])
-    clean = images.x.float() / 255
-    rows = [("clean", clean, [task.classes[c] for c in images.y.tolist()], ["black"] * len(shown))]
+    clean, y = task.test.x[shown].float() / 255, task.test.y[shown]
+    rows = [("clean", clean, [task.classes[c] for c in y.tolist()], ["black"] * len(shown))]
     for name in ("RI", "DS"):
-        perturbed = attacked(models[name], images, task.attack(20), torch.Generator(clean.device).manual_seed(0))
+        perturbed = attacked(models[name], clean, y, task.attack(20), seed=0)
         guesses = models[name](perturbed).argmax(1).tolist()
-        colours = ["green" if guess == y else "red" for guess, y in zip(guesses, images.y.tolist(), strict=True)]
+        colours = ["green" if guess == y else "red" for guess, y in zip(guesses, y.tolist(), strict=True)]
         rows.append((f"{name}: attacked", perturbed, [task.classes[guess] for guess in guesses], colours))
         rows.append((f"{name}: perturbation", 0.5 + (perturbed - clean) / (2 * task.eps), [""] * len(shown), colours))
     shape = (len(rows), len(shown))
