@@ -55,7 +55,7 @@ def test_runs_on_the_embedded_images_with_two_seeds(tmp_path):
 @pytest.mark.slow
 def test_runs_on_a_folder_of_images(tmp_path):
     write_image_folder(tmp_path)
-    flags = ["--data", "folder", str(tmp_path), "--epochs", "1", "--steps", "1", "--batch-size", "8", "--labels", "4"]
+    flags = ["--data", "folder", str(tmp_path), "--epochs", "1", "--steps", "2", "--batch-size", "8", "--labels", "4"]
     done = quickstart(*flags, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     check_results(tmp_path / "out", seeds=1)

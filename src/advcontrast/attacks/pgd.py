@@ -131,7 +131,7 @@ class PGDAttack:
             ball = BALLS[self.norm](x, self.eps, self.bounds)
             strongest: tuple[Tensor, Tensor] | None = None
             for _ in range(self.restarts or 1):
-                point = ball.project(ball.random_point(generator) if self.random_start else ball.centre)
+                point = ball.random_point(generator) if self.random_start else ball.project(ball.centre)
                 for _ in range(self.steps):
                     image = point.to(x.dtype)
                     gain, gradient = self._ascent(objective, image)
