@@ -144,7 +144,7 @@ def pretrain(mode: str, encoder: Encoder, task: Task, settings: Settings, genera
 def train_classifier(model: nn.Module, labelled: Images, task: Task, protocol: str, steps: int, name: str) -> nn.Module:
     """Train a copy of a classifier to be robust: its last layer on adversarial images, or all of it with TRADES."""
     model = copy.deepcopy(model).eval()
-    trained, steps = (model[1], steps // 2) if protocol == "linear" else (model, steps)
+    trained, steps = (model[1], (steps + 1) // 2) if protocol == "linear" else (model, steps)
     model[0].requires_grad_(protocol == "finetune")
     attack, augment = task.attack(7), SimCLRAugment(task.size, strength=0.2)
     rate = 0.1 if protocol == "linear" else 0.03
@@ -213,7 +213,10 @@ def run(seed: int, task: Task, settings: Settings, results: Results) -> dict[str
 
 
 def load_task(settings: Settings) -> Task:
-    """Read the images that ``--data`` names."""
+    """Read the images that ``--data`` names, once the flags make sense."""
+    for name in ("seeds", "epochs", "limit", "steps"):
+        if getattr(settings, name) < 1:
+            raise SystemExit(f"quickstart: expected --{name} of at least 1, got {getattr(settings, name)}.")
     device = settings.device
     if device == "auto":
         device = str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"

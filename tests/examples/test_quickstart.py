@@ -67,6 +67,7 @@ def test_runs_on_a_folder_of_images(tmp_path):
         (["--data", "imagenet"], "quickstart: expected --data embedded or cifar10"),
         (["--data", "folder"], "quickstart: expected --data embedded or cifar10"),
         (["--data", "folder", "nowhere"], "quickstart: expected a folder of class folders at nowhere"),
+        (["--epochs", "0"], "quickstart: expected --epochs of at least 1, got 0"),
         (["--labels", "5"], "quickstart: expected --labels from 10 to"),
         (["--labels", "100000"], "quickstart: expected --labels from 10 to"),
         (["--batch-size", "6000"], "quickstart: expected --batch-size from 2 to 5000"),
