@@ -19,8 +19,9 @@ class ContrastivePairAugment:
     """Make the two views that contrastive learning compares.
 
     By default each view is SimCLR's recipe for CIFAR, batched, on the device of the images and with randomness of its
-    own for every image; see :class:`advcontrast.augment.SimCLRAugment`. There are no normalised outputs here: the
-    attack works on images in [0, 1], and the normalisation belongs into the model.
+    own for every image; see :class:`advcontrast.augment.SimCLRAugment`, whose parameters can also be drawn once and
+    replayed. There are no normalised outputs here: the attack works on images in [0, 1], and the normalisation belongs
+    into the model.
 
     Args:
         size: side of the views in pixels, or (height, width); only for the default recipe.
