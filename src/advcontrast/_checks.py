@@ -95,6 +95,17 @@ def check_tensor(
         raise TypeError(complaint(owner, rule, type_name(value), remedy))
 
 
+def check_bounds(owner: str, bounds: Any) -> None:
+    """Require a tuple of two numbers, the smaller one first; they may be infinite."""
+    remedy = "Images have (0.0, 1.0)"
+    if not isinstance(bounds, tuple):
+        raise TypeError(complaint(owner, "bounds to be a tuple (low, high)", type_name(bounds), remedy))
+    for bound in bounds:
+        check_real(owner, "each of bounds", bound, finite=False, remedy=remedy)
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise ValueError(complaint(owner, "bounds (low, high) with low < high", repr(bounds), remedy))
+
+
 def check_generator(owner: str, generator: Any, device: torch.device) -> None:
     """Require ``None`` or a ``torch.Generator`` that can draw on ``device``."""
     if generator is None:

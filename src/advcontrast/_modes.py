@@ -12,7 +12,8 @@ from torch import nn
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module of ``model`` into eval mode; on the way out restore what each one had.
 
-    The flag is kept module by module, because ``model.train()`` would wake a norm that was frozen on purpose.
+    The flag is kept module by module, because ``model.train()`` would wake a norm that was frozen on purpose. Only
+    flags change: a ``train()`` method that does more than setting them is not called.
     """
     before = [(module, module.training) for module in model.modules()]
     try:
@@ -31,7 +32,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     A compiled backward computes every gradient that it could be asked for, and an eager forward keeps the activations
     that they need. With frozen parameters neither happens.
     """
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters() if parameter.is_leaf]
     try:
         for parameter, _ in before:
             parameter.requires_grad_(False)

@@ -53,13 +53,26 @@ def _slots(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield f"{prefix}.{name}" if prefix else name, child
 
 
-def _replace(root: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put the replacement of each module into every slot that holds it; return the new root."""
+def _replace(root: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
+    """Put into every slot the replacement of the module with that ``id``; return the new root."""
     for parent in list(root.modules()):
         for name, child in parent._modules.items():
-            if child is not None and child in replacements:
-                parent._modules[name] = replacements[child]
-    return replacements.get(root, root)
+            parent._modules[name] = replacements.get(id(child), child)
+    return replacements.get(id(root), root)
+
+
+def _warn_of_other_references(owner: str, model: nn.Module, norms: Mapping[int, nn.Module]) -> None:
+    """Warn of norms that a module also holds where they cannot be replaced, such as a plain list."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            held = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+            )
+            if attribute != "_modules" and any(id(item) in norms for item in held):
+                where = f"one in the attribute {attribute!r} of {name or 'the model'!r}"
+                remedy = "What runs through that attribute keeps using the clean branch; hold it in an nn.ModuleList"
+                text = complaint(owner, "batch norms to be held as submodules only", where, remedy)
+                warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def convert_to_dual_bn(
@@ -90,7 +103,7 @@ def convert_to_dual_bn(
             and not yet initialised.
 
     Warns:
-        UserWarning: nothing was converted.
+        UserWarning: nothing was converted, or a norm is also held outside of the submodules, as in a plain list.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -106,17 +119,20 @@ def convert_to_dual_bn(
     if not inplace:
         model = copy.deepcopy(model)
 
-    norms = [
-        module
+    norms = {
+        id(module): module
         for name, module in _slots(model)
         if isinstance(module, _BatchNorm) and (filter_fn is None or filter_fn(module, name))
-    ]
+    }
     if not norms and not any(isinstance(module, DualBatchNorm) for module in model.modules()):
         expected = "a model with batch norms" + (" that filter_fn accepts" if filter_fn else "")
         remedy = "It is returned unchanged; single-norm training works without conversion"
         warnings.warn(complaint(owner, expected, f"none in {type(model).__name__}", remedy), UserWarning, stacklevel=2)
-    memo: dict[int, Any] = {}
-    return _replace(model, {bn: dual_class(bn).from_batchnorm(bn, memo) for bn in dict.fromkeys(norms)})
+    _warn_of_other_references(owner, model, norms)
+    # Only the norms are to be copied, not a module that one of them refers to.
+    parts = {id(part) for bn in norms.values() for part in bn.modules()}
+    memo: dict[int, Any] = {id(module): module for module in model.modules() if id(module) not in parts}
+    return _replace(model, {key: dual_class(bn).from_batchnorm(bn, memo) for key, bn in norms.items()})
 
 
 def export_branch(model: nn.Module, branch: Branch) -> nn.Module:
@@ -146,7 +162,7 @@ def export_branch(model: nn.Module, branch: Branch) -> nn.Module:
     check_choice(owner, "branch", branch, BRANCHES)
     dual_norms(owner, model)
     model = copy.deepcopy(model)
-    return _replace(model, {norm: getattr(norm, branch) for norm in dual_norms(owner, model)})
+    return _replace(model, {id(norm): getattr(norm, branch) for norm in dual_norms(owner, model)})
 
 
 def branch_parameters(model: nn.Module, branch: Branch) -> list[nn.Parameter]:
@@ -212,12 +228,13 @@ def load_acl_checkpoint(
     if not tensors or not all(isinstance(name, str) for name in state_dict):
         remedy = 'Pass what torch.load(path, weights_only=True) holds under "state_dict"'
         raise TypeError(complaint(owner, "a state dict of tensors", type_name(state_dict), remedy))
-    if not isinstance(ignore, (str, tuple)):
-        raise TypeError(complaint(owner, "ignore to be a str or a tuple", type_name(ignore), 'Pass ignore="fc."'))
+    prefixes = (ignore,) if isinstance(ignore, str) else ignore
+    if not isinstance(prefixes, tuple) or not all(isinstance(prefix, str) and prefix for prefix in prefixes):
+        raise TypeError(complaint(owner, "ignore to be prefixes, a str or a tuple", repr(ignore), 'Pass ignore="fc."'))
     own = model.state_dict()
     translated = [(_translate(name), value) for name, value in state_dict.items()]
-    theirs = {name: value for name, value in translated if not ignore or not name.startswith(ignore)}
-    wanted = {name for name in own if not ignore or not name.startswith(ignore)}
+    theirs = {name: value for name, value in translated if not name.startswith(prefixes)}
+    wanted = {name for name in own if not name.startswith(prefixes)}
     names = [name for name, _ in translated]
     problems = {
         "missing": sorted(wanted - theirs.keys()),

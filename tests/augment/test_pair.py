@@ -1,5 +1,7 @@
 """Pairs of views, by the default recipe or by any transform."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -253,3 +255,31 @@ def test_a_transform_must_return_a_view_of_each_image():
 def test_an_empty_batch_gives_empty_views(transform):
     x1, x2 = ContrastivePairAugment(8, transform=transform)(images(0, 3, 8, 8))
     assert x1.shape == x2.shape == (0, 3, 8, 8)
+
+
+class Cropped(v2.RandomResizedCrop):
+    """A subclass of the user's."""
+
+
+CROP = v2.RandomResizedCrop(8)
+
+
+@pytest.mark.parametrize("transform", [Cropped(8), partial(CROP), CROP.forward], ids=["subclass", "partial", "method"])
+def test_torchvision_transforms_are_recognised_in_disguise(transform):
+    same = images(1, 3, 8, 8).expand(6, -1, -1, -1)
+    view, _ = ContrastivePairAugment(transform=transform)(same, seeded())
+    assert len({tuple(image.flatten().tolist()) for image in view}) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_transform_that_works_in_place_reaches_neither_the_images_nor_the_other_view(dtype):
+    x = images(4, 3, 8, 8) if dtype == torch.float32 else torch.full((4, 3, 8, 8), 200, dtype=torch.uint8)
+    before, seen = x.clone(), []
+
+    def erase(x):
+        seen.append(x.clone())
+        return x.zero_()
+
+    ContrastivePairAugment(transform=erase)(x)
+    assert torch.equal(x, before)
+    assert torch.equal(*seen)

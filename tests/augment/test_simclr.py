@@ -237,7 +237,7 @@ def test_repr_reads_as_the_call():
 
 def test_parameters_for_other_images_are_refused():
     augment = SimCLRAugment(8)
-    match = r"SimCLRAugment: expected parameters for 4 images, got 3\. Draw as many as there are images\."
+    match = r"SimCLRAugment: expected parameters for 4 images, got 3\. Draw them with draw"
     with pytest.raises(ValueError, match=match):
         augment.apply(images(4, 3, 8, 8), augment.draw(3, 8, 8))
 
@@ -254,3 +254,28 @@ def test_parameters_for_other_images_are_refused():
 def test_draw_refuses_what_it_cannot_count(error, arguments, match):
     with pytest.raises(error, match=f"^SimCLRAugment: expected {match}"):
         SimCLRAugment(8).draw(*arguments)
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_does_not_matter(default):
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = SimCLRAugment(8)(x, torch.Generator().manual_seed(1))
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(SimCLRAugment(8)(x, torch.Generator().manual_seed(1)), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_parameters_of_larger_images_are_refused():
+    augment = SimCLRAugment(8)
+    parameters = augment.draw(64, 64, 64, torch.Generator().manual_seed(0))
+    with pytest.raises(
+        ValueError, match=r"^SimCLRAugment: expected parameters for images of 16 x 16 pixels, got crops"
+    ):
+        augment.apply(torch.rand(64, 3, 16, 16), parameters)
+
+
+def test_parameters_must_be_parameters():
+    with pytest.raises(TypeError, match=r"^SimCLRAugment: expected ViewParameters, got NoneType\."):
+        SimCLRAugment(8).apply(torch.rand(4, 3, 16, 16), None)

@@ -139,3 +139,47 @@ def test_l2_of_single_numbers():
     torch.testing.assert_close(
         project_l2(torch.tensor([3.0, 1.0]).double(), x, 0.5), torch.tensor([0.5, 1.0]).double(), rtol=1e-12, atol=0
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.zeros(2), -0.1), ValueError, "expected eps to be a finite number >= 0, got -0.1"),
+        ((torch.zeros(2), math.nan), ValueError, "expected eps to be a finite number >= 0, got nan"),
+        ((torch.zeros(2), 0.1, (1.0, 0.0)), ValueError, r"expected bounds \(low, high\) with low < high"),
+        (
+            (torch.zeros(2, dtype=torch.uint8), 0.1),
+            TypeError,
+            "expected x to be a torch.float32 or torch.float64 tensor",
+        ),
+        (([0.0], 0.1), TypeError, "expected x to be a torch.float32 or torch.float64 tensor, got list"),
+    ],
+)
+def test_box_refuses_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=f"^linf_box: {message}"):
+        linf_box(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("point", "x", "eps", "error", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(2, 3), -1.0, ValueError, "expected eps to be a finite number >= 0"),
+        (torch.zeros(2, 3), torch.zeros(2, 4), 1.0, ValueError, r"expected point and x of one shape \[N, \.\.\.\]"),
+        (torch.tensor(0.0), torch.tensor(0.0), 1.0, ValueError, r"expected point and x of one shape \[N, \.\.\.\]"),
+        (None, torch.zeros(2, 4), 1.0, TypeError, "expected point to be a torch.float32 or torch.float64 tensor"),
+    ],
+)
+def test_sphere_refuses_wrong_arguments(point, x, eps, error, message):
+    with pytest.raises(error, match=f"^project_l2: {message}"):
+        project_l2(point, x, eps)
+
+
+def test_no_samples_are_projected_to_none():
+    assert project_l2(torch.zeros(0, 3), torch.zeros(0, 3), 1.0).shape == (0, 3)
+
+
+def test_the_default_device_does_not_matter():
+    x = torch.rand(4)
+    expected = linf_box(x, 0.1)
+    with torch.device("meta"):
+        assert all(map(torch.equal, linf_box(x, 0.1), expected))

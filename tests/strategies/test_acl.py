@@ -561,3 +561,37 @@ def test_views_of_two_dtypes_are_refused():
 def test_a_seed_is_no_generator(mode):
     with pytest.raises(TypeError, match=r"^ACLTrainer: expected generator to be a torch\.Generator"):
         ACLTrainer(network(), mode=mode)(*views(), generator=3)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x):
+        return self.inner(x), x
+
+
+@every_mode
+def test_a_model_must_return_embeddings_alone(mode):
+    with pytest.raises(TypeError, match=r"^ACLTrainer: expected what model returns to be a .* tensor, got tuple\."):
+        ACLTrainer(Two(), mode=mode)(*views())
+
+
+@every_mode
+def test_a_loss_must_be_a_scalar(mode):
+    with pytest.raises(ValueError, match=r"^ACLTrainer: expected loss to return a scalar, got shape \[\d+\]\."):
+        ACLTrainer(network(), loss=lambda z1, z2: (z1 - z2).square().sum(1), mode=mode)(*views())
+
+
+@pytest.mark.parametrize("mode", ATTACKED)
+@pytest.mark.parametrize(
+    ("attack", "error", "match"),
+    [
+        (lambda objective, x: None, TypeError, "what attack returns to be a .* tensor, got NoneType"),
+        (lambda objective, x: x[1:], ValueError, "attack to return shape"),
+    ],
+)
+def test_an_attack_must_return_images(attack, error, match, mode):
+    with pytest.raises(error, match=f"^ACLTrainer: expected {match}"):
+        ACLTrainer(network(), attack=attack, mode=mode)(*views())

@@ -228,3 +228,44 @@ def test_a_norm_in_a_shared_block_is_named_by_each_of_its_paths():
     block, seen = nn.Sequential(nn.BatchNorm1d(4)), []
     convert_to_dual_bn(nn.ModuleDict({"a": block, "b": block}), filter_fn=lambda module, name: not seen.append(name))
     assert seen == ["a.0", "b.0"]
+
+
+class InAList(nn.Module):
+    """Runs through a plain list, which conversion cannot see into."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.steps = [self.norm]
+
+    def forward(self, x):
+        return self.steps[0](x)
+
+
+def test_a_norm_that_a_plain_list_holds_too_is_reported():
+    match = r"^convert_to_dual_bn: expected batch norms to be held as submodules only, got one in the attribute 'steps'"
+    with pytest.warns(UserWarning, match=match):
+        convert_to_dual_bn(InAList())
+
+
+class Equal(nn.BatchNorm1d):
+    """Compares by value, as dataclasses do."""
+
+    def __eq__(self, other):
+        return isinstance(other, Equal)
+
+    def __hash__(self):
+        return 0
+
+
+def test_norms_that_compare_equal_stay_two():
+    first, second = Equal(4), Equal(4)
+    model = convert_to_dual_bn(nn.Sequential(first, second))
+    assert model[0].clean is first
+    assert model[1].clean is second
+
+
+def test_a_norm_that_refers_to_its_model_does_not_copy_it():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model[1].__dict__["owner"] = model
+    assert convert_to_dual_bn(model)[1].adv.owner is model

@@ -174,7 +174,9 @@ def test_a_name_that_comes_twice_is_listed():
 @pytest.mark.parametrize(
     ("state", "ignore", "message"),
     [
-        ({}, ["fc."], "expected ignore to be a str or a tuple, got list"),
+        ({}, ["fc."], r"expected ignore to be prefixes, a str or a tuple, got \['fc\.'\]"),
+        ({}, ("",), r"expected ignore to be prefixes, a str or a tuple, got \('',\)"),
+        ({}, ("fc.", 3), r"expected ignore to be prefixes, a str or a tuple, got \('fc\.', 3\)"),
         ({0: torch.zeros(2)}, (), "expected a state dict of tensors, got dict"),
         ({"epoch": 3}, (), "expected a state dict of tensors, got dict"),
     ],

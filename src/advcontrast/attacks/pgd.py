@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._checks import (
     check_bool,
+    check_bounds,
     check_choice,
     check_finite,
     check_generator,
@@ -97,7 +98,7 @@ class PGDAttack:
         check_bool(_OWNER, "minimize", self.minimize, remedy="True makes the attack targeted")
         if self.restarts is not None:
             check_int(_OWNER, "restarts", self.restarts, low=1, remedy="None makes one run and keeps its end")
-        _check_bounds(self.bounds)
+        check_bounds(_OWNER, self.bounds)
         width = self.bounds[1] - self.bounds[0]
         if self.norm == "linf" and self.eps > width * (1 + 1e-9):
             remedy = f"Did you mean {self.eps:g}/255" if self.eps > 1 else "A larger ball holds every image"
@@ -187,16 +188,6 @@ class PGDAttack:
         check_generator(_OWNER, generator, x.device)
         remedy = "Put the normalisation inside the model and attack the raw image"
         check_within(_OWNER, "x", x, self.bounds, remedy=remedy)
-
-
-def _check_bounds(bounds: tuple[float, float]) -> None:
-    remedy = "Images have (0.0, 1.0)"
-    if not isinstance(bounds, tuple):
-        raise TypeError(complaint(_OWNER, "bounds to be a tuple (low, high)", type_name(bounds), remedy))
-    for bound in bounds:
-        check_real(_OWNER, "each of bounds", bound, finite=False, remedy=remedy)
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
-        raise ValueError(complaint(_OWNER, "bounds (low, high) with low < high", repr(bounds), remedy))
 
 
 def _stronger(best: tuple[Tensor, Tensor] | None, gain: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

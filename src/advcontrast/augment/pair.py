@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class ContrastivePairAugment:
             image.
         transform: what makes a view instead of the default recipe: any callable of an image batch ``[N, C, H, W]`` in
             [0, 1], such as a kornia module. Torchvision's transforms draw once a call, so they are called image by
-            image.
+            image; hidden in a function of yours they cannot be recognised. What bicubic interpolation puts beyond
+            [0, 1] is clamped.
 
     Raises:
         ValueError: size < 1, strength outside [0, 1], or a strength beside a transform, which would go unused.
@@ -97,6 +99,7 @@ class ContrastivePairAugment:
 def _view(transform: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if len(x) == 0:
         return x
+    x = x.clone()  # a transform may work in place
     view = torch.stack([transform(image) for image in x]) if _from_torchvision(transform) else transform(x)
     view = unit_range(f"{_OWNER}: transform", view, overshoot=_BICUBIC_OVERSHOOT)
     if len(view) != len(x):
@@ -107,5 +110,8 @@ def _view(transform: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _from_torchvision(transform: object) -> bool:
     """Tell whether a transform, or a part of it, is one of torchvision's."""
+    while isinstance(transform, partial):
+        transform = transform.func
+    transform = getattr(transform, "__self__", transform)
     parts = transform.modules() if isinstance(transform, nn.Module) else [transform]
-    return any(type(part).__module__.startswith("torchvision.") for part in parts)
+    return any(kind.__module__.startswith("torchvision.") for part in parts for kind in type(part).__mro__)

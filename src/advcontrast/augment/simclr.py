@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_generator, check_int, check_real, complaint
+from .._checks import check_generator, check_int, check_real, complaint, readable, type_name
 from ..functional.image import blend, crop_and_resize, luma, rotate_hue
 from .images import height_width, unit_range
 
@@ -172,9 +172,15 @@ class SimCLRAugment:
             TypeError: ``x`` is of the wrong kind.
         """
         unit = unit_range(_OWNER, x)
+        remedy = "Draw them with draw(n, height, width) for these images"
+        if not isinstance(parameters, ViewParameters):
+            raise TypeError(complaint(_OWNER, "ViewParameters", type_name(parameters), remedy))
         if len(parameters.top) != len(x):
-            remedy = "Draw as many as there are images"
             raise ValueError(complaint(_OWNER, f"parameters for {len(x)} images", str(len(parameters.top)), remedy))
+        outside = (parameters.top + parameters.height > x.shape[2]) | (parameters.left + parameters.width > x.shape[3])
+        if readable(outside) and bool(outside.any()):
+            expected = f"parameters for images of {x.shape[2]} x {x.shape[3]} pixels"
+            raise ValueError(complaint(_OWNER, expected, "crops beyond them", remedy))
         return self._apply(unit, parameters)
 
     def _apply(self, x: Tensor, parameters: ViewParameters) -> Tensor:

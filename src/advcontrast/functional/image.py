@@ -36,12 +36,12 @@ def crop_and_resize(
 def _resampling(start: Tensor, extent: Tensor, length: int, out: int, mirror: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the matrices ``[N, out, length]`` that resample ``extent`` pixels from ``start`` on to ``out`` pixels."""
     steps = torch.arange(out, device=start.device)
-    target = torch.where(mirror[:, None], out - 1 - steps, steps)
+    target = torch.where(mirror[:, None], out - 1 - steps, steps).to(dtype)
     ratio = (extent.to(dtype) / out)[:, None]
     centre = ratio * (target + 0.5)
     source = torch.arange(length, device=start.device) - start[:, None]
     # When the image shrinks, the kernel grows with it: that is what antialiasing means here.
-    distance = (source[:, None] + 0.5 - centre[:, :, None]) / ratio.clamp_min(1)[:, :, None]
+    distance = (source[:, None].to(dtype) + 0.5 - centre[:, :, None]) / ratio.clamp_min(1)[:, :, None]
     inside = (source >= 0) & (source < extent[:, None])
     weights = _bicubic(distance.abs()) * inside[:, None]
     return weights / weights.sum(2, keepdim=True)

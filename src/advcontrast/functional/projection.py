@@ -11,6 +11,10 @@ import math
 import torch
 from torch import Tensor
 
+from .._checks import check_bounds, check_real, check_tensor, complaint
+
+_DTYPES = (torch.float32, torch.float64)
+
 
 def linf_box(x: Tensor, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[Tensor, Tensor]:
     """Return the corners of all points within ``eps`` of ``x`` in every coordinate, and within ``bounds``.
@@ -26,11 +30,17 @@ def linf_box(x: Tensor, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) ->
     Returns:
         The lower and the upper corner, each with the shape of ``x``.
 
+    Raises:
+        ValueError: eps < 0, or bounds that are not in order.
+        TypeError: an argument of the wrong kind.
+
     Example:
         >>> lower, upper = linf_box(torch.tensor([0.0, 0.5, 1.0]), 0.25)
         >>> lower.tolist(), upper.tolist()
         ([0.0, 0.25, 0.75], [0.25, 0.75, 1.0])
     """
+    _check_ball("linf_box", x, eps)
+    check_bounds("linf_box", bounds)
     radius = _rounded_down(eps, x)
     low, high = inward_bounds(bounds, x)
     upper = _sum_rounded_down(x, radius)
@@ -53,22 +63,37 @@ def project_l2(point: Tensor, x: Tensor, eps: float) -> Tensor:
     Returns:
         A tensor like ``point``.
 
+    Raises:
+        ValueError: eps < 0, or shapes that differ.
+        TypeError: an argument of the wrong kind.
+
     Example:
         >>> project_l2(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), 5.1).tolist()
         [[3.0, 4.0]]
     """
+    _check_ball("project_l2", x, eps)
+    check_tensor("project_l2", "point", point, _DTYPES, remedy="Pass float images")
+    if point.shape != x.shape or x.dim() == 0:
+        shapes = f"{list(point.shape)} and {list(x.shape)}"
+        remedy = "Pass a point for each centre"
+        raise ValueError(complaint("project_l2", "point and x of one shape [N, ...]", shapes, remedy))
     delta = point - x
     length = sample_norm(delta)
     reach = sample_norm(x, math.inf) + eps
     # Half of it is for rounding the result, the other half for the arithmetic below.
-    rounding = torch.finfo(x.dtype).eps * (math.sqrt(x[0].numel()) + 4) * reach
+    rounding = torch.finfo(x.dtype).eps * (math.sqrt(math.prod(x.shape[1:])) + 4) * reach
     radius = (eps - rounding).clamp_min(0)
     return torch.where(length > radius, x + delta * (radius / length), point)
 
 
+def _check_ball(owner: str, x: Tensor, eps: float) -> None:
+    check_tensor(owner, "x", x, _DTYPES, remedy="Pass float images")
+    check_real(owner, "eps", eps, low=0, remedy="For images in [0, 1] it is usually 8/255")
+
+
 def sample_norm(x: Tensor, order: float = 2) -> Tensor:
     """Return the norm of each sample of ``x``, of shape ``[N, 1, ...]`` to compute with ``x``."""
-    norm: Tensor = torch.linalg.vector_norm(x.reshape(len(x), -1), order, dim=1)
+    norm: Tensor = torch.linalg.vector_norm(x.reshape(len(x), math.prod(x.shape[1:])), order, dim=1)
     return norm.reshape(-1, *[1] * (x.dim() - 1))
 
 
@@ -80,9 +105,9 @@ def inward_bounds(bounds: tuple[float, float], like: Tensor) -> tuple[float, flo
 
 def _rounded_down(number: float, like: Tensor) -> float:
     """Return the largest number of the dtype of ``like`` that is not above ``number``."""
-    rounded = torch.tensor(number, dtype=like.dtype)
+    rounded = torch.tensor(number, dtype=like.dtype, device="cpu")
     if rounded.item() > number:
-        rounded = torch.nextafter(rounded, torch.tensor(-math.inf, dtype=like.dtype))
+        rounded = torch.nextafter(rounded, torch.full_like(rounded, -math.inf))
     return rounded.item()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import distributed
 from .._checks import check_choice, check_generator, check_module, check_real, check_tensor, complaint, type_name
 from .._modes import eval_mode, frozen
-from .._types import BRANCHES, Branch, Mode
+from .._types import BRANCHES, Branch, Mode, Objective
 from ..attacks import PGDAttack
 from ..functional import alignment
 from ..losses import NTXentLoss
@@ -157,7 +157,7 @@ class ACLTrainer(nn.Module):
         terms: dict[str, Tensor] = {}
         for stream in self._streams():
             z1, z2 = self._embed(stream, *self._perturb(stream, x1, x2, source))
-            loss = self.loss(z1, z2)
+            loss = self._contrast(z1, z2)
             name = "adv" if "adv" in stream else "clean"
             terms[f"loss_{name}"] = loss.detach()
             terms[f"alignment_{name}"] = alignment(z1.detach(), z2.detach())
@@ -204,16 +204,30 @@ class ACLTrainer(nn.Module):
             return x1, x2
         with eval_mode(self.model), frozen(self.model):
             if stream == ("adv", "adv"):
-                perturbed: Tensor = self.attack(
-                    lambda x: self.loss(*self._on("adv", x).chunk(2)), torch.cat([x1, x2]), **source
-                )
-                x1, x2 = perturbed.chunk(2)
+                both = torch.cat([x1, x2])
+                x1, x2 = self._attacked(lambda x: self._contrast(*self._on("adv", x).chunk(2)), both, source).chunk(2)
             else:
                 # The attack differentiates also under inference_mode, which would forbid it to keep this tensor.
                 with torch.inference_mode(False), torch.no_grad():
                     fixed = self._on("clean", x2)
-                x1 = self.attack(lambda x: self.loss(self._on("adv", x), fixed), x1, **source)
+                x1 = self._attacked(lambda x: self._contrast(self._on("adv", x), fixed), x1, source)
         return x1, x2
+
+    def _attacked(self, objective: Objective, x: Tensor, source: dict[str, torch.Generator]) -> Tensor:
+        perturbed = self.attack(objective, x, **source)
+        check_tensor(_OWNER, "what attack returns", perturbed, remedy="Return images like those it was given")
+        if perturbed.shape != x.shape:
+            expected, remedy = f"attack to return shape {list(x.shape)}", "Return an image for each that it was given"
+            raise ValueError(complaint(_OWNER, expected, f"{list(perturbed.shape)}", remedy))
+        return perturbed
+
+    def _contrast(self, z1: Tensor, z2: Tensor) -> Tensor:
+        loss = self.loss(z1, z2)
+        check_tensor(_OWNER, "what loss returns", loss, remedy="Return a scalar tensor")
+        if loss.dim() != 0:
+            remedy = "Average it over the batch"
+            raise ValueError(complaint(_OWNER, "loss to return a scalar", f"shape {list(loss.shape)}", remedy))
+        return loss
 
     def _embed(self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embeddings of both views; views on one branch share a forward pass and its batch statistics."""
@@ -227,6 +241,7 @@ class ACLTrainer(nn.Module):
         context: AbstractContextManager[None] = bn_branch(self.model, branch) if self._is_dual() else nullcontext()
         with context:
             z: Tensor = self.model(x)
+        check_tensor(_OWNER, "what model returns", z, remedy="Return the embeddings [N, D], and nothing beside them")
         return z
 
     def _branches(self) -> set[Branch]:
