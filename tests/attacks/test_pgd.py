@@ -110,10 +110,11 @@ def test_linear_objective_ends_at_the_corner(dtype):
     assert torch.equal(ours, upper.where(weights > 0, lower))
 
 
-def test_steps_that_just_reach_the_corner_do_reach_it():
+@pytest.mark.parametrize(("eps", "steps"), [(8 / 255, 4), (0.03, 3), (0.031, 10), (0.1, 4)])
+def test_steps_that_just_reach_the_corner_do_reach_it(eps, steps):
     x = torch.arange(256).view(4, 64) / 255
-    ours = PGDAttack(eps=8 / 255, step_size=2 / 255, steps=4, random_start=False)(linear, x)
-    assert torch.equal(ours, linf_box(x, 8 / 255)[1])
+    ours = PGDAttack(eps=eps, step_size=eps / steps, steps=steps, random_start=False)(linear, x)
+    assert torch.equal(ours, linf_box(x, eps)[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
