@@ -65,10 +65,9 @@ def _warn_of_other_references(owner: str, model: nn.Module, norms: Mapping[int, 
     """Warn of norms that a module also holds where they cannot be replaced, such as a plain list."""
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            held = (
-                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-            )
-            if attribute != "_modules" and any(id(item) in norms for item in held):
+            held = list(value.values()) if isinstance(value, dict) else value
+            items = held if isinstance(held, (list, tuple)) else [held]
+            if attribute != "_modules" and any(id(item) in norms for item in items):
                 where = f"one in the attribute {attribute!r} of {name or 'the model'!r}"
                 remedy = "What runs through that attribute keeps using the clean branch; hold it in an nn.ModuleList"
                 text = complaint(owner, "batch norms to be held as submodules only", where, remedy)
