@@ -546,9 +546,10 @@ def test_every_mode_runs_under_inference_mode(mode):
         assert acl(*views()).loss.isfinite()
 
 
-def test_an_augment_that_makes_no_pair_is_named():
-    with pytest.raises(ValueError, match=r"^ACLTrainer: expected augment to return a pair, got torch\.float32\."):
-        ACLTrainer(network(), augment=lambda x: x)(views()[0])
+@pytest.mark.parametrize(("augment", "got"), [(lambda x: x, r"torch\.float32"), (lambda x: (x, x, x), "tuple")])
+def test_an_augment_that_makes_no_pair_is_named(augment, got):
+    with pytest.raises(ValueError, match=rf"^ACLTrainer: expected augment to return a pair, got {got}\."):
+        ACLTrainer(network(), augment=augment)(views()[0])
 
 
 def test_views_of_two_dtypes_are_refused():
