@@ -19,7 +19,11 @@ FLOORS = {
     "augment": 3,
     "losses": 3,
     "norm": 3,
+    "data": 3,
+    "models": 3,
     "surgery": 4,
+    "engine": 5,
+    "evaluation": 5,
     "strategies": 5,
 }
 

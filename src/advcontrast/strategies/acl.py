@@ -103,6 +103,9 @@ class ACLTrainer(nn.Module):
         Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
     """
 
+    #: The loss compares the images of a batch with each other, so gradients of its parts do not add up to its own.
+    couples_samples = True
+
     def __init__(
         self,
         model: nn.Module,

@@ -1,0 +1,19 @@
+"""Data sets as one tensor, and how to split them."""
+
+from .cifar import cifar10 as cifar10
+from .cifar import cifar100 as cifar100
+from .folder import image_folder as image_folder
+from .images import ImageSet as ImageSet
+from .splits import interleave as interleave
+from .splits import labelled_subset as labelled_subset
+from .splits import train_validation_split as train_validation_split
+
+__all__ = [
+    "ImageSet",
+    "cifar10",
+    "cifar100",
+    "image_folder",
+    "interleave",
+    "labelled_subset",
+    "train_validation_split",
+]

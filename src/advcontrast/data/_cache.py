@@ -1,0 +1,72 @@
+"""A file with one tensor, which is either whole or does not count."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_DIGITS = 64  # of a SHA-256 in hexadecimal
+
+
+def read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """Return the uint8 tensor of ``shape`` that :func:`write` left in ``path``, or ``None``; warn of any other file."""
+    try:
+        return _load(path, shape)
+    except FileNotFoundError:
+        return None
+    # A checksum only protects from accidents, and of foreign bytes torch.load may complain in any way.
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"image_folder: {str(path)!r} is ignored and made anew ({reason}).", stacklevel=3)
+        return None
+
+
+def write(path: Path, tensor: Tensor) -> None:
+    """Put ``tensor`` into ``path`` such that a reader, at any time, finds all of it or none; warn where that fails."""
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    content = buffer.getbuffer()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(content).hexdigest().encode())
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        warnings.warn(f"image_folder: the images were not cached ({error}).", stacklevel=3)
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> Tensor:
+    with path.open("rb") as file:
+        digest, content = file.read(_DIGITS), file.read()
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        raise ValueError("its checksum is wrong")
+    tensor = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.shape != shape:
+        raise ValueError("it holds something else")
+    return tensor
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut, on systems where folders can be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

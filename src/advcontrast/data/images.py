@@ -1,0 +1,137 @@
+"""A data set of images that is small enough to lie in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._checks import check_int, check_tensor, complaint, readable
+
+_OWNER = "ImageSet"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageSet:
+    """Images and labels, a tensor each, on one device.
+
+    Images stay uint8, a quarter of the memory of floats, until a batch of them is asked for.
+
+    Attributes:
+        x: images, uint8 ``[N, C, H, W]`` with N at least 1.
+        y: classes of the images, int64 ``[N]`` in [0, number of classes).
+        classes: names of the classes, in the order of their labels.
+
+    Raises:
+        ValueError: shapes, lengths or devices do not fit, or, on the CPU, a label is out of range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.data import ImageSet
+        >>> images = ImageSet(torch.full((5, 3, 8, 8), 51, dtype=torch.uint8), torch.arange(5) % 2, ("cat", "dog"))
+        >>> images
+        ImageSet(x=uint8 [5, 3, 8, 8], y=int64 [5], classes=('cat', 'dog'))
+        >>> [(len(x), round(x.max().item(), 4), y.tolist()) for x, y in images.batches(3)]
+        [(3, 0.2, [0, 1, 0]), (2, 0.2, [1, 0])]
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_tensor(_OWNER, "x", self.x, (torch.uint8,), remedy="Pass images with values from 0 to 255")
+        check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy="Pass one class index an image")
+        if self.x.dim() != 4 or 0 in self.x.shape:
+            expected = "x of shape [N, C, H, W], none of them 0"
+            raise ValueError(complaint(_OWNER, expected, f"{list(self.x.shape)}", "Pass at least one image"))
+        if self.y.shape != self.x.shape[:1]:
+            expected = f"y of shape [{len(self.x)}]"
+            raise ValueError(complaint(_OWNER, expected, f"{list(self.y.shape)}", "Pass one class index an image"))
+        if self.x.device != self.y.device:
+            got = f"{self.x.device} and {self.y.device}"
+            raise ValueError(complaint(_OWNER, "x and y on one device", got, "Move one of them to the other's"))
+        if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
+            expected = "classes to be a tuple of strings"
+            raise TypeError(complaint(_OWNER, expected, repr(self.classes), "Pass the names of the classes"))
+        if readable(self.y):
+            outside = int(((self.y < 0) | (self.y >= len(self.classes))).sum())
+            if outside:
+                expected = f"labels from 0 to {len(self.classes) - 1}"
+                remedy = "Name every class, and number them from 0"
+                raise ValueError(complaint(_OWNER, expected, f"{outside} of {len(self.y)} outside", remedy))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        x, y = (f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in (self.x, self.y))
+        return f"{_OWNER}(x={x}, y={y}, classes={self.classes})"
+
+    def to(self, device: torch.device | str | int) -> ImageSet:
+        """Return the same images on ``device``.
+
+        Args:
+            device: anything that ``torch.Tensor.to`` takes for a device.
+
+        Returns:
+            A set that shares the tensors which are on ``device`` already.
+        """
+        return ImageSet(self.x.to(device), self.y.to(device), self.classes)
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        """Return some of the images, in the order of ``indices``.
+
+        Args:
+            indices: which ones, int64 ``[M]`` in [0, N) on any device, M at least 1.
+
+        Returns:
+            A copy of these images, on the device of this set and with the same classes.
+
+        Raises:
+            ValueError: ``indices`` is empty or not one-dimensional or, on the CPU, leaves [0, N).
+            TypeError: ``indices`` is no int64 tensor.
+        """
+        owner, remedy = f"{_OWNER}.subset", f"Pass some of the indices 0 to {len(self) - 1}"
+        check_tensor(owner, "indices", indices, (torch.int64,), remedy=remedy)
+        if indices.dim() != 1 or len(indices) == 0:
+            expected = "indices of shape [M] with M >= 1"
+            raise ValueError(complaint(owner, expected, f"{list(indices.shape)}", remedy))
+        if readable(indices):
+            outside = int(((indices < 0) | (indices >= len(self))).sum())
+            if outside:
+                got = f"{outside} of {len(indices)} outside"
+                raise ValueError(complaint(owner, f"indices from 0 to {len(self) - 1}", got, remedy))
+        indices = indices.to(self.x.device)
+        return ImageSet(self.x[indices], self.y[indices], self.classes)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Go through the images in order.
+
+        Args:
+            size: of a batch, at least 1; the last batch may be smaller.
+
+        Returns:
+            An iterator over pairs of images, float32 ``[size, C, H, W]`` in [0, 1], and their labels ``[size]``.
+
+        Raises:
+            ValueError: size < 1.
+            TypeError: ``size`` is no int.
+        """
+        check_int(f"{_OWNER}.batches", "size", size, low=1, remedy="Pass the number of images of a batch")
+        return ((x.float() / 255, y) for x, y in zip(torch.split(self.x, size), torch.split(self.y, size), strict=True))
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of images, labels and names of the classes, as hexadecimal digits.
+
+        Equal sets have equal fingerprints, wherever they lie; note it with a result to tell on which data it was found.
+        """
+        digest = hashlib.sha256(ascii((tuple(self.x.shape), self.classes)).encode())
+        for tensor in (self.x.cpu().contiguous(), self.y.cpu().contiguous()):
+            # Tensors have no buffer of their own without numpy.
+            digest.update((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
+        return digest.hexdigest()

@@ -1,0 +1,271 @@
+"""Checkpoints that are written whole or not at all, and verified before they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from .._checks import check_int, complaint, type_name
+from .durable import flush_folder, only_process, sha256, write
+
+_OWNER = "Checkpoint"
+_FORMAT, _VERSION = "advcontrast checkpoint", 1
+_STATE, _MANIFEST = "state.pt", "manifest.json"
+_KINDS = {"format": str, "version": int, "step": int, "bytes": int, "sha256": str, "torch": str, "seal": str}
+_LARGEST_MANIFEST = 1 << 16
+
+
+class CheckpointError(RuntimeError):
+    """Something is wrong with a checkpoint, or with its folder."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint could not be written. Those written earlier are untouched."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """A checkpoint is damaged, or was not written by this library."""
+
+
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint was written by a later version of this library."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """A checkpoint belongs to another run: another model, optimizer, data set or setting."""
+
+
+class CheckpointBusyError(CheckpointError):
+    """Another process is writing to the folder."""
+
+
+class Checkpoint:
+    """A folder of checkpoints, one subfolder a step.
+
+    A checkpoint is written to a temporary folder, flushed to the disk, and gets its name by one rename. A process that
+    is killed at any instant leaves it whole or not at all, and those before it as they were. Beside the state lies a
+    manifest with its size and its SHA-256. Both are verified before the state is parsed, by a parser that builds
+    nothing but tensors and plain containers. What an interrupted save left behind the next one sweeps away.
+
+    Args:
+        folder: where the checkpoints are; it need not exist yet.
+        keep: how many of the newest to keep, at least 1. Two survive damage to the newest.
+
+    Raises:
+        ValueError: keep < 1.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> import tempfile
+        >>> checkpoint = Checkpoint(tempfile.mkdtemp())
+        >>> checkpoint.save(7, {"weights": torch.ones(2)}).name
+        'step-00000007'
+        >>> checkpoint.load()
+        (7, {'weights': tensor([1., 1.])})
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
+        if not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(complaint(_OWNER, "folder to be a path", type_name(folder), "Pass a string or a Path"))
+        check_int(_OWNER, "keep", keep, low=1, remedy="2 survives a damaged checkpoint")
+        # A relative path would point elsewhere after a change of directory.
+        self.folder = Path(folder).absolute()
+        self.keep = keep
+
+    def __repr__(self) -> str:
+        return f"{_OWNER}({str(self.folder)!r}, keep={self.keep})"
+
+    def path(self, step: int) -> Path:
+        """Return the folder that the checkpoint of a step has, or would have."""
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, good or damaged, oldest first."""
+        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def save(self, step: int, state: Mapping[str, Any]) -> Path:
+        """Write the state of a step, then remove what is more than ``keep``.
+
+        Args:
+            step: the number of steps taken, at least 0. One that has a good checkpoint is not written again.
+            state: tensors, numbers, strings, ``None``, and lists, tuples and dicts of them.
+
+        Returns:
+            The folder of the checkpoint.
+
+        Raises:
+            CheckpointWriteError: the disk is full, read-only or failing. Earlier checkpoints are untouched.
+        """
+        check_int(_OWNER, "step", step, low=0, remedy="Pass the number of steps taken")
+        path = self.path(step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            if not self._is_good(step):
+                self._discard(step)
+                self._write(step, state)
+            for old in self.steps()[: -self.keep]:
+                self._discard(old)
+            self._sweep()
+        except OSError as error:
+            self._sweep(ignore_errors=True)
+            raise _unwritable(path, error) from error
+        return path
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """Return the newest good checkpoint, and warn of damaged ones that are newer.
+
+        Returns:
+            The step and its state, all tensors on the CPU; ``None`` where there are no checkpoints.
+
+        Raises:
+            CheckpointCorruptError: there are checkpoints, and all are damaged.
+            CheckpointVersionError: the newest was written by a later version of this library.
+        """
+        damaged: list[CheckpointCorruptError] = []
+        for step in reversed(self.steps()):
+            try:
+                state = self.read(step)
+            except CheckpointCorruptError as error:
+                damaged.append(error)
+                continue
+            for reason in damaged:
+                warnings.warn(f"{reason} Falling back to step {step}.", UserWarning, stacklevel=2)
+            return step, state
+        if damaged:
+            raise damaged[0]
+        return None
+
+    def read(self, step: int) -> dict[str, Any]:
+        """Verify the checkpoint of one step and return its state.
+
+        Raises:
+            CheckpointCorruptError: it is damaged, or not written by this library, or not there.
+            CheckpointVersionError: it was written by a later version of this library.
+        """
+        path = self.path(step)
+        try:
+            manifest = _manifest(path, step)
+            with (path / _STATE).open("rb") as file:
+                _verify(file, manifest)
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise _corrupt(path, str(error).partition("\n")[0] or type(error).__name__) from error
+        if not isinstance(state, dict):
+            raise _corrupt(path, f"a {type_name(state)} instead of a dict")
+        return state
+
+    @contextmanager
+    def locked(self, wanted: bool = True) -> Iterator[None]:
+        """Keep other processes from writing to the folder, if ``wanted``.
+
+        Raises:
+            CheckpointBusyError: one is doing so.
+            CheckpointWriteError: the folder cannot be made or written to.
+        """
+        if not wanted:
+            yield
+            return
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                holder = stack.enter_context(only_process(self.folder / ".lock"))
+            except OSError as error:
+                raise _unwritable(self.folder, error) from error
+            if holder is not None:
+                remedy = "Wait for it to end, or choose another folder"
+                raise CheckpointBusyError(complaint(_OWNER, f"{self.folder} to be free", holder, remedy))
+            yield
+
+    def _write(self, step: int, state: Mapping[str, Any]) -> None:
+        partial = self.folder / f".partial-{step:08d}"
+        partial.mkdir()
+        size, digest = write(partial / _STATE, lambda file: torch.save(dict(state), file))
+        manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "bytes": size, "sha256": digest}
+        manifest["torch"] = torch.__version__
+        text = json.dumps({**manifest, "seal": _seal(manifest)}, indent=1)
+        write(partial / _MANIFEST, lambda file: file.write(text.encode()))
+        flush_folder(partial)
+        partial.rename(self.path(step))
+        flush_folder(self.folder)
+
+    def _is_good(self, step: int) -> bool:
+        try:
+            self.read(step)
+        except CheckpointError:
+            return False
+        return True
+
+    def _discard(self, step: int) -> None:
+        """Take a checkpoint's name away first, so that it is never seen half deleted."""
+        if self.path(step).exists():
+            self.path(step).rename(self.folder / f".discarded-{step:08d}")
+
+    def _sweep(self, *, ignore_errors: bool = False) -> None:
+        for pattern in (".partial-*", ".discarded-*"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=ignore_errors)
+
+
+def _unwritable(path: Path, error: OSError) -> CheckpointWriteError:
+    remedy = "Make room or choose another folder; earlier checkpoints are untouched"
+    got = f"{error.strerror or error} (errno {error.errno})"
+    return CheckpointWriteError(complaint(_OWNER, f"to write {path}", got, remedy))
+
+
+def _corrupt(path: Path, got: str) -> CheckpointCorruptError:
+    remedy = "Delete that folder"
+    return CheckpointCorruptError(complaint(_OWNER, f"a good checkpoint in {path}", got, remedy))
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Return a digest of the manifest, so that no bit of it can change unseen."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest(path: Path, step: int) -> dict[str, Any]:
+    """Read and verify the manifest."""
+    with (path / _MANIFEST).open("rb") as file:
+        text = file.read(_LARGEST_MANIFEST)
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise _corrupt(path, "a manifest of something else")
+    version = manifest.get("version")
+    if isinstance(version, int) and version > _VERSION:
+        expected, remedy = f"format version {_VERSION} or older in {path}", "Install a newer advcontrast"
+        raise CheckpointVersionError(complaint(_OWNER, expected, str(version), remedy))
+    if {key: type(value) for key, value in manifest.items()} != _KINDS:
+        raise _corrupt(path, "a manifest with other entries")
+    seal = manifest.pop("seal")
+    if seal != _seal(manifest):
+        raise _corrupt(path, "a manifest that was changed")
+    if manifest["step"] != step:
+        raise _corrupt(path, f"the checkpoint of step {manifest['step']}")
+    return manifest
+
+
+def _verify(file: IO[bytes], manifest: Mapping[str, Any]) -> None:
+    """Require the file to be the one that was written, and to unpack to no more than its own size."""
+    path, size = Path(file.name).parent, os.fstat(file.fileno()).st_size
+    if size != manifest["bytes"]:
+        raise _corrupt(path, f"{size} bytes instead of {manifest['bytes']}")
+    if sha256(file) != manifest["sha256"]:
+        raise _corrupt(path, "other contents than were written")
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
+            raise _corrupt(path, "an archive that unpacks to more than its size")
+    file.seek(0)

@@ -1,0 +1,112 @@
+"""A moving average of the weights, which often classifies better than the weights themselves."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_module, check_real, complaint
+
+_OWNER = "EMA"
+
+
+class EMA:
+    r"""An exponential moving average of the parameters of a model.
+
+    The average starts as a copy of the model, and each :meth:`update` makes it
+    :math:`\bar\theta \leftarrow m\, \bar\theta + (1 - m)\, \theta` with the decay :math:`m`. Buffers, such as the
+    statistics of batch norms, are copied: they are averages already. Evaluate :attr:`model`; it is in eval mode,
+    requires no gradients and shares no memory with the original.
+
+    Args:
+        model: the network to follow, on its final device.
+        decay: m above, in [0, 1]: 0 always copies, 1 never changes.
+
+    Attributes:
+        model: the averaged network.
+        updates: number of updates so far.
+
+    Raises:
+        ValueError: decay outside [0, 1].
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> model = torch.nn.Linear(1, 1)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> ema = EMA(model, decay=0.75)
+        >>> _ = torch.nn.init.constant_(model.weight, 5.0)
+        >>> ema.update(model)
+        >>> ema.model.weight.item()
+        2.0
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        check_module(_OWNER, model)
+        check_real(_OWNER, "decay", decay, low=0, high=1, remedy="0.999 is usual")
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+        self.updates = 0
+
+    def __repr__(self) -> str:
+        return f"EMA({type(self.model).__name__}, decay={self.decay})"
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take a step towards the weights of ``model``; call it after every step of the optimizer.
+
+        Args:
+            model: the network that was passed at first, not wrapped in anything else.
+
+        Raises:
+            ValueError: the parameters or buffers of the model are others than at first.
+            TypeError: the model is no module.
+        """
+        check_module(_OWNER, model)
+        mine, theirs = _tensors(self.model), _tensors(model)
+        for name in mine.keys() | theirs.keys():
+            ours, other = _form(mine.get(name)), _form(theirs.get(name))
+            if ours != other:
+                remedy = "Pass the model itself, unwrapped, and create the EMA on its final device"
+                raise ValueError(complaint(_OWNER, f"{name} to be {ours}", other, remedy))
+        averaged = [name for name, value in mine.items() if isinstance(value, nn.Parameter) and _continuous(value)]
+        if averaged:
+            torch._foreach_lerp_([mine[name] for name in averaged], [theirs[name] for name in averaged], 1 - self.decay)
+        for name in mine.keys() - set(averaged):
+            mine[name].copy_(theirs[name])
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights and the number of updates, for ``torch.save``."""
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from what :meth:`state_dict` returned.
+
+        Args:
+            state_dict: of an average of the same network.
+
+        Raises:
+            ValueError: it has other entries.
+            RuntimeError: its weights do not fit the network.
+        """
+        if set(state_dict) != {"model", "updates"}:
+            remedy = "Pass what state_dict() returned"
+            raise ValueError(complaint(_OWNER, "entries model and updates", f"{sorted(state_dict)}", remedy))
+        self.model.load_state_dict(state_dict["model"])
+        self.updates = int(state_dict["updates"])
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(chain(model.named_parameters(), model.named_buffers()))
+
+
+def _form(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+
+
+def _continuous(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

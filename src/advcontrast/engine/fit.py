@@ -1,0 +1,231 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from .. import distributed
+from .._checks import check_bool, check_choice, check_int, check_module, complaint, type_name
+from .ema import EMA
+from .lars import LARS
+from .metrics import Row
+from .progress import progress
+from .records import Records
+from .run import Run
+from .sampling import Plan
+from .schedules import WarmupCosine
+from .termination import Termination, termination
+
+_OWNER = "fit"
+_ASK_EVERY = 16
+
+
+def fit(
+    learner: nn.Module,
+    data: Tensor | Sequence[Tensor],
+    *,
+    epochs: int,
+    batch_size: int = 512,
+    optimizer: Optimizer | None = None,
+    schedule: Callable[[int], float] | None = None,
+    seed: int = 0,
+    groups: Tensor | None = None,
+    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    select: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    save_every: int | None = None,
+    accumulate: int = 1,
+    amp: Literal["off", "bf16", "fp16"] = "off",
+    ema: EMA | None = None,
+    compile: bool = False,  # noqa: A002 (the field's word)
+    tensorboard: bool = False,
+) -> list[Row]:
+    """Train a learner.
+
+    A learner is a module whose forward pass is a training step, as :class:`advcontrast.ACLTrainer` is: it takes a batch
+    of each tensor of ``data`` and returns a loss and a dict of scalars to report. The loop belongs to it, and nothing
+    else: augmentation and attack are the learner's.
+
+    With a ``folder`` the run can be interrupted. Checkpoints hold everything that changes, so on the CPU (and, as far
+    as its kernels are deterministic, on a GPU) a resumed run ends with the very weights of an uninterrupted one. Called
+    again with the same arguments, ``fit`` continues; when the run is complete it returns at once. SIGTERM saves after
+    the step at hand and exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
+
+    Under ``torchrun``, with a process group, each process takes its share of every batch.
+
+    Args:
+        learner: on the device to train on. It is put into train mode, and into channels-last format.
+        data: tensors with one entry a sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and whatever else
+            the learner takes. They are moved to the device of the learner as a whole.
+        epochs: passes over the data, at least 1.
+        batch_size: samples a step, of all processes together. The last batch of an epoch may be shorter.
+        optimizer: of the learner's parameters, by default :class:`LARS` with the ACL code's rate of 5.
+        schedule: ``schedule(step)``, the fraction of the optimizer's learning rate to use; by default
+            :class:`WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is shorter.
+        seed: of the order of the samples. Everything else draws from torch's global generators, which are never
+            seeded here.
+        groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
+        evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1.
+        select: name of a metric; the learner ends with the weights of the epoch in which it was largest.
+        folder: where to keep ``checkpoints/``, ``metrics.csv`` and ``tensorboard/``.
+        save_every: steps between checkpoints, beside those at the end of each epoch.
+        accumulate: into how many parts to cut each batch to save memory; their gradients are added up. Refused for a
+            learner whose loss compares the samples of a batch with each other.
+        amp: ``"bf16"`` or ``"fp16"`` runs the learner under autocast; fp16 with a gradient scaler.
+        ema: average of ``learner.model`` to update after each step.
+        compile: whether to compile ``learner.model`` in place.
+        tensorboard: whether to write the metrics for TensorBoard too.
+
+    Returns:
+        A row for each epoch: its number, the steps taken, learning rate, seconds, the means of the loss and of the
+        learner's terms, and what ``evaluate`` returned.
+
+    Raises:
+        ValueError: an argument out of its range; data that is empty, not finite or of unequal lengths.
+        TypeError: an argument of the wrong kind.
+        RuntimeError: the loss or a gradient is not finite. On the CPU the weights are still those of the step before;
+            elsewhere it shows at the next checkpoint, which is then not written.
+        CheckpointError: the checkpoints in ``folder`` are damaged, belong to another run, cannot be written, or are
+            being written by another process.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> model = convert_to_dual_bn(resnet18(num_classes=16))
+        >>> acl = ACLTrainer(model, attack=PGDAttack(steps=1), augment=ContrastivePairAugment(16))
+        >>> images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+        >>> history = fit(acl, images, epochs=1)
+        >>> sorted(history[0])[:4]
+        ['alignment_adv', 'alignment_clean', 'epoch', 'loss']
+    """
+    tensors = _check_data(learner, data, batch_size)
+    for name, number in (("epochs", epochs), ("accumulate", accumulate)):
+        check_int(_OWNER, name, number, low=1, remedy="Pass a number of at least 1")
+    check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
+    check_choice(_OWNER, "amp", amp, ("off", "bf16", "fp16"))
+    check_bool(_OWNER, "compile", compile, remedy="True compiles learner.model")
+    check_bool(_OWNER, "tensorboard", tensorboard, remedy="True writes folder/tensorboard")
+    if save_every is not None:
+        check_int(_OWNER, "save_every", save_every, low=1, remedy="Pass a number of steps, or None")
+    if folder is None and (tensorboard or save_every is not None):
+        raise ValueError(complaint(_OWNER, "a folder to write to", "None", "Pass folder="))
+    if accumulate > 1 and getattr(learner, "couples_samples", False):
+        expected = f"accumulate to be 1 for {type(learner).__name__}, whose loss compares all images of a batch"
+        remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"
+        raise ValueError(complaint(_OWNER, expected, repr(accumulate), remedy))
+
+    learner.to(memory_format=torch.channels_last)
+    device = next(learner.parameters()).device
+    tensors = [tensor.to(device) for tensor in tensors]
+    plan = Plan(samples=len(tensors[0]), batch_size=batch_size, seed=seed, groups=groups)
+    steps = epochs * plan.steps
+    optimizer = LARS(learner.parameters(), lr=5.0) if optimizer is None else optimizer
+    schedule = WarmupCosine(steps, warmup=min(10 * plan.steps, steps // 10)) if schedule is None else schedule
+    settings = {
+        "learner": _words(learner.extra_repr()),
+        "data": _fingerprint(tensors),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": f"{type(optimizer).__name__} {_hyperparameters(optimizer)}",
+        "schedule": _words(schedule),
+        "seed": seed,
+        "select": select,
+        "accumulate": accumulate,
+        "amp": amp,
+        "ema": _words(ema),
+    }
+    run = Run(learner, optimizer, amp, ema, settings)
+    records = Records(None if folder is None else Path(folder).absolute(), tensorboard=tensorboard)
+    with records.resumed(run), termination(folder is not None) as asked, progress(steps, run.step) as bar:
+        if compile and len(run.history) < epochs:
+            learner.get_submodule("model").compile()
+        wrapped = DistributedDataParallel(learner) if distributed.world_size() > 1 else learner
+        while len(run.history) < epochs:
+            epoch, started = len(run.history), time.monotonic()
+            learner.train()
+            for batch in plan.batches(epoch, skip=run.step - epoch * plan.steps):
+                parts = batch.to(device).tensor_split(min(accumulate, len(batch)))
+                run.take_step([_pick(tensors, part) for part in parts], wrapped, schedule(run.step))
+                bar.update()
+                # The last step of an epoch is saved together with the row of the epoch.
+                if run.step < (epoch + 1) * plan.steps:
+                    stop = run.step % _ASK_EVERY == 0 or distributed.world_size() == 1
+                    stop = stop and _wanted(asked)
+                    if stop or (save_every is not None and run.step % save_every == 0):
+                        records.save(run)
+                    if stop:
+                        asked.end()
+            row = run.end_epoch(time.monotonic() - started, evaluate, select)
+            records.save(run)
+            records.report(run)
+            shown = {name: value for name, value in row.items() if name not in ("step", "seconds")}
+            bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+            if _wanted(asked):
+                asked.end()
+    if run.best is not None:
+        learner.load_state_dict(run.best["weights"])
+    return run.history
+
+
+def _check_data(learner: nn.Module, data: Tensor | Sequence[Tensor], batch_size: int) -> list[Tensor]:
+    """Return the data as a list, once learner and data can be trained with."""
+    check_module(_OWNER, learner)
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        remedy = "Unfreeze what is to be trained"
+        raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", remedy))
+    tensors = [data] if isinstance(data, Tensor) else list(data)
+    remedy = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(complaint(_OWNER, "data to be tensors", type_name(tensor), remedy))
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).sum())
+            # One such number would stay in the running statistics of a batch norm for ever.
+            raise ValueError(complaint(_OWNER, "data to be finite", f"{bad} values that are not", "Clean the data"))
+    lengths = [len(tensor) if tensor.dim() else 0 for tensor in tensors]
+    fewest = 2 * distributed.world_size()
+    if len(set(lengths)) != 1 or lengths[0] < fewest:
+        expected = f"data of one length, at least {fewest}"
+        raise ValueError(complaint(_OWNER, expected, f"lengths {lengths}", remedy))
+    check_int(_OWNER, "batch_size", batch_size, low=fewest, remedy="A batch has two samples at least a process")
+    return tensors
+
+
+def _pick(tensors: Sequence[Tensor], indices: Tensor) -> tuple[Tensor, ...]:
+    picked = (tensor[indices] for tensor in tensors)
+    return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in picked)
+
+
+def _hyperparameters(optimizer: Optimizer) -> str:
+    groups = [{**group, "lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
+    return _words([{k: v for k, v in group.items() if k not in ("params", "initial_lr")} for group in groups])
+
+
+def _words(value: Any) -> str:
+    """Return the ``repr`` without the address in memory, which differs from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", value if isinstance(value, str) else repr(value))
+
+
+def _fingerprint(tensors: Sequence[Tensor]) -> str:
+    """Return shapes, dtypes and a digest of up to 256 samples, to tell one data set from another."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        few = tensor[:: max(1, len(tensor) // 256)].cpu().contiguous()
+        digest.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(bytes(few.view(torch.uint8).flatten().tolist()))
+    return f"{[list(tensor.shape) for tensor in tensors]} {digest.hexdigest()[:16]}"
+
+
+def _wanted(asked: Termination) -> bool:
+    """Tell whether any process was asked to end; all of them end together."""
+    return any(distributed.exchange(asked.signal is not None))

@@ -1,0 +1,160 @@
+"""Layer-wise adaptive rate scaling, for the large learning rates of contrastive pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from .._checks import check_bool, check_real, complaint
+
+_OWNER = "LARS"
+
+
+class LARS(Optimizer):
+    r"""SGD with momentum whose step for each tensor is in proportion to the norm of that tensor.
+
+    For a parameter :math:`w` with gradient :math:`g`
+
+    .. math::
+
+        \mathrm{rate} &= \frac{\mathrm{trust} \cdot \|w\|}{\|g\| + \mathrm{weight\_decay} \cdot \|w\|},
+        \quad \text{1 where } \|w\| \text{ or } \|g\| \text{ is 0} \\
+        v &\leftarrow \mathrm{momentum} \cdot v + \mathrm{lr} \cdot \mathrm{rate}
+        \cdot (g + \mathrm{weight\_decay} \cdot w) \\
+        w &\leftarrow w - v
+
+    so a bias that starts at zero takes its first step at the full ``lr``. The learning rate is inside the momentum: a
+    change of ``lr`` acts on later gradients only, unlike in :class:`torch.optim.SGD`. With these defaults and a peak of
+    5.0 this is the optimiser of the ACL code, which adapts every tensor; SimCLR leaves norms and biases out, as
+    ``exclude_1d=True`` does. No value is read on the host, so an accelerator is not stalled.
+
+    Args:
+        params: parameters, or dicts of parameters with settings of their own, as for every optimiser of PyTorch.
+        lr: learning rate, at least 0. May be changed between steps, by a scheduler for example.
+        momentum: share of the last step that is taken again, in [0, 1].
+        weight_decay: at least 0.
+        trust: the factor above, positive.
+        exclude_1d: whether tensors of one dimension or none have ``rate`` 1 and no weight decay.
+
+    Raises:
+        ValueError: a number out of its range, or no parameters.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        The first step is ``lr * trust`` times as long as the tensor, 10, however large the gradient (without decay).
+
+        >>> weight = torch.nn.Parameter(torch.tensor([[6.0, 8.0]]))
+        >>> optimizer = LARS([weight], lr=5.0, weight_decay=0.0, trust=0.01)
+        >>> weight.grad = torch.tensor([[0.0, 123.0]])
+        >>> optimizer.step()
+        >>> weight.tolist()
+        [[6.0, 7.5]]
+
+    References:
+        You et al., "Large Batch Training of Convolutional Networks", 2017.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-6,
+        trust: float = 1e-3,
+        exclude_1d: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "exclude_1d": exclude_1d,
+        }
+        _check_settings(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with settings of their own.
+
+        Args:
+            param_group: ``params``, and any of the settings of the constructor that shall differ.
+
+        Raises:
+            ValueError: a setting out of its range, or a parameter that is already there.
+            TypeError: an argument of the wrong kind.
+        """
+        _check_settings({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step for every parameter that has a gradient.
+
+        Args:
+            closure: a function that computes the loss anew and its gradients.
+
+        Returns:
+            What ``closure`` returned, ``None`` without one.
+
+        Raises:
+            RuntimeError: a gradient is sparse; nothing was changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        active = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if any(p.grad.is_sparse for params in active for p in params):
+            remedy = "Use sparse=False in the embedding, or another optimiser for it"
+            raise RuntimeError(complaint(_OWNER, "dense gradients", "a sparse one", remedy))
+        for group, params in zip(self.param_groups, active, strict=True):
+            for device in {p.device for p in params}:
+                near = [p for p in params if p.device == device]
+                excluded = [p for p in near if group["exclude_1d"] and p.dim() <= 1]
+                adapted = [p for p in near if not (group["exclude_1d"] and p.dim() <= 1)]
+                self._move(excluded, [group["lr"] * p.grad for p in excluded], group["momentum"])
+                self._move(adapted, _updates(adapted, group), group["momentum"])
+        return loss
+
+    def _move(self, params: list[Tensor], updates: list[Tensor], momentum: float) -> None:
+        if not params:
+            return
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_sub_(params, buffers)
+
+
+def _updates(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """Return the gradients with their decay, scaled for each tensor."""
+    if not params:
+        return []
+    weight_decay = group["weight_decay"]
+    grads = [p.grad for p in params if p.grad is not None]
+    w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, grads))
+    rate = torch.where((w > 0) & (g > 0), group["trust"] * w / (g + weight_decay * w), 1)
+    updates = torch._foreach_add(grads, params, alpha=weight_decay)
+    torch._foreach_mul_(updates, (group["lr"] * rate).unbind())
+    return list(updates)
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    check_real(_OWNER, "lr", settings["lr"], low=0, remedy="The ACL code has a peak of 5.0")
+    check_real(_OWNER, "momentum", settings["momentum"], low=0, high=1, remedy="0.9 is usual")
+    check_real(_OWNER, "weight_decay", settings["weight_decay"], low=0, remedy="The ACL code has 1e-6")
+    check_real(_OWNER, "trust", settings["trust"], low=0, above=True, remedy="1e-3 is usual")
+    check_bool(_OWNER, "exclude_1d", settings["exclude_1d"], remedy="True leaves norms and biases unadapted")

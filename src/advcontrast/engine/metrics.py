@@ -1,0 +1,51 @@
+"""What a run reports: means over an epoch, a CSV file, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .. import distributed
+
+Row = dict[str, float]
+
+
+class Means:
+    """Means of scalars over the samples of an epoch. They stay on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.samples = 0
+
+    def add(self, terms: Mapping[str, Tensor], samples: int) -> None:
+        """Count the means of a batch of so many samples."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float() * samples
+        self.samples += samples
+
+    def result(self) -> Row:
+        """Return the means over all processes."""
+        if not self.sums:
+            return {}
+        totals = torch.stack([*self.sums.values()])
+        counts = torch.full_like(totals, self.samples)
+        if distributed.world_size() > 1:
+            dist.all_reduce(totals)
+            dist.all_reduce(counts)
+        return dict(zip(self.sums, (totals / counts).tolist(), strict=True))
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write the rows as a table, whole or not at all. A column that a row lacks stays empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        table.writerows(rows)
+    partial.replace(path)

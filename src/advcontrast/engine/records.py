@@ -1,0 +1,75 @@
+"""The folder of a run: its checkpoints, its table of metrics, and what TensorBoard reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import distributed
+from .._checks import complaint
+from .checkpoint import Checkpoint
+from .metrics import write_csv
+from .run import Run
+
+
+class Records:
+    """Where a run is written down, by the first process alone. Without a folder nothing is.
+
+    Args:
+        folder: of the run, or ``None``.
+        tensorboard: whether to write for TensorBoard too.
+    """
+
+    def __init__(self, folder: Path | None, *, tensorboard: bool) -> None:
+        self.folder = folder
+        self._checkpoint = None if folder is None else Checkpoint(folder / "checkpoints")
+        self._tensorboard = tensorboard
+        self._writer: Any = None
+
+    @contextmanager
+    def resumed(self, run: Run) -> Iterator[None]:
+        """Take possession of the folder inside the block, and put the run where its last good checkpoint left it."""
+        if self.folder is None or self._checkpoint is None:
+            yield
+            return
+        with self._checkpoint.locked(distributed.rank() == 0):
+            saved = self._checkpoint.load()
+            if saved is not None:
+                run.restore(saved[1], str(self._checkpoint.path(saved[0])))
+            if distributed.rank() == 0:
+                # Where a run is resumed, forget what was reported after its checkpoint.
+                if saved is not None:
+                    write_csv(self.folder / "metrics.csv", run.history)
+                if self._tensorboard:
+                    self._writer = _tensorboard_writer(self.folder / "tensorboard", run.step)
+            yield
+            if self._writer is not None:
+                self._writer.close()
+
+    def save(self, run: Run) -> None:
+        """Write a checkpoint. All processes must call this."""
+        run.require_finite_means()
+        if self._checkpoint is not None:
+            state = run.state()
+            if distributed.rank() == 0:
+                self._checkpoint.save(run.step, state)
+
+    def report(self, run: Run) -> None:
+        """Write the row of the epoch that has just ended."""
+        if self.folder is None or distributed.rank() != 0:
+            return
+        write_csv(self.folder / "metrics.csv", run.history)
+        if self._writer is not None:
+            for name, value in run.history[-1].items():
+                self._writer.add_scalar(name, value, run.step)
+
+
+def _tensorboard_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        remedy = "Install it with pip install tensorboard, or leave the argument out"
+        raise RuntimeError(complaint("fit", "tensorboard to be installed", str(error), remedy)) from error
+    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]

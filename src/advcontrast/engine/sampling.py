@@ -1,0 +1,54 @@
+"""Which samples each step sees: a function of the seed and the number of the step, so that nothing need be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import distributed
+from ..data import interleave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The batches of every epoch, as indices.
+
+    Every epoch is a permutation of all samples that depends on the seed and the epoch alone. Processes take turns
+    within a batch. A last, shorter batch is used too, cut to equal shares of at least two samples.
+
+    Args:
+        samples: number of samples.
+        batch_size: samples a step, of all processes together.
+        seed: of the permutations.
+        groups: group of each sample, ``[samples]``: every batch then holds its share of each group.
+    """
+
+    samples: int
+    batch_size: int
+    seed: int
+    groups: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps in an epoch."""
+        full, rest = divmod(self.samples, self.batch_size)
+        return full + (rest >= 2 * distributed.world_size())
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the permutation of an epoch."""
+        # Both numbers fit the 64 bits of a seed side by side; their sum would repeat the order of another run's epoch.
+        generator = torch.Generator().manual_seed((self.seed % 2**31 << 32) + epoch)
+        if self.groups is None:
+            return torch.randperm(self.samples, generator=generator)
+        return interleave(self.groups, generator)
+
+    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Tensor]:
+        """Yield the indices that this process takes in each step of an epoch, without the first ``skip`` steps."""
+        world, rank = distributed.world_size(), distributed.rank()
+        order = self.order(epoch)
+        for step in range(skip, self.steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield batch[rank : len(batch) // world * world : world]

@@ -1,0 +1,85 @@
+"""The loss of ACL's semi-supervised training: few labels, and a teacher for every image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._checks import check_real, check_tensor, check_within, complaint
+from .distillation import check_temperature, distillation
+from .divergence import kl_divergence
+
+
+def semi_supervised(
+    clean_logits: Tensor,
+    adv_logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor,
+    *,
+    alpha: float = 0.5,
+    temperature: float = 1.0,
+    beta: float = 6.0,
+) -> Tensor:
+    r"""Return the loss of ACL's semi-supervised training (equation 3 of the paper) over a partly labelled batch.
+
+    .. math::
+
+        L = \frac{1}{N} \Big[ \sum_{i\ \mathrm{labelled}} \big(
+            \alpha\, \mathrm{CE}(x_i + \delta_i, y_i) + (1 - \alpha)\, T^2 H_i \big)
+            + \sum_{i\ \mathrm{unlabelled}} T^2 H_i \Big]
+            + \frac{\beta}{N} \sum_i \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i))
+
+    where :math:`H_i` is the :func:`distillation` of the teacher's prediction for the clean image into that for the
+    adversarial one. This is the paper's form, with :math:`\alpha` on the labels; the authors' code has
+    :math:`1 - \alpha` there, which is the same at their 0.5.
+
+    The gradient flows through both sets of logits and never to the teacher. A batch may be labelled throughout or not
+    at all. No value is read, so an accelerator is not stalled.
+
+    Args:
+        clean_logits: logits of the clean images, ``[N, C]``.
+        adv_logits: logits of the adversarial images, ``[N, C]``.
+        labels: classes of the images, ``[N]``, int64 in [0, C), and -1 for an image without a label.
+        teacher_logits: a standard-trained classifier's logits of the clean images, ``[N, C]``.
+        alpha: share of the label in the loss of a labelled image, in [0, 1].
+        temperature: of the distillation, positive.
+        beta: weight of the divergence, at least 0; the paper's :math:`1/\lambda`.
+
+    Returns:
+        The loss, a scalar.
+
+    Raises:
+        ValueError: shapes do not fit, a number out of its range or, on the CPU, a label out of its range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> logits = torch.zeros(4, 10)
+        >>> loss = semi_supervised(logits, logits, torch.tensor([3, -1, -1, 7]), logits)
+        >>> round(loss.item(), 4) == round(math.log(10), 4)
+        True
+
+    References:
+        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
+    """
+    owner = "semi_supervised"
+    check_settings(owner, alpha, temperature, beta)
+    divergence = kl_divergence(clean_logits, adv_logits)
+    soft = temperature**2 * distillation(adv_logits, teacher_logits.detach(), temperature)
+    remedy = "Pass one class index a sample, and -1 for a sample without a label"
+    check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
+    if labels.shape != clean_logits.shape[:1]:
+        raise ValueError(complaint(owner, f"labels of shape [{len(clean_logits)}]", f"{list(labels.shape)}", remedy))
+    check_within(owner, "labels", labels, (-1, clean_logits.shape[1] - 1), remedy=remedy)
+    hard = F.cross_entropy(adv_logits, labels.clamp(min=0), reduction="none")
+    supervised = torch.where(labels >= 0, alpha * hard + (1 - alpha) * soft, soft)
+    return supervised.mean() + beta * divergence.mean()
+
+
+def check_settings(owner: str, alpha: Any, temperature: Any, beta: Any) -> None:
+    """Require the settings of the loss to be in their ranges."""
+    check_real(owner, "alpha", alpha, low=0, high=1, remedy="0.5 is ACL's, 1 leaves the teacher out where labels are")
+    check_temperature(owner, temperature)
+    check_real(owner, "beta", beta, low=0, remedy="6 is ACL's, 0 leaves the divergence out")

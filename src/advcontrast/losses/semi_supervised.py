@@ -1,0 +1,57 @@
+"""The semi-supervised loss of ACL as a module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..functional.semi_supervised import check_settings, semi_supervised
+
+
+class SemiSupervisedLoss(nn.Module):
+    """The loss of ACL's semi-supervised training; see :func:`advcontrast.functional.semi_supervised`.
+
+    Args:
+        alpha: share of the label in the loss of a labelled image, in [0, 1].
+        temperature: of the distillation, positive.
+        beta: weight of the divergence between clean and adversarial prediction, at least 0.
+
+    Raises:
+        ValueError: a number out of its range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> loss = SemiSupervisedLoss(alpha=0.5, temperature=1.0, beta=6.0)
+        >>> logits = torch.zeros(4, 10)
+        >>> round(loss(logits, logits, torch.tensor([3, -1, -1, 7]), logits).item(), 4) == round(math.log(10), 4)
+        True
+    """
+
+    def __init__(self, *, alpha: float = 0.5, temperature: float = 1.0, beta: float = 6.0) -> None:
+        check_settings("SemiSupervisedLoss", alpha, temperature, beta)
+        super().__init__()
+        self.alpha = alpha
+        self.temperature = temperature
+        self.beta = beta
+
+    def forward(self, clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the mean loss over the batch.
+
+        Args:
+            clean_logits: logits of the clean images, ``[N, C]``.
+            adv_logits: logits of the adversarial images, ``[N, C]``.
+            labels: classes of the images, ``[N]``, int64 in [0, C), and -1 for an image without a label.
+            teacher_logits: a standard-trained classifier's logits of the clean images, ``[N, C]``.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: shapes do not fit or, on the CPU, a label is out of its range.
+            TypeError: an argument of the wrong kind.
+        """
+        settings = {"alpha": self.alpha, "temperature": self.temperature, "beta": self.beta}
+        return semi_supervised(clean_logits, adv_logits, labels, teacher_logits, **settings)
+
+    def extra_repr(self) -> str:
+        """Show the settings as they were passed."""
+        return f"alpha={self.alpha}, temperature={self.temperature}, beta={self.beta}"

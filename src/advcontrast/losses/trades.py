@@ -1,0 +1,52 @@
+"""TRADES as a module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .._checks import check_real
+from ..functional.divergence import trades
+
+
+class TRADESLoss(nn.Module):
+    """The TRADES loss of ACL's adversarial fine-tuning; see :func:`advcontrast.functional.trades` for its definition.
+
+    Args:
+        beta: weight of the divergence, at least 0; the authors' 6.
+
+    Raises:
+        ValueError: beta < 0.
+        TypeError: beta is no number.
+
+    Example:
+        >>> loss = TRADESLoss(beta=6.0)
+        >>> logits = torch.zeros(4, 10)
+        >>> round(loss(logits, logits, torch.arange(4)).item(), 4) == round(math.log(10), 4)
+        True
+    """
+
+    def __init__(self, beta: float = 6.0) -> None:
+        check_real("TRADESLoss", "beta", beta, low=0, remedy="6 is usual, 0 leaves plain cross-entropy")
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, clean_logits: Tensor, adv_logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss over the batch.
+
+        Args:
+            clean_logits: logits of the clean images, ``[N, C]``.
+            adv_logits: logits of the adversarial images, ``[N, C]``.
+            labels: classes of the images, ``[N]``, int64 in [0, C).
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: shapes do not fit or, on the CPU, a label is out of its range.
+            TypeError: an argument of the wrong kind.
+        """
+        return trades(clean_logits, adv_logits, labels, self.beta)
+
+    def extra_repr(self) -> str:
+        """Show the settings as they were passed."""
+        return f"beta={self.beta}"

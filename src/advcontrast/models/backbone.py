@@ -1,0 +1,148 @@
+"""An encoder by its name: one of this package, of torchvision or of timm."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_bool, complaint, type_name
+from .normalize import Normalize
+from .resnet import ResNet, resnet18, resnet34, resnet50
+from .stem import cifar_stem, first_convolution
+from .wide_resnet import WideResNet, wide_resnet34_10
+
+_OWN: dict[str, Callable[..., ResNet | WideResNet]] = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "wide_resnet34_10": wide_resnet34_10,
+}
+# Both would otherwise return a tuple in training, and ask whether to draw their weights.
+_TORCHVISION_SETTINGS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
+
+
+def backbone(name: str, *, width: int | None = None, small_images: bool = True) -> tuple[nn.Module, int]:
+    """Return an untrained encoder and the number of its features.
+
+    A name of this package (``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"wide_resnet34_10"``) wins over the same
+    one in torchvision, and that over timm; ``"torchvision/resnet18"`` and ``"timm/resnet18"`` say which. The networks
+    of others lose their classifier and get a :class:`Normalize` in front, so that they take images in [0, 1] too.
+
+    Args:
+        name: of the network.
+        width: channels of the first stage, for the networks of this package only; ``None`` for the usual number.
+        small_images: whether to give a ResNet of torchvision or timm the stem of :func:`cifar_stem`. Other networks
+            stay as they are: mind the image sizes that they take.
+
+    Returns:
+        The encoder, from images ``[N, 3, H, W]`` to features ``[N, F]``, and F.
+
+    Raises:
+        ValueError: the name is unknown, the network has no classifier to take off or no flat features, ``width`` is
+            below 1 or passed for the network of another library, or ``small_images`` is off for one of this package.
+        TypeError: an argument of the wrong kind.
+        ImportError: the name asks for a library that is not installed.
+
+    Example:
+        >>> from advcontrast.models import backbone
+        >>> encoder, features = backbone("resnet18", width=4)
+        >>> encoder(torch.rand(2, 3, 32, 32)).shape, features
+        (torch.Size([2, 32]), 32)
+    """
+    if not isinstance(name, str):
+        raise TypeError(complaint("backbone", "name to be a string", type_name(name), 'For example "resnet18"'))
+    check_bool("backbone", "small_images", small_images, remedy="False keeps the stem of a ResNet for large images")
+    if name in _OWN:
+        if not small_images:
+            remedy = f'Pass "torchvision/{name}" for large images' if name.startswith("resnet") else "Leave it out"
+            raise ValueError(complaint("backbone", f"small_images=True for {name}", "False", remedy))
+        own = _OWN[name](0, **({} if width is None else {"width": width}))
+        return own, own.num_features
+    library, rest = _find(name)
+    if width is not None:
+        remedy = f"Leave it out, or choose one of {', '.join(_OWN)}"
+        raise ValueError(complaint("backbone", f"no width for {name}", repr(width), remedy))
+
+    model = _from_torchvision(rest) if library == "torchvision" else _from_timm(rest)
+    if small_images and first_convolution(model) is not None:
+        cifar_stem(model)
+    return nn.Sequential(Normalize(), model), _num_features(name, model)
+
+
+def _find(name: str) -> tuple[str, str]:
+    """Return the library that has the network, and its name there."""
+    prefix, slash, rest = name.partition("/")
+    libraries, wanted = ((prefix,), rest) if slash and prefix in _LIBRARIES else (tuple(_LIBRARIES), name)
+    known = list(_OWN) if wanted == name else []
+    hint = ""
+    for library in libraries:
+        try:
+            names = _LIBRARIES[library]()
+        except ImportError as error:
+            if wanted != name:
+                expected, remedy = f"{library} to be installed", f"Install it with pip install {library}"
+                raise ImportError(complaint("backbone", expected, "no such package", remedy)) from error
+            hint += f"; {library} was not searched, as it is not installed"
+            continue
+        if wanted in names:
+            return library, wanted
+        known += names
+    close = difflib.get_close_matches(wanted, known, n=3)
+    remedy = f"Did you mean {' or '.join(map(repr, dict.fromkeys(close)))}" if close else "Choose one that they list"
+    expected = f"the name of a network of {' or '.join(libraries if wanted != name else ('advcontrast', *libraries))}"
+    raise ValueError(complaint("backbone", expected, repr(name), remedy + hint))
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models  # type: ignore[import-untyped]
+
+    return list(models.list_models(module=models))
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return timm.list_models()
+
+
+_LIBRARIES = {"torchvision": _torchvision_names, "timm": _timm_names}
+
+
+def _from_torchvision(name: str) -> nn.Module:
+    """Return the network with nothing in the place of the linear layer that ends it."""
+    from torchvision import models
+
+    model: nn.Module = models.get_model(name, weights=None, **_TORCHVISION_SETTINGS.get(name, {}))
+    path, last = [(path, part) for path, part in model.named_modules() if part._parameters][-1]
+    if not isinstance(last, nn.Linear):
+        expected, remedy = f"{name} to end in a linear layer", "Choose a network with a linear classifier"
+        raise ValueError(complaint("backbone", expected, type(last).__name__, remedy))
+    model.set_submodule(path, nn.Identity())
+    return model
+
+
+def _from_timm(name: str) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(name, num_classes=0)
+    return model
+
+
+def _num_features(name: str, model: nn.Module) -> int:
+    """Return how many features ``model`` yields, found out with a twin whose tensors have shapes but no values."""
+    shapes: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in model.buffers()}
+    shapes |= {id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=False) for tensor in model.parameters()}
+    twin = copy.deepcopy(model, shapes).eval()
+    size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
+    with torch.device("meta"), torch.no_grad():
+        features = twin(torch.empty(1, *size))
+    if not isinstance(features, Tensor) or features.dim() != 2:
+        got = f"{list(features.shape)}" if isinstance(features, Tensor) else type_name(features)
+        remedy = "Choose a network that pools its features"
+        raise ValueError(complaint("backbone", f"{name} to yield features [N, F]", got, remedy))
+    return features.shape[1]

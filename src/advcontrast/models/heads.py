@@ -1,0 +1,85 @@
+"""Projection heads between the features of an encoder and the contrastive loss."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .._checks import check_int
+
+
+def acl_head(num_features: int, *, hidden: int | None = None, out: int = 512) -> nn.Sequential:
+    """Return the projection head of the ACL authors' code: three linear layers, each followed by a batch norm.
+
+    Linear, norm, ReLU, linear, norm, ReLU, linear, norm; only the first linear layer has a bias, and every norm is
+    affine. The text of the paper says that its head follows SimCLR, which is :func:`simclr_head`; the published
+    checkpoints were trained with this one. Its norms become dual with those of the encoder.
+
+    Args:
+        num_features: width of the features, at least 1.
+        hidden: width of both hidden layers, by default that of the features.
+        out: width of the embeddings.
+
+    Returns:
+        A network from features ``[N, num_features]`` to embeddings ``[N, out]``; in training N must be at least 2.
+
+    Raises:
+        ValueError: a width below 1.
+        TypeError: a width that is no int.
+
+    Example:
+        >>> from advcontrast.models import acl_head
+        >>> acl_head(16)(torch.rand(4, 16)).shape
+        torch.Size([4, 512])
+
+    References:
+        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
+    """
+    hidden = _check_widths("acl_head", num_features, hidden, out)
+    return nn.Sequential(
+        nn.Linear(num_features, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, out, bias=False),
+        nn.BatchNorm1d(out),
+    )
+
+
+def simclr_head(num_features: int, *, hidden: int | None = None, out: int = 128) -> nn.Sequential:
+    """Return the projection head of the SimCLR paper: two linear layers with a ReLU between them.
+
+    The text of the ACL paper says that its head is this one; the authors' code has :func:`acl_head`.
+
+    Args:
+        num_features: width of the features, at least 1.
+        hidden: width of the hidden layer, by default that of the features.
+        out: width of the embeddings.
+
+    Returns:
+        A network from features ``[N, num_features]`` to embeddings ``[N, out]``.
+
+    Raises:
+        ValueError: a width below 1.
+        TypeError: a width that is no int.
+
+    Example:
+        >>> from advcontrast.models import simclr_head
+        >>> simclr_head(16)(torch.rand(4, 16)).shape
+        torch.Size([4, 128])
+
+    References:
+        Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020.
+    """
+    hidden = _check_widths("simclr_head", num_features, hidden, out)
+    return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+def _check_widths(owner: str, num_features: int, hidden: int | None, out: int) -> int:
+    """Check the widths of a head and return that of its hidden layers."""
+    hidden = num_features if hidden is None else hidden
+    check_int(owner, "num_features", num_features, low=1, remedy="Pass num_features of the encoder")
+    check_int(owner, "hidden", hidden, low=1, remedy="None takes that of the features")
+    check_int(owner, "out", out, low=1, remedy="Pass the width of the embeddings")
+    return hidden

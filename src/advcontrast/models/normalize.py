@@ -1,0 +1,99 @@
+"""Normalisation as a layer, so that attacks see raw images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_real, check_tensor, complaint, type_name
+
+Statistics: TypeAlias = tuple[Sequence[float], Sequence[float]]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET: Statistics = (IMAGENET_MEAN, IMAGENET_STD)
+
+
+class Normalize(nn.Module):
+    """Subtract a mean from every channel and divide by a standard deviation.
+
+    It belongs inside the network, as the first operation: images then stay in [0, 1] everywhere else, and the radius of
+    an attack is in units of pixels. The constants follow the network to its device but are no part of its state dict.
+
+    Args:
+        mean: one number per channel, in units of the images; by default that of ImageNet.
+        std: one positive number per channel; by default that of ImageNet.
+
+    Raises:
+        ValueError: the lengths differ or are 0, a number is not finite, or a standard deviation is not positive.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.models import Normalize
+        >>> Normalize(mean=(0.5,), std=(0.25,))(torch.ones(1, 1, 1, 1)).item()
+        2.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+        remedy = "Pass one number per channel"
+        for name, values in (("mean", mean), ("std", std)):
+            if not isinstance(values, (tuple, list)):
+                raise TypeError(complaint("Normalize", f"{name} to be a tuple or a list", type_name(values), remedy))
+        if len(mean) != len(std) or not mean:
+            got = f"{len(mean)} and {len(std)} numbers"
+            raise ValueError(complaint("Normalize", "mean and std to have the same length >= 1", got, remedy))
+        for value in mean:
+            check_real("Normalize", "each of mean", value, remedy=remedy)
+        for value in std:
+            check_real("Normalize", "each of std", value, low=0, above=True, remedy=remedy)
+        super().__init__()
+        self.values = tuple(map(float, mean)), tuple(map(float, std))
+        self.register_buffer("mean", torch.tensor(self.values[0]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.values[1]).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised images.
+
+        Args:
+            x: images ``[N, C, H, W]``, floating point, normally in [0, 1].
+
+        Returns:
+            A tensor of the shape, dtype and memory format of ``x``.
+
+        Raises:
+            ValueError: ``x`` has another number of channels or dimensions.
+            TypeError: ``x`` is no floating-point tensor.
+        """
+        check_tensor("Normalize", "x", x, remedy="Convert images to floating point in [0, 1]")
+        if x.dim() != 4 or x.shape[1] != len(self.mean):
+            remedy = "Pass mean and std of these images, one number per channel"
+            raise ValueError(
+                complaint("Normalize", f"x of shape [N, {len(self.mean)}, H, W]", f"{list(x.shape)}", remedy)
+            )
+        return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the settings as they were passed."""
+        return f"mean={self.values[0]}, std={self.values[1]}"
+
+
+def input_layer(owner: str, normalize: Statistics | None, in_channels: int) -> nn.Module:
+    """Return the first layer of a network: a :class:`Normalize`, or nothing for ``None``."""
+    if normalize is None:
+        return nn.Identity()
+    remedy = "Pass None to leave it out"
+    if not isinstance(normalize, tuple):
+        raise TypeError(complaint(owner, "normalize to be a tuple (mean, std)", type_name(normalize), remedy))
+    if len(normalize) != 2:
+        raise ValueError(complaint(owner, "normalize to be a tuple (mean, std)", f"{len(normalize)} items", remedy))
+    layer = Normalize(*normalize)
+    if len(layer.mean) != in_channels:
+        expected = f"normalize for in_channels={in_channels}"
+        raise ValueError(complaint(owner, expected, f"{len(layer.mean)} numbers", remedy))
+    return layer

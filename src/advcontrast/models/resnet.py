@@ -1,0 +1,221 @@
+"""ResNets for images of about 32 pixels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._checks import check_int
+from .normalize import IMAGENET, Statistics, input_layer
+
+
+def conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias that keeps the size of the image up to its stride."""
+    return nn.Conv2d(channels, out, size, stride=stride, padding=size // 2, bias=False)
+
+
+def check_network(owner: str, num_classes: int, width: int, in_channels: int) -> None:
+    """Require the settings that all networks share."""
+    check_int(owner, "num_classes", num_classes, low=0, remedy="0 leaves out the classifier")
+    check_int(owner, "width", width, low=1, remedy="Pass the number of channels of the first stage")
+    check_int(owner, "in_channels", in_channels, low=1, remedy="Colour images have 3")
+
+
+def draw_convolutions(model: nn.Module) -> None:
+    """Draw the weights of all convolutions so that they keep the variance of gradients."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; what :func:`resnet18` and :func:`resnet34` are made of.
+
+    Args:
+        channels: of the input.
+        width: channels of the convolutions, and of the output.
+        stride: of the first convolution and the shortcut.
+    """
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both paths, rectified."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two 1x1 ones around a shortcut; what :func:`resnet50` is made of.
+
+    Args:
+        channels: of the input.
+        width: channels of the 3x3 convolution; the output has four times as many.
+        stride: of the 3x3 convolution and the shortcut.
+    """
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out = width * self.expansion
+        self.conv1 = conv(channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, out, 1)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.downsample = _shortcut(channels, out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both paths, rectified."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def _shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:
+    """Return a projection where the identity would not fit."""
+    if stride == 1 and channels == out:
+        return None
+    return nn.Sequential(conv(channels, out, 1, stride), nn.BatchNorm2d(out))
+
+
+class ResNet(nn.Module):
+    """A ResNet whose stem keeps the resolution: a 3x3 convolution of stride 1 and no max-pooling.
+
+    It takes images in [0, 1] and normalises them itself. Names in its state dict are those of torchvision, and so are
+    the shapes at width 64, but for ``conv1.weight``.
+
+    Args:
+        block: :class:`BasicBlock` or :class:`Bottleneck`.
+        depths: number of blocks in each of the four stages.
+        num_classes: number of logits; 0 returns the features.
+        width: channels of the first stage; each later one has twice as many as the one before.
+        in_channels: channels of the images.
+        normalize: (mean, std) of :class:`Normalize`, by default those of ImageNet as in the ACL code; ``None`` leaves
+            it out. Images with another number of channels than 3 need their own.
+
+    Attributes:
+        num_features: number of features that the classifier gets.
+
+    Raises:
+        ValueError: a number out of its range, or ``normalize`` does not fit ``in_channels``.
+        TypeError: an argument of the wrong kind.
+
+    References:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        num_classes: int = 10,
+        *,
+        width: int = 64,
+        in_channels: int = 3,
+        normalize: Statistics | None = IMAGENET,
+    ) -> None:
+        check_network("ResNet", num_classes, width, in_channels)
+        super().__init__()
+        self.num_features = 8 * width * block.expansion
+        self.normalize = input_layer("ResNet", normalize, in_channels)
+        self.conv1 = conv(in_channels, width, 3)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(block, width, width, depths[0], stride=1)
+        self.layer2 = _stage(block, width * block.expansion, 2 * width, depths[1], stride=2)
+        self.layer3 = _stage(block, 2 * width * block.expansion, 4 * width, depths[2], stride=2)
+        self.layer4 = _stage(block, 4 * width * block.expansion, 8 * width, depths[3], stride=2)
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        draw_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, or features without a classifier.
+
+        Args:
+            x: images ``[N, C, H, W]`` in [0, 1], of any size.
+
+        Returns:
+            A tensor ``[N, num_classes]``, or ``[N, num_features]`` if ``num_classes`` is 0.
+        """
+        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], channels: int, width: int, depth: int, *, stride: int
+) -> nn.Sequential:
+    out = width * block.expansion
+    return nn.Sequential(block(channels, width, stride), *(block(out, width, 1) for _ in range(depth - 1)))
+
+
+def resnet18(
+    num_classes: int = 10, *, width: int = 64, in_channels: int = 3, normalize: Statistics | None = IMAGENET
+) -> ResNet:
+    """Return an untrained ResNet-18 for small images, the encoder of the ACL paper.
+
+    At width 64 it has 512 features and 11.2 M parameters.
+
+    Args:
+        num_classes: number of logits; 0 returns the features.
+        width: channels of the first stage.
+        in_channels: channels of the images.
+        normalize: (mean, std) per channel, or ``None``.
+
+    Returns:
+        The network; see :class:`ResNet`.
+
+    Raises:
+        ValueError: a number out of its range, or ``normalize`` does not fit ``in_channels``.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.models import resnet18
+        >>> encoder = resnet18(num_classes=0, width=4)
+        >>> encoder(torch.rand(2, 3, 32, 32)).shape, encoder.num_features
+        (torch.Size([2, 32]), 32)
+    """
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, width=width, in_channels=in_channels, normalize=normalize)
+
+
+def resnet34(
+    num_classes: int = 10, *, width: int = 64, in_channels: int = 3, normalize: Statistics | None = IMAGENET
+) -> ResNet:
+    """Return an untrained ResNet-34 for small images.
+
+    At width 64 it has 512 features and 21.3 M parameters. Arguments, errors and use are those of :func:`resnet18`.
+
+    Example:
+        >>> from advcontrast.models import resnet34
+        >>> resnet34(num_classes=10, width=2)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, width=width, in_channels=in_channels, normalize=normalize)
+
+
+def resnet50(
+    num_classes: int = 10, *, width: int = 64, in_channels: int = 3, normalize: Statistics | None = IMAGENET
+) -> ResNet:
+    """Return an untrained ResNet-50 for small images.
+
+    At width 64 it has 2048 features and 23.5 M parameters. Arguments, errors and use are those of :func:`resnet18`.
+
+    Example:
+        >>> from advcontrast.models import resnet50
+        >>> resnet50(num_classes=0, width=2).num_features
+        64
+    """
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, width=width, in_channels=in_channels, normalize=normalize)

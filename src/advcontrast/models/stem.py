@@ -1,0 +1,81 @@
+"""Give a ResNet made for ImageNet a stem for small images."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .._checks import check_module, complaint
+from .resnet import ResNet, draw_convolutions
+
+
+def cifar_stem(model: nn.Module) -> nn.Module:
+    """Replace the stem of a ResNet so that it keeps the resolution: a 3x3 convolution of stride 1 and no pooling.
+
+    A ResNet for ImageNet shrinks an image of 32 pixels to 8 before its first block. Any ResNet of torchvision or timm
+    will do: ResNeXt, Wide ResNet, SE and ECA variants, deep stems (``resnet50d``), stems whose pooling is an average, a
+    blur or a strided convolution. All that lies between the stem and the first block goes.
+
+    A first convolution of another size than 3x3 is replaced by one with newly drawn weights (normal with the variance
+    2 / fan_out), so that a pretrained network loses the weights of that one layer; one that is 3x3 already keeps its
+    weights and merely gets stride 1. Channels, bias, device, dtype and ``requires_grad`` stay. Give the optimizer the
+    parameters afterwards.
+
+    Args:
+        model: the network; it is changed in place. One with such a stem is left as it is.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: ``model`` is no such ResNet.
+        TypeError: ``model`` is no ``nn.Module``.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> from advcontrast.models import cifar_stem
+        >>> cifar_stem(resnet18()).conv1
+        Conv2d(3, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+    """
+    check_module("cifar_stem", model)
+    if isinstance(model, ResNet):
+        return model
+    first = first_convolution(model)
+    if first is None:
+        expected = "a ResNet with conv1, maxpool and layer1, as in torchvision and timm"
+        remedy = "Pass the bare ResNet, and leave other networks as they are"
+        raise ValueError(complaint("cifar_stem", expected, type(model).__name__, remedy))
+    if first.kernel_size == (3, 3):
+        first.stride = (1, 1)
+    else:
+        path = next(path for path, part in model.named_modules() if part is first)
+        model.set_submodule(path, _small(first))
+    model.maxpool = nn.Identity()
+    return model
+
+
+def first_convolution(model: nn.Module) -> nn.Conv2d | None:
+    """Return the first convolution of a ResNet as torchvision and timm build them, or ``None`` for other networks."""
+    parts = model._modules
+    stem = parts.get("conv1")
+    first = stem[0] if isinstance(stem, nn.Sequential) and len(stem) else stem
+    return first if isinstance(first, nn.Conv2d) and {"maxpool", "layer1"} <= parts.keys() else None
+
+
+def _small(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return a 3x3 convolution of stride 1 in place of ``conv``."""
+    like = conv.weight
+    small = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        3,
+        padding=1,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        device=like.device,
+        dtype=like.dtype,
+    )
+    draw_convolutions(small)
+    if conv.bias is not None and small.bias is not None:
+        small.bias = conv.bias
+    small.weight.requires_grad_(like.requires_grad)
+    return small.train(conv.training)

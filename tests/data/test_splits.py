@@ -1,0 +1,218 @@
+"""Splits, labelled subsets and the order of mixed batches."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from advcontrast.data import interleave, labelled_subset, train_validation_split
+from advcontrast.data.splits import _legacy_permutation
+
+
+@pytest.mark.parametrize("seed", [0, 10, 2**32 - 1])
+def test_permutation_is_that_of_numpy(seed):
+    for n in range(1, 201):
+        assert _legacy_permutation(n, seed) == np.random.RandomState(seed).permutation(n).tolist()
+
+
+def test_split_of_cifar_is_that_of_numpy():
+    order = torch.from_numpy(np.random.RandomState(10).permutation(50_000))
+    train, validation = train_validation_split(50_000)
+    assert torch.equal(validation, order[:5000])
+    assert torch.equal(train, order[5000:])
+
+
+@pytest.mark.parametrize(("n", "validation"), [(10, 1), (19, 1), (20, 2), (101, 10)])
+def test_a_tenth_rounded_down_is_for_validation(n, validation):
+    train, held_out = train_validation_split(n)
+    assert (len(train), len(held_out)) == (n - validation, validation)
+
+
+def test_split_holds_every_index_once():
+    assert torch.equal(torch.cat(train_validation_split(123)).sort().values, torch.arange(123))
+
+
+def test_seed_decides_on_the_split():
+    assert torch.equal(train_validation_split(100, seed=10)[0], train_validation_split(100)[0])
+    assert not torch.equal(train_validation_split(100, seed=11)[0], train_validation_split(100)[0])
+
+
+def test_split_leaves_the_global_generators_alone():
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    train_validation_split(100)
+    labelled_subset(torch.arange(100) % 5, 0.1, seed=0)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "seed", "error", "message"),
+    [
+        (9, 10, ValueError, "expected n to be an int >= 10, got 9. A tenth of the images is for validation."),
+        (50.0, 10, TypeError, "expected n to be an int >= 10, got float. A tenth of the images is for validation."),
+        (50, -1, ValueError, "expected seed to be an int >= 0, got -1. 10 is the seed of the paper."),
+        (50, 2**32, ValueError, "expected seed to be an int < 2**32, got 4294967296. 10 is the seed of the paper."),
+        (50, None, TypeError, "expected seed to be an int >= 0, got NoneType. 10 is the seed of the paper."),
+    ],
+)
+def test_wrong_split(n, seed, error, message):
+    with pytest.raises(error, match=re.escape(f"train_validation_split: {message}")):
+        train_validation_split(n, seed=seed)
+
+
+UNEVEN = torch.tensor([2] * 40 + [0] * 30 + [7] * 50)[torch.randperm(120, generator=torch.Generator().manual_seed(3))]
+
+
+@pytest.mark.parametrize(("fraction", "each"), [(0.01, 45), (0.1, 450)])
+def test_fractions_of_the_paper_hold_as_many_of_each_class(fraction, each):
+    labels = torch.arange(45_000) % 10
+    assert labels[labelled_subset(labels, fraction, seed=0)].bincount().tolist() == [each] * 10
+
+
+def test_classes_of_different_size_give_as_many_each():
+    assert UNEVEN[labelled_subset(UNEVEN, 0.5, seed=0)].unique(return_counts=True)[1].tolist() == [20, 20, 20]
+
+
+def test_number_of_each_class_is_rounded():
+    labels = torch.arange(100) % 3
+    assert len(labelled_subset(labels, 0.05, seed=0)) == 3 * 2
+
+
+def test_smallest_class_can_be_taken_whole():
+    assert len(labelled_subset(UNEVEN, 0.75, seed=0)) == 90
+
+
+def test_labelled_indices_increase():
+    chosen = labelled_subset(UNEVEN, 0.5, seed=0)
+    assert (chosen.diff() > 0).all()
+
+
+def test_all_labels_are_everything_whatever_the_classes():
+    assert torch.equal(labelled_subset(UNEVEN, 1, seed=0), torch.arange(120))
+
+
+def test_same_seed_chooses_the_same_images():
+    first = labelled_subset(UNEVEN, 0.1, seed=5)
+    torch.rand(3)
+    assert torch.equal(labelled_subset(UNEVEN, 0.1, seed=5), first)
+    assert not torch.equal(labelled_subset(UNEVEN, 0.1, seed=6), first)
+
+
+def test_every_image_can_be_chosen():
+    labels = torch.arange(20) % 2
+    chosen = torch.cat([labelled_subset(labels, 0.2, seed=seed) for seed in range(100)])
+    assert (chosen.bincount(minlength=20) >= 5).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "fraction", "seed", "error", "message"),
+    [
+        (
+            UNEVEN,
+            0.01,
+            0,
+            ValueError,
+            "expected 1 to 30 images of each class, as many as the smallest has, got 0 (0.01 of 120 images in "
+            "3 classes). Pass a larger fraction.",
+        ),
+        (
+            UNEVEN,
+            0.8,
+            0,
+            ValueError,
+            "expected 1 to 30 images of each class, as many as the smallest has, got 32 (0.8 of 120 images in "
+            "3 classes). Pass a smaller fraction.",
+        ),
+        (UNEVEN, 0, 0, ValueError, "expected fraction to be a finite number > 0 and <= 1, got 0. 0.01 and 0.1 are "),
+        (UNEVEN, 10, 0, ValueError, "expected fraction to be a finite number > 0 and <= 1, got 10. "),
+        (UNEVEN, "1", 0, TypeError, "expected fraction to be a finite number > 0 and <= 1, got str. "),
+        (UNEVEN, 0.1, -1, ValueError, "expected seed to be an int >= 0, got -1. Another seed chooses other images."),
+        (UNEVEN, 0.1, 0.5, TypeError, "expected seed to be an int >= 0, got float. "),
+        (UNEVEN.float(), 0.1, 0, TypeError, "expected labels to be a torch.int64 tensor, got torch.float32. Pass one "),
+        (UNEVEN[:, None], 0.1, 0, ValueError, "expected labels of shape [N] with N >= 1, got [120, 1]. Pass one "),
+        (UNEVEN[:0], 0.1, 0, ValueError, "expected labels of shape [N] with N >= 1, got [0]. Pass one number an "),
+    ],
+)
+def test_wrong_subset(labels, fraction, seed, error, message):
+    with pytest.raises(error, match=re.escape(f"labelled_subset: {message}")):
+        labelled_subset(labels, fraction, seed=seed)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("labelled", "batch", "each"), [(4500, 250, 25), (450, 200, 2)])
+def test_every_batch_of_the_paper_holds_its_share_of_labels_exactly(labelled, batch, each):
+    groups = (torch.arange(45_000) < labelled).long()
+    order = interleave(groups, generator())
+    assert (groups[order].view(-1, batch).sum(1) == each).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_stretch_holds_its_share_of_each_group(seed):
+    sizes = torch.randint(1, 30, (1 + seed % 6,), generator=generator(seed))
+    groups = torch.arange(len(sizes)).repeat_interleave(sizes)
+    n = len(groups)
+    mixed = groups[interleave(groups, generator(seed))]
+    for group, size in enumerate(sizes.tolist()):
+        # Each of the two ends of a stretch is off by 1/2 in a group, and the others, off as well, move the ends.
+        bound = 1 + (len(sizes) - 2) * size / n
+        excess = torch.cat([torch.zeros(1), (mixed == group).cumsum(0)]).double() - torch.arange(n + 1) * size / n
+        assert excess.max() - excess.min() <= bound + 1e-9
+
+
+def test_order_holds_every_index_once():
+    order = interleave(UNEVEN, generator())
+    assert order.dtype == torch.int64
+    assert torch.equal(order.sort().values, torch.arange(120))
+
+
+def test_one_group_gives_any_permutation():
+    orders = {tuple(interleave(torch.zeros(3, dtype=torch.int64), generator(seed)).tolist()) for seed in range(60)}
+    assert len(orders) == 6
+
+
+def test_elements_of_a_group_come_in_random_order():
+    firsts = {interleave(UNEVEN, generator(seed))[0].item() for seed in range(40)}
+    assert len(firsts) > 20
+
+
+def test_groups_of_equal_size_take_turns_in_random_order():
+    groups = torch.arange(2).repeat_interleave(500)
+    mixed = groups[interleave(groups, generator())].view(500, 2)
+    assert torch.equal(mixed.sum(1), torch.ones(500, dtype=torch.int64))
+    assert 200 < mixed[:, 0].sum() < 300
+
+
+def test_generator_decides_on_the_order():
+    first = interleave(UNEVEN, generator(1))
+    torch.rand(3)
+    assert torch.equal(interleave(UNEVEN, generator(1)), first)
+    assert not torch.equal(interleave(UNEVEN, generator(2)), first)
+
+
+def test_given_generator_leaves_the_global_one_alone():
+    state = torch.get_rng_state()
+    interleave(UNEVEN, generator())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_a_generator_the_global_one_draws():
+    torch.manual_seed(4)
+    order = interleave(UNEVEN)
+    assert torch.equal(order, interleave(UNEVEN, generator(4)))
+
+
+@pytest.mark.parametrize(
+    ("groups", "source", "error", "message"),
+    [
+        (UNEVEN.bool(), None, TypeError, "expected groups to be a torch.int64 tensor, got torch.bool. Pass one number"),
+        (UNEVEN[:0], None, ValueError, "expected groups of shape [N] with N >= 1, got [0]. Pass one number an image."),
+        (UNEVEN, 3, TypeError, "expected generator to be a torch.Generator on cpu or None, got int. Create it with "),
+    ],
+)
+def test_wrong_groups(groups, source, error, message):
+    with pytest.raises(error, match=re.escape(f"interleave: {message}")):
+        interleave(groups, source)

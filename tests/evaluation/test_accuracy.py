@@ -1,0 +1,391 @@
+"""Clean and robust accuracy: the verdicts, and the traces that must not be left."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from advcontrast import PGDAttack
+from advcontrast.evaluation import Accuracy, accuracy, robust_accuracy
+
+ATTACK = PGDAttack(eps=0.1, step_size=0.05, steps=3)
+
+
+def classifier():
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 4)
+    )
+    model[2].running_mean.normal_()
+    return model
+
+
+def images(n=40, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 3, 2, 2, generator=generator), torch.randint(4, (n,), generator=generator)
+
+
+def batches(size=16, n=40):
+    x, y = images(n)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def right(model, x, y):
+    with torch.no_grad():
+        return model.eval()(x).argmax(1) == y
+
+
+def trained():
+    """A classifier that is right on a good part of the images, and not robust on all of those."""
+    model = classifier().eval()
+    x, y = images()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+def both(model, data, **settings):
+    """Run both functions, for what they have in common."""
+    return accuracy(model, data), robust_accuracy(model, data, ATTACK, **settings)
+
+
+def test_correct_holds_the_verdict_of_every_sample_in_order():
+    model = classifier()
+    assert torch.equal(accuracy(model, batches(7)).correct, right(model, *images()))
+
+
+def test_accuracy_is_the_mean_of_the_verdicts():
+    result = accuracy(classifier(), batches(7))
+    assert result.accuracy == result.correct.double().mean().item()
+    assert type(result.accuracy) is float
+
+
+def test_verdicts_are_bools_on_the_cpu():
+    for result in both(classifier(), batches()):
+        assert result.correct.dtype == torch.bool
+        assert result.correct.device.type == "cpu"
+        assert result.correct.shape == (40,)
+
+
+def test_batch_size_does_not_change_the_clean_verdicts():
+    model = classifier()
+    assert torch.equal(accuracy(model, batches(1)).correct, accuracy(model, batches(40)).correct)
+
+
+def test_linear_classifier_is_robust_up_to_its_margin():
+    # Class 0 wins while x0 > x1; an attack of radius r closes a gap of 2 r.
+    x = torch.tensor([[0.5 + gap / 2, 0.5 - gap / 2] for gap in (0.1, 0.19, 0.21, 0.4, -0.1)])
+    attack = PGDAttack(eps=0.1, step_size=0.1, steps=2)
+    result = robust_accuracy(nn.Flatten(), [(x, torch.zeros(5, dtype=torch.int64))], attack)
+    assert result.correct.tolist() == [False, False, True, True, False]
+
+
+def test_robust_samples_are_correct_ones():
+    model = trained()
+    clean, robust = both(model, batches())
+    assert 0 < int(robust.correct.sum()) < int(clean.correct.sum())
+    assert not bool((robust.correct & ~clean.correct).any())
+
+
+def test_attack_that_helps_the_model_does_not_make_a_sample_robust():
+    x, y = images()
+    result = robust_accuracy(trained(), batches(), PGDAttack(eps=0.5, step_size=0.1, steps=20, minimize=True))
+    assert torch.equal(result.correct, accuracy(trained(), [(x, y)]).correct & result.correct)
+
+
+def test_radius_zero_gives_the_clean_verdicts_exactly():
+    model = trained()
+    robust = robust_accuracy(model, batches(), PGDAttack(eps=0, step_size=0.05, steps=3))
+    assert torch.equal(robust.correct, accuracy(model, batches()).correct)
+
+
+def test_unbounded_attack_leaves_nothing():
+    attack = PGDAttack(eps=1, step_size=0.2, steps=20, random_start=False)
+    x = torch.tensor([[0.9, 0.1], [0.4, 0.6]])
+    assert robust_accuracy(nn.Flatten(), [(x, torch.tensor([0, 1]))], attack).accuracy == 0
+
+
+def test_attack_sees_the_cross_entropy_of_each_sample():
+    model = classifier()
+    seen = []
+
+    def spy(objective, x, *, generator):
+        seen.append(objective(x))
+        return x
+
+    robust_accuracy(model, batches(40), spy)
+    x, y = images()
+    assert torch.equal(seen[0], nn.functional.cross_entropy(model.eval()(x), y, reduction="none"))
+
+
+def test_attack_that_works_in_place_is_still_evaluated():
+    def blank(objective, x, *, generator):
+        return x.zero_()
+
+    x = torch.tensor([[0.1, 0.9]])
+    assert robust_accuracy(nn.Flatten(), [(x, torch.tensor([1]))], blank).accuracy == 0
+
+
+def test_same_seed_is_used_by_default():
+    model = trained()
+    zero = torch.Generator().manual_seed(0)
+    expected = robust_accuracy(model, batches(), ATTACK, generator=zero).correct
+    assert torch.equal(robust_accuracy(model, batches(), ATTACK).correct, expected)
+    assert torch.equal(robust_accuracy(model, batches(), ATTACK).correct, expected)
+
+
+def test_attack_draws_from_the_generator_that_was_passed():
+    generator = torch.Generator().manual_seed(1)
+    before = generator.get_state()
+    robust_accuracy(classifier(), batches(), ATTACK, generator=generator)
+    assert not torch.equal(generator.get_state(), before)
+
+
+def test_one_generator_serves_all_batches():
+    drawn = []
+
+    def draw(objective, x, *, generator):
+        drawn.append(torch.rand(1, generator=generator).item())
+        return x
+
+    robust_accuracy(classifier(), batches(), draw)
+    assert len(set(drawn)) == 3
+
+
+class Dice(nn.Module):
+    """Draws from the global generator in eval mode too."""
+
+    def forward(self, x):
+        return x.flatten(1) + torch.rand(1)
+
+
+@pytest.mark.parametrize("evaluate", [accuracy, lambda m, b: robust_accuracy(m, b, ATTACK)], ids=["clean", "robust"])
+@pytest.mark.parametrize("model", [classifier(), Dice()], ids=["classifier", "dice"])
+def test_global_random_state_is_untouched(evaluate, model):
+    loader = DataLoader(TensorDataset(*images()), batch_size=16, shuffle=True)
+    before = torch.get_rng_state()
+    evaluate(model, loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def state_of(model):
+    modes = [module.training for module in model.modules()]
+    flags = [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    return modes, flags, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_unchanged(model, before):
+    modes, flags, values = state_of(model)
+    assert (modes, flags) == before[:2]
+    assert all(torch.equal(values[name], value) for name, value in before[2].items())
+
+
+def partly_frozen():
+    model = classifier().train()
+    model[2].eval()
+    model[1].weight.requires_grad_(False)
+    return model
+
+
+def test_model_is_left_as_it_was():
+    model = partly_frozen()
+    before = state_of(model)
+    both(model, batches())
+    assert_unchanged(model, before)
+
+
+def test_model_is_left_as_it_was_when_the_attack_raises():
+    model = partly_frozen()
+    before = state_of(model)
+
+    def broken(objective, x, *, generator):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        robust_accuracy(model, batches(), broken)
+    assert_unchanged(model, before)
+
+
+def test_model_and_random_state_are_left_as_they_were_when_the_data_raise():
+    model = partly_frozen()
+    before, random_state = state_of(model), torch.get_rng_state()
+
+    def data():
+        yield batches()[0]
+        torch.rand(1)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        accuracy(model, data())
+    assert_unchanged(model, before)
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_every_module_is_in_eval_mode_for_the_call():
+    model = partly_frozen()
+    modes = []
+    model[0].register_forward_hook(lambda *_: modes.extend(module.training for module in model.modules()))
+    both(model, batches())
+    assert modes
+    assert not any(modes)
+
+
+def test_parameters_are_frozen_for_the_attack():
+    model = classifier()
+    seen = []
+
+    def spy(objective, x, *, generator):
+        seen.extend(parameter.requires_grad for parameter in model.parameters())
+        return x
+
+    robust_accuracy(model, batches(), spy)
+    assert not any(seen)
+
+
+def test_works_under_no_grad_and_on_any_iterable():
+    model = trained()
+    with torch.no_grad():
+        ours = both(model, iter(batches()))[0], robust_accuracy(model, (b for b in batches()), ATTACK)
+    assert torch.equal(ours[1].correct, robust_accuracy(model, batches(), ATTACK).correct)
+
+
+def test_repr_shows_the_counts():
+    assert repr(Accuracy(torch.tensor([True, False, True, True]))) == "Accuracy(3 of 4, 75.00%)"
+
+
+X, Y = images(4)
+LABELS = "Pass one class index an image."
+RAW = "Put the normalisation inside the model and evaluate the raw images."
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (
+            [],
+            ValueError,
+            "expected batches to hold at least one image, got none. "
+            "An iterator can be walked only once; pass a list or a DataLoader.",
+        ),
+        ([(X[:0], Y[:0])], ValueError, "expected batches to hold at least one image, got none. "),
+        ([X], TypeError, "expected batches to yield pairs (images, labels), got torch.float32. "),
+        ([(X, Y, Y)], TypeError, "expected batches to yield pairs (images, labels), got 3 parts. "),
+        (
+            [((255 * X).byte(), Y)],
+            TypeError,
+            "expected images to be a floating point tensor, got torch.uint8. "
+            "Convert 8-bit images with images.float() / 255.",
+        ),
+        ([(X + 1, Y)], ValueError, f"expected images within bounds [0.0, 1.0], got values in [1.01, 1.97]. {RAW}"),
+        ([(X * math.nan, Y)], ValueError, f"expected images to be finite, got 48 non-finite of 48 values. {RAW}"),
+        ([(X, Y.int())], TypeError, f"expected labels to be a torch.int64 tensor, got torch.int32. {LABELS}"),
+        ([(X, Y.tolist())], TypeError, f"expected labels to be a torch.int64 tensor, got list. {LABELS}"),
+        ([(X, Y[:3])], ValueError, "expected one label an image, got [3] for images of shape [4, 3, 2, 2]. "),
+        ([(X[0, 0, 0, 0], Y[0])], ValueError, "expected one label an image, got [] for images of shape []. "),
+        (
+            [(X, Y + 4)],
+            ValueError,
+            "expected labels within bounds [0, 3], got values in [{low}, {high}]. The model knows 4 classes.",
+        ),
+        ([(X, Y - 4)], ValueError, "expected labels within bounds [0, 3], got values in ["),
+    ],
+)
+@pytest.mark.parametrize("evaluate", [accuracy, lambda m, b: robust_accuracy(m, b, ATTACK)], ids=["clean", "robust"])
+def test_wrong_batches(evaluate, data, error, message):
+    message = message.format(low=int(Y.min()) + 4, high=int(Y.max()) + 4) if "{low}" in message else message
+    with pytest.raises(error, match=re.escape(f"accuracy: {message}")):
+        evaluate(classifier(), data)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (
+            lambda x: x,
+            TypeError,
+            "accuracy: expected model to be an nn.Module, got function. Pass the network itself.",
+        ),
+        (
+            nn.Identity(),
+            ValueError,
+            "accuracy: expected the output of the model of shape [4, C] with C >= 2, got [4, 3, 2, 2]. "
+            "Pass a classifier whose output is its logits.",
+        ),
+        (
+            nn.Flatten(0),
+            ValueError,
+            "accuracy: expected the output of the model of shape [4, C] with C >= 2, got [48]. ",
+        ),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 1)),
+            ValueError,
+            "accuracy: expected the output of the model of shape [4, C] with C >= 2, got [4, 1]. ",
+        ),
+    ],
+)
+def test_wrong_model(model, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        accuracy(model, [(X, Y)])
+
+
+def test_non_finite_logits_are_counted_and_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    model.register_forward_hook(lambda _, __, out: out.masked_fill(torch.tensor([[0], [1], [1], [0]]).bool(), math.nan))
+    message = (
+        "accuracy: expected finite logits, got non-finite ones for 2 of 4 images. "
+        "Evaluate without half precision, or look for a division by zero in the model."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        accuracy(model, [(X, Y)])
+
+
+@pytest.mark.parametrize(
+    ("attack", "error", "message"),
+    [
+        (
+            "pgd",
+            TypeError,
+            "robust_accuracy: expected attack to be callable, got str. "
+            "Pass PGDAttack(...) or a function (objective, x, generator) -> x_adv.",
+        ),
+        (
+            lambda objective, x, generator: x[:2],
+            ValueError,
+            "robust_accuracy: expected attack to return shape [4, 3, 2, 2], got [2, 3, 2, 2]. "
+            "Return one perturbed image for each image.",
+        ),
+        (
+            lambda objective, x, generator: None,
+            ValueError,
+            "robust_accuracy: expected attack to return shape [4, 3, 2, 2], got NoneType. ",
+        ),
+    ],
+)
+def test_wrong_attack(attack, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        robust_accuracy(classifier(), [(X, Y)], attack)
+
+
+def test_wrong_generator():
+    message = (
+        "robust_accuracy: expected generator to be a torch.Generator on cpu or None, got int. "
+        "Create it with torch.Generator('cpu')."
+    )
+    with pytest.raises(TypeError, match=re.escape(message)):
+        robust_accuracy(classifier(), [(X, Y)], ATTACK, generator=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_are_moved_to_the_model_and_the_random_state_of_the_device_is_untouched():
+    model = classifier().cuda()
+    before = torch.cuda.get_rng_state()
+    clean, robust = both(model, batches())
+    assert clean.correct.device.type == robust.correct.device.type == "cpu"
+    assert torch.equal(torch.cuda.get_rng_state(), before)
