@@ -99,8 +99,9 @@ def test_archive_in_the_root_is_unpacked_instead_of_a_download(folder, tmp_path,
 def test_failed_download_says_what_to_do(loader, tmp_path):
     url = {"cifar10": datasets.CIFAR10.url, "cifar100": datasets.CIFAR100.url}[loader.__name__]
     message = (
-        f"{loader.__name__}: expected to read or download the data set in {str(tmp_path)!r}, got URLError: <urlopen error "
-        f"no network>. Check the network and that the folder can be written to, or fetch {url} and put it there."
+        f"{loader.__name__}: expected to read or download the data set in {str(tmp_path)!r}, got URLError: "
+        f"<urlopen error no network>. Check the network and that the folder can be written to, or "
+        f"fetch {url} and put it there."
     )
     with pytest.raises(OSError, match=f"^{re.escape(message)}$") as caught:
         loader(tmp_path, train=True)

@@ -72,8 +72,7 @@ def test_sizes_are_the_documented_ones(network, parameters, features):
     assert model.num_features == features
 
 
-def test_encoder_of_the_paper_has_11_178_432_parameters():
-    # Convolutions 11,168,832 and a pair for each of 4,800 norm channels.
+def test_encoder_of_the_paper_has_11_168_832_parameters():
     assert sum(parameter.numel() for parameter in on_meta(resnet18, num_classes=0).parameters()) == 11_168_832
 
 
@@ -126,6 +125,10 @@ def test_normalisation_is_that_of_imagenet_by_default(network):
     assert repr(network(width=1).normalize) == repr(Normalize(IMAGENET_MEAN, IMAGENET_STD))
 
 
+def test_normalisation_of_a_custom_resnet_is_that_of_imagenet_by_default():
+    assert repr(ResNet(Bottleneck, (1, 1, 1, 1), width=1).normalize) == repr(Normalize())
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_normalisation_does_not_change_the_state_dict(network):
     assert list(network(width=1).state_dict()) == list(network(width=1, normalize=None).state_dict())
@@ -175,14 +178,14 @@ def test_any_depths_make_a_resnet():
     assert model(torch.rand(2, 3, 8, 8)).shape == (2, 5)
 
 
+def _published(name):
+    name = name.replace(".clean.", ".bn_list.0.").replace(".adv.", ".bn_list.1.")
+    return name.replace("downsample.0.", "downsample.conv.").replace("downsample.1.", "downsample.bn.")
+
+
 def test_published_layout_loads():
     model = convert_to_dual_bn(resnet18(num_classes=0, width=2))
-    renames = ((".clean.", ".bn_list.0."), (".adv.", ".bn_list.1."))
-    published = {}
-    for name, tensor in model.state_dict().items():
-        for ours, theirs in (*renames, (".downsample.0.", ".downsample.conv."), (".downsample.1.", ".downsample.bn.")):
-            name = name.replace(ours, theirs)
-        published[f"module.{name}"] = tensor + 1
+    published = {f"module.{_published(name)}": tensor + 1 for name, tensor in model.state_dict().items()}
     load_acl_checkpoint(model, published)
     assert all(map(torch.equal, model.state_dict().values(), published.values()))
 
@@ -191,7 +194,9 @@ def slow_wide_resnet(state, x):
     """Follow the formula of the pre-activation network in evaluation mode with nothing but a state dict."""
 
     def rectified(x, name):
-        mean, var, weight, bias = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        mean, var, weight, bias = (
+            state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
         return F.relu(F.batch_norm(x, mean, var, weight, bias))
 
     x = F.conv2d(x, state["conv1.weight"], padding=1)
@@ -221,11 +226,10 @@ def test_wide_resnet_is_its_formula(width):
     torch.testing.assert_close(model(x), slow_wide_resnet(model.state_dict(), x), rtol=1e-10, atol=1e-10)
 
 
-def test_wide_resnet_has_34_layers():
-    model = on_meta(wide_resnet34_10)
-    layers = [m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and "Short" not in name]
-    assert len(layers) == 34 - 2  # the usual count takes two of the three shortcuts in
-    assert len([name for name, _ in model.named_modules() if name.endswith("convShortcut")]) == 3
+def test_wide_resnet_has_34_convolutions_with_its_three_shortcuts():
+    names = [name for name, module in on_meta(wide_resnet34_10).named_modules() if isinstance(module, nn.Conv2d)]
+    assert len(names) == 34
+    assert [name for name in names if "Shortcut" in name] == [f"block{i}.layer.0.convShortcut" for i in (1, 2, 3)]
 
 
 def test_classifier_of_the_wide_resnet_starts_without_bias():

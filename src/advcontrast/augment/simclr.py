@@ -53,11 +53,11 @@ class ViewParameters(NamedTuple):
 class SimCLRAugment:
     """One random view of every image of a batch.
 
-    In this order: a crop of area fraction U(1 - 0.9 s, 1) and log-uniform aspect ratio in [3/4, 4/3], resized with
+    In this order: a crop of area fraction U(1 - (1 - a) s, 1) and log-uniform aspect ratio in [3/4, 4/3], resized with
     antialiased bicubic interpolation; a mirror image with probability 0.5; with probability 0.8 s brightness, contrast
     and saturation factors from U(1 - 0.4 s, 1 + 0.4 s) and a hue shift from U(-0.1 s, 0.1 s) of a turn, in random
-    order; gray with probability 0.2 s. With strength s = 1 this is the recipe of the ACL code for CIFAR-10; with s = 0
-    only the mirror image is left of it (for square images of the size asked for).
+    order; gray with probability 0.2 s. With strength s = 1 and a = 0.1 this is the recipe of the ACL code for CIFAR-10;
+    with s = 0 only the mirror image is left of it (for square images of the size asked for).
 
     Parameters are drawn on the CPU (or on the generator's device), so that a seed means the same views on every device,
     and apart from applying them: :meth:`draw` once, :meth:`apply` as often as you like.
@@ -65,9 +65,10 @@ class SimCLRAugment:
     Args:
         size: side of the views in pixels, or (height, width).
         strength: s above, in [0, 1].
+        min_area: a above, in (0, 1]: 0.1 in the code of ACL, 0.08 in SimCLR.
 
     Raises:
-        ValueError: size < 1, or strength outside [0, 1].
+        ValueError: size < 1, or strength or min_area out of range.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -83,14 +84,16 @@ class SimCLRAugment:
         Luo et al., "Rethinking the Effect of Data Augmentation in Adversarial Contrastive Learning", ICLR 2023, for s.
     """
 
-    def __init__(self, size: int | tuple[int, int] = 32, *, strength: float = 1.0) -> None:
+    def __init__(self, size: int | tuple[int, int] = 32, *, strength: float = 1.0, min_area: float = 0.1) -> None:
         height_width(_OWNER, size)
         check_real(_OWNER, "strength", strength, low=0, high=1, remedy="1 is the full recipe")
+        check_real(_OWNER, "min_area", min_area, low=0, high=1, above=True, remedy="0.1 is the code of ACL's")
         self.size = size
         self.strength = strength
+        self.min_area = min_area
 
     def __repr__(self) -> str:
-        return f"{_OWNER}({self.size}, strength={self.strength})"
+        return f"{_OWNER}({self.size}, strength={self.strength}, min_area={self.min_area})"
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return a random view of every image.
@@ -134,7 +137,7 @@ class SimCLRAugment:
         # A row of uniform numbers an image: what an image gets does not depend on those after it.
         uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=generator, device=device, dtype=torch.float64).cpu()
         crop, place, chances, factors, order = torch.split(uniform, [2 * _ATTEMPTS, 2, 3, 4, 4], dim=1)
-        rows, columns = _crop_sizes(crop, height, width, 1 - 0.9 * s)
+        rows, columns = _crop_sizes(crop, height, width, 1 - (1 - self.min_area) * s)
         inside = (rows > 0).squeeze(1)
         fallback_rows, fallback_columns = _central_crop(height, width)
         rows = torch.where(inside, rows.squeeze(1), fallback_rows)

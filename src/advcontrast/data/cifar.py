@@ -34,7 +34,7 @@ def cifar10(root: str | Path, *, train: bool, download: bool = True) -> ImageSet
     References:
         Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
-    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
+    from torchvision.datasets import CIFAR10
 
     return _load("cifar10", CIFAR10, root, train, download)
 
@@ -78,13 +78,13 @@ def _load(owner: str, kind: Any, root: str | Path, train: bool, download: bool) 
         expected = f"to read or download the data set in {str(root)!r}"
         remedy = f"Check the network and that the folder can be written to, or fetch {kind.url} and put it there"
         raise OSError(complaint(owner, expected, f"{type(error).__name__}: {error}".rstrip("."), remedy)) from error
-    x = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+    x = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)
     return ImageSet(x, torch.tensor(dataset.targets), tuple(dataset.classes))
 
 
 def _check_files(owner: str, kind: Any, folder: Path) -> None:
     """Require all files of a data set, each with its checksum."""
-    from torchvision.datasets.utils import check_integrity  # type: ignore[import-untyped]
+    from torchvision.datasets.utils import check_integrity
 
     files = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
     missing = [name for name, _ in files if not (folder / name).is_file()]

@@ -108,7 +108,7 @@ def _with_progress(paths: list[Path]) -> Iterable[Path]:
     if len(paths) <= _MANY:
         return paths
     try:
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm
     except ImportError:
         return paths
     bar: Iterable[Path] = tqdm(paths, desc="decode", unit="image")

@@ -120,8 +120,8 @@ def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tens
     rank = torch.empty_like(which)
     rank[by_group] = torch.arange(len(which)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     place = (rank.double() + 0.5) / sizes[which]
-    # Equal fractions are equal in floating point, too. Of those an order of its own decides: with the order above, which
-    # the ranks follow, one group would be ahead for long stretches.
+    # Equal fractions are equal in floating point, too. A second order decides on those: the first, which the ranks
+    # follow, would leave one group ahead for long stretches.
     among_equals = torch.randperm(len(groups), generator=generator)
     return shuffled[among_equals][place[among_equals].argsort(stable=True)].to(groups.device)
 

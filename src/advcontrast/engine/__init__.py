@@ -10,6 +10,7 @@ from .checkpoint import CheckpointWriteError as CheckpointWriteError
 from .ema import EMA as EMA
 from .fit import fit as fit
 from .lars import LARS as LARS
+from .sampling import steps_per_epoch as steps_per_epoch
 from .schedules import Constant as Constant
 from .schedules import MultiStep as MultiStep
 from .schedules import WarmupCosine as WarmupCosine
@@ -28,4 +29,5 @@ __all__ = [
     "MultiStep",
     "WarmupCosine",
     "fit",
+    "steps_per_epoch",
 ]

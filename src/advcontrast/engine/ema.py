@@ -19,7 +19,7 @@ class EMA:
 
     The average starts as a copy of the model, and each :meth:`update` makes it
     :math:`\bar\theta \leftarrow m\, \bar\theta + (1 - m)\, \theta` with the decay :math:`m`. Buffers, such as the
-    statistics of batch norms, are copied: they are averages already. Evaluate :attr:`model`; it is in eval mode,
+    statistics of batch norms, are copied: they are averages already. Evaluate ``ema.model``; it is in eval mode,
     requires no gradients and shares no memory with the original.
 
     Args:
@@ -67,7 +67,7 @@ class EMA:
         """
         check_module(_OWNER, model)
         mine, theirs = _tensors(self.model), _tensors(model)
-        for name in mine.keys() | theirs.keys():
+        for name in mine | theirs:
             ours, other = _form(mine.get(name)), _form(theirs.get(name))
             if ours != other:
                 remedy = "Pass the model itself, unwrapped, and create the EMA on its final device"

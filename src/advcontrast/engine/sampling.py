@@ -12,6 +12,25 @@ from .. import distributed
 from ..data import interleave
 
 
+def steps_per_epoch(samples: int, batch_size: int) -> int:
+    """Return the number of steps in an epoch of :func:`fit`, for schedules that count steps.
+
+    Args:
+        samples: length of the data.
+        batch_size: samples a step, of all processes together.
+
+    Returns:
+        The number of full batches, and one more if the rest has two samples or more for every process.
+
+    Example:
+        >>> from advcontrast.engine import steps_per_epoch
+        >>> steps_per_epoch(10, 4), steps_per_epoch(9, 4)
+        (3, 2)
+    """
+    full, rest = divmod(samples, batch_size)
+    return full + (rest >= 2 * distributed.world_size())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The batches of every epoch, as indices.
@@ -34,8 +53,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Return the number of steps in an epoch."""
-        full, rest = divmod(self.samples, self.batch_size)
-        return full + (rest >= 2 * distributed.world_size())
+        return steps_per_epoch(self.samples, self.batch_size)
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of an epoch."""

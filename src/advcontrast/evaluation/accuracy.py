@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +13,8 @@ from torch.nn import functional as F
 
 from .._checks import check_generator, check_module, check_tensor, check_within, complaint, type_name
 from .._modes import eval_mode, frozen
-from .._types import Objective
 
 _NON_FINITE = 2  # a verdict besides wrong, 0, and right, 1
-
-
-class Attack(Protocol):
-    """What ``PGDAttack`` is: a callable that perturbs images so that a per-sample objective grows."""
-
-    def __call__(self, objective: Objective, x: Tensor, /, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return perturbed images with the shape of ``x``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +74,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
 def robust_accuracy(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    attack: Attack,
+    attack: Callable[..., Tensor],
     *,
     generator: torch.Generator | None = None,
 ) -> Accuracy:

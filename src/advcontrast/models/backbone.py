@@ -77,29 +77,31 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
 def _find(name: str) -> tuple[str, str]:
     """Return the library that has the network, and its name there."""
     prefix, slash, rest = name.partition("/")
-    libraries, wanted = ((prefix,), rest) if slash and prefix in _LIBRARIES else (tuple(_LIBRARIES), name)
-    known = list(_OWN) if wanted == name else []
+    explicit = bool(slash) and prefix in _LIBRARIES
+    libraries = [prefix] if explicit else list(_LIBRARIES)
+    known = [] if explicit else list(_OWN)
     hint = ""
     for library in libraries:
         try:
             names = _LIBRARIES[library]()
         except ImportError as error:
-            if wanted != name:
+            if explicit:
                 expected, remedy = f"{library} to be installed", f"Install it with pip install {library}"
                 raise ImportError(complaint("backbone", expected, "no such package", remedy)) from error
             hint += f"; {library} was not searched, as it is not installed"
             continue
+        wanted = rest if explicit else name
         if wanted in names:
             return library, wanted
-        known += names
-    close = difflib.get_close_matches(wanted, known, n=3)
-    remedy = f"Did you mean {' or '.join(map(repr, dict.fromkeys(close)))}" if close else "Choose one that they list"
-    expected = f"the name of a network of {' or '.join(libraries if wanted != name else ('advcontrast', *libraries))}"
+        known += [f"{library}/{each}" for each in names] if explicit else names
+    close = difflib.get_close_matches(name, dict.fromkeys(known))
+    remedy = f"Did you mean {' or '.join(map(repr, close))}" if close else "Choose one that they list"
+    expected = f"the name of a network of {prefix if explicit else ' or '.join(['advcontrast', *libraries])}"
     raise ValueError(complaint("backbone", expected, repr(name), remedy + hint))
 
 
 def _torchvision_names() -> list[str]:
-    from torchvision import models  # type: ignore[import-untyped]
+    from torchvision import models
 
     return list(models.list_models(module=models))
 

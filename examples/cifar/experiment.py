@@ -1,0 +1,144 @@
+"""The folder of a run: card, split, source and final weights."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from flags import Common
+from images import Images
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import advcontrast
+from advcontrast import PGDAttack
+from advcontrast.data import ImageSet
+from advcontrast.evaluation import accuracy, robust_accuracy
+
+EVALUATION_BATCH = 500
+
+
+@dataclass
+class Experiment:
+    """A run of a script. What it finds goes to ``card.json``, its weights to ``final.safetensors``."""
+
+    settings: Common
+    folder: Path
+    card: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    def record(self, **entries: Any) -> None:
+        """Add entries to the card, on the disk too."""
+        self.card |= entries
+        if first_process():
+            partial = self.folder / ".card.json.partial"
+            partial.write_text(json.dumps(self.card, indent=1) + "\n")
+            partial.replace(self.folder / "card.json")
+
+    def describe(self, images: Images, **split: Tensor) -> None:
+        """Write down which images were used for what."""
+        self.record(data={name: getattr(images, name).fingerprint() for name in ("everything", "test")})
+        if first_process():
+            indices = {name: part.tolist() for name, part in {**images.split, **split}.items()}
+            (self.folder / "split.json").write_text(json.dumps(indices))
+
+    def finish(self, model: nn.Module, about: dict[str, Any], **results: Any) -> None:
+        """Write the final weights and results, and print the results."""
+        save(model.state_dict(), self.folder / "final.safetensors", about)
+        self.record(results=results, seconds=round(time.monotonic() - self.started, 1), finished=True)
+        say(f"{self.folder}: " + ", ".join(f"{name} {_short(value)}" for name, value in results.items()))
+
+
+def begin(settings: Common) -> Experiment | None:
+    """Open the folder of a run; ``None`` where the run is finished already."""
+    experiment = Experiment(settings, Path(settings.out))
+    plain = {name: value for name, value in asdict(settings).items() if name not in ("out", "device", "data_dir")}
+    path = experiment.folder / "card.json"
+    try:
+        experiment.folder.mkdir(parents=True, exist_ok=True)
+        card = json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError) as error:
+        reason = str(error).replace("\n", " ").rstrip(".")
+        raise ValueError(
+            f"--out: expected a folder for a run, got {settings.out} ({reason}). Choose another."
+        ) from error
+    script = Path(sys.argv[0]).name
+    if card is not None:
+        theirs = {"script": card.get("script"), **card.get("settings", {})}
+        ours = {"script": script, **plain}
+        changed = [f"{name} {ours.get(name)!r} instead of {theirs.get(name)!r}" for name in {**theirs, **ours}]
+        changed = [
+            text for text, name in zip(changed, {**theirs, **ours}, strict=True) if ours.get(name) != theirs.get(name)
+        ]
+        if changed:
+            got = ", ".join(changed)
+            raise ValueError(
+                f"--out: expected the settings of the run in {settings.out}, got {got}. Choose another folder."
+            )
+        if card.get("finished"):
+            say(f"{settings.out} is finished: {card['results']}")
+            return None
+    versions = {"advcontrast": advcontrast.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "device": settings.device}
+    experiment.record(script=script, settings=plain, versions=versions, machine=machine, finished=False)
+    if first_process():
+        shutil.copytree(
+            Path(__file__).parent,
+            experiment.folder / "source",
+            ignore=shutil.ignore_patterns("__pycache__"),
+            dirs_exist_ok=True,
+        )
+    return experiment
+
+
+def save(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write tensors to a file, whole or not at all."""
+    if first_process():
+        partial = path.with_name(f".{path.name}.partial")
+        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_file(plain, partial, {name: str(value) for name, value in (about or {}).items()})
+        partial.replace(path)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def final_accuracies(model: nn.Module, images: Images, settings: Common, *, robust: bool = True) -> dict[str, float]:
+    """Return standard (TA) and robust accuracy (RA) on the test images, in percent."""
+    return _accuracies(model, images.test, settings, "", robust=robust)
+
+
+def validation_accuracies(model: nn.Module, images: Images, settings: Common, *, robust: bool) -> dict[str, float]:
+    """Return them, or the first of them, on the validation images."""
+    return _accuracies(model, images.validation, settings, "val_", robust=robust)
+
+
+def _accuracies(model: nn.Module, images: ImageSet, settings: Common, prefix: str, *, robust: bool) -> dict[str, float]:
+    found = {f"{prefix}ta": 100 * accuracy(model, images.batches(EVALUATION_BATCH)).accuracy}
+    if robust:
+        attack = PGDAttack(eps=settings.radius, step_size=settings.radius / 4, steps=20)
+        found[f"{prefix}ra"] = 100 * robust_accuracy(model, images.batches(EVALUATION_BATCH), attack).accuracy
+    return found
+
+
+def first_process() -> bool:
+    """Tell whether this is the process that writes and speaks."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def say(text: str) -> None:
+    """Print a line, once."""
+    if first_process():
+        print(text, flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

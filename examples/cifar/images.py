@@ -1,0 +1,88 @@
+"""The images of a run: training, validation and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from flags import Common, device_of
+from torch import Tensor
+from torch.nn import functional as F
+
+from advcontrast.data import ImageSet, cifar10, cifar100, image_folder, train_validation_split
+
+CACHE = Path("~/.cache/advcontrast").expanduser()
+CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+@dataclass
+class Images:
+    """What a run trains and is tested on, on its device.
+
+    Pre-training uses ``everything`` without labels. Classifiers train on the first part of it, ``train``, and are
+    selected on the rest, ``validation``: the split of the ACL code. ``test`` is for the last line of a run.
+    """
+
+    everything: ImageSet
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    split: dict[str, Tensor]
+
+    @property
+    def size(self) -> int:
+        """Return the side of the images."""
+        return self.everything.x.shape[-1]
+
+    @property
+    def classes(self) -> int:
+        """Return the number of classes."""
+        return len(self.everything.classes)
+
+
+def load(settings: Common) -> Images:
+    """Read the images that the flags ask for."""
+    device = device_of(settings)
+    root = Path(settings.data_dir)
+    if settings.data == "embedded":
+        train, test = _embedded("train"), _embedded("test")
+    elif settings.data == "folder":
+        train, test = (image_folder(root / split, cache=CACHE) for split in ("train", "test"))
+    else:
+        read = cifar10 if settings.data == "cifar10" else cifar100
+        train, test = read(root, train=True), read(root, train=False)
+    if train.classes != test.classes:
+        got = f"{len(train.classes)} in train and {len(test.classes)} in test"
+        raise ValueError(
+            f"--data-dir: expected the same classes for training and test, got {got}. Compare the folders."
+        )
+    if len(train.classes) < 2:
+        raise ValueError("--data-dir: expected at least 2 classes, got 1. Each class is a folder of its own.")
+    chosen = _first(len(train), settings.limit, settings.seed, "--limit")
+    train = train.subset(chosen)
+    test = test.subset(_first(len(test), settings.test_limit, settings.seed, "--test-limit"))
+    if len(train) < 20:
+        raise ValueError(f"--limit: expected at least 20 images to split, got {len(train)}. Pass a larger number.")
+    ours, theirs = train_validation_split(len(train))
+    split = {"train": chosen[ours], "validation": chosen[theirs]}
+    parts = (train, train.subset(ours), train.subset(theirs), test)
+    return Images(*(part.to(device) for part in parts), split=split)
+
+
+def _first(n: int, limit: int, seed: int, name: str) -> Tensor:
+    """Return the first ``limit`` indices of a seeded shuffle of n, or all n in order."""
+    if not limit:
+        return torch.arange(n)
+    if limit > n:
+        raise ValueError(f"{name}: expected at most {n} images, got {limit}. There are no more.")
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:limit]
+
+
+def _embedded(split: str) -> ImageSet:
+    """Return part of Fashion-MNIST: 28 x 28 pixels framed to 32 x 32, halved to 16 x 16, gray as RGB."""
+    with np.load(Path(__file__).parents[1] / "data" / "fashion-mini.npz") as file:
+        x, y = (torch.from_numpy(file[f"{split}_{name}"]) for name in ("images", "labels"))
+    x = F.avg_pool2d(F.pad(x[:, None].float(), [2, 2, 2, 2]), 2).round().to(torch.uint8)
+    return ImageSet(x.expand(-1, 3, -1, -1).contiguous(), y.long(), CLASSES)

@@ -1,0 +1,132 @@
+"""Pre-train an encoder without labels: ACL in its four modes, SimCLR (mode S2S), and the baseline Selfie.
+
+    python examples/cifar/pretrain.py --mode DS --out runs/DS                     # CIFAR-10, downloaded into ./data
+    python examples/cifar/pretrain.py --mode DS --preset fast --amp bf16 --out runs/DS-fast
+    torchrun --nproc-per-node=2 examples/cifar/pretrain.py --mode DS --out runs/DS
+
+Presets: ``code`` is what the authors' code does, ``paper`` what their text says (SimCLR's head and crop, and its
+optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with three longer attack steps for five.
+
+The images of ``--data`` are all used, without labels. Wall time and accuracy at full size: not yet run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from experiment import begin
+from flags import Common, flag, start
+from images import Images, load
+from networks import about, join, new_encoder
+from selfie import SelfieLearner
+from torch import nn
+
+from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn
+from advcontrast.augment import SimCLRAugment
+from advcontrast.engine import LARS, WarmupCosine, fit, steps_per_epoch
+from advcontrast.models import acl_head, simclr_head
+
+CODE = {
+    "epochs": 1000,
+    "batch_size": 512,
+    "optimizer": "lars",
+    "lr": 5.0,
+    "head": "acl",
+    "min_area": 0.1,
+    "attack_steps": 5,
+}
+PAPER = {**CODE, "lr": 2.0, "head": "simclr", "min_area": 0.08, "spare_norms": True}
+FAST = {**CODE, "epochs": 100, "attack_steps": 3, "attack_step": 0.5}
+PRESETS = {"code": CODE, "paper": PAPER, "fast": FAST}
+
+
+@dataclass(kw_only=True)
+class Settings(Common):
+    """What pre-training can be told beside the common flags."""
+
+    mode: str = flag("DS", "streams to train on, or the baseline Selfie", "S2S", "A2A", "A2S", "DS", "selfie")
+    norms: str = flag("auto", "batch norms; auto: dual for A2S and DS, as in the paper", "auto", "single", "dual")
+    head: str = flag("acl", "projection head", "acl", "simclr")
+    optimizer: str = flag("lars", "optimizer", "lars", "sgd", "adam")
+    lr: float = flag(5.0, "peak learning rate, not scaled by anything")
+    spare_norms: bool = flag(False, "LARS: no decay and no adaptation for norms and biases")
+    warmup: int = flag(10, "epochs of warm-up, at most a tenth of all")
+    temperature: float = flag(0.5, "of NT-Xent")
+    strength: float = flag(1.0, "of the augmentation, from 0 to 1")
+    min_area: float = flag(0.1, "smallest area of a crop, as a fraction")
+    attack_steps: int = flag(5, "steps of the attack")
+    attack_step: float = flag(0.25, "length of an attack step, as a fraction of the radius")
+
+
+def main(settings: Settings) -> None:
+    """Pre-train, and write the encoder with its head."""
+    images = load(settings)
+    encoder, features = new_encoder(settings, images)
+    learner = selfie(settings, encoder) if settings.mode == "selfie" else acl(settings, encoder, features, images)
+    learner.to(images.everything.x.device)
+    optimizer = optimizer_of(settings, learner)
+    experiment = begin(settings)
+    if experiment is None:
+        return
+    experiment.describe(images)
+    steps = steps_per_epoch(len(images.everything), settings.batch_size)
+    history = fit(
+        learner,
+        images.everything.x,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        optimizer=optimizer,
+        schedule=WarmupCosine(settings.epochs * steps, warmup=min(settings.warmup, settings.epochs // 10) * steps),
+        seed=settings.seed,
+        folder=experiment.folder,
+        save_every=settings.save_every or None,
+        amp=settings.amp,
+        compile=settings.compile,
+        tensorboard=settings.tensorboard,
+    )
+    norms = "dual" if is_dual(settings) else "single"
+    last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step", "seconds", "lr")}
+    experiment.finish(learner.model, about(settings, norms=norms, mode=settings.mode), **last)
+
+
+def is_dual(settings: Settings) -> bool:
+    """Tell whether the network gets dual batch norms."""
+    return settings.norms == "dual" or (settings.norms == "auto" and settings.mode in ("A2S", "DS"))
+
+
+def attack_of(settings: Settings) -> PGDAttack:
+    """Return the attack of pre-training."""
+    step = settings.radius * settings.attack_step
+    return PGDAttack(eps=settings.radius, step_size=step, steps=settings.attack_steps)
+
+
+def acl(settings: Settings, encoder: nn.Module, features: int, images: Images) -> ACLTrainer:
+    """Return the learner of adversarial contrastive learning."""
+    head = acl_head(features) if settings.head == "acl" else simclr_head(features)
+    model = join(encoder, head)
+    if is_dual(settings):
+        model = convert_to_dual_bn(model)
+    view = SimCLRAugment(images.size, strength=settings.strength, min_area=settings.min_area)
+    augment = ContrastivePairAugment(images.size, transform=view)
+    loss = NTXentLoss(settings.temperature, gather=True)
+    return ACLTrainer(model, loss=loss, attack=attack_of(settings), augment=augment, mode=settings.mode)
+
+
+def selfie(settings: Settings, encoder: nn.Module) -> SelfieLearner:
+    """Return the learner of Selfie."""
+    return SelfieLearner(encoder, attack=attack_of(settings))
+
+
+def optimizer_of(settings: Settings, learner: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer; weight decay and momentum are those of the ACL code."""
+    parameters = learner.parameters()
+    if settings.optimizer == "lars":
+        return LARS(parameters, settings.lr, exclude_1d=settings.spare_norms)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, settings.lr, momentum=0.9, weight_decay=1e-6)
+    return torch.optim.Adam(parameters, settings.lr, weight_decay=1e-6)
+
+
+if __name__ == "__main__":
+    start(main, Settings, PRESETS)

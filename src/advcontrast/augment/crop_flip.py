@@ -1,0 +1,69 @@
+"""The augmentation of supervised training on CIFAR."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._checks import check_generator, check_int, check_real
+from .images import unit_range
+
+_OWNER = "CropFlip"
+
+
+class CropFlip:
+    """Shift and mirror every image of a batch at random.
+
+    Each image is surrounded by black, cut back to its size at a random place, and mirrored with a probability. As in
+    :class:`SimCLRAugment`, randomness is drawn on the CPU (or on the generator's device).
+
+    Args:
+        padding: width of the black border in pixels, at least 0: the largest shift.
+        flip: probability of the mirror image, in [0, 1].
+
+    Raises:
+        ValueError: a number out of its range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.augment import CropFlip
+        >>> CropFlip(padding=0, flip=1.0)(torch.tensor([[[[0.0, 0.25, 0.5]]]])).tolist()
+        [[[[0.5, 0.25, 0.0]]]]
+    """
+
+    def __init__(self, padding: int = 4, *, flip: float = 0.5) -> None:
+        check_int(_OWNER, "padding", padding, low=0, remedy="4 is usual for 32 x 32 pixels")
+        check_real(_OWNER, "flip", flip, low=0, high=1, remedy="0.5 is usual")
+        self.padding = padding
+        self.flip = flip
+
+    def __repr__(self) -> str:
+        return f"{_OWNER}({self.padding}, flip={self.flip})"
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return a random version of every image.
+
+        Args:
+            x: images ``[N, C, H, W]`` with one or three channels: uint8, or float32 or float64 in [0, 1].
+            generator: source of all randomness; by default the global one of the CPU.
+
+        Returns:
+            Images ``[N, C, H, W]`` in [0, 1] on the device of ``x``, in channels-last format; float32 for uint8.
+
+        Raises:
+            ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1].
+            TypeError: ``x`` or ``generator`` is of the wrong kind.
+        """
+        x = unit_range(_OWNER, x)
+        device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
+        check_generator(_OWNER, generator, device)
+        n, _, height, width = x.shape
+        uniform = torch.rand(n, 3, generator=generator, device=device).to(x.device, non_blocking=True)
+        top, left = (uniform[:, :2] * (2 * self.padding + 1)).long().unbind(1)
+        rows = top[:, None] + torch.arange(height, device=x.device)
+        columns = torch.arange(width, device=x.device).expand(n, -1)
+        columns = left[:, None] + torch.where(uniform[:, 2:] < self.flip, width - 1 - columns, columns)
+        padded = F.pad(x, [self.padding] * 4).permute(0, 2, 3, 1)
+        image = torch.arange(n, device=x.device)[:, None, None]
+        return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

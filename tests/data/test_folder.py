@@ -1,0 +1,217 @@
+"""Folders of images, decoded."""
+
+import re
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from advcontrast.data import folder, image_folder
+
+
+def noise(height, width, seed=0):
+    """Return a smooth random image ``[3, height, width]``."""
+    coarse = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return (255 * F.interpolate(coarse, (height, width), mode="bilinear")[0]).byte()
+
+
+def save(path, pixels, mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = bytes(pixels.permute(1, 2, 0).flatten().tolist())
+    Image.frombytes("RGB", (pixels.shape[2], pixels.shape[1]), content).convert(mode).save(path, **options)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes, a dog and two cats, of 8 x 8 pixels."""
+    save(tmp_path / "root" / "dog" / "a.png", noise(8, 8, 1))
+    save(tmp_path / "root" / "cat" / "b.png", noise(8, 8, 2))
+    save(tmp_path / "root" / "cat" / "B.bmp", noise(8, 8, 3))
+    return tmp_path / "root"
+
+
+def test_images_of_the_right_size_are_kept_to_the_bit(root):
+    assert torch.equal(image_folder(root, size=8).x, torch.stack([noise(8, 8, seed) for seed in (3, 2, 1)]))
+
+
+def test_classes_and_files_come_by_name(root):
+    images = image_folder(root, size=8)
+    assert images.classes == ("cat", "dog")
+    assert images.y.tolist() == [0, 0, 1]
+
+
+def test_many_files_come_by_name_whenever_they_were_made(tmp_path):
+    for i in (7, 2, 9, 0, 5, 3, 8, 1, 6, 4):
+        save(tmp_path / "cat" / f"{i}.png", torch.full((3, 8, 8), i, dtype=torch.uint8))
+    assert image_folder(tmp_path, size=8).x[:, 0, 0, 0].tolist() == list(range(10))
+
+
+def test_root_can_be_a_string(root):
+    assert len(image_folder(str(root), size=8)) == 3
+
+
+def test_side_is_32_by_default(root):
+    assert image_folder(root).x.shape == (3, 3, 32, 32)
+
+
+def test_images_lie_in_memory_channel_by_channel(root):
+    assert image_folder(root, size=8).x.is_contiguous()
+
+
+def test_pixels_may_be_written_to(root):
+    image_folder(root, size=8).x.zero_()
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 13), (15, 8)])
+def test_only_the_central_square_is_kept(tmp_path, height, width):
+    pixels = noise(height, width)
+    save(tmp_path / "cat" / "a.png", pixels)
+    top, left = (height - 8) // 2, (width - 8) // 2
+    assert torch.equal(image_folder(tmp_path, size=8).x[0], pixels[:, top : top + 8, left : left + 8])
+
+
+@pytest.mark.parametrize("side", [5, 9, 20, 48])
+def test_resizing_is_bicubic_and_antialiased(tmp_path, side):
+    pixels = noise(side, side)
+    save(tmp_path / "cat" / "a.png", pixels)
+    expected = F.interpolate(pixels[None].double(), (12, 12), mode="bicubic", antialias=True).clamp(0, 255)
+    # Pillow rounds once more, between rows and columns.
+    torch.testing.assert_close(image_folder(tmp_path, size=12).x.double(), expected, rtol=0, atol=2)
+
+
+def test_what_is_cut_off_does_not_bleed_into_the_rest(tmp_path):
+    pixels = torch.zeros(3, 20, 60, dtype=torch.uint8)
+    pixels[:, :, 20:40] = 200
+    save(tmp_path / "cat" / "a.png", pixels)
+    assert image_folder(tmp_path, size=8).x.unique().tolist() == [200]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
+def test_every_8_bit_mode_becomes_rgb(tmp_path, mode):
+    pixels = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    pixels[:, :4] = 255
+    save(tmp_path / "cat" / "a.png", pixels, mode)
+    assert torch.equal(image_folder(tmp_path, size=8).x[0], pixels)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "webp", "tif", "ppm"])
+def test_many_kinds_of_files_are_read(tmp_path, suffix):
+    pixels = torch.full((3, 8, 8), 128, dtype=torch.uint8)
+    save(tmp_path / "cat" / f"a.{suffix}", pixels)
+    torch.testing.assert_close(image_folder(tmp_path, size=8).x[0], pixels, rtol=0, atol=2)
+
+
+def test_other_and_hidden_files_are_left_out(root):
+    expected = image_folder(root, size=8).x
+    (root / "cat" / "notes.txt").write_text("no image")
+    (root / "cat" / ".hidden.png").write_text("no image")
+    (root / "cat" / "folder.png").mkdir()
+    (root / "list.png").write_text("no image")
+    (root / ".trash").mkdir()
+    assert torch.equal(image_folder(root, size=8).x, expected)
+
+
+def test_names_may_be_of_any_alphabet(tmp_path):
+    save(tmp_path / "große Katze" / "猫 1.png", noise(8, 8))
+    assert image_folder(tmp_path, size=8, cache=tmp_path / ".キャッシュ").classes == ("große Katze",)
+
+
+def test_many_images_show_a_progress_bar(root, monkeypatch, capsys):
+    image_folder(root, size=8)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(folder, "_MANY", 2)
+    image_folder(root, size=8)
+    assert "decode: 100%" in capsys.readouterr().err
+
+
+def test_without_tqdm_there_is_no_progress_bar(root, monkeypatch, capsys):
+    monkeypatch.setattr(folder, "_MANY", 2)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert len(image_folder(root, size=8)) == 3
+    assert capsys.readouterr().err == ""
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def text(path):
+    path.write_text("this is no image")
+
+
+@pytest.mark.parametrize("damage", [cut_off, empty, text])
+def test_image_that_cannot_be_decoded_is_named(root, damage):
+    path = root / "cat" / "b.png"
+    damage(path)
+    pattern = (
+        rf"^image_folder: expected an image in {re.escape(repr(str(path)))}, got \w+: .*[^.]\. "
+        r"Remove the file, or replace it with an 8-bit RGB image\.$"
+    )
+    with pytest.raises(RuntimeError, match=pattern):
+        image_folder(root, size=8)
+
+
+def test_16_bit_image_is_refused_instead_of_clipped(root):
+    Image.frombytes("I;16", (1, 1), b"\x40\x9c").save(root / "cat" / "deep.png")
+    message = (
+        f"image_folder: expected 8 bits a channel in {str(root / 'cat' / 'deep.png')!r}, got mode I;16. "
+        "Remove the file, or replace it with an 8-bit RGB image."
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        image_folder(root, size=8)
+
+
+def test_missing_folder(tmp_path):
+    message = (
+        f"image_folder: expected a folder at {str(tmp_path / 'absent')!r}, got nothing there. "
+        "Put the images into root/<class>/."
+    )
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        image_folder(tmp_path / "absent")
+
+
+def test_file_instead_of_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match=r"file', got a file\. Put the images into root/<class>/\.$"):
+        image_folder(tmp_path / "file")
+
+
+def test_folder_without_classes(tmp_path):
+    save(tmp_path / "a.png", noise(8, 8))
+    message = (
+        f"image_folder: expected a folder for each class in {str(tmp_path)!r}, got none. "
+        "Put the images into root/<class>/."
+    )
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        image_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "got"),
+    [
+        ([], "an empty folder"),
+        (["a.txt", "b.npy", "c.npy", "README"], "4 files of other kinds (.npy, .txt, no suffix)"),
+    ],
+)
+def test_class_without_images_is_named(root, files, got):
+    (root / "owl").mkdir()
+    for name in files:
+        (root / "owl" / name).touch()
+    message = (
+        f"image_folder: expected images in {str(root / 'owl')!r}, got {got}. Remove the folder, or put images into it."
+    )
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        image_folder(root)
+
+
+@pytest.mark.parametrize(("size", "error", "got"), [(0, ValueError, "0"), ((8, 8), TypeError, "tuple")])
+def test_wrong_size(root, size, error, got):
+    message = f"image_folder: expected size to be an int >= 1, got {got}. Pass the side of the images in pixels."
+    with pytest.raises(error, match=re.escape(message)):
+        image_folder(root, size=size)

@@ -1,0 +1,398 @@
+"""What can go wrong in a run: processes that end, numbers that are not finite, arguments that make no sense."""
+
+import math
+import multiprocessing
+import os
+import random
+import re
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advcontrast.engine import EMA, Checkpoint, CheckpointBusyError
+from tests.engine.learners import (
+    Halving,
+    Interrupted,
+    Noisy,
+    Separable,
+    acl,
+    images,
+    labelled,
+    same,
+    scramble,
+    sgd,
+    timeless,
+    train,
+    weights,
+)
+
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+EPOCHS = 6
+
+
+# Processes that end
+
+
+def last(folder):
+    step, state = Checkpoint(folder / "checkpoints").load()
+    state["history"] = timeless(state["history"])
+    return step, state
+
+
+def train_in_a_process(folder, begun, fatal):
+    """Train, tell when the first step begins, and end by signal ``fatal = (number, step)`` in the middle of that step."""
+    torch.set_num_threads(1)
+    scramble(0)
+
+    class Sending(Noisy):
+        def forward(self, *batch):
+            begun.set()
+            if fatal is not None and len(self.seen) == fatal[1]:
+                os.kill(os.getpid(), fatal[0])
+            return super().forward(*batch)
+
+    train(Sending(), epochs=EPOCHS, folder=folder, save_every=1)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Return a function that starts such a process; the server imports torch once and forks, being single-threaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.engine.test_fit_faults"])
+
+    def start(folder, fatal=None):
+        begun = context.Event()
+        process = context.Process(target=train_in_a_process, args=(folder, begun, fatal))
+        process.start()
+        assert begun.wait(60)
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(processes, tmp_path_factory):
+    """Return the last checkpoint of a run in a process of its own, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = processes(folder)
+    began = time.monotonic()
+    process.join(60)
+    assert process.exitcode == 0
+    return last(folder), time.monotonic() - began
+
+
+def test_killed_at_random_moments_and_resumed_equals_uninterrupted(processes, uninterrupted, tmp_path):
+    expected, seconds = uninterrupted
+    kills = 0
+    for number in range(3):
+        folder, moments = tmp_path / str(number), random.Random(number)
+        for _ in range(4):
+            process = processes(folder)
+            time.sleep(moments.uniform(0, 0.5 * seconds))
+            process.kill()
+            process.join(60)
+            kills += process.exitcode == -signal.SIGKILL
+        while last_step(folder) < 3 * EPOCHS:
+            process = processes(folder)
+            process.join(60)
+            assert process.exitcode == 0
+        assert same(last(folder), expected)
+    assert kills >= 3
+
+
+def last_step(folder):
+    return max(Checkpoint(folder / "checkpoints").steps(), default=0)
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 7, 17])
+def test_killed_in_a_given_step_and_resumed_equals_uninterrupted(processes, uninterrupted, tmp_path, step):
+    process = processes(tmp_path, (signal.SIGKILL, step))
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert last_step(tmp_path) == step
+    process = processes(tmp_path)
+    process.join(60)
+    assert process.exitcode == 0
+    assert same(last(tmp_path), uninterrupted[0])
+
+
+def test_asked_to_terminate_exits_with_0_and_resumed_equals_uninterrupted(processes, uninterrupted, tmp_path):
+    process = processes(tmp_path, (signal.SIGTERM, 7))
+    process.join(60)
+    assert process.exitcode == 0
+    assert last_step(tmp_path) == 8
+    processes(tmp_path).join(60)
+    assert same(last(tmp_path), uninterrupted[0])
+
+
+@pytest.fixture
+def obeyed():
+    """Replace the handlers of both signals by one that raises, and put them back."""
+
+    class Obeyed(BaseException):
+        pass
+
+    def obey(number, frame):
+        raise Obeyed(number)
+
+    before = [signal.signal(number, obey) for number in HANDLED]
+    yield Obeyed
+    ours = [signal.signal(number, handler) for number, handler in zip(HANDLED, before, strict=True)]
+    assert ours == [obey, obey], "the handlers were not put back"
+
+
+class Signalled(Separable):
+    """Gets signals in the middle of its step number ``step``."""
+
+    def __init__(self, *signals, step=1):
+        super().__init__()
+        self.signals, self.step = signals, step
+
+    def forward(self, *batch):
+        if len(self.seen) == self.step:
+            for number in self.signals:
+                signal.raise_signal(number)
+        return super().forward(*batch)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["SIGTERM", "SIGINT"]
+)
+@pytest.mark.parametrize("step", range(6))
+def test_signal_ends_the_run_after_the_step_is_saved(tmp_path, obeyed, number, error, step):
+    learner, again, expected = Signalled(number, step=step), Separable(), Separable()
+    with pytest.raises(error) as caught:
+        train(learner, folder=tmp_path)
+    if error is SystemExit:
+        assert caught.value.code == 0
+    assert len(learner.seen) == step + 1
+    assert last_step(tmp_path) == step + 1
+    train(again, folder=tmp_path)
+    train(expected)
+    assert again.seen == expected.seen[step + 1 :]
+    assert same(weights(again), weights(expected))
+
+
+@pytest.mark.parametrize("second", HANDLED)
+@pytest.mark.parametrize("first", HANDLED)
+def test_second_signal_is_obeyed_at_once(tmp_path, obeyed, first, second):
+    learner = Signalled(first, second, step=1)
+    with pytest.raises(obeyed, match=str(int(second))):
+        train(learner, folder=tmp_path)
+    assert len(learner.seen) == 1
+    assert last_step(tmp_path) == 0
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_without_a_folder_signals_keep_their_effect(obeyed, number):
+    learner = Signalled(number, step=1)
+    with pytest.raises(obeyed):
+        train(learner)
+    assert len(learner.seen) == 1
+
+
+def test_handlers_are_put_back_after_a_run(tmp_path, obeyed):
+    before = [*map(signal.getsignal, HANDLED)]
+    train(Separable(), folder=tmp_path)
+    assert [*map(signal.getsignal, HANDLED)] == before
+
+
+def test_handlers_are_put_back_after_an_error(tmp_path, obeyed):
+    before = [*map(signal.getsignal, HANDLED)]
+    with pytest.raises(Interrupted):
+        train(Separable(), schedule=Halving(2), folder=tmp_path)
+    assert [*map(signal.getsignal, HANDLED)] == before
+
+
+def test_in_another_thread_signals_keep_their_effect(tmp_path):
+    inside, history = [], []
+
+    class Watched(Separable):
+        def forward(self, *batch):
+            inside.append([*map(signal.getsignal, HANDLED)])
+            return super().forward(*batch)
+
+    before = [*map(signal.getsignal, HANDLED)]
+    thread = threading.Thread(target=lambda: history.extend(train(Watched(), folder=tmp_path)))
+    thread.start()
+    thread.join()
+    assert len(history) == 2
+    assert inside == [before] * 6
+
+
+def test_handlers_set_outside_python_are_put_back_to_the_default(tmp_path, obeyed, monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    train(Separable(), folder=tmp_path)
+    monkeypatch.undo()
+    assert [*map(signal.getsignal, HANDLED)] == [signal.SIG_DFL] * 2
+    for number in HANDLED:
+        signal.signal(number, lambda *_: None)
+    before = [*map(signal.getsignal, HANDLED)]
+    train(Separable(), folder=tmp_path)
+    assert [*map(signal.getsignal, HANDLED)] == before
+
+
+def test_folder_in_use_is_refused(tmp_path):
+    learner = Separable()
+    with (
+        Checkpoint(tmp_path / "checkpoints").locked(),
+        pytest.raises(CheckpointBusyError, match=rf"to be free, got process {os.getpid()} on "),
+    ):
+        train(learner, folder=tmp_path)
+    assert learner.seen == []
+
+
+def test_folder_is_free_again_after_an_error(tmp_path):
+    with pytest.raises(Interrupted):
+        train(Separable(), schedule=Halving(2), folder=tmp_path)
+    assert len(train(Separable(), folder=tmp_path)) == 2
+
+
+# Numbers that are not finite
+
+
+class Spoilt(Noisy):
+    """Has a loss or a gradient that is not finite in its step number ``step``."""
+
+    def __init__(self, what, value, step):
+        super().__init__()
+        self.what, self.value, self.step = what, value, step
+        self.before = []
+
+    def forward(self, *batch):
+        self.before.append({name: p.detach().clone() for name, p in self.named_parameters()})
+        loss, terms = super().forward(*batch)
+        if len(self.seen) == self.step + 1:
+            if self.what == "gradient":
+                loss.register_hook(lambda gradient: gradient * self.value)
+            else:
+                loss = loss * self.value
+        return loss, terms
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("what", "expected"), [("loss", "a finite loss"), ("gradient", "finite gradients")])
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_what_is_not_finite_stops_the_run_before_the_weights_are_hurt(tmp_path, what, expected, value, step):
+    learner, again = Spoilt(what, value, step), Noisy()
+    message = (
+        rf"^fit: expected {expected}, got (nan|inf) in step {step + 1}. "
+        r"Lower the learning rate, or look for a division by zero; the last checkpoint is good.$"
+    )
+    scramble(0)
+    with pytest.raises(RuntimeError, match=message):
+        train(learner, folder=tmp_path, save_every=1)
+    assert same(dict(learner.named_parameters()), learner.before[step]) is False or True
+    for name, parameter in learner.named_parameters():
+        assert torch.equal(parameter, learner.before[step][name])
+    assert last_step(tmp_path) == step
+    train(again, folder=tmp_path)
+    assert all(parameter.isfinite().all() for parameter in again.parameters())
+
+
+def test_loss_that_is_not_finite_in_one_part_of_a_batch_stops_the_run():
+    learner = Spoilt("loss", math.nan, 3)
+    with pytest.raises(RuntimeError, match="^fit: expected a finite loss, got nan in step 2. "):
+        train(learner, accumulate=2)
+    for name, parameter in learner.named_parameters():
+        assert torch.equal(parameter, learner.before[3][name])
+
+
+def test_run_goes_on_in_memory_after_a_step_that_failed(tmp_path):
+    expected, learner = Separable(), Spoilt("gradient", math.inf, 4)
+    learner.__class__.forward = Spoilt.forward
+    scramble(0)
+    whole = Noisy()
+    train(whole)
+    scramble(0)
+    optimizer = sgd(learner)
+    with pytest.raises(RuntimeError, match="finite gradients"):
+        train(learner, optimizer=optimizer, folder=tmp_path, save_every=1)
+    learner.step = None
+    learner.what = "nothing"
+    learner.step = -5
+    train(learner, optimizer=optimizer, folder=tmp_path)
+    assert same(weights(learner), weights(whole))
+    assert expected.seen == []
+
+
+def test_where_values_are_not_read_at_once_a_spoilt_checkpoint_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("advcontrast.engine.run.readable", lambda tensor: False)
+    message = "^fit: expected a finite loss, got nan in the steps before 4. Lower the learning rate, or "
+    with pytest.raises(RuntimeError, match=message):
+        train(Spoilt("loss", math.nan, 3), folder=tmp_path, save_every=1)
+    assert last_step(tmp_path) == 3
+
+
+def test_where_values_are_not_read_at_once_the_row_of_a_spoilt_epoch_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("advcontrast.engine.run.readable", lambda tensor: False)
+    with pytest.raises(RuntimeError, match="^fit: expected a finite loss, got nan in the steps before 3. "):
+        train(Spoilt("loss", math.nan, 0), folder=tmp_path, evaluate=lambda epoch: pytest.fail("evaluated"))
+    assert last_step(tmp_path) == 0
+
+
+def test_spoilt_gradient_never_reaches_a_checkpoint_even_where_values_are_not_read_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("advcontrast.engine.run.readable", lambda tensor: False)
+    with pytest.raises(RuntimeError, match="^fit: expected "):
+        train(Spoilt("gradient", math.nan, 3), folder=tmp_path, save_every=1)
+    assert all(value.isfinite().all() for value in last(tmp_path)[1]["learner"].values())
+
+
+def test_step_too_long_never_reaches_a_checkpoint(tmp_path):
+    learner = Separable(torch.float32)
+    with pytest.raises(RuntimeError, match="^fit: expected "):
+        train(learner, optimizer=sgd(learner, lr=1e39), folder=tmp_path, save_every=1)
+    saved = Checkpoint(tmp_path / "checkpoints").load()
+    assert saved is None or all(value.isfinite().all() for value in saved[1]["learner"].values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_data_that_is_not_finite_is_refused_before_a_forward_pass(value):
+    learner = Noisy()
+    before = weights(learner)
+    data = torch.rand(22, 3, 8, 8), torch.arange(22)
+    data[0][3, 1, 4, 4] = value
+    data[0][20, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="^fit: expected data to be finite, got 2 values that are not. Clean the data.$"):
+        train(learner, data)
+    assert learner.seen == []
+    assert same(weights(learner), before)
+
+
+# Arguments
+
+SHAPES = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)."
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ((images(8), torch.arange(7)), ValueError, f"expected data of one length, at least 2, got lengths [8, 7]. {SHAPES}"),
+        (images(0), ValueError, f"expected data of one length, at least 2, got lengths [0]. {SHAPES}"),
+        (images(1), ValueError, f"expected data of one length, at least 2, got lengths [1]. {SHAPES}"),
+        ([], ValueError, f"expected data of one length, at least 2, got lengths []. {SHAPES}"),
+        (torch.tensor(3), ValueError, f"expected data of one length, at least 2, got lengths [0]. {SHAPES}"),
+        (np.zeros((4, 3, 8, 8)), TypeError, f"expected data to be tensors, got ndarray. {SHAPES}"),
+        ((images(4), [0, 1, 2, 3]), TypeError, f"expected data to be tensors, got list. {SHAPES}"),
+        ("images", TypeError, f"expected data to be tensors, got str. {SHAPES}"),
+        (None, TypeError, f"expected data to be tensors, got NoneType. {SHAPES}"),
+        (7, TypeError, f"expected data to be tensors, got int. {SHAPES}"),
+    ],
+)
+def test_wrong_data(data, error, message):
+    learner = Separable()
+    with pytest.raises(error, match=f"^{re.escape('fit: ' + message)}$"):
+        train(learner, () if data is None and False else _Data(data).value)
+    assert learner.seen == []
+
+
+class _Data:
+    """Carries ``None`` past the default of ``train``."""
+
+    def __init__(self, value):
+        self.value = value
