@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Supervised(Common):
     weight_decay: float = flag(2e-4, "weight decay")
     milestones: str = flag("", "epochs after which the rate falls to a tenth, such as 15,20")
     beta: float = flag(6.0, "weight of the divergence of TRADES")
+    evaluate_every: int = flag(1, "epochs between validations; the first and the last epoch have one too")
     attack_steps: int = flag(10, "steps of the training attack, a quarter of the radius each")
 
 
@@ -71,10 +72,10 @@ def train_classifier(settings: Any, *, adversarial: bool, frozen: bool) -> None:
         optimizer=sgd(learner, settings.lr, settings.weight_decay),
         decays=decays,
         evaluate=lambda: validation_accuracies(model, images, settings, robust=adversarial),
+        evaluate_every=settings.evaluate_every,
         select=select,
     )
-    best = max(history, key=lambda row: row[select])
-    results = {**final_accuracies(model, images, settings), "epoch": int(best["epoch"]), select: best[select]}
+    results = final_accuracies(model, images, settings) | best_epoch(history, select)
     experiment.finish(model, about(settings, branch=settings.branch, classes=images.classes), **results)
 
 
@@ -89,6 +90,7 @@ def supervise(
     optimizer: torch.optim.Optimizer,
     decays: Sequence[int],
     evaluate: Callable[[], dict[str, float]],
+    evaluate_every: int,
     select: str,
     groups: Tensor | None = None,
 ) -> list[dict[str, float]]:
@@ -104,7 +106,7 @@ def supervise(
         schedule=MultiStep(tuple(epoch * steps for epoch in decays)),
         seed=settings.seed,
         groups=groups,
-        evaluate=lambda _: evaluate(),
+        evaluate=lambda epoch: evaluate() if epoch in (1, epochs) or epoch % evaluate_every == 0 else {},
         select=select,
         folder=folder,
         save_every=settings.save_every or None,
@@ -112,6 +114,12 @@ def supervise(
         compile=settings.compile,
         tensorboard=settings.tensorboard,
     )
+
+
+def best_epoch(history: Sequence[Mapping[str, float]], select: str) -> dict[str, float]:
+    """Return the number of the epoch that was selected, and why."""
+    best = max((row for row in history if select in row), key=lambda row: row[select])
+    return {"epoch": int(best["epoch"]), select: best[select]}
 
 
 def training_attack(settings: Any) -> PGDAttack:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as V
 
 from advcontrast.data import ImageSet
 from advcontrast.evaluation import accuracy
@@ -170,28 +171,22 @@ def pixelate(x: Tensor, severity: int, generator: torch.Generator | None = None)
 def jpeg_compression(x: Tensor, severity: int, generator: torch.Generator | None = None) -> Tensor:  # noqa: ARG001
     """Round to 8 bits and pass through a JPEG file."""
     quality = _level(severity, (80, 65, 58, 50, 40))
-    compressed: Tensor = V.jpeg((255 * x).round().to("cpu", torch.uint8), quality)
-    return compressed.to(x) / 255
+
+    def compressed(pixels: Tensor) -> Tensor:
+        file = BytesIO()
+        Image.fromarray(pixels.numpy()).save(file, "JPEG", quality=quality)
+        return torch.from_numpy(np.array(Image.open(file)))
+
+    images = (255 * x).round().to("cpu", torch.uint8).permute(0, 2, 3, 1)
+    return torch.stack([compressed(pixels) for pixels in images]).permute(0, 3, 1, 2).to(x) / 255
 
 
 Corruption = Callable[[Tensor, int, torch.Generator | None], Tensor]
+_NOISES: tuple[Corruption, ...] = (gaussian_noise, shot_noise, impulse_noise, speckle_noise)
+_OTHERS: tuple[Corruption, ...] = (gaussian_blur, contrast, brightness, saturate, pixelate, jpeg_compression)
 
 #: By name: ``corruption(x, severity, generator)`` for images ``[N, 3, H, W]`` in [0, 1] and a severity from 1 to 5.
-CORRUPTIONS: dict[str, Corruption] = {
-    corruption.__name__: corruption
-    for corruption in (
-        gaussian_noise,
-        shot_noise,
-        impulse_noise,
-        speckle_noise,
-        gaussian_blur,
-        contrast,
-        brightness,
-        saturate,
-        pixelate,
-        jpeg_compression,
-    )
-}
+CORRUPTIONS: dict[str, Corruption] = {corruption.__name__: corruption for corruption in (*_NOISES, *_OTHERS)}
 
 
 def mean_accuracy(

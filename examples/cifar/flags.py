@@ -55,7 +55,9 @@ class Common:
         return self.eps or (0.1 if self.data == "embedded" else 8 / 255)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints take one line."""
+
     def error(self, message: str) -> Any:
         """End with one line instead of the usage."""
         self.exit(2, f"{self.prog}: {message}\n")
@@ -63,9 +65,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(kind: type[Settings], presets: Mapping[str, Mapping[str, Any]], text: str, argv: list[str]) -> Settings:
     """Return the settings of a command line: defaults, overridden by a preset, overridden by flags."""
-    parser = _Parser(
-        prog=Path(sys.argv[0]).name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=Path(sys.argv[0]).name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     for f in fields(kind):
         choices = tuple(presets) if f.name == "preset" else f.metadata["choices"]
         options: dict[str, Any] = {"help": f.metadata["help"], "default": MISSING, "dest": f.name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from experiment import say
 from flags import Common
 from images import Images
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from advcontrast import convert_to_dual_bn, export_branch
 from advcontrast.models import backbone
@@ -37,39 +38,57 @@ def zero_classifier(encoder: nn.Module, features: int, classes: int) -> nn.Seque
 
 def encoder_from(settings: Any, images: Images, branch: str) -> tuple[nn.Module, int]:
     """Return the encoder that ``--encoder`` names, with the norms of one branch, and its number of features."""
+    encoder, features = new_encoder(settings, images)
     if settings.encoder == "random":
-        return new_encoder(settings, images)
-    path = Path(settings.encoder)
+        return encoder, features
+    weights, stored = read(settings, "encoder", "pretrain.py")
+    dual = stored.get("norms") == "dual"
+    if dual:
+        encoder = convert_to_dual_bn(encoder)
+    else:
+        say(f"{settings.encoder} has single batch norms: --branch makes no difference.")
+    encoder_weights = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    take_over(encoder, encoder_weights, "encoder")
+    return (export_branch(encoder, branch) if dual else encoder), features
+
+
+def classifier_from(settings: Any, images: Images) -> nn.Sequential:
+    """Return the classifier that ``--model`` names."""
+    model = zero_classifier(*new_encoder(settings, images), images.classes)
+    take_over(model, read(settings, "model", "finetune.py")[0], "model")
+    return model
+
+
+def read(settings: Any, flag: str, script: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights in the file that a flag names, and what they say about themselves."""
+    path = Path(getattr(settings, flag))
     try:
         with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys() if name.startswith("encoder.")}  # noqa: SIM118
+            stored = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(
-            f"--encoder: expected a final.safetensors or 'random', got {path} ({reason}). Run pretrain.py."
+            f"--{flag}: expected a final.safetensors, got {path} ({reason}). Make it with {script}."
         ) from error
     wanted = {"arch": settings.arch, "width": str(settings.width)}
-    stored = {name: about.get(name, "nothing") for name in wanted}
-    if stored != wanted:
-        got = ", ".join(f"{name} {stored[name]}" for name in stored)
-        flags = f"--arch {settings.arch} --width {settings.width}"
+    if {name: stored.get(name) for name in wanted} != wanted:
+        flags = " ".join(f"--{name} {value}" for name, value in wanted.items())
+        got = ", ".join(f"{name} {stored.get(name, 'unknown')}" for name in wanted)
+        raise ValueError(f"--{flag}: expected a network of {flags}, got {got}. Pass the flags it was trained with.")
+    return weights, stored
+
+
+def take_over(model: nn.Module, weights: Mapping[str, Tensor], flag: str) -> None:
+    """Load weights into a network, all or none."""
+    shapes, stored = ({name: list(w.shape) for name, w in part.items()} for part in (model.state_dict(), weights))
+    wrong = [name for name in {**shapes, **stored} if shapes.get(name) != stored.get(name)]
+    if wrong:
+        got = f"{len(wrong)} entries that differ, the first {wrong[0]} {stored.get(wrong[0], 'absent')}"
         raise ValueError(
-            f"--encoder: expected a network of {flags}, got one of {got}. Pass the flags it was trained with."
+            f"--{flag}: expected the weights of this network, got {got}. Pass the flags it was trained with."
         )
-    encoder, features = new_encoder(settings, images)
-    if about.get("norms") == "dual":
-        encoder = convert_to_dual_bn(encoder)
-    else:
-        say(f"{path} has single batch norms: both branches are the same.")
-    try:
-        encoder.load_state_dict({name.removeprefix("encoder."): value for name, value in weights.items()})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split()).rstrip(".")[:200]
-        raise ValueError(
-            f"--encoder: expected the weights of {settings.arch}, got others ({reason}). Choose another file."
-        ) from error
-    return (export_branch(encoder, branch) if about.get("norms") == "dual" else encoder), features
+    model.load_state_dict(weights)
 
 
 def about(settings: Any, **more: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from classify import Supervised, epochs_of, sgd, supervise, training_attack
+from classify import Supervised, best_epoch, epochs_of, sgd, supervise, training_attack
 from experiment import EVALUATION_BATCH, begin, final_accuracies, save, validation_accuracies
 from flags import flag, start
 from images import load
@@ -83,6 +83,7 @@ def main(settings: Settings) -> None:
         optimizer=sgd(teacher, settings.lr, 2e-4),
         decays=teacher_decays,
         evaluate=lambda: validation_accuracies(teacher, images, settings, robust=False),
+        evaluate_every=settings.evaluate_every,
         select="val_ta",
     )
     logits = logits_of(teacher, images.train, experiment.folder / "teacher" / "logits.safetensors")
@@ -102,11 +103,11 @@ def main(settings: Settings) -> None:
         optimizer=sgd(student, settings.lr, settings.weight_decay),
         decays=decays,
         evaluate=lambda: validation_accuracies(student, images, settings, robust=True),
+        evaluate_every=settings.evaluate_every,
         select="val_ra",
         groups=unlabelled.long().cpu(),
     )
-    best = max(history, key=lambda row: row["val_ra"])
-    results = {**final_accuracies(student, images, settings), "epoch": int(best["epoch"]), "val_ra": best["val_ra"]}
+    results = final_accuracies(student, images, settings) | best_epoch(history, "val_ra")
     results |= {"teacher_ta": final_accuracies(teacher, images, settings, robust=False)["ta"]}
     results |= {"pseudo_label_accuracy": experiment.card["pseudo_label_accuracy"]}
     experiment.finish(student, about(settings, branch=settings.branch, classes=images.classes), **results)

@@ -23,8 +23,9 @@ CALLS = ("mkdir", "open", "write", "fsync", "rename", "replace", "unlink", "rmdi
 def tamper(patch, around, calls=CALLS):
     """Let ``around(name, call, args)`` decide what becomes of each of the ``calls`` to the system."""
     for name in calls:
+        real = getattr(os, name)
 
-        def instead(*args, real=getattr(os, name), name=name, **kwargs):
+        def instead(*args, real=real, name=name, **kwargs):
             return around(name, partial(real, *args, **kwargs), args)
 
         patch.setattr(os, name, instead)
@@ -56,7 +57,7 @@ def dying(job, k, when):
 
 @contextmanager
 def failing(call, k, number, *, lasting=False):
-    """Let call number ``k`` of one kind fail inside the block, and if ``lasting`` all after it; yield those that did."""
+    """Let call number ``k`` of one kind fail inside the block, and if ``lasting`` all after it; yield which did."""
     count, failed = itertools.count(), []
 
     def around(_, do, args):
@@ -69,6 +70,20 @@ def failing(call, k, number, *, lasting=False):
     with pytest.MonkeyPatch.context() as patch:
         tamper(patch, around, (call,))
         yield failed
+
+
+def counted(call, job):
+    """Return how many calls of one kind the job makes."""
+    made = []
+
+    def around(name, do, args):
+        made.append(name)
+        return do()
+
+    with pytest.MonkeyPatch.context() as patch:
+        tamper(patch, around, (call,))
+        job()
+    return len(made)
 
 
 def fork(job):
@@ -149,6 +164,11 @@ def filled(folder, steps, **kwargs):
     return checkpoint
 
 
+def open_files():
+    """Return the numbers of the files that this process has open."""
+    return sorted(int(path.name) for path in pathlib.Path("/dev/fd").iterdir())
+
+
 def leftovers(folder):
     return [path.name for path in folder.iterdir() if not re.fullmatch(r"step-\d{8}", path.name)]
 
@@ -168,4 +188,3 @@ def require_recovery(folder, allowed):
     step, loaded = checkpoint.load()
     assert step == 90
     assert same(loaded, state(90))
-

@@ -29,7 +29,9 @@ def save(step, folder):
 
 
 def test_killed_in_the_first_save_ever(tmp_path):
-    kills = kill_everywhere(tmp_path / "runs/new", partial(save, 1), partial(require_recovery, allowed=(None, 1)), AFTER)
+    kills = kill_everywhere(
+        tmp_path / "runs/new", partial(save, 1), partial(require_recovery, allowed=(None, 1)), AFTER
+    )
     print(f"first save: {kills} kills, all recovered")
     assert kills >= 15
 

@@ -77,7 +77,8 @@ def fit(
             seeded here.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
         evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1.
-        select: name of a metric; the learner ends with the weights of the epoch in which it was largest.
+        select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
+            must return it after the first epoch, and may leave it out after others.
         folder: where to keep ``checkpoints/``, ``metrics.csv`` and ``tensorboard/``.
         save_every: steps between checkpoints, beside those at the end of each epoch.
         accumulate: into how many parts to cut each batch to save memory; their gradients are added up. Refused for a

@@ -98,13 +98,12 @@ class Run:
             # What an evaluation draws must not change what training draws after it.
             with torch.random.fork_rng(devices, device_type=self.device.type):
                 row |= {name: float(value) for name, value in evaluate(epoch).items()}
-        if select is not None:
-            if select not in row:
-                remedy = "Let evaluate return it"
-                raise ValueError(complaint(_OWNER, f"a metric {select!r} to select by", str(list(row)), remedy))
-            if self.best is None or row[select] > self.best["value"]:
-                weights = {name: value.detach().cpu().clone() for name, value in self.learner.state_dict().items()}
-                self.best = {"epoch": epoch, "value": row[select], "weights": weights}
+        if select is not None and select not in row and not self.history:
+            remedy = "Let evaluate return it, after the first epoch at least"
+            raise ValueError(complaint(_OWNER, f"a metric {select!r} to select by", str(list(row)), remedy))
+        if select is not None and select in row and (self.best is None or row[select] > self.best["value"]):
+            weights = {name: value.detach().cpu().clone() for name, value in self.learner.state_dict().items()}
+            self.best = {"epoch": epoch, "value": row[select], "weights": weights}
         self.history.append(row)
         self.means = Means()
         return row

@@ -1,0 +1,102 @@
+"""Files that are on the disk when the call returns."""
+
+import errno
+import hashlib
+import os
+import re
+
+import pytest
+
+from advcontrast.engine import durable
+from advcontrast.engine.durable import write
+
+from .faults import failing, open_files
+
+
+def pieces(sizes):
+    return [bytes([i % 256]) * size for i, size in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1], [7, 8, 9], [1 << 20], [(1 << 20) - 1, 2], [3 << 20, 5]])
+def test_size_and_digest_are_those_of_the_file(tmp_path, sizes):
+    data = b"".join(pieces(sizes))
+    found = write(tmp_path / "file", lambda file: [file.write(piece) for piece in pieces(sizes)])
+    assert (tmp_path / "file").read_bytes() == data
+    assert found == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_what_is_written_may_be_any_buffer(tmp_path):
+    assert write(tmp_path / "file", lambda file: file.write(memoryview(bytearray(b"abc"))))[0] == 3
+
+
+def test_write_tells_how_much_it_took(tmp_path):
+    told = []
+    write(tmp_path / "file", lambda file: told.append(file.write(b"abc")))
+    assert told == [3]
+
+
+def test_a_file_that_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "file", lambda file: file.write(b"new"))
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_nothing_is_held_back_in_memory_beyond_a_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "_CHUNK", 10)
+    sizes = []
+
+    def produce(file):
+        for _ in range(8):
+            file.write(b"12345")
+            sizes.append((tmp_path / "file").stat().st_size)
+
+    write(tmp_path / "file", produce)
+    assert sizes == [0, 10, 10, 20, 20, 30, 30, 40]
+
+
+def test_an_error_of_the_producer_is_passed_on(tmp_path):
+    def produce(file):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        write(tmp_path / "file", produce)
+
+
+def test_an_error_of_the_disk_is_told_from_the_one_that_the_producer_makes_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "_CHUNK", 1)
+
+    def produce(file):
+        try:
+            file.write(b"abc")
+        except OSError:
+            raise RuntimeError("unexpected pos 704 vs 598") from None
+
+    with failing("write", 0, errno.ENOSPC), pytest.raises(OSError, match="No space left") as caught:
+        write(tmp_path / "file", produce)
+    assert caught.value.errno == errno.ENOSPC
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_an_error_of_the_disk_that_the_producer_swallows_does_not_lose_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(durable, "_CHUNK", 1)
+
+    def produce(file):
+        try:
+            file.write(b"abc")
+        except OSError:
+            file.write(b"def")
+
+    with failing("write", 0, errno.EINTR):
+        size, digest = write(tmp_path / "file", produce)
+    assert (tmp_path / "file").read_bytes() == b"abcdef"
+    assert (size, digest) == (6, hashlib.sha256(b"abcdef").hexdigest())
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync"])
+def test_the_file_is_closed_after_an_error(tmp_path, call):
+    before = open_files()
+    with failing(call, 0, errno.EIO) as failed, pytest.raises(OSError, match=re.escape(os.strerror(errno.EIO))):
+        write(tmp_path / "file", lambda file: file.write(b"abc"))
+    assert failed
+    assert open_files() == before
