@@ -14,17 +14,21 @@ ROOT = Path(__file__).parents[1]
 CONTRACT = {
     "ACLOutput",
     "ACLTrainer",
+    "Checkpoint",
     "ContrastivePairAugment",
     "DualBatchNorm1d",
     "DualBatchNorm2d",
     "DualBatchNorm3d",
     "NTXentLoss",
     "PGDAttack",
+    "SemiSupervisedLoss",
+    "TRADESLoss",
     "bn_branch",
     "branch_parameters",
     "checkpoint_context_fn",
     "convert_to_dual_bn",
     "export_branch",
+    "fit",
     "functional",
     "set_bn_branch",
 }
@@ -78,7 +82,8 @@ def test_the_readme_example_runs():
     assert len(example.strip().splitlines()) <= 16
     names = {}
     exec(compile(example, "README.md", "exec"), names)
-    assert names["out"].loss.isfinite()
+    assert set(names["encoder"].state_dict()) == set(names["resnet18"]().state_dict())
+    assert all(value.isfinite().all() for value in names["encoder"].state_dict().values())
 
 
 def test_the_readme_names_the_commands_that_ci_runs():

@@ -12,6 +12,7 @@ The images of ``--data`` are all used, without labels. Wall time and accuracy at
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +111,9 @@ def acl(settings: Settings, encoder: nn.Module, features: int, images: Images) -
     view = SimCLRAugment(images.size, strength=settings.strength, min_area=settings.min_area)
     augment = ContrastivePairAugment(images.size, transform=view)
     loss = NTXentLoss(settings.temperature, gather=True)
-    return ACLTrainer(model, loss=loss, attack=attack_of(settings), augment=augment, mode=settings.mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of single norms, which were asked for
+        return ACLTrainer(model, loss=loss, attack=attack_of(settings), augment=augment, mode=settings.mode)
 
 
 def selfie(settings: Settings, encoder: nn.Module) -> SelfieLearner:

@@ -187,9 +187,9 @@ TABLES = {
             Row("ACL (DS)", "finetune-DS", 82.19, 52.82),
             Row("WRN-34-10, random initialisation", "finetune-random-wide", 84.33, 55.46),
             Row("WRN-34-10, ACL (DS)", "finetune-DS-wide", 85.12, 56.72),
-            Row("CIFAR-100, random initialisation", "finetune-random-second", 49.12, 23.07),
-            Row("CIFAR-100, Selfie", "finetune-selfie-second", 54.63, 24.75),
-            Row("CIFAR-100, ACL (DS)", "finetune-DS-second", 56.77, 28.33),
+            Row("second data set, random initialisation", "finetune-random-second", 49.12, 23.07),
+            Row("second data set, Selfie", "finetune-selfie-second", 54.63, 24.75),
+            Row("second data set, ACL (DS)", "finetune-DS-second", 56.77, 28.33),
         ),
     ),
     "table2": Table(

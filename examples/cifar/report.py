@@ -78,7 +78,7 @@ def _figure(path: Path, runs: dict[str, list[Path]], draw: Callable[[Any, dict[s
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     draw(axes, runs)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=len(runs), loc="lower left", bbox_to_anchor=(0, 1))
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

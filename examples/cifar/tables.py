@@ -153,7 +153,7 @@ def main() -> int:
 
 def runner_title(given: argparse.Namespace) -> str:
     """Say what the numbers were measured on."""
-    second = f", {given.data100} in the place of CIFAR-100" if given.data100 else ""
+    second = f"; second data set {given.data100}, in the place of CIFAR-100" if given.data100 else ""
     return f"budget {given.budget}, {given.data} in the place of CIFAR-10{second}"
 
 

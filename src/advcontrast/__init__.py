@@ -3,7 +3,11 @@
 from . import functional as functional
 from .attacks import PGDAttack as PGDAttack
 from .augment import ContrastivePairAugment as ContrastivePairAugment
+from .engine import Checkpoint as Checkpoint
+from .engine import fit as fit
 from .losses import NTXentLoss as NTXentLoss
+from .losses import SemiSupervisedLoss as SemiSupervisedLoss
+from .losses import TRADESLoss as TRADESLoss
 from .norm import DualBatchNorm1d as DualBatchNorm1d
 from .norm import DualBatchNorm2d as DualBatchNorm2d
 from .norm import DualBatchNorm3d as DualBatchNorm3d
@@ -22,18 +26,22 @@ __version__ = "0.1.0"
 __all__ = [
     "ACLOutput",
     "ACLTrainer",
+    "Checkpoint",
     "ContrastivePairAugment",
     "DualBatchNorm1d",
     "DualBatchNorm2d",
     "DualBatchNorm3d",
     "NTXentLoss",
     "PGDAttack",
+    "SemiSupervisedLoss",
+    "TRADESLoss",
     "__version__",
     "bn_branch",
     "branch_parameters",
     "checkpoint_context_fn",
     "convert_to_dual_bn",
     "export_branch",
+    "fit",
     "functional",
     "load_acl_checkpoint",
     "set_bn_branch",

@@ -110,11 +110,11 @@ def exit_code(pid):
 
 
 def kill_everywhere(template, job, check, ways):
-    """Kill ``job(folder)`` at every point, each time in a new copy of the template, and return the number of kills.
+    """Kill ``job(folder)`` at every point, each time in a new copy of the template.
 
-    ``check(folder)`` is called after each, and not where the job ran through.
+    Returns what ``check(folder)`` returned after each of the kills.
     """
-    kills = 0
+    results = []
     for when in ways:
         for k in range(1000):
             folder = template.with_name(f"{when} {k}")
@@ -124,10 +124,9 @@ def kill_everywhere(template, job, check, ways):
             if code == 0:
                 break
             assert code == -signal.SIGKILL, f"{when} call {k}: exit code {code}"
-            check(folder)
-            kills += 1
+            results.append(check(folder))
             shutil.rmtree(folder, ignore_errors=True)
-    return kills
+    return results
 
 
 def state(step):
@@ -174,9 +173,9 @@ def leftovers(folder):
 
 
 def require_recovery(folder, allowed):
-    """Require the newest checkpoint to be one of the ``allowed`` steps, untouched, and the next save to tidy up.
+    """Require the newest checkpoint to be of one of the ``allowed`` steps, untouched, and the next save to tidy up.
 
-    Under pytest any warning of damage is an error.
+    Under pytest any warning of damage is an error. Returns the step that was found.
     """
     checkpoint = Checkpoint(folder)
     found = checkpoint.load()
@@ -185,6 +184,7 @@ def require_recovery(folder, allowed):
     assert found is None or same(found[1], state(step))
     checkpoint.save(90, state(90))
     assert leftovers(folder) == []
-    step, loaded = checkpoint.load()
-    assert step == 90
+    latest, loaded = checkpoint.load()
+    assert latest == 90
     assert same(loaded, state(90))
+    return step

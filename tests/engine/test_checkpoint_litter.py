@@ -6,6 +6,7 @@ from advcontrast.engine import Checkpoint, CheckpointWriteError
 
 from .faults import filled, same, state
 
+
 @pytest.fixture
 def checkpoint(tmp_path):
     return filled(tmp_path / "run", (1, 2))

@@ -6,6 +6,7 @@ import math
 import random
 import re
 import sys
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_every_sample_comes_once_an_epoch_and_the_last_batch_is_used():
     learner = Separable()
     train(learner)
     assert [len(batch) for batch in learner.seen] == [8, 8, 6] * 2
-    epochs = [sum(learner.seen[start : start + 3], []) for start in (0, 3)]
+    epochs = [[*chain(*learner.seen[start : start + 3])] for start in (0, 3)]
     assert [sorted(epoch) for epoch in epochs] == [[*range(22)]] * 2
     assert epochs[0] != epochs[1]
 
@@ -111,7 +112,9 @@ def test_data_is_not_changed():
 def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     whole, cut = Separable(), Separable()
     expected, history = train(whole, labelled(21)), train(cut, labelled(21), accumulate=parts)
-    assert {len(batch) for batch in cut.seen} <= {math.ceil(n / min(parts, n)) - less for n in (8, 5) for less in (0, 1)}
+    assert {len(batch) for batch in cut.seen} <= {
+        math.ceil(n / min(parts, n)) - less for n in (8, 5) for less in (0, 1)
+    }
     assert sum(map(len, cut.seen)) == 42
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(cut)[name], value, rtol=TOLERANCE, atol=TOLERANCE)
@@ -121,8 +124,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
 
 def test_accumulation_is_refused_where_the_loss_compares_samples():
     message = (
-        "fit: expected accumulate to be 1 for ACLTrainer, whose loss compares all images of a batch, got 2. Save memory "
-        "with NTXentLoss(tile=), activation checkpointing or more processes instead."
+        "fit: expected accumulate to be 1 for ACLTrainer, whose loss compares all images of a batch, got 2. "
+        "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         train(acl(), images(), accumulate=2)
@@ -141,7 +144,7 @@ def test_reported_means_weigh_samples_alike():
 
     class Watched(Separable):
         def forward(self, images, labels):
-            loss, terms = super().forward(images, labels)
+            loss, _ = super().forward(images, labels)
             losses.append(loss.item())
             sizes.append(len(labels))
             return loss, {"size": torch.tensor(float(len(labels)))}
@@ -462,4 +465,6 @@ def test_bar_shows_the_last_row(capsys):
 
 def test_constant_schedule_of_the_package():
     learner = Separable()
-    assert [row["lr"] for row in fit(learner, labelled(), epochs=2, optimizer=sgd(learner), schedule=Constant())] == [0.1] * 2
+    assert [row["lr"] for row in fit(learner, labelled(), epochs=2, optimizer=sgd(learner), schedule=Constant())] == [
+        0.1
+    ] * 2

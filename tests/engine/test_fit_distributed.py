@@ -1,6 +1,7 @@
 """Two processes train like one."""
 
 import signal
+from itertools import chain
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_no_sample_is_lost_where_the_batch_does_not_divide(ranks):
     answers = ranks._answers(odd_batch_on_a_rank, ())
     if all(ok for ok, _ in answers):
         ours, theirs = (value for _, value in answers)
-        assert sorted(sum(ours[: len(ours) // 2] + theirs[: len(theirs) // 2], [])) == [*range(22)]
+        assert sorted(chain(*ours[: len(ours) // 2], *theirs[: len(theirs) // 2])) == [*range(22)]
     else:
         assert all("fit: expected batch_size " in text for ok, text in answers if not ok)
 
@@ -116,7 +117,12 @@ def trained_on_a_rank(name, folder, stop, settings):
         ema = EMA(learner.model, decay=0.9)
     history = train(learner, data_of(learner), ema=ema, folder=folder, **settings)
     random = torch.rand(4).tolist()
-    return {"weights": parameters(learner), "ema": parameters(ema.model), "history": timeless(history), "random": random}
+    return {
+        "weights": parameters(learner),
+        "ema": parameters(ema.model),
+        "history": timeless(history),
+        "random": random,
+    }
 
 
 @pytest.mark.parametrize("name", LEARNERS)
@@ -156,13 +162,13 @@ def test_checkpoints_are_written_once_and_hold_the_generators_of_both(ranks, tmp
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 3
 
 
-def test_run_of_two_processes_goes_on_in_one(ranks, tmp_path):
+def test_run_of_two_processes_goes_on_in_one(ranks, tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match="Interrupted"):
         ranks.run(interrupted_on_a_rank, str(tmp_path))
     learner, expected = Separable(), Separable()
-    with pytest.warns(UserWarning) as caught:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # as they had
+    with pytest.warns(UserWarning, match=r"expected as many processes as before, got 1 instead of 2. "):
         train(learner, folder=tmp_path)
-    assert any("expected as many processes as before, got 1 instead of 2. " in str(each.message) for each in caught)
     train(expected)
     for name, value in weights(expected).items():
         torch.testing.assert_close(weights(learner)[name], value, rtol=TOLERANCE, atol=TOLERANCE)
@@ -217,7 +223,11 @@ def refused_on_a_rank(settings, n):
 @pytest.mark.parametrize(
     ("settings", "n", "message"),
     [
-        ({"batch_size": 3}, 22, "fit: expected batch_size to be an int >= 4, got 3. A batch has two samples at least a"),
+        (
+            {"batch_size": 3},
+            22,
+            "fit: expected batch_size to be an int >= 4, got 3. A batch has two",
+        ),
         ({}, 3, "fit: expected data of one length, at least 4, got lengths [3, 3]. Pass the images as a tensor"),
     ],
 )

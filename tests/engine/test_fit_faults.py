@@ -22,7 +22,6 @@ from tests.engine.learners import (
     Separable,
     acl,
     images,
-    labelled,
     same,
     scramble,
     sgd,
@@ -44,8 +43,8 @@ def last(folder):
     return step, state
 
 
-def train_in_a_process(folder, pipe, fatal):
-    """Train, tell when the first step begins, and end by signal ``fatal = (number, step)`` in the middle of that step."""
+def train_in_a_process(folder, pipe, number, step):
+    """Train, tell when the first step begins, and send oneself signal ``number`` in the middle of ``step``."""
     torch.set_num_threads(1)
     scramble(0)
 
@@ -53,8 +52,8 @@ def train_in_a_process(folder, pipe, fatal):
         def forward(self, *batch):
             if not self.seen:
                 pipe.send_bytes(b"begun")
-            if fatal is not None and len(self.seen) == fatal[1]:
-                os.kill(os.getpid(), fatal[0])
+            if len(self.seen) == step:
+                os.kill(os.getpid(), number)
             return super().forward(*batch)
 
     train(Telling(), epochs=EPOCHS, folder=folder, save_every=1)
@@ -69,9 +68,9 @@ def processes():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.engine.test_fit_faults", "torch._dynamo", "tqdm"])
 
-    def start(folder, fatal=None):
+    def start(folder, number=None, step=None):
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=train_in_a_process, args=(folder, theirs, fatal))
+        process = context.Process(target=train_in_a_process, args=(folder, theirs, number, step))
         process.start()
         theirs.close()
         with ours:
@@ -117,7 +116,7 @@ def last_step(folder):
 
 @pytest.mark.parametrize("step", [0, 2, 7, 11])
 def test_killed_in_a_given_step_and_resumed_equals_uninterrupted(processes, uninterrupted, tmp_path, step):
-    process = processes(tmp_path, (signal.SIGKILL, step))
+    process = processes(tmp_path, signal.SIGKILL, step)
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert last_step(tmp_path) == step
@@ -128,7 +127,7 @@ def test_killed_in_a_given_step_and_resumed_equals_uninterrupted(processes, unin
 
 
 def test_asked_to_terminate_exits_with_0_and_resumed_equals_uninterrupted(processes, uninterrupted, tmp_path):
-    process = processes(tmp_path, (signal.SIGTERM, 7))
+    process = processes(tmp_path, signal.SIGTERM, 7)
     process.join(60)
     assert process.exitcode == 0
     assert last_step(tmp_path) == 8
@@ -299,7 +298,7 @@ def test_what_is_not_finite_stops_the_run_before_the_weights_are_hurt(tmp_path, 
 
 def test_loss_that_is_not_finite_in_one_part_of_a_batch_stops_the_run():
     learner = Spoilt("loss", math.nan, 3)
-    with pytest.raises(RuntimeError, match="^fit: expected a finite loss, got nan in step 2. "):
+    with pytest.raises(RuntimeError, match=r"^fit: expected a finite loss, got nan in step 2. "):
         train(learner, accumulate=2)
     for name, parameter in learner.named_parameters():
         assert torch.equal(parameter, learner.before[3][name])
@@ -311,7 +310,7 @@ def test_run_goes_on_in_memory_after_a_step_that_failed(tmp_path):
     scramble(0)
     train(expected)
     scramble(0)
-    with pytest.raises(RuntimeError, match="^fit: expected finite gradients, got "):
+    with pytest.raises(RuntimeError, match=r"^fit: expected finite gradients, got "):
         train(learner, optimizer=optimizer, folder=tmp_path, save_every=1)
     train(learner, optimizer=optimizer, folder=tmp_path)  # the spoilt step was a matter of the moment
     assert same(weights(learner), weights(expected))
@@ -327,22 +326,27 @@ def test_where_values_are_not_read_at_once_a_spoilt_checkpoint_is_not_written(tm
 
 def test_where_values_are_not_read_at_once_the_row_of_a_spoilt_epoch_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("advcontrast.engine.run.readable", lambda tensor: False)
-    with pytest.raises(RuntimeError, match="^fit: expected a finite loss, got nan in the steps before 3. "):
+    with pytest.raises(RuntimeError, match=r"^fit: expected a finite loss, got nan in the steps before 3. "):
         train(Spoilt("loss", math.nan, 0), folder=tmp_path, evaluate=lambda epoch: pytest.fail("evaluated"))
     assert last_step(tmp_path) == 0
 
 
 def test_spoilt_gradient_never_reaches_a_checkpoint_even_where_values_are_not_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("advcontrast.engine.run.readable", lambda tensor: False)
-    with pytest.raises(RuntimeError, match="^fit: expected "):
+    with pytest.raises(RuntimeError, match=r"^fit: expected "):
         train(Spoilt("gradient", math.nan, 3), folder=tmp_path, save_every=1)
     assert all(value.isfinite().all() for value in last(tmp_path)[1]["learner"].values())
 
 
 def test_step_too_long_never_reaches_a_checkpoint(tmp_path):
-    learner = Separable(torch.float32)
-    with pytest.raises(RuntimeError, match="^fit: expected "):
-        train(learner, optimizer=sgd(learner, lr=1e39), folder=tmp_path, save_every=1)
+    class Steep(Separable):
+        def forward(self, *batch):
+            loss, terms = super().forward(*batch)
+            return 1000 * loss, terms
+
+    learner = Steep(torch.float32)
+    with pytest.raises(RuntimeError, match=r"^fit: expected "):
+        train(learner, optimizer=sgd(learner, lr=3e38), folder=tmp_path, save_every=1)
     saved = Checkpoint(tmp_path / "checkpoints").load()
     assert saved is None or all(value.isfinite().all() for value in saved[1]["learner"].values())
 
@@ -354,7 +358,9 @@ def test_data_that_is_not_finite_is_refused_before_a_forward_pass(value):
     data = torch.rand(22, 3, 8, 8), torch.arange(22)
     data[0][3, 1, 4, 4] = value
     data[0][20, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="^fit: expected data to be finite, got 2 values that are not. Clean the data.$"):
+    with pytest.raises(
+        ValueError, match=r"^fit: expected data to be finite, got 2 values that are not. Clean the data.$"
+    ):
         train(learner, data)
     assert learner.seen == []
     assert same(weights(learner), before)
@@ -368,7 +374,11 @@ SHAPES = "Pass the images as a tensor [N, C, H, W], and labels beside them as (i
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        ((images(8), torch.arange(7)), ValueError, f"expected data of one length, at least 2, got lengths [8, 7]. {SHAPES}"),
+        (
+            (images(8), torch.arange(7)),
+            ValueError,
+            f"expected data of one length, at least 2, got lengths [8, 7]. {SHAPES}",
+        ),
         (images(0), ValueError, f"expected data of one length, at least 2, got lengths [0]. {SHAPES}"),
         (images(1), ValueError, f"expected data of one length, at least 2, got lengths [1]. {SHAPES}"),
         ([], ValueError, f"expected data of one length, at least 2, got lengths []. {SHAPES}"),
@@ -448,7 +458,7 @@ def test_learner_without_parameters_to_train_is_refused(learner):
 
 
 def test_learner_that_is_no_module_is_refused():
-    with pytest.raises(TypeError, match="^fit: expected model to be an nn.Module, got function. "):
+    with pytest.raises(TypeError, match=r"^fit: expected model to be an nn.Module, got function. "):
         fit(lambda x: x.sum(), images(), epochs=1)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from advcontrast import ContrastivePairAugment, NTXentLoss
 from advcontrast.engine import EMA, LARS, Checkpoint, CheckpointMismatchError
 from tests.engine.learners import (
     Halving,
@@ -167,7 +168,10 @@ def test_rate_after_resuming_is_that_of_the_step(tmp_path):
 
 def test_rates_of_several_groups_after_resuming(tmp_path):
     def two_groups(learner):
-        parts = [{"params": [*learner.model[:4].parameters()]}, {"params": [*learner.model[4:].parameters()], "lr": 0.5}]
+        parts = [
+            {"params": [*learner.model[:4].parameters()]},
+            {"params": [*learner.model[4:].parameters()], "lr": 0.5},
+        ]
         return torch.optim.SGD(parts, lr=0.1)
 
     with pytest.raises(Interrupted):
@@ -256,12 +260,27 @@ def deeper():
     return learner
 
 
+def plain_sgd(learner):
+    return torch.optim.SGD(learner.parameters(), lr=0.1)
+
+
+def sgd_of_the_head(learner):
+    return sgd(learner.model[5])
+
+
+class Twin(Separable):
+    """Another learner with the same weights."""
+
+
 OTHERS = {
     "shape": (wider, {}, "model.5.weight [6, 36] instead of [5, 36], model.5.bias [6] instead of [5]"),
     "layer": (deeper, {}, "model.6.weight [5, 5] instead of absent, model.6.bias [5] instead of absent"),
     "optimizer": (Separable, {"optimizer": adam}, "optimizer \"AdamW [{'lr': 0.01, "),
     "rate": (Separable, {"optimizer": lambda learner: sgd(learner, 0.2)}, "optimizer \"SGD [{'lr': 0.2, "),
-    "momentum": (Separable, {"optimizer": lambda learner: torch.optim.SGD(learner.parameters(), 0.1)}, "'momentum': 0,"),
+    "momentum": (Separable, {"optimizer": plain_sgd}, "'momentum': 0,"),
+    "parameters": (Separable, {"optimizer": sgd_of_the_head}, "optimizer "),
+    "dtype": (lambda: Separable(torch.float32), {}, "model.0.weight "),
+    "class": (Twin, {}, "learner "),
     "schedule": (Separable, {"schedule": None}, "schedule 'WarmupCosine(steps=6, warmup=0, floor=0.0)' instead of "),
     "seed": (Separable, {"seed": 1}, "seed 1 instead of 0"),
     "data": (Separable, {"data": labelled(seed=1)}, "data '[[22, 3, 8, 8], [22]] "),
@@ -301,14 +320,22 @@ def test_resumed_otherwise_is_refused_and_named_and_changes_nothing(tmp_path, na
 
 @pytest.mark.parametrize(
     ("settings", "difference"),
-    [({"mode": "S2S"}, "mode='S2S'"), ({"alpha": 0.5}, "alpha=0.5"), ({"attack": None}, "PGDAttack(")],
+    [
+        ({"mode": "S2S"}, "mode='S2S'"),
+        ({"alpha": 0.5}, "alpha=0.5"),
+        ({"attack": None}, "PGDAttack("),
+        ({"augment": ContrastivePairAugment(8, strength=0.5)}, "strength=0.5"),
+        ({"loss": NTXentLoss(temperature=0.1)}, "temperature=0.1"),
+    ],
 )
 def test_other_trainer_is_refused_and_changes_nothing(tmp_path, settings, difference):
     with pytest.raises(Interrupted):
         train(acl("DS"), images(), schedule=Halving(4), folder=tmp_path, save_every=2)
     learner = acl(**settings)
     before = weights(learner)
-    with pytest.raises(CheckpointMismatchError, match="^fit: expected the run that .* belongs to, got learner ") as caught:
+    with pytest.raises(
+        CheckpointMismatchError, match=r"^fit: expected the run that .* belongs to, got learner "
+    ) as caught:
         train(learner, images(), folder=tmp_path)
     ours, _, theirs = str(caught.value).partition(" instead of ")
     assert difference in ours
@@ -325,7 +352,7 @@ def test_many_differences_are_not_all_listed(tmp_path):
 
 def test_finished_run_with_other_settings_is_refused(tmp_path):
     train(Separable(), folder=tmp_path)
-    with pytest.raises(CheckpointMismatchError, match="got seed 1 instead of 0. Start it"):
+    with pytest.raises(CheckpointMismatchError, match=r"got seed 1 instead of 0. Start it"):
         train(Separable(), folder=tmp_path, seed=1)
 
 
@@ -347,6 +374,8 @@ def test_other_number_of_processes_warns_and_goes_on(tmp_path, monkeypatch):
         patch.setattr("advcontrast.engine.run.distributed.exchange", lambda value: [value, value])
         with pytest.raises(Interrupted):
             train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=4)
-    message = "^fit: expected as many processes as before, got 1 instead of 2. The run goes on, with other random numbers.$"
+    message = (
+        "^fit: expected as many processes as before, got 1 instead of 2. The run goes on, with other random numbers.$"
+    )
     with pytest.warns(UserWarning, match=message):
         assert len(train(Separable(), folder=tmp_path)) == 2
