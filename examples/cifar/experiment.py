@@ -87,6 +87,8 @@ def begin(settings: Common) -> Experiment | None:
         if card.get("finished"):
             say(f"{settings.out} is finished: {card['results']}")
             return None
+    if dist.is_initialized():
+        torch.manual_seed(settings.seed + 1_000_003 * dist.get_rank())  # each process has noise of its own
     versions = {"advcontrast": advcontrast.__version__, "torch": torch.__version__, "python": platform.python_version()}
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "device": settings.device}
     experiment.record(script=script, settings=plain, versions=versions, machine=machine, finished=False)

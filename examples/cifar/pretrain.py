@@ -88,6 +88,7 @@ def main(settings: Settings) -> None:
     )
     norms = "dual" if is_dual(settings) else "single"
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step", "seconds", "lr")}
+    last["images_per_second"] = len(history) * len(images.everything) / sum(row["seconds"] for row in history)
     experiment.finish(learner.model, about(settings, norms=norms, mode=settings.mode), **last)
 
 

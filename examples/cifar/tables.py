@@ -8,7 +8,7 @@ Each run is one of the scripts beside this one, in ``OUT/seed<N>/<run>/``. Start
 ``OUT/tables.md``, ``OUT/figure2.png`` and ``OUT/figure3.png`` show what there is: mean and standard deviation over the
 seeds, beside the paper's numbers; ``OUT/cards/`` has a JSON card for each run.
 
-Budgets: ``paper`` has the settings of the paper (weeks on one GPU). ``small`` has a narrow network and few epochs, for
+Budgets: ``paper`` has the settings of the paper (weeks on one GPU), ``hour`` cuts pre-training to 40 epochs. ``small`` has a narrow network and few epochs, for
 hours on a CPU. ``smoke`` shows that every row runs, and nothing else.
 """
 
@@ -45,12 +45,17 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data100-dir", default="data", help="as for the scripts")
     parser.add_argument("--out", required=True, help="folder for all runs, the tables and the figures")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    parts = ", ".join(PARTS)
+    parser.add_argument("--only", nargs="+", default=PARTS, metavar="PART", help=f"{parts}, or names of runs")
     parser.add_argument("--seeds", type=int, default=0, help="number of seeds; 0 for the budget's")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--device", default="auto", help="as for the scripts")
     parser.add_argument("--amp", default="off", choices=("off", "bf16"), help="as for the scripts")
     given = parser.parse_args()
+    known = {*PARTS, *runs_of(BUDGETS[given.budget])}
+    for part in given.only:
+        if part not in known:
+            parser.error(f"expected --only some of {parts} or names of runs, got {part}.")
     for name, least in (("seeds", 0), ("jobs", 1)):
         if getattr(given, name) < least:
             parser.error(f"expected --{name} of at least {least}, got {getattr(given, name)}.")

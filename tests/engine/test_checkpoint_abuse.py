@@ -68,6 +68,13 @@ def test_a_bomb_is_not_unpacked(checkpoint):
 
 
 @pytest.mark.usefixtures("_unparsed")
+def test_a_compressed_archive_is_refused_however_small(checkpoint):
+    forge(checkpoint, 1, repacked(saved({"x": torch.randn(1000)}), compression=zipfile.ZIP_DEFLATED))
+    with pytest.raises(CheckpointCorruptError, match="got an archive that unpacks to more than its size"):
+        checkpoint.read(1)
+
+
+@pytest.mark.usefixtures("_unparsed")
 @pytest.mark.parametrize("record", ["data.pkl", "data/0"])
 @pytest.mark.parametrize("size", [1 << 16, 0x7FFFFFFF, 0xFFFFFFFE])
 def test_a_record_that_claims_to_be_large_is_not_allocated(checkpoint, record, size):

@@ -44,8 +44,8 @@ def test_killed_in_the_third_save_which_removes_the_first(tmp_path):
     assert set(found) == {2, 3}
 
 
-@pytest.mark.parametrize(("name", "newest"), [(".partial-00000003", 2), (".discarded-00000001", 3)])
-def test_killed_in_a_save_that_finds_leftovers_of_an_earlier_kill(tmp_path, name, newest):
+@pytest.mark.parametrize(("name", "newest", "step"), [(".partial-00000003", 2, 3), (".discarded-00000001", 3, 4)])
+def test_killed_in_a_save_that_finds_leftovers_of_an_earlier_kill(tmp_path, name, newest, step):
     template = filled(tmp_path / "run", (1, 2)).folder
     original = shutil.copytree(template, tmp_path / "original")
     for k in range(100):
@@ -55,11 +55,11 @@ def test_killed_in_a_save_that_finds_leftovers_of_an_earlier_kill(tmp_path, name
         if len(list(template.glob(f"{name}/*"))) == 2:
             break
     assert leftovers(template) == [name]
-    check = partial(require_recovery, allowed=(newest, 4))
-    found = kill_everywhere(template, partial(save, 4), check, AFTER[:1])
+    check = partial(require_recovery, allowed=(newest, step))
+    found = kill_everywhere(template, partial(save, step), check, AFTER[:1])
     print(f"save that finds {name}: {len(found)} kills, all recovered")
     assert len(found) >= 20
-    assert set(found) == {newest, 4}
+    assert set(found) == {newest, step}
 
 
 def test_killed_while_a_damaged_checkpoint_is_replaced(tmp_path):

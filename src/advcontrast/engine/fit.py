@@ -65,7 +65,8 @@ def fit(
     Under ``torchrun``, with a process group, each process takes its share of every batch.
 
     Args:
-        learner: on the device to train on. It is put into train mode, and into channels-last format.
+        learner: on the device to train on. It is put into train mode and, unless it has 3-d convolutions, into
+            channels-last format.
         data: tensors with one entry a sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and whatever else
             the learner takes. They are moved to the device of the learner as a whole.
         epochs: passes over the data, at least 1.
@@ -125,7 +126,8 @@ def fit(
         remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"
         raise ValueError(complaint(_OWNER, expected, repr(accumulate), remedy))
 
-    learner.to(memory_format=torch.channels_last)
+    if all(parameter.dim() <= 4 for parameter in learner.parameters()):
+        learner.to(memory_format=torch.channels_last)
     device = next(learner.parameters()).device
     tensors = [tensor.to(device) for tensor in tensors]
     plan = Plan(samples=len(tensors[0]), batch_size=batch_size, seed=seed, groups=groups)

@@ -72,4 +72,4 @@ def _tensorboard_writer(folder: Path, step: int) -> Any:
     except ImportError as error:
         remedy = "Install it with pip install tensorboard, or leave the argument out"
         raise RuntimeError(complaint("fit", "tensorboard to be installed", str(error), remedy)) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step + 1)
