@@ -8,8 +8,9 @@ Each run is one of the scripts beside this one, in ``OUT/seed<N>/<run>/``. Start
 ``OUT/tables.md``, ``OUT/figure2.png`` and ``OUT/figure3.png`` show what there is: mean and standard deviation over the
 seeds, beside the paper's numbers; ``OUT/cards/`` has a JSON card for each run.
 
-Budgets: ``paper`` has the settings of the paper (weeks on one GPU), ``hour`` cuts pre-training to 40 epochs. ``small`` has a narrow network and few epochs, for
-hours on a CPU. ``smoke`` shows that every row runs, and nothing else.
+Budgets: ``paper`` has the settings of the paper (weeks on one GPU); ``hour`` cuts its pre-training to 40 epochs, for
+``--amp bf16 --only finetune-random finetune-S2S finetune-DS`` on a GPU. ``small`` has a narrow network and few epochs,
+for hours on a CPU. ``smoke`` shows that every row runs, and nothing else.
 """
 
 from __future__ import annotations

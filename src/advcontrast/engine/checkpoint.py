@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from .._checks import check_int, complaint, type_name
 from .durable import flush_folder, only_process, sha256, write
@@ -21,8 +25,10 @@ from .durable import flush_folder, only_process, sha256, write
 _OWNER = "Checkpoint"
 _FORMAT, _VERSION = "advcontrast checkpoint", 1
 _STATE, _MANIFEST = "state.pt", "manifest.json"
-_KINDS = {"format": str, "version": int, "step": int, "bytes": int, "sha256": str, "torch": str, "seal": str}
+_KINDS = {"format": str, "version": int, "step": int, "bytes": int, "sha256": str, "torch": str}
 _LARGEST_MANIFEST = 1 << 16
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 class CheckpointError(RuntimeError):
@@ -92,34 +98,45 @@ class Checkpoint:
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, good or damaged, oldest first."""
         names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
-        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+        # Nobody else's idea of a number: "7" is not where step 7 is.
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit() and f"{int(name):08d}" == name)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state of a step, then remove what is more than ``keep``.
 
         Args:
             step: the number of steps taken, at least 0. One that has a good checkpoint is not written again.
-            state: tensors, numbers, strings, ``None``, and lists, tuples and dicts of them.
+            state: a dict of tensors, numbers, strings, ``None``, and lists, tuples and dicts of them.
 
         Returns:
             The folder of the checkpoint.
 
         Raises:
             CheckpointWriteError: the disk is full, read-only or failing. Earlier checkpoints are untouched.
+            TypeError: the state holds anything else, which could not be read back.
         """
         check_int(_OWNER, "step", step, low=0, remedy="Pass the number of steps taken")
-        path = self.path(step)
+        step, path = int(step), self.path(step)
+        if not isinstance(state, Mapping):
+            raise TypeError(complaint(_OWNER, "state to be a dict", type_name(state), "Pass the state under names"))
+        _check_plain(dict(state), "state")
         try:
+            new = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
+            if new:
+                flush_folder(self.folder.parent)
             self._sweep()
             if not self._is_good(step):
                 self._discard(step)
                 self._write(step, state)
-            for old in self.steps()[: -self.keep]:
+            # Of what is newer, nothing is known to be good.
+            older = [other for other in self.steps() if other < step]
+            for old in older[: max(0, len(older) + 1 - self.keep)]:
                 self._discard(old)
             self._sweep()
         except OSError as error:
-            self._sweep(ignore_errors=True)
+            with suppress(OSError):
+                self._sweep()
             raise _unwritable(path, error) from error
         return path
 
@@ -153,6 +170,7 @@ class Checkpoint:
         Raises:
             CheckpointCorruptError: it is damaged, or not written by this library, or not there.
             CheckpointVersionError: it was written by a later version of this library.
+            CheckpointError: it may be good, but the disk or the system refuses to read it.
         """
         path = self.path(step)
         try:
@@ -162,6 +180,13 @@ class Checkpoint:
                 state = torch.load(file, map_location="cpu", weights_only=True)
         except CheckpointError:
             raise
+        except OSError as error:
+            if error.errno not in _MISSING:
+                got, remedy = f"{error.strerror or error} (errno {error.errno})", "Try again, or repair the disk"
+                raise CheckpointError(complaint(_OWNER, f"to read {path}", got, remedy)) from error
+            raise _corrupt(path, str(error)) from error
+        except pickle.UnpicklingError as error:
+            raise _corrupt(path, "something else than plain data") from error
         except Exception as error:
             raise _corrupt(path, str(error).partition("\n")[0] or type(error).__name__) from error
         if not isinstance(state, dict):
@@ -169,16 +194,13 @@ class Checkpoint:
         return state
 
     @contextmanager
-    def locked(self, wanted: bool = True) -> Iterator[None]:
-        """Keep other processes from writing to the folder, if ``wanted``.
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing to the folder.
 
         Raises:
             CheckpointBusyError: one is doing so.
             CheckpointWriteError: the folder cannot be made or written to.
         """
-        if not wanted:
-            yield
-            return
         with ExitStack() as stack:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -205,7 +227,7 @@ class Checkpoint:
     def _is_good(self, step: int) -> bool:
         try:
             self.read(step)
-        except CheckpointError:
+        except CheckpointCorruptError:
             return False
         return True
 
@@ -214,10 +236,29 @@ class Checkpoint:
         if self.path(step).exists():
             self.path(step).rename(self.folder / f".discarded-{step:08d}")
 
-    def _sweep(self, *, ignore_errors: bool = False) -> None:
+    def _sweep(self) -> None:
         for pattern in (".partial-*", ".discarded-*"):
             for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=ignore_errors)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+def _check_plain(value: Any, where: str) -> None:
+    """Require what the parser of :meth:`Checkpoint.read` accepts, before anything is written."""
+    if isinstance(value, Tensor) or type(value) in _PLAIN:
+        return
+    if type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            _check_plain(item, f"{where}[{i}]")
+    elif type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _check_plain(key, f"a key of {where}")
+            _check_plain(item, f"{where}[{key!r}]")
+    else:
+        expected = f"{where} to be a tensor, number, string, None, or a list, tuple or dict of them"
+        raise TypeError(complaint(_OWNER, expected, type_name(value), "Convert it, with str() or .item() for example"))
 
 
 def _unwritable(path: Path, error: OSError) -> CheckpointWriteError:
@@ -243,15 +284,14 @@ def _manifest(path: Path, step: int) -> dict[str, Any]:
     manifest = json.loads(text)
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise _corrupt(path, "a manifest of something else")
+    if manifest.pop("seal", None) != _seal(manifest):
+        raise _corrupt(path, "a manifest that was changed")
     version = manifest.get("version")
     if isinstance(version, int) and version > _VERSION:
         expected, remedy = f"format version {_VERSION} or older in {path}", "Install a newer advcontrast"
         raise CheckpointVersionError(complaint(_OWNER, expected, str(version), remedy))
     if {key: type(value) for key, value in manifest.items()} != _KINDS:
         raise _corrupt(path, "a manifest with other entries")
-    seal = manifest.pop("seal")
-    if seal != _seal(manifest):
-        raise _corrupt(path, "a manifest that was changed")
     if manifest["step"] != step:
         raise _corrupt(path, f"the checkpoint of step {manifest['step']}")
     return manifest

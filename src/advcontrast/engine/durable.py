@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _CHUNK = 1 << 20
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would else translate line ends
 
 
 class _Sink:
@@ -20,7 +21,7 @@ class _Sink:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
         self._pending = bytearray()
         self.digest, self.size = hashlib.sha256(), 0
         self.error: OSError | None = None
@@ -78,7 +79,9 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
 
 
 def flush_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+    """Wait until the names in a folder are on the disk, where the system can be asked to."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

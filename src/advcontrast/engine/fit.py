@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .. import distributed
-from .._checks import check_bool, check_choice, check_int, check_module, complaint, type_name
+from .._checks import check_bool, check_choice, check_int, check_module, check_tensor, complaint, type_name
 from .ema import EMA
 from .lars import LARS
 from .metrics import Row
@@ -110,7 +110,7 @@ def fit(
         >>> sorted(history[0])[:4]
         ['alignment_adv', 'alignment_clean', 'epoch', 'loss']
     """
-    tensors = _check_data(learner, data, batch_size)
+    tensors = _check_data(learner, data, batch_size, groups)
     for name, number in (("epochs", epochs), ("accumulate", accumulate)):
         check_int(_OWNER, name, number, low=1, remedy="Pass a number of at least 1")
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
@@ -119,6 +119,9 @@ def fit(
     check_bool(_OWNER, "tensorboard", tensorboard, remedy="True writes folder/tensorboard")
     if save_every is not None:
         check_int(_OWNER, "save_every", save_every, low=1, remedy="Pass a number of steps, or None")
+    if (ema is not None or compile) and not isinstance(getattr(learner, "model", None), nn.Module):
+        remedy = "Hold the network in an attribute of that name"
+        raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", remedy))
     if folder is None and (tensorboard or save_every is not None):
         raise ValueError(complaint(_OWNER, "a folder to write to", "None", "Pass folder="))
     if accumulate > 1 and getattr(learner, "couples_samples", False):
@@ -135,8 +138,9 @@ def fit(
     optimizer = LARS(learner.parameters(), lr=5.0) if optimizer is None else optimizer
     schedule = WarmupCosine(steps, warmup=min(10 * plan.steps, steps // 10)) if schedule is None else schedule
     settings = {
-        "learner": _words(learner.extra_repr()),
-        "data": _fingerprint(tensors),
+        "learner": f"{type(learner).__name__}({_words(learner.extra_repr())})",
+        "modules": hashlib.sha256(_words(learner).encode()).hexdigest()[:16],
+        "data": _fingerprint(tensors if groups is None else [*tensors, groups]),
         "epochs": epochs,
         "batch_size": batch_size,
         "optimizer": f"{type(optimizer).__name__} {_hyperparameters(optimizer)}",
@@ -180,14 +184,18 @@ def fit(
     return run.history
 
 
-def _check_data(learner: nn.Module, data: Tensor | Sequence[Tensor], batch_size: int) -> list[Tensor]:
+def _check_data(
+    learner: nn.Module, data: Tensor | Sequence[Tensor], batch_size: int, groups: Tensor | None
+) -> list[Tensor]:
     """Return the data as a list, once learner and data can be trained with."""
     check_module(_OWNER, learner)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         remedy = "Unfreeze what is to be trained"
         raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", remedy))
-    tensors = [data] if isinstance(data, Tensor) else list(data)
     remedy = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
+    if not isinstance(data, (Tensor, tuple, list)):
+        raise TypeError(complaint(_OWNER, "data to be tensors", type_name(data), remedy))
+    tensors = [data] if isinstance(data, Tensor) else list(data)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
             raise TypeError(complaint(_OWNER, "data to be tensors", type_name(tensor), remedy))
@@ -196,11 +204,22 @@ def _check_data(learner: nn.Module, data: Tensor | Sequence[Tensor], batch_size:
             # One such number would stay in the running statistics of a batch norm for ever.
             raise ValueError(complaint(_OWNER, "data to be finite", f"{bad} values that are not", "Clean the data"))
     lengths = [len(tensor) if tensor.dim() else 0 for tensor in tensors]
-    fewest = 2 * distributed.world_size()
+    world = distributed.world_size()
+    fewest = 2 * world
     if len(set(lengths)) != 1 or lengths[0] < fewest:
         expected = f"data of one length, at least {fewest}"
         raise ValueError(complaint(_OWNER, expected, f"lengths {lengths}", remedy))
     check_int(_OWNER, "batch_size", batch_size, low=fewest, remedy="A batch has two samples at least a process")
+    if batch_size % world:
+        remedy = "Every process takes as many samples as the others"
+        raise ValueError(
+            complaint(_OWNER, f"batch_size to be a multiple of {world} processes", repr(batch_size), remedy)
+        )
+    if groups is not None:
+        remedy = "Pass the number of its group for each sample"
+        check_tensor(_OWNER, "groups", groups, (torch.int64,), remedy=remedy)
+        if list(groups.shape) != lengths[:1]:
+            raise ValueError(complaint(_OWNER, f"groups of shape {lengths[:1]}", str(list(groups.shape)), remedy))
     return tensors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,21 @@ class Means:
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float() * samples
         self.samples += samples
+
+    def state(self) -> dict[str, Any]:
+        """Return what this process has counted, as plain data."""
+        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "samples": self.samples}
+
+    @classmethod
+    def of(cls, states: Sequence[Mapping[str, Any]], device: torch.device) -> Means:
+        """Go on from what :meth:`state` returned in every process; the first one takes what no process is left for."""
+        means, rank, world = cls(), distributed.rank(), distributed.world_size()
+        mine = [state for i, state in enumerate(states) if i == rank or (rank == 0 and i >= world)]
+        for name in states[0]["sums"]:
+            total = sum((state["sums"][name] for state in mine), torch.zeros(()))
+            means.sums[name] = total.to(device)
+        means.samples = sum(state["samples"] for state in mine)
+        return means
 
     def result(self) -> Row:
         """Return the means over all processes."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from .. import distributed
 from .._checks import complaint
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, CheckpointError
 from .metrics import write_csv
 from .run import Run
 
@@ -34,23 +34,41 @@ class Records:
         if self.folder is None or self._checkpoint is None:
             yield
             return
-        with self._checkpoint.locked(distributed.rank() == 0):
-            saved = self._checkpoint.load()
-            if saved is not None:
-                run.restore(saved[1], str(self._checkpoint.path(saved[0])))
+        with ExitStack() as stack:
+            found = self._find(self._checkpoint, stack)
+            if found is not None:
+                run.restore(found[1], str(self._checkpoint.path(found[0])))
             if distributed.rank() == 0:
-                # Where a run is resumed, forget what was reported after its checkpoint.
-                if saved is not None:
+                if found is not None:
+                    # Forget what was reported after the checkpoint.
                     write_csv(self.folder / "metrics.csv", run.history)
                 if self._tensorboard:
                     self._writer = _tensorboard_writer(self.folder / "tensorboard", run.step)
+                    stack.callback(self._writer.close)
             yield
-            if self._writer is not None:
-                self._writer.close()
+
+    def _find(self, checkpoint: Checkpoint, stack: ExitStack) -> tuple[int, dict[str, Any]] | None:
+        """Lock the folder; return the checkpoint that the first process finds, or raise everywhere what it raised."""
+        found: tuple[int, dict[str, Any]] | None = None
+        failure: CheckpointError | None = None
+        if distributed.rank() == 0:
+            try:
+                stack.enter_context(checkpoint.locked())
+                found = checkpoint.load()
+            except CheckpointError as error:
+                failure = error
+        step, failed = distributed.exchange((None if found is None else found[0], failure and str(failure)))[0]
+        if failure is not None:
+            raise failure
+        if failed:
+            raise CheckpointError(failed)
+        if found is None and step is not None:
+            found = step, checkpoint.read(step)
+        return found
 
     def save(self, run: Run) -> None:
         """Write a checkpoint. All processes must call this."""
-        run.require_finite_means()
+        run.require_finite()
         if self._checkpoint is not None:
             state = run.state()
             if distributed.rank() == 0:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import distributed
-from .._checks import complaint, readable
+from .._checks import complaint, readable, type_name
 from . import randomness
 from .checkpoint import CheckpointMismatchError
 from .ema import EMA
@@ -66,12 +67,13 @@ class Run:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
+        self.learner.zero_grad(set_to_none=True)
         samples = sum(len(part[0]) for part in parts)
         for part in parts:
             waiting = part is not parts[-1] and wrapped is not self.learner
             with wrapped.no_sync() if waiting else nullcontext():
                 with torch.autocast(self.device.type, _AMP[self.amp], enabled=self.amp != "off"):
-                    loss, terms = wrapped(*part)
+                    loss, terms = _loss_and_terms(wrapped(*part))
                 self._require_finite("a finite loss", [loss])
                 self.scaler.scale(loss * (len(part[0]) / samples)).backward()
             self.means.add({"loss": loss, **terms}, len(part[0]))
@@ -80,7 +82,6 @@ class Run:
             self._require_finite("finite gradients", [gradient for gradient in gradients if gradient is not None])
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.learner.get_submodule("model"))
@@ -89,31 +90,35 @@ class Run:
         self, seconds: float, evaluate: Callable[[int], Mapping[str, float]] | None, select: str | None
     ) -> Row:
         """Return the row of the epoch that has ended, now in the history, and keep the weights if it is the best."""
-        self.require_finite_means()
+        self.require_finite()
         epoch = len(self.history) + 1
         row: Row = {"epoch": epoch, "step": self.step, "seconds": round(seconds, 2)}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], **self.means.result()}
         if evaluate is not None:
-            devices = [] if self.device.type == "cpu" else [self.device]
+            distributed.share_buffers(self.learner)
             # What an evaluation draws must not change what training draws after it.
-            with torch.random.fork_rng(devices, device_type=self.device.type):
-                row |= {name: float(value) for name, value in evaluate(epoch).items()}
+            before = randomness.capture(self.device)
+            row |= _numbers(evaluate(epoch))
+            randomness.restore(before, self.device)
         if select is not None and select not in row and not self.history:
             remedy = "Let evaluate return it, after the first epoch at least"
             raise ValueError(complaint(_OWNER, f"a metric {select!r} to select by", str(list(row)), remedy))
-        if select is not None and select in row and (self.best is None or row[select] > self.best["value"]):
-            weights = {name: value.detach().cpu().clone() for name, value in self.learner.state_dict().items()}
-            self.best = {"epoch": epoch, "value": row[select], "weights": weights}
+        if select is not None and select in row:
+            value = -math.inf if math.isnan(row[select]) else row[select]
+            if self.best is None or value > self.best["value"]:
+                weights = {name: entry.detach().cpu().clone() for name, entry in self.learner.state_dict().items()}
+                self.best = {"epoch": epoch, "value": value, "weights": weights}
         self.history.append(row)
         self.means = Means()
         return row
 
-    def require_finite_means(self) -> None:
-        """Refuse to save what a loss that was not finite has spoilt; this waits for the device."""
-        if self.means.sums:
-            total = torch.stack(list(self.means.sums.values())).sum().item()
-            if not math.isfinite(total):
-                raise _not_finite("a finite loss", total, f"the steps before {self.step}")
+    def require_finite(self) -> None:
+        """Refuse to save or select what is not finite; this waits for the device."""
+        weights = [value for value in self.learner.state_dict().values() if value.is_floating_point()]
+        for expected, values in (("a finite loss", list(self.means.sums.values())), ("finite weights", weights)):
+            largest = torch.nn.utils.get_total_norm(values, norm_type=math.inf).item()
+            if not math.isfinite(largest):
+                raise _not_finite(expected, largest, f"the steps before {self.step}")
 
     def state(self) -> dict[str, Any]:
         """Return all of it as plain data. Every process must call this, as each has random generators of its own."""
@@ -124,8 +129,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "step": self.step,
-            "sums": self.means.sums,
-            "samples": self.means.samples,
+            "means": distributed.exchange(self.means.state()),
             "history": self.history,
             "best": self.best,
             "random": distributed.exchange(randomness.capture(self.device)),
@@ -160,9 +164,7 @@ class Run:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.step, self.history, self.best = state["step"], list(state["history"]), state["best"]
-        self.means = Means()
-        self.means.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        self.means.samples = state["samples"]
+        self.means = Means.of(state["means"], self.device)
         if distributed.rank() < len(state["random"]):
             randomness.restore(state["random"][distributed.rank()], self.device)
 
@@ -179,15 +181,41 @@ def _not_finite(expected: str, value: float, where: str) -> RuntimeError:
     return RuntimeError(complaint(_OWNER, expected, f"{value} in {where}", remedy))
 
 
+def _loss_and_terms(output: Any) -> tuple[Any, Mapping[str, Tensor]]:
+    """Require a learner to return what a learner returns."""
+    good = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)
+    if not good or not all(
+        isinstance(value, Tensor) and value.dim() == 0 for value in (output[0], *output[1].values())
+    ):
+        remedy = "Return ACLOutput(loss, terms), or a tuple of a scalar and a dict of scalars"
+        raise TypeError(complaint(_OWNER, "the learner to return a loss and a dict of terms", _kind(output), remedy))
+    return output
+
+
+def _kind(output: Any) -> str:
+    return f"({', '.join(map(_kind, output))})" if isinstance(output, tuple) else type_name(output)
+
+
+def _numbers(metrics: Any) -> Row:
+    """Require an evaluation to return numbers by name."""
+    if not isinstance(metrics, Mapping):
+        remedy = "Return them as in {'val_ra': 0.5}"
+        raise TypeError(complaint(_OWNER, "evaluate to return a dict of metrics", type_name(metrics), remedy))
+    for name, value in metrics.items():
+        one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
+        if not isinstance(name, str) or not one:
+            remedy = "Return one number for each name"
+            raise TypeError(complaint(_OWNER, f"evaluate to return a number as {name!r}", type_name(value), remedy))
+    return {name: float(value) for name, value in metrics.items()}
+
+
 def _differences(state: Mapping[str, Any], run: Run) -> str:
     """Say how a state differs from what a run can take, or nothing."""
-    theirs, ours = state.get("settings", {}), run.settings
-    changed = [
-        f"{k} {ours.get(k)!r} instead of {theirs.get(k)!r}" for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)
-    ]
-    shapes = {name: list(value.shape) for name, value in run.learner.state_dict().items()}
-    stored = {name: list(value.shape) for name, value in state.get("learner", {}).items()}
-    for name in [*shapes, *(stored.keys() - shapes.keys())]:
-        if shapes.get(name) != stored.get(name):
-            changed.append(f"{name} {shapes.get(name, 'absent')} instead of {stored.get(name, 'absent')}")
+    theirs, ours = dict(state["settings"]), dict(run.settings)
+    for entries, optimizer in ((theirs, state["optimizer"]), (ours, run.optimizer.state_dict())):
+        entries["optimized parameters"] = [len(group["params"]) for group in optimizer["param_groups"]]
+    for entries, weights in ((theirs, state["learner"]), (ours, run.learner.state_dict())):
+        entries |= {name: f"{weight.dtype} {list(weight.shape)}" for name, weight in weights.items()}
+    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+    changed = [f"{name} {ours.get(name, 'absent')} instead of {theirs.get(name, 'absent')}" for name in names]
     return ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")

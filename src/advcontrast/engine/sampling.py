@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,8 +58,9 @@ class Plan:
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of an epoch."""
-        # Both numbers fit the 64 bits of a seed side by side; their sum would repeat the order of another run's epoch.
-        generator = torch.Generator().manual_seed((self.seed % 2**31 << 32) + epoch)
+        # The generator takes 32 bits. A sum of both numbers would give one run the orders of another, an epoch later.
+        digest = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         if self.groups is None:
             return torch.randperm(self.samples, generator=generator)
         return interleave(self.groups, generator)
