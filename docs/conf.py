@@ -12,9 +12,11 @@ from sphinx.application import Sphinx
 import advcontrast
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "examples" / "cifar" / "results" / "small"
 sys.path.insert(0, str(HERE))
 
 from figures import draw_all  # noqa: E402
+from tables import write_tables  # noqa: E402
 
 project = "advcontrast"
 author = "The advcontrast authors"
@@ -53,8 +55,9 @@ html_show_sphinx = False
 
 
 def draw_figures(_app: Sphinx) -> None:
-    """Draw the figures where the pages expect them; git ignores the folder."""
+    """Draw the figures and tables where the pages expect them; git ignores the folder."""
     draw_all(HERE / "_build" / "figures")
+    write_tables(RESULTS / "tables.md", HERE / "_build" / "results.rst")
 
 
 def readable_numbers(*event: Any) -> tuple[str | None, str | None]:

@@ -61,29 +61,10 @@ class Experiment:
 def begin(settings: Common) -> Experiment | None:
     """Open the folder of a run; ``None`` where the run is finished already."""
     experiment = Experiment(settings, Path(settings.out))
-    plain = {name: value for name, value in asdict(settings).items() if name not in ("out", "device", "data_dir")}
-    path = experiment.folder / "card.json"
-    try:
-        experiment.folder.mkdir(parents=True, exist_ok=True)
-        card = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError) as error:
-        reason = str(error).replace("\n", " ").rstrip(".")
-        raise ValueError(
-            f"--out: expected a folder for a run, got {settings.out} ({reason}). Choose another."
-        ) from error
-    script = Path(sys.argv[0]).name
+    identity = {"script": Path(sys.argv[0]).name, "settings": _lasting(settings)}
+    card = _earlier_card(experiment.folder)
     if card is not None:
-        theirs = {"script": card.get("script"), **card.get("settings", {})}
-        ours = {"script": script, **plain}
-        changed = [f"{name} {ours.get(name)!r} instead of {theirs.get(name)!r}" for name in {**theirs, **ours}]
-        changed = [
-            text for text, name in zip(changed, {**theirs, **ours}, strict=True) if ours.get(name) != theirs.get(name)
-        ]
-        if changed:
-            got = ", ".join(changed)
-            raise ValueError(
-                f"--out: expected the settings of the run in {settings.out}, got {got}. Choose another folder."
-            )
+        _require_same(settings.out, card, identity)
         if card.get("finished"):
             say(f"{settings.out} is finished: {card['results']}")
             return None
@@ -91,15 +72,39 @@ def begin(settings: Common) -> Experiment | None:
         torch.manual_seed(settings.seed + 1_000_003 * dist.get_rank())  # each process has noise of its own
     versions = {"advcontrast": advcontrast.__version__, "torch": torch.__version__, "python": platform.python_version()}
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "device": settings.device}
-    experiment.record(script=script, settings=plain, versions=versions, machine=machine, finished=False)
+    experiment.record(**identity, versions=versions, machine=machine, finished=False)
     if first_process():
-        shutil.copytree(
-            Path(__file__).parent,
-            experiment.folder / "source",
-            ignore=shutil.ignore_patterns("__pycache__"),
-            dirs_exist_ok=True,
-        )
+        ignored = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(Path(__file__).parent, experiment.folder / "source", ignore=ignored, dirs_exist_ok=True)
     return experiment
+
+
+def _lasting(settings: Common) -> dict[str, Any]:
+    """Return the settings that a run must be continued with."""
+    return {name: value for name, value in asdict(settings).items() if name not in ("out", "device", "data_dir")}
+
+
+def _earlier_card(folder: Path) -> dict[str, Any] | None:
+    """Return the card in a folder, which is made if there is none; ``None`` where there is no card."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        card = json.loads((folder / "card.json").read_text())
+        if not isinstance(card, dict):
+            raise ValueError("card.json is no card")
+        return card
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = str(error).replace("\n", " ").rstrip(".")
+        raise ValueError(f"--out: expected a folder for a run, got {folder} ({reason}). Choose another.") from error
+
+
+def _require_same(out: str, card: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    theirs, ours = ({"script": part.get("script"), **part.get("settings", {})} for part in (card, identity))
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    if names:
+        got = ", ".join(f"{name} {ours.get(name)!r} instead of {theirs.get(name)!r}" for name in names)
+        raise ValueError(f"--out: expected the settings of the run in {out}, got {got}. Choose another folder.")
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | None = None) -> None:

@@ -181,7 +181,7 @@ def _not_finite(expected: str, value: float, where: str) -> RuntimeError:
     return RuntimeError(complaint(_OWNER, expected, f"{value} in {where}", remedy))
 
 
-def _loss_and_terms(output: Any) -> tuple[Any, Mapping[str, Tensor]]:
+def _loss_and_terms(output: Any) -> Any:
     """Require a learner to return what a learner returns."""
     good = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)
     if not good or not all(

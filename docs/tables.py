@@ -1,0 +1,26 @@
+"""Turn the committed tables of results into pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def write_tables(source: Path, target: Path) -> None:
+    """Write the Markdown tables of ``source`` as reStructuredText."""
+    lines = source.read_text().splitlines()
+    pages: list[str] = []
+    for i, line in enumerate(lines):
+        if line.startswith("## "):
+            pages += ["", line[3:], "~" * len(line[3:]), ""]
+        elif line.startswith("| ") and lines[i + 1 : i + 2] and lines[i + 1].startswith("| ---"):
+            pages += [".. list-table::", "   :header-rows: 1", "   :class: cards", ""]
+            pages += _row(line)
+        elif line.startswith("| ") and not line.startswith("| ---"):
+            pages += _row(line)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("\n".join(pages) + "\n")
+
+
+def _row(line: str) -> list[str]:
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    return [f"   {'* -' if i == 0 else '  -'} {cell or '—'}" for i, cell in enumerate(cells)] + [""]
