@@ -39,9 +39,10 @@ class Supervised(Common):
 def epochs_of(name: str, text: str) -> tuple[int, ...]:
     """Return the epochs that a flag lists."""
     try:
-        return tuple(int(epoch) for epoch in text.split(",") if epoch)
+        return tuple(MultiStep([int(epoch) for epoch in text.split(",") if epoch]).milestones)
     except ValueError:
-        raise ValueError(f"--{name}: expected epochs such as 15,20, got {text!r}. Separate them by commas.") from None
+        expected = "ascending epochs such as 15,20"
+        raise ValueError(f"--{name}: expected {expected}, got {text!r}. Separate them by commas.") from None
 
 
 def train_classifier(settings: Any, *, adversarial: bool, frozen: bool) -> None:
@@ -124,7 +125,7 @@ def best_epoch(history: Sequence[Mapping[str, float]], select: str) -> dict[str,
 
 def training_attack(settings: Any) -> PGDAttack:
     """Return the attack of supervised training."""
-    return PGDAttack(eps=settings.radius, step_size=settings.radius / 4, steps=settings.attack_steps)
+    return PGDAttack(eps=settings.radius, step_size=settings.step, steps=settings.attack_steps)
 
 
 def sgd(learner: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from flags import Common
 from images import Images
-from safetensors.torch import save_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 import advcontrast
@@ -66,16 +66,20 @@ def begin(settings: Common) -> Experiment | None:
     if card is not None:
         _require_same(settings.out, card, identity)
         if card.get("finished"):
-            say(f"{settings.out} is finished: {card['results']}")
+            say(f"{settings.out} is finished: {card.get('results')}")
             return None
     if dist.is_initialized():
         torch.manual_seed(settings.seed + 1_000_003 * dist.get_rank())  # each process has noise of its own
     versions = {"advcontrast": advcontrast.__version__, "torch": torch.__version__, "python": platform.python_version()}
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "device": settings.device}
-    experiment.record(**identity, versions=versions, machine=machine, finished=False)
-    if first_process():
-        ignored = shutil.ignore_patterns("__pycache__", "results")
-        shutil.copytree(Path(__file__).parent, experiment.folder / "source", ignore=ignored, dirs_exist_ok=True)
+    try:
+        experiment.record(**identity, eps=settings.radius, versions=versions, machine=machine, finished=False)
+        if first_process():
+            (experiment.folder / "source").mkdir(exist_ok=True)
+            for file in Path(__file__).parent.glob("*.py"):  # and not the runs that may lie beside them
+                shutil.copy(file, experiment.folder / "source")
+    except OSError as error:
+        raise _unusable(experiment.folder, error) from error
     return experiment
 
 
@@ -89,14 +93,18 @@ def _earlier_card(folder: Path) -> dict[str, Any] | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         card = json.loads((folder / "card.json").read_text())
-        if not isinstance(card, dict):
+        if not isinstance(card, dict) or not isinstance(card.get("settings"), dict):
             raise ValueError("card.json is no card")
         return card
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        reason = str(error).replace("\n", " ").rstrip(".")
-        raise ValueError(f"--out: expected a folder for a run, got {folder} ({reason}). Choose another.") from error
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: Exception) -> ValueError:
+    reason = str(error).replace("\n", " ").rstrip(".")
+    return ValueError(f"--out: expected a folder for a run, got {folder} ({reason}). Choose another.")
 
 
 def _require_same(out: str, card: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -112,7 +120,11 @@ def save(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | N
     if first_process():
         partial = path.with_name(f".{path.name}.partial")
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        save_file(plain, partial, {name: str(value) for name, value in (about or {}).items()})
+        content = as_bytes(plain, {name: str(value) for name, value in (about or {}).items()})
+        # What a file says about itself comes in any order. Sorted, equal runs write equal files.
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        partial.write_bytes(content[:8] + header.encode().ljust(start - 8) + content[start:])
         partial.replace(path)
     if dist.is_initialized():
         dist.barrier()
@@ -131,7 +143,7 @@ def validation_accuracies(model: nn.Module, images: Images, settings: Common, *,
 def _accuracies(model: nn.Module, images: ImageSet, settings: Common, prefix: str, *, robust: bool) -> dict[str, float]:
     found = {f"{prefix}ta": 100 * accuracy(model, images.batches(EVALUATION_BATCH)).accuracy}
     if robust:
-        attack = PGDAttack(eps=settings.radius, step_size=settings.radius / 4, steps=20)
+        attack = PGDAttack(eps=settings.radius, step_size=settings.step, steps=20)
         found[f"{prefix}ra"] = 100 * robust_accuracy(model, images.batches(EVALUATION_BATCH), attack).accuracy
     return found
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -15,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 _OURS = re.compile(r"^[^\n]+: expected [^\n]+, got [^\n]+\.$")
+LEAST = {"epochs": 1, "teacher_epochs": 1, "evaluate_every": 1}  # of what may not be 0
 Settings = TypeVar("Settings", bound="Common")
 
 
@@ -41,7 +44,7 @@ class Common:
     width: int = flag(0, "channels of the network's first stage; 0 for the usual number")
     limit: int = flag(0, "use the first so many training images of a seeded shuffle; 0 for all")
     test_limit: int = flag(0, "likewise for the test images")
-    eps: float = flag(0.0, "radius of all attacks; 0 for 8/255, or 0.1 with the embedded images of 16 x 16 pixels")
+    eps: float | None = flag(None, "radius of all attacks; by default 8/255, or 0.1 for the embedded images of 16 x 16")
     device: str = flag("auto", "auto, cpu, cuda, ...")
     amp: str = flag("off", "half precision", "off", "bf16")
     compile: bool = flag(False, "compile the network")
@@ -52,7 +55,14 @@ class Common:
     @property
     def radius(self) -> float:
         """Return the radius of all attacks."""
-        return self.eps or (0.1 if self.data == "embedded" else 8 / 255)
+        if self.eps is not None:
+            return self.eps
+        return 0.1 if self.data == "embedded" else 8 / 255
+
+    @property
+    def step(self) -> float:
+        """Return the usual length of an attack step, a quarter of the radius: 2/255 for 8/255."""
+        return self.radius / 4 or 1 / 255
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,17 +82,21 @@ def parse(kind: type[Settings], presets: Mapping[str, Mapping[str, Any]], text: 
         if isinstance(f.default, bool):
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"type": type(f.default), "choices": choices}
+            options |= {"type": float if f.default is None else type(f.default), "choices": choices}
         parser.add_argument(f"--{f.name.replace('_', '-')}", **options)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not MISSING}
     preset = given.get("preset", next(iter(presets)))
     settings = kind(**{**presets[preset], **given, "preset": preset})
-    for name in ("seed", "epochs", "batch_size", "width", "limit", "test_limit", "save_every"):
-        least = 1 if name == "epochs" else 0
-        if getattr(settings, name) < least:
-            parser.error(f"expected --{name.replace('_', '-')} of at least {least}, got {getattr(settings, name)}.")
-    if not 0 <= settings.eps <= 1:
-        meant = f" Did you mean {settings.eps:g}/255 = {settings.eps / 255:.4f}?" if settings.eps > 1 else ""
+    if settings.batch_size < 2 and settings.batch_size != presets[preset].get("batch_size", 0):
+        parser.error(f"expected --batch-size of at least 2, got {settings.batch_size}.")
+    for f in fields(kind):
+        value, least = getattr(settings, f.name), LEAST.get(f.name, 0)
+        if not isinstance(value, str) and f.name != "eps" and not least <= value < math.inf:
+            parser.error(f"expected a finite --{f.name.replace('_', '-')} of at least {least}, got {value:g}.")
+    if settings.seed >= 2**63:
+        parser.error(f"expected --seed below 2^63, got {settings.seed}.")
+    if not 0 <= settings.radius <= 1:
+        meant = f" Did you mean {settings.eps:g}/255 = {settings.radius / 255:.4f}?" if settings.radius > 1 else ""
         parser.error(f"expected --eps from 0 to 1, the range of the pixels, got {settings.eps:g}.{meant}")
     if not settings.out:
         parser.error("expected --out DIR, got nothing. Pass a folder for the results.")
@@ -92,6 +106,8 @@ def parse(kind: type[Settings], presets: Mapping[str, Mapping[str, Any]], text: 
 def start(main: Callable[[Settings], None], kind: type[Settings], presets: Mapping[str, Mapping[str, Any]]) -> None:
     """Run a script. A mistake of its user ends it with one line and status 2."""
     settings = parse(kind, presets, sys.modules[main.__module__].__doc__ or "", sys.argv[1:])
+    # The training loop saves before it ends. Elsewhere there is nothing to save.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         if "WORLD_SIZE" in os.environ:  # started by torchrun
             dist.init_process_group()
@@ -104,6 +120,7 @@ def start(main: Callable[[Settings], None], kind: type[Settings], presets: Mappi
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     finally:
+        signal.signal(signal.SIGTERM, before)
         if dist.is_initialized():
             dist.destroy_process_group()
 

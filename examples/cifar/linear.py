@@ -6,7 +6,8 @@
 The encoder stays in eval mode: neither its weights nor its running statistics move. ``adversarial`` is the TRADES loss,
 as in the authors' runs. Epochs are selected and reported as by finetune.py.
 
-Presets: ``paper`` (its text and the code agree here) and ``fast``. Wall time and accuracy at full size: not yet run.
+Presets: ``paper`` decays after epochs 15 and 20, ``code`` at their start, ``fast`` has 10 epochs. Wall time and
+accuracy at full size: not yet run.
 """
 
 from __future__ import annotations

@@ -25,7 +25,16 @@ def join(encoder: nn.Module, head: nn.Module) -> nn.Sequential:
 
 def new_encoder(settings: Common, images: Images) -> tuple[nn.Module, int]:
     """Return an untrained encoder and its number of features."""
-    return backbone(settings.arch, width=settings.width or None, small_images=images.size <= 64)
+    encoder, features = backbone(settings.arch, width=settings.width or None, small_images=images.size <= 64)
+    try:
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, 3, images.size, images.size))
+    # Networks complain of a size that they cannot take with almost any kind of error.
+    except Exception as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        expected = f"a network for images of {images.size} x {images.size} pixels"
+        raise ValueError(f"--arch: expected {expected}, got {settings.arch} ({reason}). Choose another.") from error
+    return encoder.train(), features
 
 
 def zero_classifier(encoder: nn.Module, features: int, classes: int) -> nn.Sequential:

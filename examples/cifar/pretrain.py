@@ -99,7 +99,7 @@ def is_dual(settings: Settings) -> bool:
 
 def attack_of(settings: Settings) -> PGDAttack:
     """Return the attack of pre-training."""
-    step = settings.radius * settings.attack_step
+    step = settings.radius * settings.attack_step if settings.radius else settings.step
     return PGDAttack(eps=settings.radius, step_size=step, steps=settings.attack_steps)
 
 
@@ -119,6 +119,8 @@ def acl(settings: Settings, encoder: nn.Module, features: int, images: Images) -
 
 def selfie(settings: Settings, encoder: nn.Module) -> SelfieLearner:
     """Return the learner of Selfie."""
+    if settings.norms == "dual":
+        raise ValueError("--norms: expected auto or single for Selfie, got dual. Its network has one branch.")
     return SelfieLearner(encoder, attack=attack_of(settings))
 
 

@@ -42,9 +42,17 @@ def _cards(out: Path) -> dict[str, list[Path]]:
     """Return the folders of all finished runs, by the name of the run."""
     found: dict[str, list[Path]] = {}
     for path in sorted(out.glob("seed*/*/card.json")):
-        if json.loads(path.read_text()).get("finished"):
+        if finished(path.parent):
             found.setdefault(path.parent.name, []).append(path.parent)
     return found
+
+
+def finished(folder: Path) -> bool:
+    """Tell whether the run in a folder is complete."""
+    try:
+        return bool(json.loads((folder / "card.json").read_text())["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _results(folders: Sequence[Path]) -> list[dict[str, Any]]:

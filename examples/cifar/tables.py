@@ -16,7 +16,6 @@ for hours on a CPU. ``smoke`` shows that every row runs, and nothing else.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -28,7 +27,7 @@ from pathlib import Path
 
 from flags import Parser
 from recipes import BUDGETS, PARTS, Run, needed, runs_of
-from report import write_report
+from report import finished, write_report
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
@@ -60,6 +59,10 @@ def arguments() -> argparse.Namespace:
     for name, least in (("seeds", 0), ("jobs", 1)):
         if getattr(given, name) < least:
             parser.error(f"expected --{name} of at least {least}, got {getattr(given, name)}.")
+    try:
+        (Path(given.out) / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"expected --out to be a folder for runs, got {given.out} ({error}).")
     return given
 
 
@@ -100,7 +103,6 @@ class Runner:
         if finished(folder):
             return ""
         log = self.folder / "logs" / f"{run.name}-seed{seed}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             with self.lock:
                 if self.ending:
@@ -108,7 +110,8 @@ class Runner:
                 child = subprocess.Popen(command(run, seed, self.given), stdout=file, stderr=file, env=self.environment)
                 self.children.add(child)
             child.wait()
-            self.children.discard(child)
+            with self.lock:
+                self.children.discard(child)
         if finished(folder):
             return ""
         lines = log.read_text(errors="replace").splitlines() or [f"status {child.returncode}"]
@@ -132,14 +135,6 @@ class Runner:
                     before = None if run.takes is None else waiting[run.takes, seed]
                     waiting[run.name, seed] = pool.submit(self.run, run, seed, before)
             return [future.result() for future in tqdm(waiting.values(), unit="run") if future.result()]
-
-
-def finished(folder: Path) -> bool:
-    """Tell whether the run in a folder is complete."""
-    try:
-        return bool(json.loads((folder / "card.json").read_text())["finished"])
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def main() -> int:

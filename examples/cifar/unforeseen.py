@@ -36,15 +36,13 @@ def main(settings: Settings) -> None:
     """Test, and write one accuracy for each corruption."""
     images = load(settings)
     model = classifier_from(settings, images).to(images.test.x.device).eval()
+    corrupted = cifar10_c(settings.cifar10c) if settings.cifar10c else None
     experiment = begin(settings)
     if experiment is None:
         return
     experiment.describe(images)
-    if settings.cifar10c:
-        found = {
-            name: accuracy(model, batches(x, y, images.test.x.device)).accuracy
-            for name, x, y in cifar10_c(settings.cifar10c)
-        }
+    if corrupted is not None:
+        found = {name: accuracy(model, batches(x, y, images.test.x.device)).accuracy for name, x, y in corrupted}
     else:
         found = mean_accuracy(model, images.test, batch_size=EVALUATION_BATCH)
     results = {name: 100 * value for name, value in found.items()}

@@ -1,0 +1,83 @@
+"""How the tests run the scripts of examples/cifar: as a process of their own, or, faster, in this one."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+CIFAR = Path(__file__).parents[2] / "examples" / "cifar"
+PATIENCE = 300  # seconds for what takes a few
+FEW = ("--data", "embedded", "--width", "4", "--limit", "60", "--test-limit", "20")
+TINY = (*FEW, "--epochs", "1", "--batch-size", "20", "--attack-steps", "1")
+
+
+def line(script, *flags):
+    return [sys.executable, str(CIFAR / f"{script}.py"), *map(str, flags)]
+
+
+def environment(home):
+    # Folders of images are cached in the home of the user.
+    return {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}
+
+
+def process(script, *flags, home):
+    """Run a script to its end."""
+    words = line(script, *flags)
+    return subprocess.run(words, capture_output=True, text=True, env=environment(home), timeout=PATIENCE, check=False)
+
+
+def interrupted(script, *flags, home, at, number=signal.SIGKILL):
+    """Send a signal to a script once ``at`` exists, and return its status."""
+    with subprocess.Popen(line(script, *flags), stderr=subprocess.DEVNULL, env=environment(home)) as child:
+        end = time.monotonic() + PATIENCE
+        while not at.exists():
+            assert child.poll() is None, "ended by itself"
+            assert time.monotonic() < end
+            time.sleep(0.005)
+        child.send_signal(number)
+        return child.wait(PATIENCE)
+
+
+@contextmanager
+def scripts_importable():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(CIFAR)
+        yield patch
+
+
+def inside(script, *flags):
+    """Run a script in this process, and return its status."""
+    with scripts_importable() as patch:
+        patch.setattr(sys, "argv", line(script, *flags)[1:])
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+
+def card(out):
+    return json.loads((out / "card.json").read_text())
+
+
+def weights(out):
+    return load_file(out / "final.safetensors")
+
+
+def about(out):
+    with safe_open(out / "final.safetensors", "pt") as file:
+        return file.metadata()
+
+
+def contents(folder):
+    """Return every file of a folder, to compare with later."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,254 @@
+"""tables.py runs what is needed in order, goes on where it stopped, and reports what it finds."""
+
+import json
+import signal
+import sys
+
+import pytest
+
+from tests.examples.cifar import process, scripts_importable
+
+# Stands for a script: notes that it ran, and writes a card unless it is told to fail.
+SCRIPT = """
+import json, sys
+from pathlib import Path
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+out = Path(flags["--out"])
+with (out.parents[1] / "ran.txt").open("a") as file:
+    print(out.name, file=file)
+if (out.parents[1] / f"break-{out.name}").exists():
+    sys.exit("pretrain.py: --lr: expected less, got more. Take less.")
+if "--encoder" in flags:
+    assert Path(flags["--encoder"]).exists()
+out.mkdir(parents=True)
+(out / "final.safetensors").touch()
+(out / "metrics.csv").write_text("epoch,val_ra\\n1,10\\n")
+seed = int(flags["--seed"])
+(out / "card.json").write_text(json.dumps({"finished": True, "results": {"ta": 50.0 + seed, "ra": 20.0 + 3 * seed}}))
+"""
+
+
+@pytest.fixture
+def scripts():
+    with scripts_importable() as patch:
+        import recipes
+        import report
+        import tables
+
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        yield type("Scripts", (), {"recipes": recipes, "report": report, "tables": tables, "patch": patch})
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(scripts, tmp_path):
+    """Run tables.py with scripts that do next to nothing."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("pretrain", "finetune", "linear", "semisupervised", "unforeseen"):
+        (here / f"{name}.py").write_text(SCRIPT)
+    scripts.patch.setattr(scripts.tables, "HERE", here)
+
+    def run(*flags):
+        scripts.patch.setattr(sys, "argv", ["tables.py", "--data", "embedded", "--out", str(tmp_path / "out"), *flags])
+        return scripts.tables.main()
+
+    return run
+
+
+def fake(out, run, seed, **results):
+    folder = out / f"seed{seed}" / run
+    folder.mkdir(parents=True)
+    (folder / "card.json").write_text(json.dumps({"finished": True, "results": results}))
+    (folder / "metrics.csv").write_text("epoch,val_ra\n1,10\n2,\n3,12\n")
+    return folder
+
+
+def report(scripts, out):
+    scripts.report.write_report(out, "a title")
+    return (out / "tables.md").read_text()
+
+
+def ran(out):
+    return (out / "ran.txt").read_text().split()
+
+
+def test_a_row_has_mean_and_deviation_over_the_seeds_beside_the_papers_numbers(scripts, tmp_path):
+    for seed, ta, ra in ((1, 40.0, 10.0), (2, 50.0, 20.0), (3, 60.0, 30.0)):
+        fake(tmp_path, "finetune-DS", seed, ta=ta, ra=ra)
+    assert "| DS | 50.0 ± 10.0 | 20.0 ± 10.0 | 3 | 82.19 | 52.82 |" in report(scripts, tmp_path)
+
+
+def test_a_single_seed_has_no_deviation_and_what_was_not_run_says_so(scripts, tmp_path):
+    fake(tmp_path, "finetune-DS", 1, ta=40.0, ra=10.0)
+    text = report(scripts, tmp_path)
+    assert "| DS | 40.0 | 10.0 | 1 | 82.19 | 52.82 |" in text
+    assert "| A2A | not run | not run | 0 | 78.68 | 50.12 |" in text
+
+
+def test_only_tables_with_a_row_are_shown(scripts, tmp_path):
+    fake(tmp_path, "few-DS", 1, ta=40.0, ra=10.0)
+    text = report(scripts, tmp_path)
+    assert [row for row in text.splitlines() if row.startswith("## ")] == [f"## {scripts.recipes.TABLES['few'].title}"]
+
+
+def test_pseudo_label_accuracy_stands_with_its_row(scripts, tmp_path):
+    fake(tmp_path, "semi0.1-DS", 1, ta=40.0, ra=10.0, pseudo_label_accuracy=61.0)
+    fake(tmp_path, "semi0.1-DS", 2, ta=40.0, ra=10.0, pseudo_label_accuracy=63.0)
+    assert "| 10 % labels, ACL (DS) (pseudo-labels 62.0 ± 1.4) | 40.0 ± 0.0 |" in report(scripts, tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"finished": false}', '{"finis', "[]"])
+def test_a_card_that_is_unfinished_or_damaged_is_no_result(scripts, tmp_path, text):
+    fake(tmp_path, "finetune-DS", 1, ta=40.0, ra=10.0)
+    (fake(tmp_path, "finetune-DS", 2) / "card.json").write_text(text)
+    assert "| DS | 40.0 | 10.0 | 1 | 82.19 | 52.82 |" in report(scripts, tmp_path)
+
+
+def test_the_cards_are_gathered(scripts, tmp_path):
+    fake(tmp_path, "finetune-DS", 2, ta=40.0, ra=10.0)
+    report(scripts, tmp_path)
+    assert json.loads((tmp_path / "cards" / "finetune-DS-seed2.json").read_text())["results"]["ta"] == 40.0
+
+
+@pytest.mark.slow
+def test_figures_are_drawn_of_what_there_is(scripts, tmp_path):
+    for seed in (1, 2):
+        fake(tmp_path, "finetune-DS", seed, ta=40.0, ra=10.0)
+        fake(tmp_path, "unforeseen-DS", seed, fog=30.0, mean=30.0)
+    text = report(scripts, tmp_path)
+    for name in ("figure2", "figure3"):
+        assert f"![{name}]({name}.png)" in text
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_curve_leaves_out_the_epochs_that_were_not_validated(scripts, tmp_path):
+    folder = fake(tmp_path, "finetune-DS", 1)
+    assert scripts.report._curve(folder / "metrics.csv") == {1: 10.0, 3: 12.0}
+
+
+def test_every_row_and_figure_has_a_run(scripts):
+    runs = scripts.recipes.runs_of(scripts.recipes.SMOKE)
+    names = {row.run for table in scripts.recipes.TABLES.values() for row in table.rows}
+    names |= {name for figure in scripts.recipes.FIGURES.values() for name in figure.values()}
+    assert names <= runs.keys()
+
+
+@pytest.mark.parametrize("budget", ["smoke", "small", "paper"])
+def test_what_a_run_takes_comes_before_it(scripts, budget):
+    recipes = scripts.recipes
+    order = [run.name for run in recipes.needed(recipes.PARTS, recipes.runs_of(recipes.BUDGETS[budget]))]
+    takes = {run.name: run.takes for run in recipes.runs_of(recipes.BUDGETS[budget]).values()}
+    assert len(order) == len(set(order))
+    for i, name in enumerate(order):
+        assert takes[name] is None or takes[name] in order[:i]
+
+
+def test_a_part_needs_its_rows_and_what_these_take_and_nothing_else(scripts):
+    recipes = scripts.recipes
+    names = {run.name for run in recipes.needed(["figure2"], recipes.runs_of(recipes.SMOKE))}
+    ends = {"random", "selfie", "DS"}
+    tested = {f"{script}-{end}" for script in ("finetune", "unforeseen") for end in ends}
+    assert names == tested | {"pretrain-selfie", "pretrain-DS"}
+
+
+@pytest.mark.parametrize("budget", ["smoke", "small", "paper"])
+def test_every_run_has_flags_that_its_script_takes(scripts, budget):
+    from flags import parse
+
+    given = scripts.tables.argparse.Namespace(
+        out="out", data="embedded", data_dir="d", data100="embedded", data100_dir="d", device="cpu", amp="off"
+    )
+    for run in scripts.recipes.runs_of(scripts.recipes.BUDGETS[budget]).values():
+        kind = __import__(run.script).Settings
+        settings = parse(kind, {"": {"epochs": 1}}, "", scripts.tables.command(run, 2, given)[2:])
+        assert settings.out == f"out/seed2/{run.name}"
+        assert settings.seed == 2
+
+
+def test_the_numbers_of_the_paper_are_its_own(scripts):
+    rows = {(name, row.run): (row.ta, row.ra) for name, table in scripts.recipes.TABLES.items() for row in table.rows}
+    assert rows["table1", "finetune-DS-wide"] == (85.12, 56.72)
+    assert rows["table1", "finetune-DS-second"] == (56.77, 28.33)
+    assert rows["table2", "semi0.01-DS"] == (75.66, 50.67)
+    assert rows["table3", "finetune-A2S"] == (80.82, 52.11)
+    assert rows["table4", "finetune-DS-single"] == (73.15, 40.10)
+    assert rows["table5", "linear-adversarial-adv"] == (74.22, 44.22)
+
+
+def test_all_runs_of_a_part_are_made_and_reported(run, tmp_path, capsys):
+    assert run("--only", "few", "--seeds", "2") == 0
+    assert sorted(ran(tmp_path / "out")) == sorted(
+        2 * ["pretrain-S2S", "pretrain-DS", "few-random", "few-S2S", "few-DS"]
+    )
+    assert "| ACL (DS) | 51.5 ± 0.7 | 24.5 ± 2.1 | 2 |  |  |" in capsys.readouterr().out
+
+
+def test_a_second_call_runs_nothing_again(run, tmp_path):
+    assert run("--only", "few") == 0
+    once = ran(tmp_path / "out")
+    assert run("--only", "few") == 0
+    assert ran(tmp_path / "out") == once
+
+
+def test_a_run_that_fails_is_reported_with_those_that_need_it_and_the_others_run(run, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "break-pretrain-DS").touch()
+    assert run("--only", "few") == 1
+    said = capsys.readouterr()
+    complaints = [text for text in said.err.splitlines() if text.startswith("tables.py")]
+    assert complaints == [
+        "tables.py: pretrain-DS, seed 1: pretrain.py: --lr: expected less, got more. Take less.",
+        "tables.py: few-DS, seed 1: not run, as pretrain-DS failed",
+    ]
+    assert "| SimCLR (S2S) | 51.0 | 23.0 | 1 |" in said.out
+    assert "| ACL (DS) | not run | not run | 0 |" in said.out
+
+
+def test_a_second_call_makes_up_for_what_failed(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    flaw = tmp_path / "out" / "break-pretrain-DS"
+    flaw.touch()
+    assert run("--only", "few") == 1
+    flaw.unlink()
+    before = ran(tmp_path / "out")
+    assert run("--only", "few") == 0
+    assert ran(tmp_path / "out")[len(before) :] == ["pretrain-DS", "few-DS"]
+
+
+def test_runs_side_by_side_wait_for_what_they_take(run):
+    assert run("--only", "few", "table5", "--jobs", "3") == 0
+
+
+def test_without_a_second_data_set_its_rows_stay_empty(run, tmp_path):
+    assert run("--only", "table1") == 0
+    assert not any("second" in name for name in ran(tmp_path / "out"))
+    assert "| second data set, ACL (DS) | not run |" in (tmp_path / "out" / "tables.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--only", "table9"],
+        ["--budget", "large"],
+        ["--seeds", "-1"],
+        ["--jobs", "0"],
+        ["--data", "imagenet"],
+        ["--out", "{tmp}/file"],
+        ["--out", "/proc/nowhere"],
+    ],
+)
+def test_a_mistake_takes_one_line(run, flags, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stop:
+        run(*(flag.format(tmp=tmp_path) for flag in flags))
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_smoke_budget_runs_the_scripts_themselves(tmp_path):
+    done = process("tables", "--data", "embedded", "--only", "few", "--out", tmp_path, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not run" not in (tmp_path / "tables.md").read_text()
