@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, PGDAttack, convert_to_dual_bn
-from advcontrast.engine import fit
+from advcontrast.engine import Checkpoint, fit
 from advcontrast.engine.randomness import capture
 
 CPU = torch.device("cpu")
@@ -124,6 +124,11 @@ def sgd(learner, lr=0.1, **settings):
     return torch.optim.SGD(learner.parameters(), lr=lr, momentum=0.9, **settings)
 
 
+def adam(learner):
+    """Return AdamW, which has a state of two tensors and a number."""
+    return torch.optim.AdamW(learner.parameters(), lr=0.01)
+
+
 def train(learner, data=None, **settings):
     """Fit for two epochs of three steps: 8, 8 and 6 samples."""
     data = labelled() if data is None else data
@@ -157,6 +162,18 @@ def outcome(learner, history, optimizer=None, ema=None):
 def timeless(history):
     """Return the rows without the seconds."""
     return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+def last_checkpoint(folder):
+    """Return the step and state of the last checkpoint of a run, without the seconds it took."""
+    step, state = Checkpoint(folder / "checkpoints").load()
+    state["history"] = timeless(state["history"])
+    return step, state
+
+
+def last_step(folder):
+    """Return the step of the last checkpoint of a run, and 0 if there is none."""
+    return max(Checkpoint(folder / "checkpoints").steps(), default=0)
 
 
 def same(a, b):

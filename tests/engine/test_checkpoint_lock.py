@@ -66,13 +66,6 @@ def test_the_folder_is_free_after_the_block_and_after_an_error_in_it(tmp_path):
         pass
 
 
-def test_a_lock_that_is_not_wanted_writes_nothing_and_is_not_refused(tmp_path):
-    with Checkpoint(tmp_path / "a").locked(), Checkpoint(tmp_path / "a").locked(False):
-        pass
-    with Checkpoint(tmp_path / "b").locked(False):
-        assert not (tmp_path / "b").exists()
-
-
 def test_folders_do_not_hold_each_other(tmp_path):
     with Checkpoint(tmp_path / "a").locked(), Checkpoint(tmp_path / "b").locked():
         pass

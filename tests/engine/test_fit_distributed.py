@@ -1,7 +1,6 @@
 """Two processes train like one."""
 
 import signal
-from itertools import chain
 
 import pytest
 import torch
@@ -88,21 +87,6 @@ def test_shares_of_the_last_batch_are_equal_and_of_two_samples_at_least(ranks, n
         assert [len(batch) for batch in seen] == sizes * 2
 
 
-def odd_batch_on_a_rank():
-    learner = Separable()
-    train(learner, batch_size=5)
-    return learner.seen
-
-
-def test_no_sample_is_lost_where_the_batch_does_not_divide(ranks):
-    answers = ranks._answers(odd_batch_on_a_rank, ())
-    if all(ok for ok, _ in answers):
-        ours, theirs = (value for _, value in answers)
-        assert sorted(chain(*ours[: len(ours) // 2], *theirs[: len(theirs) // 2])) == [*range(22)]
-    else:
-        assert all("fit: expected batch_size " in text for ok, text in answers if not ok)
-
-
 def trained_on_a_rank(name, folder, stop, settings):
     """Train, cut off before step ``stop`` if there is one, then resumed with other random numbers."""
     scramble(dist.get_rank())
@@ -111,7 +95,6 @@ def trained_on_a_rank(name, folder, stop, settings):
     if stop is not None:
         with pytest.raises(Interrupted):
             train(learner, data_of(learner), schedule=Halving(stop), ema=ema, folder=folder, save_every=1, **settings)
-        dist.barrier()  # else the second process may look for checkpoints before the first has written the last one
         scramble(10 + dist.get_rank())
         learner = LEARNERS[name]()
         ema = EMA(learner.model, decay=0.9)
@@ -228,10 +211,16 @@ def refused_on_a_rank(settings, n):
             22,
             "fit: expected batch_size to be an int >= 4, got 3. A batch has two",
         ),
+        (
+            {"batch_size": 5},
+            22,
+            "fit: expected batch_size to be a multiple of 2 processes, got 5. "
+            "Every process takes as many samples as the others.",
+        ),
         ({}, 3, "fit: expected data of one length, at least 4, got lengths [3, 3]. Pass the images as a tensor"),
     ],
 )
-def test_two_samples_a_process_are_the_least(ranks, settings, n, message):
+def test_two_samples_a_process_are_the_least_and_all_have_as_many(ranks, settings, n, message):
     for text in ranks.errors(refused_on_a_rank, settings, n):
         assert message in text
 

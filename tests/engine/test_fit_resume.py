@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from advcontrast import ContrastivePairAugment, NTXentLoss
-from advcontrast.engine import EMA, LARS, Checkpoint, CheckpointMismatchError
+from advcontrast.engine import EMA, LARS, Checkpoint
 from tests.engine.learners import (
     Halving,
     Interrupted,
     Noisy,
     Separable,
     acl,
+    adam,
     images,
     labelled,
+    last_checkpoint,
+    last_step,
     outcome,
     same,
     scramble,
     sgd,
-    timeless,
     train,
     weights,
 )
@@ -55,10 +56,6 @@ class Case:
         return outcome(learner, history, optimizer, ema)
 
 
-def adam(learner):
-    return torch.optim.AdamW(learner.parameters(), lr=0.01)
-
-
 def lars(learner):
     return LARS(learner.parameters(), lr=5.0)
 
@@ -82,12 +79,6 @@ CASES = {
     "select": Case(Noisy, adam, settings={"evaluate": noisy_score, "select": "score"}),
     "select the first": Case(Noisy, settings={"evaluate": lambda epoch: {"score": -epoch}, "select": "score"}),
 }
-
-
-def last_checkpoint(folder):
-    step, state = Checkpoint(folder / "checkpoints").load()
-    state["history"] = timeless(state["history"])
-    return step, state
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -245,137 +236,22 @@ def test_relative_folder_survives_a_change_of_directory(tmp_path, monkeypatch):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-REMEDY = "Start it as it was started first, or choose another folder."
-
-
-def wider():
+def test_error_in_an_evaluation_reaches_the_caller_and_costs_no_more_than_the_epoch(tmp_path):
     learner = Separable()
-    learner.model[5] = torch.nn.Linear(36, 6, dtype=torch.float64)
-    return learner
+    with pytest.raises(ZeroDivisionError):
+        train(learner, evaluate=lambda epoch: {"score": 1 / (2 - epoch)}, folder=tmp_path, save_every=2)
+    assert last_step(tmp_path) == 4
 
 
-def deeper():
-    learner = Separable()
-    learner.model.append(torch.nn.Linear(5, 5, dtype=torch.float64))
-    return learner
+def test_out_of_memory_reaches_the_caller_and_leaves_a_good_checkpoint(tmp_path):
+    def run_out(*_):
+        if last_step(tmp_path) == 4:
+            raise torch.OutOfMemoryError("out of memory")
 
-
-def plain_sgd(learner):
-    return torch.optim.SGD(learner.parameters(), lr=0.1)
-
-
-def sgd_of_the_head(learner):
-    return sgd(learner.model[5])
-
-
-class Twin(Separable):
-    """Another learner with the same weights."""
-
-
-OTHERS = {
-    "shape": (wider, {}, "model.5.weight [6, 36] instead of [5, 36], model.5.bias [6] instead of [5]"),
-    "layer": (deeper, {}, "model.6.weight [5, 5] instead of absent, model.6.bias [5] instead of absent"),
-    "optimizer": (Separable, {"optimizer": adam}, "optimizer \"AdamW [{'lr': 0.01, "),
-    "rate": (Separable, {"optimizer": lambda learner: sgd(learner, 0.2)}, "optimizer \"SGD [{'lr': 0.2, "),
-    "momentum": (Separable, {"optimizer": plain_sgd}, "'momentum': 0,"),
-    "parameters": (Separable, {"optimizer": sgd_of_the_head}, "optimizer "),
-    "dtype": (lambda: Separable(torch.float32), {}, "model.0.weight "),
-    "class": (Twin, {}, "learner "),
-    "schedule": (Separable, {"schedule": None}, "schedule 'WarmupCosine(steps=6, warmup=0, floor=0.0)' instead of "),
-    "seed": (Separable, {"seed": 1}, "seed 1 instead of 0"),
-    "data": (Separable, {"data": labelled(seed=1)}, "data '[[22, 3, 8, 8], [22]] "),
-    "number of samples": (Separable, {"data": labelled(24)}, "data '[[24, 3, 8, 8], [24]] "),
-    "epochs": (Separable, {"epochs": 3}, "epochs 3 instead of 2"),
-    "batch size": (Separable, {"batch_size": 11}, "batch_size 11 instead of 8"),
-    "accumulate": (Separable, {"accumulate": 2}, "accumulate 2 instead of 1"),
-    "amp": (Separable, {"amp": "bf16"}, "amp 'bf16' instead of 'off'"),
-    "select": (Separable, {"select": "loss"}, "select 'loss' instead of None"),
-    "ema": (Separable, {"ema": 0.9}, "ema 'EMA(Sequential, decay=0.9)' instead of 'None'"),
-    "groups": (Separable, {"groups": torch.arange(22) % 2}, "groups "),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_resumed_otherwise_is_refused_and_named_and_changes_nothing(tmp_path, name):
-    with pytest.raises(Interrupted):
-        train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=2)
-    make, settings, difference = OTHERS[name]
-    learner = make()
-    settings = dict(settings)
-    if callable(settings.get("optimizer")):
-        settings["optimizer"] = settings["optimizer"](learner)
-    if "ema" in settings:
-        settings["ema"] = EMA(learner.model, settings["ema"])
-    scramble(5)
-    before = outcome(learner, [], ema=settings.get("ema"))
-    with pytest.raises(CheckpointMismatchError) as caught:
-        train(learner, folder=tmp_path, **settings)
-    where = tmp_path / "checkpoints" / "step-00000004"
-    assert str(caught.value).startswith(f"fit: expected the run that {where} belongs to, got ")
-    assert str(caught.value).endswith(f". {REMEDY}")
-    assert difference in str(caught.value)
-    assert same(outcome(learner, [], ema=settings.get("ema")), before)
-    assert learner.seen == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "difference"),
-    [
-        ({"mode": "S2S"}, "mode='S2S'"),
-        ({"alpha": 0.5}, "alpha=0.5"),
-        ({"attack": None}, "PGDAttack("),
-        ({"augment": ContrastivePairAugment(8, strength=0.5)}, "strength=0.5"),
-        ({"loss": NTXentLoss(temperature=0.1)}, "temperature=0.1"),
-    ],
-)
-def test_other_trainer_is_refused_and_changes_nothing(tmp_path, settings, difference):
-    with pytest.raises(Interrupted):
-        train(acl("DS"), images(), schedule=Halving(4), folder=tmp_path, save_every=2)
-    learner = acl(**settings)
-    before = weights(learner)
-    with pytest.raises(
-        CheckpointMismatchError, match=r"^fit: expected the run that .* belongs to, got learner "
-    ) as caught:
-        train(learner, images(), folder=tmp_path)
-    ours, _, theirs = str(caught.value).partition(" instead of ")
-    assert difference in ours
-    assert "mode='DS', alpha=1.0, attack=PGDAttack(" in theirs
-    assert same(weights(learner), before)
-
-
-def test_many_differences_are_not_all_listed(tmp_path):
-    with pytest.raises(Interrupted):
-        train(Separable(), schedule=Halving(1), folder=tmp_path, save_every=1)
-    with pytest.raises(CheckpointMismatchError, match=r" and \d more\. Start it as it was started first"):
-        train(wider(), labelled(24), folder=tmp_path, epochs=3, batch_size=4, seed=1, amp="bf16")
-
-
-def test_finished_run_with_other_settings_is_refused(tmp_path):
-    train(Separable(), folder=tmp_path)
-    with pytest.raises(CheckpointMismatchError, match=r"got seed 1 instead of 0. Start it"):
-        train(Separable(), folder=tmp_path, seed=1)
-
-
-def test_other_number_of_threads_warns_and_goes_on(tmp_path, monkeypatch):
-    with pytest.raises(Interrupted):
-        train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=4)
-    there = torch.get_num_threads()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: there + 1)
-    message = (
-        f"^fit: expected as many threads as before, got {there + 1} instead of {there}. Sums are then rounded "
-        "otherwise: the weights will be close, but not the same to the bit.$"
-    )
-    with pytest.warns(UserWarning, match=message):
-        assert len(train(Separable(), folder=tmp_path)) == 2
-
-
-def test_other_number_of_processes_warns_and_goes_on(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr("advcontrast.engine.run.distributed.exchange", lambda value: [value, value])
-        with pytest.raises(Interrupted):
-            train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=4)
-    message = (
-        "^fit: expected as many processes as before, got 1 instead of 2. The run goes on, with other random numbers.$"
-    )
-    with pytest.warns(UserWarning, match=message):
-        assert len(train(Separable(), folder=tmp_path)) == 2
+    learner = acl()
+    learner.register_forward_pre_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(learner, images(), folder=tmp_path, save_every=1)
+    again = acl()
+    train(again, images(), folder=tmp_path)
+    assert last_step(tmp_path) == 6

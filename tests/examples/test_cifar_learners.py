@@ -12,7 +12,7 @@ from advcontrast.losses import SemiSupervisedLoss
 from tests.examples.cifar import scripts_importable
 
 TOLERANCE = 1e-5  # of losses around 2 in float32
-ATTACK = PGDAttack(eps=0.1, step_size=0.05, steps=2)
+ATTACK = PGDAttack(eps=0.2, step_size=0.05, steps=8)
 NO_ATTACK = PGDAttack(eps=0.0, steps=0)
 LABELS = torch.tensor([0, 1, 2, 1])
 SOME = torch.tensor([0, -1, 2, -1])
@@ -38,6 +38,8 @@ def network():
     model = nn.Sequential()
     model.add_module("encoder", encoder)
     model.add_module("head", nn.Linear(5, 3))
+    # Of confident predictions it shows which way round a divergence is.
+    nn.init.normal_(model.head.weight, std=3.0)
     return model
 
 

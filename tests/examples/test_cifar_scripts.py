@@ -403,6 +403,20 @@ def test_a_flag_overrides_its_preset():
     assert (given.epochs, given.attack_steps) == (100, 4)
 
 
+@pytest.mark.parametrize(("flags", "radius"), [("", 8 / 255), ("--data embedded", 0.1), ("--eps 0.05", 0.05)])
+def test_the_radius_is_that_of_the_images_unless_it_is_given(flags, radius):
+    given = settings_of("finetune", *flags.split())
+    attack = module("classify").training_attack(given)
+    assert (attack.eps, attack.step_size) == (radius, radius / 4)
+
+
+def test_a_radius_of_0_leaves_the_images_alone(tmp_path):
+    assert module("pretrain").attack_of(settings_of("pretrain", "--eps", "0")).eps == 0
+    assert inside("linear", *TINY, "--train", "adversarial", "--eps", "0", "--out", tmp_path) == 0
+    results = card(tmp_path)["results"]
+    assert results["ra"] == results["ta"]
+
+
 def test_pretraining_has_the_numbers_of_the_code():
     given = settings_of("pretrain")
     assert (given.epochs, given.batch_size, given.optimizer, given.lr) == (1000, 512, "lars", 5.0)

@@ -96,8 +96,19 @@ class Checkpoint:
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, good or damaged, oldest first."""
-        names = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        """Return the steps that have a checkpoint, good or damaged, oldest first.
+
+        Raises:
+            CheckpointError: the system refuses to list the folder.
+        """
+        try:
+            # glob would take a folder that may not be listed for an empty one.
+            found = os.listdir(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise _unreadable(self.folder, error) from error
+        names = (name.removeprefix("step-") for name in found if name.startswith("step-"))
         # Nobody else's idea of a number: "7" is not where step 7 is.
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and f"{int(name):08d}" == name)
 
@@ -182,8 +193,7 @@ class Checkpoint:
             raise
         except OSError as error:
             if error.errno not in _MISSING:
-                got, remedy = f"{error.strerror or error} (errno {error.errno})", "Try again, or repair the disk"
-                raise CheckpointError(complaint(_OWNER, f"to read {path}", got, remedy)) from error
+                raise _unreadable(path, error) from error
             raise _corrupt(path, str(error)) from error
         except pickle.UnpicklingError as error:
             raise _corrupt(path, "something else than plain data") from error
@@ -237,8 +247,8 @@ class Checkpoint:
             self.path(step).rename(self.folder / f".discarded-{step:08d}")
 
     def _sweep(self) -> None:
-        for pattern in (".partial-*", ".discarded-*"):
-            for path in self.folder.glob(pattern):
+        for path in list(self.folder.iterdir()):
+            if path.name.startswith((".partial-", ".discarded-")):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
@@ -265,6 +275,11 @@ def _unwritable(path: Path, error: OSError) -> CheckpointWriteError:
     remedy = "Make room or choose another folder; earlier checkpoints are untouched"
     got = f"{error.strerror or error} (errno {error.errno})"
     return CheckpointWriteError(complaint(_OWNER, f"to write {path}", got, remedy))
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    got, remedy = f"{error.strerror or error} (errno {error.errno})", "Try again, or repair the disk"
+    return CheckpointError(complaint(_OWNER, f"to read {path}", got, remedy))
 
 
 def _corrupt(path: Path, got: str) -> CheckpointCorruptError:

@@ -1,0 +1,218 @@
+"""Arguments that make no sense, and learners and evaluations that return something else."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advcontrast.engine import EMA, fit
+from tests.engine.learners import (
+    Separable,
+    images,
+    same,
+    train,
+    weights,
+)
+
+SHAPES = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)."
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (
+            (images(8), torch.arange(7)),
+            ValueError,
+            f"expected data of one length, at least 2, got lengths [8, 7]. {SHAPES}",
+        ),
+        (images(0), ValueError, f"expected data of one length, at least 2, got lengths [0]. {SHAPES}"),
+        (images(1), ValueError, f"expected data of one length, at least 2, got lengths [1]. {SHAPES}"),
+        ([], ValueError, f"expected data of one length, at least 2, got lengths []. {SHAPES}"),
+        (torch.tensor(3), ValueError, f"expected data of one length, at least 2, got lengths [0]. {SHAPES}"),
+        (np.zeros((4, 3, 8, 8)), TypeError, f"expected data to be tensors, got ndarray. {SHAPES}"),
+        ((images(4), [0, 1, 2, 3]), TypeError, f"expected data to be tensors, got list. {SHAPES}"),
+        ("images", TypeError, f"expected data to be tensors, got str. {SHAPES}"),
+        (None, TypeError, f"expected data to be tensors, got NoneType. {SHAPES}"),
+        (7, TypeError, f"expected data to be tensors, got int. {SHAPES}"),
+    ],
+)
+def test_wrong_data(data, error, message):
+    learner = Separable()
+    with pytest.raises(error, match=f"^{re.escape('fit: ' + message)}$"):
+        fit(learner, data, epochs=1)
+    assert learner.seen == []
+
+
+BATCH = "A batch has two samples at least a process."
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"batch_size": 1}, ValueError, f"expected batch_size to be an int >= 2, got 1. {BATCH}"),
+        ({"batch_size": 8.0}, TypeError, f"expected batch_size to be an int >= 2, got float. {BATCH}"),
+        ({"epochs": 0}, ValueError, "expected epochs to be an int >= 1, got 0. Pass a number of at least 1."),
+        ({"epochs": True}, TypeError, "expected epochs to be an int >= 1, got bool. Pass a number of at least 1."),
+        ({"accumulate": 0}, ValueError, "expected accumulate to be an int >= 1, got 0. Pass a number of at least 1."),
+        ({"seed": -1}, ValueError, "expected seed to be an int >= 0, got -1. Pass any number from 0."),
+        ({"seed": 0.5}, TypeError, "expected seed to be an int >= 0, got float. Pass any number from 0."),
+        (
+            {"amp": "fp8"},
+            ValueError,
+            "expected amp to be one of 'off', 'bf16', 'fp16', got 'fp8'. Choose one of the 3.",
+        ),
+        (
+            {"amp": "BF16"},
+            ValueError,
+            "expected amp to be one of 'off', 'bf16', 'fp16', got 'BF16'. Did you mean 'bf16'.",
+        ),
+        (
+            {"amp": True},
+            TypeError,
+            "expected amp to be one of 'off', 'bf16', 'fp16', got bool. Pass amp as a string.",
+        ),
+        ({"compile": 1}, TypeError, "expected compile to be True or False, got 1. True compiles learner.model."),
+        (
+            {"tensorboard": "logs"},
+            TypeError,
+            "expected tensorboard to be True or False, got 'logs'. True writes folder/tensorboard.",
+        ),
+        ({"save_every": 5}, ValueError, "expected a folder to write to, got None. Pass folder=."),
+        ({"tensorboard": True}, ValueError, "expected a folder to write to, got None. Pass folder=."),
+        (
+            {"save_every": 0},
+            ValueError,
+            "expected save_every to be an int >= 1, got 0. Pass a number of steps, or None.",
+        ),
+    ],
+)
+def test_wrong_argument(settings, error, message):
+    learner = Separable()
+    before = weights(learner)
+    with pytest.raises(error, match=f"^{re.escape('fit: ' + message)}$"):
+        train(learner, **settings)
+    assert learner.seen == []
+    assert same(weights(learner), before)
+    assert not learner.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("learner", [nn.Identity(), Separable().requires_grad_(False)])
+def test_learner_without_parameters_to_train_is_refused(learner):
+    message = "fit: expected a learner with parameters to train, got none. Unfreeze what is to be trained."
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        fit(learner, images(), epochs=1)
+
+
+def test_learner_that_is_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"^fit: expected model to be an nn.Module, got function. "):
+        fit(lambda x: x.sum(), images(), epochs=1)
+
+
+@pytest.mark.parametrize("settings", [{"ema": "ema"}, {"compile": True}])
+def test_learner_without_a_model_is_refused_before_a_step_where_one_is_needed(settings):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, images):
+            return (self.weight * images.double().mean((0, 2, 3)).float()).mean(), {}
+
+    learner = Bare()
+    assert len(train(learner, images())) == 2
+    before = weights(learner)
+    settings = {"ema": EMA(learner, 0.9)} if "ema" in settings else settings
+    message = (
+        "fit: expected learner.model to average or compile, got none. Hold the network in an attribute of that name."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(learner, images(), **settings)
+    assert same(weights(learner), before)
+
+
+@pytest.mark.parametrize("length", [10, 21, 23, 40])
+def test_groups_of_another_length_are_refused(length):
+    learner = Separable()
+    message = f"fit: expected groups of shape [22], got [{length}]. Pass the number of its group for each sample."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(learner, groups=torch.arange(length) % 2)
+    assert learner.seen == []
+
+
+@pytest.mark.parametrize("groups", [torch.zeros(22), [0] * 22, torch.zeros(22, 1, dtype=torch.long)])
+def test_groups_of_a_wrong_kind_are_refused(groups):
+    learner = Separable()
+    with pytest.raises((TypeError, ValueError), match=r"^\w+: expected groups "):
+        train(learner, groups=groups)
+    assert learner.seen == []
+
+
+def test_metric_to_select_by_that_nobody_reports():
+    message = (
+        "fit: expected a metric 'score' to select by, got ['epoch', 'step', 'seconds', 'lr', 'loss', 'accuracy', "
+        "'robust']. Let evaluate return it, after the first epoch at least."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(Separable(), select="score", evaluate=lambda epoch: {"robust": 0.5})
+
+
+@pytest.mark.parametrize("returned", [None, 0.5, [0.5], {"score": None}, {"score": "high"}, {"score": torch.ones(2)}])
+def test_evaluation_that_returns_something_else_is_named(returned):
+    with pytest.raises((TypeError, ValueError), match=r"^fit: expected evaluate to return .*, got .*\."):
+        train(Separable(), evaluate=lambda epoch: returned)
+
+
+def test_metric_to_select_by_may_be_missing_later():
+    learner, kept = Separable(), []
+
+    def score(epoch):
+        kept.append(weights(learner))
+        return {"score": 1.0} if epoch == 1 else {}
+
+    train(learner, evaluate=score, select="score")
+    assert same(weights(learner), kept[0])
+
+
+def test_evaluation_may_return_tensors():
+    history = train(Separable(), evaluate=lambda epoch: {"score": torch.tensor(0.25)})
+    assert [row["score"] for row in history] == [0.25, 0.25]
+    assert type(history[0]["score"]) is float
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda loss, terms: loss,
+        lambda loss, terms: None,
+        lambda loss, terms: (loss, terms, terms),
+        lambda loss, terms: (loss, None),
+        lambda loss, terms: (loss, {"accuracy": 0.5}),
+        lambda loss, terms: (loss.item(), terms),
+        lambda loss, terms: (loss.repeat(3), terms),
+    ],
+    ids=["loss alone", "nothing", "three", "no terms", "numbers", "number", "vector"],
+)
+def test_learner_that_returns_something_else_is_named(change):
+    class Other(Separable):
+        def forward(self, *batch):
+            return change(*super().forward(*batch))
+
+    learner = Other()
+    before = weights(learner)
+    with pytest.raises((TypeError, ValueError), match=r"^fit: expected .*, got .*\."):
+        train(learner)
+    assert same(weights(learner), before)
+
+
+def test_nan_metric_is_never_the_best():
+    learner, kept = Separable(), []
+
+    def score(epoch):
+        kept.append(weights(learner))
+        return {"score": math.nan if epoch == 1 else 1.0}
+
+    train(learner, evaluate=score, select="score")
+    assert same(weights(learner), kept[1])

@@ -1,0 +1,101 @@
+"""What a run writes and shows."""
+
+import csv
+import sys
+
+import pytest
+
+from advcontrast.engine import Checkpoint, Constant, fit
+from tests.engine.learners import (
+    Halving,
+    Interrupted,
+    Separable,
+    labelled,
+    sgd,
+    train,
+)
+
+
+def test_table_of_metrics_is_the_history(tmp_path):
+    history = train(Separable(), folder=tmp_path, evaluate=lambda epoch: {"second": 2.0} if epoch == 2 else {})
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["epoch", "step", "seconds", "lr", "loss", "accuracy", "second"]
+    assert [{name: float(value) for name, value in row.items() if value} for row in rows] == history
+    assert rows[0]["second"] == ""
+
+
+def test_table_of_metrics_forgets_what_came_after_the_checkpoint(tmp_path):
+    train(Separable(), folder=tmp_path)
+    expected = (tmp_path / "metrics.csv").read_bytes()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("3,9,,,,\n")
+    train(Separable(), folder=tmp_path)
+    assert (tmp_path / "metrics.csv").read_bytes() == expected
+
+
+def scalars(folder):
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reading.EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_has_the_history(tmp_path):
+    pytest.importorskip("tensorboard")
+    history = train(Separable(), folder=tmp_path, tensorboard=True)
+    shown = scalars(tmp_path)
+    assert shown.keys() == history[0].keys()
+    for name, points in shown.items():
+        assert [step for step, _ in points] == [3, 6]
+        assert [value for _, value in points] == pytest.approx([row[name] for row in history], rel=1e-6)
+
+
+def test_tensorboard_is_closed_when_the_run_is_interrupted(tmp_path, monkeypatch):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    closed = []
+    real = tensorboard.SummaryWriter.close
+    monkeypatch.setattr(tensorboard.SummaryWriter, "close", lambda writer: closed.append(real(writer)))
+    with pytest.raises(Interrupted):
+        train(Separable(), schedule=Halving(4), folder=tmp_path, tensorboard=True)
+    assert closed
+    assert [step for step, _ in scalars(tmp_path)["loss"]] == [3]
+
+
+def test_tensorboard_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    message = (
+        r"^fit: expected tensorboard to be installed, got .*\. "
+        r"Install it with pip install tensorboard, or leave the argument out\.$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        train(Separable(), folder=tmp_path, tensorboard=True)
+
+
+def test_checkpoints_are_those_of_the_epochs_and_of_every_few_steps(tmp_path, monkeypatch):
+    saved = []
+    real = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", lambda self, step, state: saved.append(step) or real(self, step, state))
+    train(Separable(), folder=tmp_path / "epochs")
+    train(Separable(), folder=tmp_path / "steps", save_every=2)
+    assert saved == [3, 6, 2, 3, 4, 6]
+    assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["checkpoints", "metrics.csv"]
+
+
+def test_works_without_tqdm(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert len(train(Separable())) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bar_shows_the_last_row(capsys):
+    history = train(Separable())
+    _, shown = capsys.readouterr()
+    assert "6/6" in shown
+    assert f"epoch 2, lr 0.04204, loss {history[1]['loss']:.4g}, accuracy {history[1]['accuracy']:.4g}" in shown
+
+
+def test_constant_schedule_of_the_package():
+    learner = Separable()
+    assert [row["lr"] for row in fit(learner, labelled(), epochs=2, optimizer=sgd(learner), schedule=Constant())] == [
+        0.1
+    ] * 2

@@ -1,0 +1,187 @@
+"""A run refuses the checkpoint of another one, and warns of another machine."""
+
+import pytest
+import torch
+
+from advcontrast import ContrastivePairAugment, NTXentLoss
+from advcontrast.engine import EMA, CheckpointMismatchError
+from tests.engine.learners import (
+    Halving,
+    Interrupted,
+    Separable,
+    acl,
+    adam,
+    images,
+    labelled,
+    outcome,
+    same,
+    scramble,
+    sgd,
+    train,
+    weights,
+)
+
+REMEDY = "Start it as it was started first, or choose another folder."
+
+
+def wider():
+    learner = Separable()
+    learner.model[5] = torch.nn.Linear(36, 6, dtype=torch.float64)
+    return learner
+
+
+def deeper():
+    learner = Separable()
+    learner.model.append(torch.nn.Linear(5, 5, dtype=torch.float64))
+    return learner
+
+
+def plain_sgd(learner):
+    return torch.optim.SGD(learner.parameters(), lr=0.1)
+
+
+def sgd_of_the_head(learner):
+    return sgd(learner.model[5])
+
+
+class Twin(Separable):
+    """Another learner with the same weights."""
+
+
+OTHERS = {
+    "shape": (
+        wider,
+        {},
+        "model.5.weight torch.float64 [6, 36] instead of torch.float64 [5, 36], "
+        "model.5.bias torch.float64 [6] instead of torch.float64 [5]",
+    ),
+    "layer": (
+        deeper,
+        {},
+        "model.6.weight torch.float64 [5, 5] instead of absent, model.6.bias torch.float64 [5] instead of absent",
+    ),
+    "optimizer": (Separable, {"optimizer": adam}, "optimizer AdamW [{'lr': 0.01, "),
+    "rate": (Separable, {"optimizer": lambda learner: sgd(learner, 0.2)}, "optimizer SGD [{'lr': 0.2, "),
+    "momentum": (Separable, {"optimizer": plain_sgd}, "'momentum': 0,"),
+    "parameters": (Separable, {"optimizer": sgd_of_the_head}, "optimized parameters [2] instead of [6]"),
+    "dtype": (
+        lambda: Separable(torch.float32),
+        {},
+        "model.0.weight torch.float32 [4, 3, 3, 3] instead of torch.float64 [4, 3, 3, 3]",
+    ),
+    "class": (Twin, {}, "learner Twin() instead of Separable()"),
+    "schedule": (
+        Separable,
+        {"schedule": None},
+        "schedule WarmupCosine(steps=6, warmup=0, floor=0.0) instead of Halving()",
+    ),
+    "seed": (Separable, {"seed": 1}, "seed 1 instead of 0"),
+    "data": (Separable, {"data": labelled(seed=1)}, "data [[22, 3, 8, 8], [22]] "),
+    "number of samples": (Separable, {"data": labelled(24)}, "data [[24, 3, 8, 8], [24]] "),
+    "epochs": (Separable, {"epochs": 3}, "epochs 3 instead of 2"),
+    "batch size": (Separable, {"batch_size": 11}, "batch_size 11 instead of 8"),
+    "accumulate": (Separable, {"accumulate": 2}, "accumulate 2 instead of 1"),
+    "amp": (Separable, {"amp": "bf16"}, "amp bf16 instead of off"),
+    "select": (Separable, {"select": "loss"}, "select loss instead of None"),
+    "ema": (Separable, {"ema": 0.9}, "ema EMA(Sequential, decay=0.9) instead of None"),
+    "groups": (Separable, {"groups": torch.arange(22) % 2}, "data [[22, 3, 8, 8], [22], [22]] "),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_resumed_otherwise_is_refused_and_named_and_changes_nothing(tmp_path, name):
+    with pytest.raises(Interrupted):
+        train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=2)
+    make, settings, difference = OTHERS[name]
+    learner = make()
+    settings = dict(settings)
+    if callable(settings.get("optimizer")):
+        settings["optimizer"] = settings["optimizer"](learner)
+    if "ema" in settings:
+        settings["ema"] = EMA(learner.model, settings["ema"])
+    scramble(5)
+    before = outcome(learner, [], ema=settings.get("ema"))
+    with pytest.raises(CheckpointMismatchError) as caught:
+        train(learner, folder=tmp_path, **settings)
+    where = tmp_path / "checkpoints" / "step-00000004"
+    assert str(caught.value).startswith(f"fit: expected the run that {where} belongs to, got ")
+    assert str(caught.value).endswith(f". {REMEDY}")
+    assert difference in str(caught.value)
+    assert same(outcome(learner, [], ema=settings.get("ema")), before)
+    assert learner.seen == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "difference"),
+    [
+        ({"mode": "S2S"}, "mode='S2S'"),
+        ({"alpha": 0.5}, "alpha=0.5"),
+        ({"attack": None}, "PGDAttack("),
+        ({"augment": ContrastivePairAugment(8, strength=0.5)}, "strength=0.5"),
+    ],
+)
+def test_other_trainer_is_refused_and_changes_nothing(tmp_path, settings, difference):
+    with pytest.raises(Interrupted):
+        train(acl("DS"), images(), schedule=Halving(4), folder=tmp_path, save_every=2)
+    learner = acl(**settings)
+    before = weights(learner)
+    with pytest.raises(
+        CheckpointMismatchError, match=r"^fit: expected the run that .* belongs to, got learner "
+    ) as caught:
+        train(learner, images(), folder=tmp_path)
+    ours, _, theirs = str(caught.value).partition(" instead of ")
+    assert difference in ours
+    assert "mode='DS', alpha=1.0, attack=PGDAttack(" in theirs
+    assert same(weights(learner), before)
+
+
+@pytest.mark.parametrize("change", ["loss", "dropout"])
+def test_other_module_without_weights_is_refused_and_changes_nothing(tmp_path, change):
+    with pytest.raises(Interrupted):
+        train(acl(), images(), schedule=Halving(4), folder=tmp_path, save_every=2)
+    learner = acl(loss=NTXentLoss(temperature=0.1)) if change == "loss" else acl()
+    if change == "dropout":
+        learner.model[4].p = 0.1
+    before = weights(learner)
+    message = r"^fit: expected the run that .* belongs to, got modules [0-9a-f]{16} instead of [0-9a-f]{16}\. "
+    with pytest.raises(CheckpointMismatchError, match=f"{message}{REMEDY}$"):
+        train(learner, images(), folder=tmp_path)
+    assert same(weights(learner), before)
+
+
+def test_many_differences_are_not_all_listed(tmp_path):
+    with pytest.raises(Interrupted):
+        train(Separable(), schedule=Halving(1), folder=tmp_path, save_every=1)
+    with pytest.raises(CheckpointMismatchError, match=r" and \d more\. Start it as it was started first"):
+        train(wider(), labelled(24), folder=tmp_path, epochs=3, batch_size=4, seed=1, amp="bf16")
+
+
+def test_finished_run_with_other_settings_is_refused(tmp_path):
+    train(Separable(), folder=tmp_path)
+    with pytest.raises(CheckpointMismatchError, match=r"got seed 1 instead of 0. Start it"):
+        train(Separable(), folder=tmp_path, seed=1)
+
+
+def test_other_number_of_threads_warns_and_goes_on(tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=4)
+    there = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: there + 1)
+    message = (
+        f"^fit: expected as many threads as before, got {there + 1} instead of {there}. Sums are then rounded "
+        "otherwise: the weights will be close, but not the same to the bit.$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        assert len(train(Separable(), folder=tmp_path)) == 2
+
+
+def test_other_number_of_processes_warns_and_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("advcontrast.engine.run.distributed.exchange", lambda value: [value, value])
+        with pytest.raises(Interrupted):
+            train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=4)
+    message = (
+        "^fit: expected as many processes as before, got 1 instead of 2. The run goes on, with other random numbers.$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        assert len(train(Separable(), folder=tmp_path)) == 2
