@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from flags import Common
 from images import Images
-from safetensors.torch import save as as_bytes
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import advcontrast
@@ -46,7 +46,12 @@ class Experiment:
 
     def describe(self, images: Images, **split: Tensor) -> None:
         """Write down which images were used for what."""
-        self.record(data={name: getattr(images, name).fingerprint() for name in ("everything", "test")})
+        data = {name: getattr(images, name).fingerprint() for name in ("everything", "test")}
+        if self.card.get("data", data) != data:
+            raise ValueError(
+                f"--data-dir: expected the images that {self.folder} began with, got others. Pass the same."
+            )
+        self.record(data=data)
         if first_process():
             indices = {name: part.tolist() for name, part in {**images.split, **split}.items()}
             (self.folder / "split.json").write_text(json.dumps(indices))
@@ -68,6 +73,7 @@ def begin(settings: Common) -> Experiment | None:
         if card.get("finished"):
             say(f"{settings.out} is finished: {card.get('results')}")
             return None
+        experiment.card = card
     if dist.is_initialized():
         torch.manual_seed(settings.seed + 1_000_003 * dist.get_rank())  # each process has noise of its own
     versions = {"advcontrast": advcontrast.__version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -120,11 +126,8 @@ def save(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | N
     if first_process():
         partial = path.with_name(f".{path.name}.partial")
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        content = as_bytes(plain, {name: str(value) for name, value in (about or {}).items()})
-        # What a file says about itself comes in any order. Sorted, equal runs write equal files.
-        start = 8 + int.from_bytes(content[:8], "little")
-        header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        partial.write_bytes(content[:8] + header.encode().ljust(start - 8) + content[start:])
+        # One entry, as several come in any order: equal runs write equal files.
+        save_file(plain, partial, {"advcontrast": json.dumps(about or {}, sort_keys=True)})
         partial.replace(path)
     if dist.is_initialized():
         dist.barrier()

@@ -119,6 +119,9 @@ def start(main: Callable[[Settings], None], kind: type[Settings], presets: Mappi
             raise
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted; start it again to go on", file=sys.stderr)
+        sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
         if dist.is_initialized():

@@ -54,7 +54,8 @@ def load(settings: Common) -> Images:
         read = cifar10 if settings.data == "cifar10" else cifar100
         train, test = read(root, train=True), read(root, train=False)
     if train.classes != test.classes:
-        got = f"{len(train.classes)} in train and {len(test.classes)} in test"
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        got = f"{len(train.classes)} in train and {len(test.classes)} in test, only one of which has {odd[0]!r}"
         raise ValueError(
             f"--data-dir: expected the same classes for training and test, got {got}. Compare the folders."
         )

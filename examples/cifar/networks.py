@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,19 +69,19 @@ def classifier_from(settings: Any, images: Images) -> nn.Sequential:
     return model
 
 
-def read(settings: Any, flag: str, script: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(settings: Any, flag: str, script: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the weights in the file that a flag names, and what they say about themselves."""
     path = Path(getattr(settings, flag))
     try:
         with safe_open(path, "pt") as file:
-            stored = file.metadata() or {}
+            stored = json.loads((file.metadata() or {}).get("advcontrast", "{}"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(
             f"--{flag}: expected a final.safetensors, got {path} ({reason}). Make it with {script}."
         ) from error
-    wanted = {"arch": settings.arch, "width": str(settings.width)}
+    wanted = {"arch": settings.arch, "width": settings.width}
     if {name: stored.get(name) for name in wanted} != wanted:
         flags = " ".join(f"--{name} {value}" for name, value in wanted.items())
         got = ", ".join(f"{name} {stored.get(name, 'unknown')}" for name in wanted)

@@ -7,7 +7,8 @@
 Presets: ``code`` is what the authors' code does, ``paper`` what their text says (SimCLR's head and crop, and its
 optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with three longer attack steps for five.
 
-The images of ``--data`` are all used, without labels. Wall time and accuracy at full size: not yet run.
+The images of ``--data`` are all used, without labels. The card has the losses of the last epoch, and TA and RA of a
+linear classifier on the frozen encoder, through the adversarial norms if there are two sets. Wall time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from experiment import begin
+from experiment import begin, final_accuracies
 from flags import Common, flag, start
 from images import Images, load
 from networks import about, join, new_encoder
+from probe import linear_probe
 from selfie import SelfieLearner
 from torch import nn
 
-from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn
+from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn, export_branch
 from advcontrast.augment import SimCLRAugment
 from advcontrast.engine import LARS, WarmupCosine, fit, steps_per_epoch
 from advcontrast.models import acl_head, simclr_head
@@ -89,7 +91,9 @@ def main(settings: Settings) -> None:
     norms = "dual" if is_dual(settings) else "single"
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step", "seconds", "lr")}
     last["images_per_second"] = len(history) * len(images.everything) / sum(row["seconds"] for row in history)
-    experiment.finish(learner.model, about(settings, norms=norms, mode=settings.mode), **last)
+    trained = export_branch(learner.model.encoder, "adv") if is_dual(settings) else learner.model.encoder
+    probed = final_accuracies(linear_probe(trained, features, images), images, settings)
+    experiment.finish(learner.model, about(settings, norms=norms, mode=settings.mode), **probed, **last)
 
 
 def is_dual(settings: Settings) -> bool:

@@ -16,6 +16,7 @@ for hours on a CPU. ``smoke`` shows that every row runs, and nothing else.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -135,6 +136,19 @@ class Runner:
                     before = None if run.takes is None else waiting[run.takes, seed]
                     waiting[run.name, seed] = pool.submit(self.run, run, seed, before)
             return [future.result() for future in tqdm(waiting.values(), unit="run") if future.result()]
+
+
+def require_same(given: argparse.Namespace) -> None:
+    """End if the folder holds the runs of another budget or other images, which would get into the tables."""
+    path = Path(given.out) / "tables.json"
+    ours = {name: getattr(given, name) for name in ("budget", "data", "data100", "amp")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    theirs = json.loads(path.read_text()) if path.exists() else ours
+    for name, value in ours.items():
+        if theirs.get(name) not in (None, value):
+            expected, got = f"--{name} {theirs[name]} as for the runs in {given.out}", value
+            Parser().error(f"expected {expected}, got {got}. Choose another folder.")
+    path.write_text(json.dumps({**theirs, **{name: value for name, value in ours.items() if value is not None}}))
 
 
 def main() -> int:

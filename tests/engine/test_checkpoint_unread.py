@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be read today, or by this version, is not damaged: it is neither passed over nor replaced."""
+"""A checkpoint that cannot be read today, or by this version, is neither passed over nor replaced."""
 
 import errno
 import json
@@ -140,38 +140,37 @@ def test_a_process_with_no_file_left_to_open_neither_passes_over_nor_discards_a_
     assert contents(checkpoint.folder) == before
 
 
-@pytest.fixture
-def _unlisted(monkeypatch):
-    """Let no folder be listed."""
+@contextmanager
+def unlisted():
+    """Let no folder be listed inside the block."""
 
     def refuse(*_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(os, "listdir", refuse)
-    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        patch.setattr(os, "scandir", refuse)
+        yield
 
 
-@pytest.mark.usefixtures("_unlisted")
 def test_a_folder_that_may_not_be_listed_is_not_called_empty(checkpoint):
     message = f"expected to read {checkpoint.folder}, got {os.strerror(errno.EACCES)} (errno {errno.EACCES})."
+    message = f"^Checkpoint: {re.escape(message)} Try again, or repair the disk\\.$"
     for look in (checkpoint.steps, checkpoint.load):
-        with pytest.raises(CheckpointError, match=f"^Checkpoint: {re.escape(message)} Try again, or repair the disk.$"):
+        with unlisted(), pytest.raises(CheckpointError, match=message):
             look()
 
 
-def test_a_run_is_not_begun_anew_in_a_folder_that_may_not_be_listed(tmp_path, request):
+def test_a_run_is_not_begun_anew_in_a_folder_that_may_not_be_listed(tmp_path):
     train(Separable(), folder=tmp_path)
     learner = Separable()
-    request.getfixturevalue("_unlisted")
-    with pytest.raises(CheckpointError, match=re.escape(f"(errno {errno.EACCES})")):
+    with unlisted(), pytest.raises(CheckpointError, match=re.escape(f"(errno {errno.EACCES})")):
         train(learner, folder=tmp_path)
     assert learner.seen == []
-    request.getfixturevalue("monkeypatch").undo()
     assert last_step(tmp_path) == 6
 
 
-@pytest.mark.usefixtures("_unlisted")
 def test_nothing_is_saved_into_a_folder_that_may_not_be_listed(checkpoint):
-    with pytest.raises(CheckpointWriteError, match=re.escape(f"(errno {errno.EACCES})")):
+    with unlisted(), pytest.raises(CheckpointWriteError, match=re.escape(f"(errno {errno.EACCES})")):
         checkpoint.save(3, state(3))
-    assert not checkpoint.path(3).exists()
+    assert checkpoint.steps() == [1, 2]

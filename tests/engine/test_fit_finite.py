@@ -1,5 +1,6 @@
 """Numbers that are not finite stop a run before they do harm."""
 
+import copy
 import math
 
 import pytest
@@ -160,7 +161,7 @@ def test_without_a_folder_a_learner_trains_on_after_a_step_that_failed_as_if_it_
     twin = Noisy()
     theirs = sgd(twin)
     twin.load_state_dict(learner.state_dict())
-    theirs.load_state_dict(optimizer.state_dict())
+    theirs.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert any(parameter.grad is not None for parameter in learner.parameters())
     assert all(parameter.grad is None for parameter in twin.parameters())
     histories = []

@@ -99,3 +99,17 @@ def test_constant_schedule_of_the_package():
     assert [row["lr"] for row in fit(learner, labelled(), epochs=2, optimizer=sgd(learner), schedule=Constant())] == [
         0.1
     ] * 2
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(Separable())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_folder_survives_a_change_of_directory(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    train(Separable(), folder="run", evaluate=lambda epoch: monkeypatch.chdir(tmp_path / "elsewhere") or {})
+    assert Checkpoint(tmp_path / "run" / "checkpoints").steps() == [3, 6]
+    assert list((tmp_path / "elsewhere").iterdir()) == []

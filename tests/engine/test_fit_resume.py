@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from advcontrast.engine import EMA, LARS, Checkpoint
+from advcontrast.engine import EMA, LARS
 from tests.engine.learners import (
     Halving,
     Interrupted,
@@ -220,20 +220,6 @@ def test_selected_by_a_term_of_the_learner():
     train(last)
     assert history[0]["lr"] > history[1]["lr"]
     assert not same(weights(best), weights(last))
-
-
-def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train(Separable())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_relative_folder_survives_a_change_of_directory(tmp_path, monkeypatch):
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path)
-    train(Separable(), folder="run", evaluate=lambda epoch: monkeypatch.chdir(tmp_path / "elsewhere") or {})
-    assert Checkpoint(tmp_path / "run" / "checkpoints").steps() == [3, 6]
-    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_error_in_an_evaluation_reaches_the_caller_and_costs_no_more_than_the_epoch(tmp_path):

@@ -75,7 +75,7 @@ def weights(out):
 
 def about(out):
     with safe_open(out / "final.safetensors", "pt") as file:
-        return file.metadata()
+        return json.loads(file.metadata()["advcontrast"])
 
 
 def contents(folder):

@@ -272,7 +272,7 @@ def test_a_folder_of_images_can_be_trained_on(tmp_path, home):
     flags = ("--data", "folder", "--data-dir", tmp_path, "--width", "4", "--epochs", "1", "--attack-steps", "1")
     done = process("linear", *flags, "--batch-size", "8", "--out", tmp_path / "out", home=home)
     assert done.returncode == 0, done.stderr
-    assert about(tmp_path / "out")["classes"] == "2"
+    assert about(tmp_path / "out")["classes"] == 2
     assert card(tmp_path / "out")["settings"]["data"] == "folder"
 
 

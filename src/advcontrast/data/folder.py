@@ -89,7 +89,11 @@ def _images(folder: Path) -> list[Path]:
 
 def _key(paths: list[Path], size: int) -> str:
     """Return the name under which the pixels of these files are kept."""
-    stats = ((path, path.stat()) for path in paths)
+    try:
+        stats = [(path, path.stat()) for path in paths]
+    except OSError as error:
+        remedy = "Remove the link, or put the image there"
+        raise FileNotFoundError(complaint(_OWNER, f"images in {str(paths[0].parent)!r}", str(error), remedy)) from error
     files = [(path.parent.name, path.name, found.st_size, found.st_mtime_ns) for path, found in stats]
     return hashlib.sha256(json.dumps([_FORMAT, size, files]).encode()).hexdigest()
 

@@ -103,7 +103,7 @@ class Checkpoint:
         """
         try:
             # glob would take a folder that may not be listed for an empty one.
-            found = os.listdir(self.folder)
+            found = [path.name for path in self.folder.iterdir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -160,6 +160,7 @@ class Checkpoint:
         Raises:
             CheckpointCorruptError: there are checkpoints, and all are damaged.
             CheckpointVersionError: the newest was written by a later version of this library.
+            CheckpointError: the newest may be good, but the disk or the system refuses to read it.
         """
         damaged: list[CheckpointCorruptError] = []
         for step in reversed(self.steps()):
