@@ -11,6 +11,7 @@ import advcontrast
 PACKAGE = Path(advcontrast.__file__).parent
 FLOORS = {
     "_checks": 0,
+    "_durable": 0,
     "_modes": 0,
     "_types": 0,
     "distributed": 1,

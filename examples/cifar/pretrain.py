@@ -8,7 +8,8 @@ Presets: ``code`` is what the authors' code does, ``paper`` what their text says
 optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with three longer attack steps for five.
 
 The images of ``--data`` are all used, without labels. The card has the losses of the last epoch, and TA and RA of a
-linear classifier on the frozen encoder, through the adversarial norms if there are two sets. Wall time and accuracy at full size: not yet run.
+linear classifier on the frozen encoder, through the adversarial norms if there are two sets. Wall time and accuracy at
+full size: not yet run.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ SMALL = Budget(
     },
     linear={"epochs": 4, "batch-size": 128, "milestones": "2,3", "attack-steps": 5, "evaluate-every": 2},
     semi={
-        "epochs": 3,
-        "batch-size": 250,
-        "milestones": "1,2",
+        "epochs": 4,
+        "batch-size": 90,
+        "milestones": "2,3",
         "attack-steps": 5,
         "teacher-epochs": 40,
         "teacher-milestones": "20,30",

@@ -214,7 +214,7 @@ def raises(error):
 @pytest.mark.parametrize(
     ("place", "error"),
     [
-        ("tempfile.mkstemp", PermissionError(errno.EACCES, "Permission denied")),
+        ("os.write", PermissionError(errno.EACCES, "Permission denied")),
         ("os.fsync", OSError(errno.ENOSPC, "No space left on device")),
         ("pathlib.Path.replace", OSError(errno.EROFS, "Read-only file system")),
     ],

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from advcontrast.engine import Checkpoint, CheckpointWriteError, durable
+from advcontrast import _durable as durable
+from advcontrast.engine import Checkpoint, CheckpointWriteError
 
 from .faults import counted, exit_code, failing, filled, fork, leftovers, open_files, require_recovery, same, state
 

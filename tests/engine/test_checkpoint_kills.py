@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from advcontrast.engine import Checkpoint, durable
+from advcontrast import _durable as durable
+from advcontrast.engine import Checkpoint
 
 from .faults import dying, exit_code, filled, fork, kill_everywhere, leftovers, require_recovery, state, tamper
 

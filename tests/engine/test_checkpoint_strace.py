@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 import torch
 
-from advcontrast.engine import Checkpoint, durable
+from advcontrast import _durable as durable
+from advcontrast.engine import Checkpoint
 
 from .faults import exit_code, fork, require_recovery, state
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .. import _durable
 
 _DIGITS = 64  # of a SHA-256 in hexadecimal
 
@@ -32,21 +33,19 @@ def write(path: Path, tensor: Tensor) -> None:
     """Put ``tensor`` into ``path`` such that a reader, at any time, finds all of it or none; warn where that fails."""
     buffer = io.BytesIO()
     torch.save(tensor, buffer)
-    content = buffer.getbuffer()
+    content = buffer.getvalue()
+    digest = hashlib.sha256(content).hexdigest().encode()
+    partial = path.with_name(f".writing-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        partial.unlink(missing_ok=True)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(content).hexdigest().encode())
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
+            _durable.write(partial, lambda file: file.write(digest + content))
+            partial.replace(path)
         except BaseException:
-            Path(temporary).unlink()
+            partial.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        _durable.flush_folder(path.parent)
     except OSError as error:
         warnings.warn(f"image_folder: the images were not cached ({error}).", stacklevel=3)
 
@@ -60,13 +59,3 @@ def _load(path: Path, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.shape != shape:
         raise ValueError("it holds something else")
     return tensor
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name survive a power cut, on systems where folders can be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,13 +1,13 @@
 """Train a learner, and survive everything that can happen to a run."""
 
 from .checkpoint import Checkpoint as Checkpoint
-from .checkpoint import CheckpointBusyError as CheckpointBusyError
-from .checkpoint import CheckpointCorruptError as CheckpointCorruptError
-from .checkpoint import CheckpointError as CheckpointError
-from .checkpoint import CheckpointMismatchError as CheckpointMismatchError
-from .checkpoint import CheckpointVersionError as CheckpointVersionError
-from .checkpoint import CheckpointWriteError as CheckpointWriteError
 from .ema import EMA as EMA
+from .errors import CheckpointBusyError as CheckpointBusyError
+from .errors import CheckpointCorruptError as CheckpointCorruptError
+from .errors import CheckpointError as CheckpointError
+from .errors import CheckpointMismatchError as CheckpointMismatchError
+from .errors import CheckpointVersionError as CheckpointVersionError
+from .errors import CheckpointWriteError as CheckpointWriteError
 from .fit import fit as fit
 from .lars import LARS as LARS
 from .sampling import steps_per_epoch as steps_per_epoch

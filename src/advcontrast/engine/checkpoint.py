@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import pickle
 import shutil
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._checks import check_int, complaint, type_name
-from .durable import flush_folder, only_process, sha256, write
+from .._durable import flush_folder, only_process, write
+from .errors import CheckpointBusyError, CheckpointCorruptError, CheckpointError, corrupt, unreadable, unwritable
+from .manifest import MANIFEST, read_manifest, sealed_manifest, verify
 
 _OWNER = "Checkpoint"
-_FORMAT, _VERSION = "advcontrast checkpoint", 1
-_STATE, _MANIFEST = "state.pt", "manifest.json"
-_KINDS = {"format": str, "version": int, "step": int, "bytes": int, "sha256": str, "torch": str}
-_LARGEST_MANIFEST = 1 << 16
+_STATE = "state.pt"
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
-
-
-class CheckpointError(RuntimeError):
-    """Something is wrong with a checkpoint, or with its folder."""
-
-
-class CheckpointWriteError(CheckpointError):
-    """A checkpoint could not be written. Those written earlier are untouched."""
-
-
-class CheckpointCorruptError(CheckpointError):
-    """A checkpoint is damaged, or was not written by this library."""
-
-
-class CheckpointVersionError(CheckpointError):
-    """A checkpoint was written by a later version of this library."""
-
-
-class CheckpointMismatchError(CheckpointError):
-    """A checkpoint belongs to another run: another model, optimizer, data set or setting."""
-
-
-class CheckpointBusyError(CheckpointError):
-    """Another process is writing to the folder."""
 
 
 class Checkpoint:
@@ -107,7 +79,7 @@ class Checkpoint:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise _unreadable(self.folder, error) from error
+            raise unreadable(self.folder, error) from error
         names = (name.removeprefix("step-") for name in found if name.startswith("step-"))
         # Nobody else's idea of a number: "7" is not where step 7 is.
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and f"{int(name):08d}" == name)
@@ -148,7 +120,7 @@ class Checkpoint:
         except OSError as error:
             with suppress(OSError):
                 self._sweep()
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         return path
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
@@ -186,22 +158,22 @@ class Checkpoint:
         """
         path = self.path(step)
         try:
-            manifest = _manifest(path, step)
+            manifest = read_manifest(path, step)
             with (path / _STATE).open("rb") as file:
-                _verify(file, manifest)
+                verify(file, manifest)
                 state = torch.load(file, map_location="cpu", weights_only=True)
         except CheckpointError:
             raise
         except OSError as error:
             if error.errno not in _MISSING:
-                raise _unreadable(path, error) from error
-            raise _corrupt(path, str(error)) from error
+                raise unreadable(path, error) from error
+            raise corrupt(path, str(error)) from error
         except pickle.UnpicklingError as error:
-            raise _corrupt(path, "something else than plain data") from error
+            raise corrupt(path, "something else than plain data") from error
         except Exception as error:
-            raise _corrupt(path, str(error).partition("\n")[0] or type(error).__name__) from error
+            raise corrupt(path, str(error).partition("\n")[0] or type(error).__name__) from error
         if not isinstance(state, dict):
-            raise _corrupt(path, f"a {type_name(state)} instead of a dict")
+            raise corrupt(path, f"a {type_name(state)} instead of a dict")
         return state
 
     @contextmanager
@@ -217,7 +189,7 @@ class Checkpoint:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 holder = stack.enter_context(only_process(self.folder / ".lock"))
             except OSError as error:
-                raise _unwritable(self.folder, error) from error
+                raise unwritable(self.folder, error) from error
             if holder is not None:
                 remedy = "Wait for it to end, or choose another folder"
                 raise CheckpointBusyError(complaint(_OWNER, f"{self.folder} to be free", holder, remedy))
@@ -227,10 +199,7 @@ class Checkpoint:
         partial = self.folder / f".partial-{step:08d}"
         partial.mkdir()
         size, digest = write(partial / _STATE, lambda file: torch.save(dict(state), file))
-        manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "bytes": size, "sha256": digest}
-        manifest["torch"] = torch.__version__
-        text = json.dumps({**manifest, "seal": _seal(manifest)}, indent=1)
-        write(partial / _MANIFEST, lambda file: file.write(text.encode()))
+        write(partial / MANIFEST, lambda file: file.write(sealed_manifest(step, size, digest)))
         flush_folder(partial)
         partial.rename(self.path(step))
         flush_folder(self.folder)
@@ -270,58 +239,3 @@ def _check_plain(value: Any, where: str) -> None:
     else:
         expected = f"{where} to be a tensor, number, string, None, or a list, tuple or dict of them"
         raise TypeError(complaint(_OWNER, expected, type_name(value), "Convert it, with str() or .item() for example"))
-
-
-def _unwritable(path: Path, error: OSError) -> CheckpointWriteError:
-    remedy = "Make room or choose another folder; earlier checkpoints are untouched"
-    got = f"{error.strerror or error} (errno {error.errno})"
-    return CheckpointWriteError(complaint(_OWNER, f"to write {path}", got, remedy))
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    got, remedy = f"{error.strerror or error} (errno {error.errno})", "Try again, or repair the disk"
-    return CheckpointError(complaint(_OWNER, f"to read {path}", got, remedy))
-
-
-def _corrupt(path: Path, got: str) -> CheckpointCorruptError:
-    remedy = "Delete that folder"
-    return CheckpointCorruptError(complaint(_OWNER, f"a good checkpoint in {path}", got, remedy))
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    """Return a digest of the manifest, so that no bit of it can change unseen."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _manifest(path: Path, step: int) -> dict[str, Any]:
-    """Read and verify the manifest."""
-    with (path / _MANIFEST).open("rb") as file:
-        text = file.read(_LARGEST_MANIFEST)
-    manifest = json.loads(text)
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise _corrupt(path, "a manifest of something else")
-    if manifest.pop("seal", None) != _seal(manifest):
-        raise _corrupt(path, "a manifest that was changed")
-    version = manifest.get("version")
-    if isinstance(version, int) and version > _VERSION:
-        expected, remedy = f"format version {_VERSION} or older in {path}", "Install a newer advcontrast"
-        raise CheckpointVersionError(complaint(_OWNER, expected, str(version), remedy))
-    if {key: type(value) for key, value in manifest.items()} != _KINDS:
-        raise _corrupt(path, "a manifest with other entries")
-    if manifest["step"] != step:
-        raise _corrupt(path, f"the checkpoint of step {manifest['step']}")
-    return manifest
-
-
-def _verify(file: IO[bytes], manifest: Mapping[str, Any]) -> None:
-    """Require the file to be the one that was written, and to unpack to no more than its own size."""
-    path, size = Path(file.name).parent, os.fstat(file.fileno()).st_size
-    if size != manifest["bytes"]:
-        raise _corrupt(path, f"{size} bytes instead of {manifest['bytes']}")
-    if sha256(file) != manifest["sha256"]:
-        raise _corrupt(path, "other contents than were written")
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        if any(r.compress_type != zipfile.ZIP_STORED for r in records) or sum(r.file_size for r in records) > size:
-            raise _corrupt(path, "an archive that unpacks to more than its size")
-    file.seek(0)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from torch.optim import Optimizer
 from .. import distributed
 from .._checks import check_bool, check_choice, check_int, check_module, check_tensor, complaint, type_name
 from .ema import EMA
+from .identity import identity
 from .lars import LARS
 from .metrics import Row
 from .progress import progress
@@ -25,7 +24,7 @@ from .records import Records
 from .run import Run
 from .sampling import Plan
 from .schedules import WarmupCosine
-from .termination import Termination, termination
+from .termination import termination
 
 _OWNER = "fit"
 _ASK_EVERY = 16
@@ -138,18 +137,13 @@ def fit(
     optimizer = LARS(learner.parameters(), lr=5.0) if optimizer is None else optimizer
     schedule = WarmupCosine(steps, warmup=min(10 * plan.steps, steps // 10)) if schedule is None else schedule
     settings = {
-        "learner": f"{type(learner).__name__}({_words(learner.extra_repr())})",
-        "modules": hashlib.sha256(_words(learner).encode()).hexdigest()[:16],
-        "data": _fingerprint(tensors if groups is None else [*tensors, groups]),
+        **identity(learner, tensors, groups, optimizer, schedule, ema),
         "epochs": epochs,
         "batch_size": batch_size,
-        "optimizer": f"{type(optimizer).__name__} {_hyperparameters(optimizer)}",
-        "schedule": _words(schedule),
+        "accumulate": accumulate,
         "seed": seed,
         "select": select,
-        "accumulate": accumulate,
         "amp": amp,
-        "ema": _words(ema),
     }
     run = Run(learner, optimizer, amp, ema, settings)
     records = Records(None if folder is None else Path(folder).absolute(), tensorboard=tensorboard)
@@ -167,7 +161,7 @@ def fit(
                 # The last step of an epoch is saved together with the row of the epoch.
                 if run.step < (epoch + 1) * plan.steps:
                     stop = run.step % _ASK_EVERY == 0 or distributed.world_size() == 1
-                    stop = stop and _wanted(asked)
+                    stop = stop and asked.wanted()
                     if stop or (save_every is not None and run.step % save_every == 0):
                         records.save(run)
                     if stop:
@@ -177,7 +171,7 @@ def fit(
             records.report(run)
             shown = {name: value for name, value in row.items() if name not in ("step", "seconds")}
             bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
-            if _wanted(asked):
+            if asked.wanted():
                 asked.end()
     if run.best is not None:
         learner.load_state_dict(run.best["weights"])
@@ -226,28 +220,3 @@ def _check_data(
 def _pick(tensors: Sequence[Tensor], indices: Tensor) -> tuple[Tensor, ...]:
     picked = (tensor[indices] for tensor in tensors)
     return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in picked)
-
-
-def _hyperparameters(optimizer: Optimizer) -> str:
-    groups = [{**group, "lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
-    return _words([{k: v for k, v in group.items() if k not in ("params", "initial_lr")} for group in groups])
-
-
-def _words(value: Any) -> str:
-    """Return the ``repr`` without the address in memory, which differs from process to process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", value if isinstance(value, str) else repr(value))
-
-
-def _fingerprint(tensors: Sequence[Tensor]) -> str:
-    """Return shapes, dtypes and a digest of up to 256 samples, to tell one data set from another."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        few = tensor[:: max(1, len(tensor) // 256)].cpu().contiguous()
-        digest.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(bytes(few.view(torch.uint8).flatten().tolist()))
-    return f"{[list(tensor.shape) for tensor in tensors]} {digest.hexdigest()[:16]}"
-
-
-def _wanted(asked: Termination) -> bool:
-    """Tell whether any process was asked to end; all of them end together."""
-    return any(distributed.exchange(asked.signal is not None))

@@ -9,7 +9,8 @@ from typing import Any
 
 from .. import distributed
 from .._checks import complaint
-from .checkpoint import Checkpoint, CheckpointError
+from .checkpoint import Checkpoint
+from .errors import CheckpointError
 from .metrics import write_csv
 from .run import Run
 

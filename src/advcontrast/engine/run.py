@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from .. import distributed
 from .._checks import complaint, readable, type_name
 from . import randomness
-from .checkpoint import CheckpointMismatchError
 from .ema import EMA
+from .errors import CheckpointMismatchError
 from .metrics import Means, Row
 
 _OWNER = "fit"
@@ -217,5 +217,13 @@ def _differences(state: Mapping[str, Any], run: Run) -> str:
     for entries, weights in ((theirs, state["learner"]), (ours, run.learner.state_dict())):
         entries |= {name: f"{weight.dtype} {list(weight.shape)}" for name, weight in weights.items()}
     names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
-    changed = [f"{name} {ours.get(name, 'absent')} instead of {theirs.get(name, 'absent')}" for name in names]
+    changed = [_change(name, ours.get(name, "absent"), theirs.get(name, "absent")) for name in names]
     return ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+
+
+def _change(name: str, ours: Any, theirs: Any) -> str:
+    """Say how an entry changed; of a long one only the first line that did."""
+    for our, their in zip(str(ours).splitlines(), str(theirs).splitlines(), strict=False):
+        if our != their:
+            return f"{name} {our.strip()} instead of {their.strip()}"
+    return f"{name} {ours} instead of {theirs}"

@@ -8,11 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from .. import distributed
+
 
 class Termination:
     """What has been asked for so far: ``signal`` is the number of the signal that came, or ``None``."""
 
     signal: int | None = None
+
+    def wanted(self) -> bool:
+        """Tell whether any process was asked; all of them must ask this, and end together."""
+        return any(distributed.exchange(self.signal is not None))
 
     def end(self) -> None:
         """End the process as the signal asks: quietly for SIGTERM, with ``KeyboardInterrupt`` for Ctrl-C."""

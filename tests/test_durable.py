@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from advcontrast.engine import durable
-from advcontrast.engine.durable import write
+from advcontrast import _durable as durable
+from advcontrast._durable import write
 
-from .faults import failing, open_files
+from .engine.faults import failing, open_files
 
 
 def pieces(sizes):
