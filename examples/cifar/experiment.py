@@ -129,8 +129,6 @@ def save(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | N
         # One entry, as several come in any order: equal runs write equal files.
         save_file(plain, partial, {"advcontrast": json.dumps(about or {}, sort_keys=True)})
         partial.replace(path)
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def final_accuracies(model: nn.Module, images: Images, settings: Common, *, robust: bool = True) -> dict[str, float]:

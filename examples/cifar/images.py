@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from flags import Common, device_of
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,14 +46,12 @@ class Images:
 def load(settings: Common) -> Images:
     """Read the images that the flags ask for."""
     device = device_of(settings)
-    root = Path(settings.data_dir)
-    if settings.data == "embedded":
-        train, test = _embedded("train"), _embedded("test")
-    elif settings.data == "folder":
-        train, test = (image_folder(root / split, cache=CACHE) for split in ("train", "test"))
-    else:
-        read = cifar10 if settings.data == "cifar10" else cifar100
-        train, test = read(root, train=True), read(root, train=False)
+    # The first process downloads or decodes what the others then find.
+    if dist.is_initialized() and dist.get_rank() > 0:
+        dist.barrier()
+    train, test = _read(settings.data, Path(settings.data_dir))
+    if dist.is_initialized() and dist.get_rank() == 0:
+        dist.barrier()
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         got = f"{len(train.classes)} in train and {len(test.classes)} in test, only one of which has {odd[0]!r}"
@@ -70,6 +69,16 @@ def load(settings: Common) -> Images:
     split = {"train": chosen[ours], "validation": chosen[theirs]}
     parts = (train, train.subset(ours), train.subset(theirs), test)
     return Images(*(part.to(device) for part in parts), split=split)
+
+
+def _read(data: str, root: Path) -> tuple[ImageSet, ImageSet]:
+    """Return the training and the test images of a data set."""
+    if data == "embedded":
+        return _embedded("train"), _embedded("test")
+    if data == "folder":
+        return image_folder(root / "train", cache=CACHE), image_folder(root / "test", cache=CACHE)
+    read = cifar10 if data == "cifar10" else cifar100
+    return read(root, train=True), read(root, train=False)
 
 
 def _first(n: int, limit: int, seed: int, name: str) -> Tensor:

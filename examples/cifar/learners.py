@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from advcontrast import ACLOutput, PGDAttack
+from advcontrast.attacks import under_attack
 from advcontrast.augment import CropFlip
 from advcontrast.functional import kl_divergence
 from advcontrast.losses import SemiSupervisedLoss, TRADESLoss
@@ -57,18 +58,13 @@ class Adversarial(Standard):
 
     def attacked(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """Return images near ``x`` whose logits maximise ``objective``."""
-        self.eval()
-        x_adv = self.attack(lambda images: objective(self.model(images)), x)
-        self.train()
-        return x_adv
+        with under_attack(self.model):
+            return self.attack(lambda images: objective(self.model(images)), x)
 
-    @torch.no_grad()
     def calm_logits(self, x: Tensor) -> Tensor:
         """Return what the network says in eval mode."""
-        self.eval()
-        logits = self.model(x)
-        self.train()
-        return logits
+        with under_attack(self.model):
+            return self.model(x)
 
 
 class Trades(Adversarial):

@@ -5,7 +5,8 @@
     torchrun --nproc-per-node=2 examples/cifar/pretrain.py --mode DS --out runs/DS
 
 Presets: ``code`` is what the authors' code does, ``paper`` what their text says (SimCLR's head and crop, and its
-optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with three longer attack steps for five.
+optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with three longer attack steps for five;
+``selfie`` is the baseline with the settings of its authors.
 
 The images of ``--data`` are all used, without labels. The card has the losses of the last epoch, and TA and RA of a
 linear classifier on the frozen encoder, through the adversarial norms if there are two sets. Wall time and accuracy at
@@ -42,7 +43,17 @@ CODE = {
 }
 PAPER = {**CODE, "lr": 2.0, "head": "simclr", "min_area": 0.08, "spare_norms": True}
 FAST = {**CODE, "epochs": 100, "attack_steps": 3, "attack_step": 0.5}
-PRESETS = {"code": CODE, "paper": PAPER, "fast": FAST}
+SELFIE = {
+    "mode": "selfie",
+    "epochs": 200,
+    "batch_size": 128,
+    "optimizer": "nesterov",
+    "lr": 0.1,
+    "weight_decay": 1e-4,
+    "warmup": 0,
+    "attack_steps": 10,
+}
+PRESETS = {"code": CODE, "paper": PAPER, "fast": FAST, "selfie": SELFIE}
 
 
 @dataclass(kw_only=True)
@@ -52,8 +63,11 @@ class Settings(Common):
     mode: str = flag("DS", "streams to train on, or the baseline Selfie", "S2S", "A2A", "A2S", "DS", "selfie")
     norms: str = flag("auto", "batch norms; auto: dual for A2S and DS, as in the paper", "auto", "single", "dual")
     head: str = flag("acl", "projection head", "acl", "simclr")
-    optimizer: str = flag("lars", "optimizer", "lars", "sgd", "adam")
+    optimizer: str = flag(
+        "lars", "optimizer; nesterov is SGD with Nesterov momentum", "lars", "sgd", "nesterov", "adam"
+    )
     lr: float = flag(5.0, "peak learning rate, not scaled by anything")
+    weight_decay: float = flag(1e-6, "weight decay")
     spare_norms: bool = flag(False, "LARS: no decay and no adaptation for norms and biases")
     warmup: int = flag(10, "epochs of warm-up, at most a tenth of all")
     temperature: float = flag(0.5, "of NT-Xent")
@@ -130,13 +144,14 @@ def selfie(settings: Settings, encoder: nn.Module) -> SelfieLearner:
 
 
 def optimizer_of(settings: Settings, learner: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer; weight decay and momentum are those of the ACL code."""
-    parameters = learner.parameters()
+    """Return the optimizer, with the momentum of the ACL code."""
+    parameters, lr, decay = learner.parameters(), settings.lr, settings.weight_decay
     if settings.optimizer == "lars":
-        return LARS(parameters, settings.lr, exclude_1d=settings.spare_norms)
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, momentum=0.9, weight_decay=1e-6)
-    return torch.optim.Adam(parameters, settings.lr, weight_decay=1e-6)
+        return LARS(parameters, lr, weight_decay=decay, exclude_1d=settings.spare_norms)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr, weight_decay=decay)
+    nesterov = settings.optimizer == "nesterov"
+    return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=decay, nesterov=nesterov)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ SMALL = Budget(
         "evaluate-every": 15,
         "labels": 0.02,
     },
-    linear={"epochs": 4, "batch-size": 128, "milestones": "2,3", "attack-steps": 5, "evaluate-every": 2},
+    linear={"epochs": 4, "batch-size": 128, "milestones": "2,3", "attack-steps": 5, "lr": 0.03, "evaluate-every": 2},
     semi={
         "epochs": 4,
         "batch-size": 90,
@@ -73,19 +73,19 @@ SMALL = Budget(
     },
     wide={"width": 8},
 )
-# Half an hour on one GPU for RI, S2S and DS: the settings of the paper, but for the epochs of pre-training.
+# Meant for one GPU and RI, S2S and DS: the settings of the paper, but for the epochs of pre-training.
 HOUR = Budget(
     seeds=1,
     common={},
     pretrain={"epochs": 40},
-    selfie={"epochs": 40, "batch-size": 128, "optimizer": "sgd", "lr": 0.1},
+    selfie={"preset": "selfie", "epochs": 40},
     finetune={},
     few={},
     linear={},
     semi={},
     wide={},
 )
-PAPER = replace(HOUR, seeds=3, pretrain={}, selfie={**HOUR.selfie, "epochs": 200})
+PAPER = replace(HOUR, seeds=3, pretrain={}, selfie={"preset": "selfie"})
 BUDGETS = {"smoke": SMOKE, "small": SMALL, "hour": HOUR, "paper": PAPER}
 
 

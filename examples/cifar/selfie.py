@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advcontrast import ACLOutput, PGDAttack
+from advcontrast.attacks import under_attack
 from advcontrast.augment import CropFlip
 from advcontrast.models import ResNet
 
@@ -151,7 +151,7 @@ class SelfieLearner(nn.Module):
             raise ValueError(f"SelfieLearner: expected {expected}, got {got}. Crop or resize them.")
         clean = self.augment(images)
         order = torch.randperm(PATCHES, device=images.device)
-        with lent(self.model):
+        with under_attack(self.model):
             adv = self.attack(lambda x: self.judge(x, order)[0], clean)
         terms = {}
         for name, x in (("clean", clean), ("adv", adv)):
@@ -181,18 +181,3 @@ def cut(images: Tensor) -> Tensor:
     n, channels, height, width = images.shape
     patches = images.reshape(n, channels, GRID, height // GRID, GRID, width // GRID)
     return patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-
-
-@contextmanager
-def lent(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode and its parameters out of reach of gradients; restore what each module had."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval().requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in flags:
-            parameter.requires_grad_(requires_grad)

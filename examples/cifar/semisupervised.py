@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from classify import Supervised, best_epoch, epochs_of, sgd, supervise, training_attack
-from experiment import EVALUATION_BATCH, begin, final_accuracies, save, validation_accuracies
+from experiment import EVALUATION_BATCH, begin, final_accuracies, first_process, save, validation_accuracies
 from flags import flag, start
 from images import load
 from learners import UAT, SemiSupervised, Standard
@@ -126,10 +127,11 @@ def student_learner(settings: Settings, student: nn.Sequential, augment: CropFli
 @torch.no_grad()
 def logits_of(teacher: nn.Module, images: ImageSet, path: Path) -> Tensor:
     """Return what the teacher says about the images as they are, from the file once it exists."""
-    if not path.exists():
+    if first_process() and not path.exists():
         teacher.eval()
-        logits = torch.cat([teacher(x) for x, _ in images.batches(EVALUATION_BATCH)])
-        save({"logits": logits}, path)
+        save({"logits": torch.cat([teacher(x) for x, _ in images.batches(EVALUATION_BATCH)])}, path)
+    if dist.is_initialized():
+        dist.barrier()
     return load_file(path, device=str(images.x.device))["logits"]
 
 

@@ -148,12 +148,15 @@ def require_same(given: argparse.Namespace) -> None:
         if theirs.get(name) not in (None, value):
             expected, got = f"--{name} {theirs[name]} as for the runs in {given.out}", value
             Parser().error(f"expected {expected}, got {got}. Choose another folder.")
-    path.write_text(json.dumps({**theirs, **{name: value for name, value in ours.items() if value is not None}}))
+    partial = path.with_name(".tables.json.partial")
+    partial.write_text(json.dumps({**theirs, **{name: value for name, value in ours.items() if value is not None}}))
+    partial.replace(path)
 
 
 def main() -> int:
     """Run what is needed, and show what there is."""
     given = arguments()
+    require_same(given)
     budget = BUDGETS[given.budget]
     seeds = range(1, (given.seeds or budget.seeds) + 1)
     runs = [run for run in needed(given.only, runs_of(budget)) if given.data100 or not run.second]

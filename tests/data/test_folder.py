@@ -1,5 +1,6 @@
 """Folders of images, decoded."""
 
+import os
 import re
 import sys
 
@@ -215,3 +216,21 @@ def test_wrong_size(root, size, error, got):
     message = f"image_folder: expected size to be an int >= 1, got {got}. Pass the side of the images in pixels."
     with pytest.raises(error, match=re.escape(message)):
         image_folder(root, size=size)
+
+
+def test_folders_with_equal_names_sizes_and_times_do_not_share_a_cache(tmp_path):
+    for split, level in (("train", 10), ("test", 200)):
+        folder = tmp_path / split / "cat"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (level, level, level)).save(folder / "0.bmp")
+        os.utime(folder / "0.bmp", (0, 0))
+    train, test = (image_folder(tmp_path / split, size=8, cache=tmp_path / "cache") for split in ("train", "test"))
+    assert train.x.unique().tolist() == [10]
+    assert test.x.unique().tolist() == [200]
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(FileNotFoundError, match=r"image_folder: expected images in '.*cat', got .*0\.png"):
+        image_folder(tmp_path, cache=tmp_path / "cache")

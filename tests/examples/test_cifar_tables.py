@@ -135,7 +135,7 @@ def test_every_row_and_figure_has_a_run(scripts):
     assert names <= runs.keys()
 
 
-@pytest.mark.parametrize("budget", ["smoke", "small", "paper"])
+@pytest.mark.parametrize("budget", ["smoke", "small", "hour", "paper"])
 def test_what_a_run_takes_comes_before_it(scripts, budget):
     recipes = scripts.recipes
     order = [run.name for run in recipes.needed(recipes.PARTS, recipes.runs_of(recipes.BUDGETS[budget]))]
@@ -153,7 +153,23 @@ def test_a_part_needs_its_rows_and_what_these_take_and_nothing_else(scripts):
     assert names == tested | {"pretrain-selfie", "pretrain-DS"}
 
 
-@pytest.mark.parametrize("budget", ["smoke", "small", "paper"])
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--budget", "small", "--data", "embedded"), "--budget smoke"),
+        (("--budget", "smoke", "--data", "folder"), "--data embedded"),
+    ],
+)
+def test_a_folder_with_other_runs_is_refused(run, tmp_path, capsys, flags, text):
+    assert run("--budget", "smoke", "--data", "embedded", "--only", "few") == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(*flags, "--only", "few")
+    assert stop.value.code == 2
+    assert f"expected {text} as for the runs in {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("budget", ["smoke", "small", "hour", "paper"])
 def test_every_run_has_flags_that_its_script_takes(scripts, budget):
     from flags import parse
 
@@ -162,7 +178,9 @@ def test_every_run_has_flags_that_its_script_takes(scripts, budget):
     )
     for run in scripts.recipes.runs_of(scripts.recipes.BUDGETS[budget]).values():
         kind = __import__(run.script).Settings
-        settings = parse(kind, {"": {"epochs": 1}}, "", scripts.tables.command(run, 2, given)[2:])
+        settings = parse(
+            kind, {"": {"epochs": 1}, "selfie": {"epochs": 1}}, "", scripts.tables.command(run, 2, given)[2:]
+        )
         assert settings.out == f"out/seed2/{run.name}"
         assert settings.seed == 2
 

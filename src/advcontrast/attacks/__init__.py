@@ -1,5 +1,6 @@
-"""Attacks: callables ``(objective, x) -> x_adv`` that know nothing of models."""
+"""Attacks: callables ``(objective, x) -> x_adv`` that know nothing of models, and what prepares a model for them."""
 
 from .pgd import PGDAttack as PGDAttack
+from .target import under_attack as under_attack
 
-__all__ = ["PGDAttack"]
+__all__ = ["PGDAttack", "under_attack"]

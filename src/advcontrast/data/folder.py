@@ -95,7 +95,8 @@ def _key(paths: list[Path], size: int) -> str:
         remedy = "Remove the link, or put the image there"
         raise FileNotFoundError(complaint(_OWNER, f"images in {str(paths[0].parent)!r}", str(error), remedy)) from error
     files = [(path.parent.name, path.name, found.st_size, found.st_mtime_ns) for path, found in stats]
-    return hashlib.sha256(json.dumps([_FORMAT, size, files]).encode()).hexdigest()
+    where = str(paths[0].parents[1].resolve())
+    return hashlib.sha256(json.dumps([_FORMAT, size, where, files]).encode()).hexdigest()
 
 
 def _decode_all(paths: list[Path], size: int) -> torch.Tensor:

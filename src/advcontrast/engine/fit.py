@@ -56,10 +56,11 @@ def fit(
     of each tensor of ``data`` and returns a loss and a dict of scalars to report. The loop belongs to it, and nothing
     else: augmentation and attack are the learner's.
 
-    With a ``folder`` the run can be interrupted. Checkpoints hold everything that changes, so on the CPU (and, as far
-    as its kernels are deterministic, on a GPU) a resumed run ends with the very weights of an uninterrupted one. Called
-    again with the same arguments, ``fit`` continues; when the run is complete it returns at once. SIGTERM saves after
-    the step at hand and exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
+    With a ``folder`` the run can be interrupted. Checkpoints hold everything that changes: on the CPU, in one process
+    or two, a resumed run ends with the very weights of an uninterrupted one. (With more processes DDP adds up in
+    another order after a restart; a GPU is as exact as its kernels are deterministic.) Called again with the same
+    arguments, ``fit`` continues; when the run is complete it returns at once. SIGTERM saves after the step at hand and
+    exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
 
     Under ``torchrun``, with a process group, each process takes its share of every batch.
 
@@ -76,7 +77,7 @@ def fit(
         seed: of the order of the samples. Everything else draws from torch's global generators, which are never
             seeded here.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
-        evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1.
+        evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it.
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
             must return it after the first epoch, and may leave it out after others.
         folder: where to keep ``checkpoints/``, ``metrics.csv`` and ``tensorboard/``.
@@ -154,8 +155,8 @@ def fit(
         while len(run.history) < epochs:
             epoch, started = len(run.history), time.monotonic()
             learner.train()
-            for batch in plan.batches(epoch, skip=run.step - epoch * plan.steps):
-                parts = batch.to(device).tensor_split(min(accumulate, len(batch)))
+            for batch in plan.batches(epoch, device, skip=run.step - epoch * plan.steps):
+                parts = batch.tensor_split(min(accumulate, len(batch)))
                 run.take_step([_pick(tensors, part) for part in parts], wrapped, schedule(run.step))
                 bar.update()
                 # The last step of an epoch is saved together with the row of the epoch.
@@ -166,15 +167,14 @@ def fit(
                         records.save(run)
                     if stop:
                         asked.end()
-            row = run.end_epoch(time.monotonic() - started, evaluate, select)
+            row = run.end_epoch(started, evaluate, select)
             records.save(run)
             records.report(run)
             shown = {name: value for name, value in row.items() if name not in ("step", "seconds")}
             bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
             if asked.wanted():
                 asked.end()
-    if run.best is not None:
-        learner.load_state_dict(run.best["weights"])
+    run.take_best()
     return run.history
 
 

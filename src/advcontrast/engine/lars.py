@@ -29,11 +29,11 @@ class LARS(Optimizer):
 
     so a bias that starts at zero takes its first step at the full ``lr``. The learning rate is inside the momentum: a
     change of ``lr`` acts on later gradients only, unlike in :class:`torch.optim.SGD`. With these defaults and a peak of
-    5.0 this is the optimiser of the ACL code, which adapts every tensor; SimCLR leaves norms and biases out, as
+    5.0 this is the optimizer of the ACL code, which adapts every tensor; SimCLR leaves norms and biases out, as
     ``exclude_1d=True`` does. No value is read on the host, so an accelerator is not stalled.
 
     Args:
-        params: parameters, or dicts of parameters with settings of their own, as for every optimiser of PyTorch.
+        params: parameters, or dicts of parameters with settings of their own, as for every optimizer of PyTorch.
         lr: learning rate, at least 0. May be changed between steps, by a scheduler for example.
         momentum: share of the last step that is taken again, in [0, 1].
         weight_decay: at least 0.
@@ -116,7 +116,7 @@ class LARS(Optimizer):
                 loss = closure()
         active = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if any(p.grad.is_sparse for params in active for p in params):
-            remedy = "Use sparse=False in the embedding, or another optimiser for it"
+            remedy = "Use sparse=False in the embedding, or another optimizer for it"
             raise RuntimeError(complaint(_OWNER, "dense gradients", "a sparse one", remedy))
         for group, params in zip(self.param_groups, active, strict=True):
             for device in {p.device for p in params}:

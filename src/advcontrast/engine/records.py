@@ -49,7 +49,7 @@ class Records:
             yield
 
     def _find(self, checkpoint: Checkpoint, stack: ExitStack) -> tuple[int, dict[str, Any]] | None:
-        """Lock the folder; return the checkpoint that the first process finds, or raise everywhere what it raised."""
+        """Lock the folder; return the checkpoint that the first process finds, or raise everywhere what one raised."""
         found: tuple[int, dict[str, Any]] | None = None
         failure: CheckpointError | None = None
         if distributed.rank() == 0:
@@ -58,13 +58,17 @@ class Records:
                 found = checkpoint.load()
             except CheckpointError as error:
                 failure = error
-        step, failed = distributed.exchange((None if found is None else found[0], failure and str(failure)))[0]
+        step = distributed.exchange(None if found is None else found[0])[0]
+        if step is not None and found is None:
+            try:
+                found = step, checkpoint.read(step)
+            except CheckpointError as error:
+                failure = error
+        failures = [text for text in distributed.exchange(failure and str(failure)) if text]
         if failure is not None:
             raise failure
-        if failed:
-            raise CheckpointError(failed)
-        if found is None and step is not None:
-            found = step, checkpoint.read(step)
+        if failures:
+            raise CheckpointError(failures[0])
         return found
 
     def save(self, run: Run) -> None:

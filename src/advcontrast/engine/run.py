@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -87,12 +89,12 @@ class Run:
             self.ema.update(self.learner.get_submodule("model"))
 
     def end_epoch(
-        self, seconds: float, evaluate: Callable[[int], Mapping[str, float]] | None, select: str | None
+        self, started: float, evaluate: Callable[[int], Mapping[str, float]] | None, select: str | None
     ) -> Row:
-        """Return the row of the epoch that has ended, now in the history, and keep the weights if it is the best."""
+        """Append the row of the epoch that began at ``started`` to the history; keep its weights if it is the best."""
         self.require_finite()
         epoch = len(self.history) + 1
-        row: Row = {"epoch": epoch, "step": self.step, "seconds": round(seconds, 2)}
+        row: Row = {"epoch": epoch, "step": self.step, "seconds": round(time.monotonic() - started, 2)}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], **self.means.result()}
         if evaluate is not None:
             distributed.share_buffers(self.learner)
@@ -108,9 +110,18 @@ class Run:
             if self.best is None or value > self.best["value"]:
                 weights = {name: entry.detach().cpu().clone() for name, entry in self.learner.state_dict().items()}
                 self.best = {"epoch": epoch, "value": value, "weights": weights}
+                if self.ema is not None:
+                    self.best["ema"] = copy.deepcopy(self.ema.state_dict())
         self.history.append(row)
         self.means = Means()
         return row
+
+    def take_best(self) -> None:
+        """Go back to the weights of the best epoch, if one was selected, those of the average included."""
+        if self.best is not None:
+            self.learner.load_state_dict(self.best["weights"])
+            if self.ema is not None:
+                self.ema.load_state_dict(self.best["ema"])
 
     def require_finite(self) -> None:
         """Refuse to save or select what is not finite; this waits for the device."""

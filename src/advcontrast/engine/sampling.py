@@ -65,10 +65,10 @@ class Plan:
             return torch.randperm(self.samples, generator=generator)
         return interleave(self.groups, generator)
 
-    def batches(self, epoch: int, *, skip: int = 0) -> Iterator[Tensor]:
+    def batches(self, epoch: int, device: torch.device, *, skip: int = 0) -> Iterator[Tensor]:
         """Yield the indices that this process takes in each step of an epoch, without the first ``skip`` steps."""
         world, rank = distributed.world_size(), distributed.rank()
-        order = self.order(epoch)
+        order = self.order(epoch).to(device)  # once, as a copy to an accelerator waits for it
         for step in range(skip, self.steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield batch[rank : len(batch) // world * world : world]

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from .. import distributed
 from .._checks import check_choice, check_generator, check_module, check_real, check_tensor, complaint, type_name
-from .._modes import eval_mode, frozen
 from .._types import BRANCHES, Branch, Mode, Objective
-from ..attacks import PGDAttack
+from ..attacks import PGDAttack, under_attack
 from ..functional import alignment
 from ..losses import NTXentLoss
 from ..norm import DualBatchNorm, bn_branch
@@ -205,7 +204,7 @@ class ACLTrainer(nn.Module):
         """Return the views of a stream, those on branch ``"adv"`` perturbed so that the loss of the stream grows."""
         if "adv" not in stream:
             return x1, x2
-        with eval_mode(self.model), frozen(self.model):
+        with under_attack(self.model):
             if stream == ("adv", "adv"):
                 both = torch.cat([x1, x2])
                 x1, x2 = self._attacked(lambda x: self._contrast(*self._on("adv", x).chunk(2)), both, source).chunk(2)

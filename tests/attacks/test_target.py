@@ -1,0 +1,58 @@
+"""Lending a network to an attack."""
+
+import pytest
+import torch
+from torch import nn
+
+from advcontrast.attacks import under_attack
+
+
+def network():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    model[1].eval()
+    model[0].bias.requires_grad_(False)
+    return model
+
+
+def flags(model):
+    return [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+
+
+def test_inside_everything_is_in_eval_mode_and_frozen():
+    model = network()
+    with under_attack(model):
+        modes, wanted = flags(model)
+    assert not any(modes)
+    assert not any(wanted)
+
+
+def test_afterwards_every_module_and_parameter_is_as_it_was():
+    model = network()
+    before = flags(model)
+    with under_attack(model):
+        pass
+    assert flags(model) == before
+
+
+def test_so_it_is_after_an_error():
+    model = network()
+    before = flags(model)
+    with pytest.raises(KeyError), under_attack(model):
+        raise KeyError
+    assert flags(model) == before
+
+
+def test_running_statistics_do_not_move():
+    model = network().train()
+    before = model[1].running_mean.clone()
+    with under_attack(model):
+        model(torch.rand(4, 2))
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_what_is_no_module_is_refused():
+    with (
+        pytest.raises(TypeError, match=r"under_attack: expected model to be an nn\.Module, got function"),
+        under_attack(flags),
+    ):
+        pass
