@@ -1,4 +1,4 @@
-"""What can only be seen on a GPU: no waiting for the device, half precision, exact resume."""
+"""What can only be seen on a GPU: no waiting for the device, half precision, resume."""
 
 import pytest
 import torch
@@ -32,6 +32,7 @@ def test_a_step_does_not_wait_for_the_device(mode, no_waiting):
     acl, x = learner(), images().cuda()
     acl.mode = mode
     optimizer = LARS(acl.parameters(), lr=0.1)
+    acl.model.train()
     for warm in (True, False):
         if not warm:
             no_waiting()

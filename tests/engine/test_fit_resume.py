@@ -19,7 +19,6 @@ from tests.engine.learners import (
     images,
     labelled,
     last_checkpoint,
-    last_step,
     outcome,
     same,
     scramble,
@@ -185,59 +184,3 @@ def test_finished_run_leaves_its_weights_in_a_new_learner(tmp_path):
     for learner in (first, again):
         train(learner, folder=tmp_path)
     assert same(weights(again), weights(first))
-
-
-def test_finished_run_leaves_the_selected_weights(tmp_path):
-    first, again = Separable(), Separable()
-    kept = []
-
-    def score(epoch):
-        kept.append(weights(first))
-        return {"score": -epoch}
-
-    for learner in (first, again):
-        train(learner, evaluate=score, select="score", folder=tmp_path)
-    assert len(kept) == 2
-    assert not same(kept[0], kept[1])
-    assert same(weights(first), kept[0])
-    assert same(weights(again), kept[0])
-
-
-def test_selected_is_the_first_of_equal_epochs():
-    learner, kept = Separable(), []
-
-    def score(epoch):
-        kept.append(weights(learner))
-        return {"score": 1.0}
-
-    train(learner, evaluate=score, select="score")
-    assert same(weights(learner), kept[0])
-
-
-def test_selected_by_a_term_of_the_learner():
-    best, last = Separable(), Separable()
-    history = train(best, select="lr")
-    train(last)
-    assert history[0]["lr"] > history[1]["lr"]
-    assert not same(weights(best), weights(last))
-
-
-def test_error_in_an_evaluation_reaches_the_caller_and_costs_no_more_than_the_epoch(tmp_path):
-    learner = Separable()
-    with pytest.raises(ZeroDivisionError):
-        train(learner, evaluate=lambda epoch: {"score": 1 / (2 - epoch)}, folder=tmp_path, save_every=2)
-    assert last_step(tmp_path) == 4
-
-
-def test_out_of_memory_reaches_the_caller_and_leaves_a_good_checkpoint(tmp_path):
-    def run_out(*_):
-        if last_step(tmp_path) == 4:
-            raise torch.OutOfMemoryError("out of memory")
-
-    learner = acl()
-    learner.register_forward_pre_hook(run_out)
-    with pytest.raises(torch.OutOfMemoryError):
-        train(learner, images(), folder=tmp_path, save_every=1)
-    again = acl()
-    train(again, images(), folder=tmp_path)
-    assert last_step(tmp_path) == 6

@@ -1,0 +1,76 @@
+"""The epoch whose weights a run ends with."""
+
+import torch
+
+from advcontrast.engine import EMA
+from tests.engine.learners import Separable, same, train, weights
+
+
+def test_finished_run_leaves_the_selected_weights(tmp_path):
+    first, again = Separable(), Separable()
+    kept = []
+
+    def score(epoch):
+        kept.append(weights(first))
+        return {"score": -epoch}
+
+    for learner in (first, again):
+        train(learner, evaluate=score, select="score", folder=tmp_path)
+    assert len(kept) == 2
+    assert not same(kept[0], kept[1])
+    assert same(weights(first), kept[0])
+    assert same(weights(again), kept[0])
+
+
+def test_selected_is_the_first_of_equal_epochs():
+    learner, kept = Separable(), []
+
+    def score(epoch):
+        kept.append(weights(learner))
+        return {"score": 1.0}
+
+    train(learner, evaluate=score, select="score")
+    assert same(weights(learner), kept[0])
+
+
+def test_selected_by_a_term_of_the_learner():
+    best, last = Separable(), Separable()
+    history = train(best, select="lr")
+    train(last)
+    assert history[0]["lr"] > history[1]["lr"]
+    assert not same(weights(best), weights(last))
+
+
+def test_error_in_an_evaluation_reaches_the_caller_and_costs_no_more_than_the_epoch(tmp_path):
+    learner = Separable()
+    with pytest.raises(ZeroDivisionError):
+        train(learner, evaluate=lambda epoch: {"score": 1 / (2 - epoch)}, folder=tmp_path, save_every=2)
+    assert last_step(tmp_path) == 4
+
+
+def test_out_of_memory_reaches_the_caller_and_leaves_a_good_checkpoint(tmp_path):
+    def run_out(*_):
+        if last_step(tmp_path) == 4:
+            raise torch.OutOfMemoryError("out of memory")
+
+    learner = acl()
+    learner.register_forward_pre_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(learner, images(), folder=tmp_path, save_every=1)
+    again = acl()
+    train(again, images(), folder=tmp_path)
+    assert last_step(tmp_path) == 6
+
+
+def test_the_average_goes_back_to_the_selected_epoch_too(tmp_path):
+    learner = Separable()
+    ema, kept = EMA(learner.model, 0.5), {}
+
+    def score(epoch):
+        kept[epoch] = {name: value.clone() for name, value in ema.model.state_dict().items()}
+        return {"score": -epoch}
+
+    for run, average in ((learner, ema), (again := Separable(), EMA(again.model, 0.5))):
+        train(run, evaluate=score, select="score", ema=average, folder=tmp_path)
+        assert all(torch.equal(value, kept[1][name]) for name, value in average.model.state_dict().items())
+    assert not all(torch.equal(kept[1][name], kept[2][name]) for name in kept[1])
