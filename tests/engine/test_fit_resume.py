@@ -184,3 +184,24 @@ def test_finished_run_leaves_its_weights_in_a_new_learner(tmp_path):
     for learner in (first, again):
         train(learner, folder=tmp_path)
     assert same(weights(again), weights(first))
+
+
+def test_error_in_an_evaluation_reaches_the_caller_and_costs_no_more_than_the_epoch(tmp_path):
+    learner = Separable()
+    with pytest.raises(ZeroDivisionError):
+        train(learner, evaluate=lambda epoch: {"score": 1 / (2 - epoch)}, folder=tmp_path, save_every=2)
+    assert last_step(tmp_path) == 4
+
+
+def test_out_of_memory_reaches_the_caller_and_leaves_a_good_checkpoint(tmp_path):
+    def run_out(*_):
+        if last_step(tmp_path) == 4:
+            raise torch.OutOfMemoryError("out of memory")
+
+    learner = acl()
+    learner.register_forward_pre_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(learner, images(), folder=tmp_path, save_every=1)
+    again = acl()
+    train(again, images(), folder=tmp_path)
+    assert last_step(tmp_path) == 6

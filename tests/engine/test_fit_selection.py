@@ -41,27 +41,6 @@ def test_selected_by_a_term_of_the_learner():
     assert not same(weights(best), weights(last))
 
 
-def test_error_in_an_evaluation_reaches_the_caller_and_costs_no_more_than_the_epoch(tmp_path):
-    learner = Separable()
-    with pytest.raises(ZeroDivisionError):
-        train(learner, evaluate=lambda epoch: {"score": 1 / (2 - epoch)}, folder=tmp_path, save_every=2)
-    assert last_step(tmp_path) == 4
-
-
-def test_out_of_memory_reaches_the_caller_and_leaves_a_good_checkpoint(tmp_path):
-    def run_out(*_):
-        if last_step(tmp_path) == 4:
-            raise torch.OutOfMemoryError("out of memory")
-
-    learner = acl()
-    learner.register_forward_pre_hook(run_out)
-    with pytest.raises(torch.OutOfMemoryError):
-        train(learner, images(), folder=tmp_path, save_every=1)
-    again = acl()
-    train(again, images(), folder=tmp_path)
-    assert last_step(tmp_path) == 6
-
-
 def test_the_average_goes_back_to_the_selected_epoch_too(tmp_path):
     learner = Separable()
     ema, kept = EMA(learner.model, 0.5), {}
