@@ -19,6 +19,7 @@ from tests.engine.learners import (
     images,
     labelled,
     last_checkpoint,
+    last_step,
     outcome,
     same,
     scramble,
