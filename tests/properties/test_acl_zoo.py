@@ -10,6 +10,7 @@ import torch
 from advcontrast import ACLOutput, ACLTrainer
 from advcontrast._modes import eval_mode, frozen
 from advcontrast._types import Mode
+from advcontrast.attacks import target
 from advcontrast.strategies import acl as module
 from tests.properties.acl_invariants import INVARIANTS, Case
 
@@ -32,7 +33,7 @@ def borrowing(**contexts):
     def _perturb(self, *args):
         with pytest.MonkeyPatch.context() as patch:
             for name, context in contexts.items():
-                patch.setattr(module, name, context)
+                patch.setattr(target, name, context)
             return ACLTrainer._perturb(self, *args)
 
     return trainer(_perturb=_perturb)
