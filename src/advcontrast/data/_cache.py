@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def write(path: Path, tensor: Tensor) -> None:
     torch.save(tensor, buffer)
     content = buffer.getvalue()
     digest = hashlib.sha256(content).hexdigest().encode()
-    partial = path.with_name(f".writing-{os.getpid()}-{path.name}")
+    partial = path.with_name(f".writing-{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)
