@@ -28,7 +28,8 @@ def write_report(out: Path, title: str) -> None:
         for folder in folders:
             shutil.copy(folder / "card.json", out / "cards" / f"{name}-{folder.parent.name}.json")
     shown = {name: table for name, table in TABLES.items() if any(row.run in cards for row in table.rows)}
-    parts = [f"# Tables of ACL: {title}", "Accuracy in percent on the test images, clean (TA) and under PGD-20 (RA)."]
+    measured = "Accuracy in percent on the test images, clean (TA) and under PGD-20 (RA)"
+    parts = [f"# Tables of ACL: {title}", f"{measured}; mean ± standard deviation over the seeds."]
     parts += [_table(table, cards) for table in shown.values()]
     for name, draw in (("figure2", _draw_corruptions), ("figure3", _draw_curves)):
         runs = {label: cards[run] for label, run in FIGURES[name].items() if run in cards}
