@@ -232,7 +232,7 @@ def test_apply_has_the_gradient_of_its_values():
 
 
 def test_repr_reads_as_the_call():
-    assert repr(SimCLRAugment((24, 32), strength=0.5)) == "SimCLRAugment((24, 32), strength=0.5)"
+    assert repr(SimCLRAugment((24, 32), strength=0.5)) == "SimCLRAugment((24, 32), strength=0.5, min_area=0.1)"
 
 
 def test_parameters_for_other_images_are_refused():

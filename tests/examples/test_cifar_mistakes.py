@@ -340,7 +340,7 @@ def test_other_images_for_an_unfinished_run(complaint, folder):
     (out / "card.json").write_text(json.dumps({**found, "finished": False}))
     checkpoints = contents(out / "checkpoints")
     Image.new("RGB", (32, 32), "red").save(folder / "train" / "cat" / "3.png")
-    assert "fit: expected the run that" in complaint("linear", *flags)
+    assert f"--data-dir: expected the images that {out} began with" in complaint("linear", *flags)
     assert contents(out / "checkpoints") == checkpoints
 
 
