@@ -23,4 +23,4 @@ def write_tables(source: Path, target: Path) -> None:
 
 def _row(line: str) -> list[str]:
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    return [f"   {'* -' if i == 0 else '  -'} {cell or '—'}" for i, cell in enumerate(cells)] + [""]
+    return [f"   {'* -' if i == 0 else '  -'} {cell}".rstrip() for i, cell in enumerate(cells)] + [""]
