@@ -20,6 +20,10 @@ from advcontrast.augment import CropFlip
 from advcontrast.data import labelled_subset
 from advcontrast.engine import MultiStep, fit, steps_per_epoch
 
+# Presets that the scripts share: the text of the paper, and a short run.
+PAPER = {"epochs": 25, "batch_size": 128, "milestones": "15,20"}
+FAST = {"epochs": 10, "batch_size": 128, "milestones": "6,8"}
+
 
 @dataclass(kw_only=True)
 class Supervised(Common):

@@ -15,12 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from classify import Supervised, train_classifier
+from classify import FAST, PAPER, Supervised, train_classifier
 from flags import flag, start
 
-PAPER = {"epochs": 25, "batch_size": 128, "milestones": "15,20"}
 CODE = {"epochs": 100, "batch_size": 128, "milestones": "39,59"}
-FAST = {"epochs": 10, "batch_size": 128, "milestones": "6,8"}
 
 
 @dataclass(kw_only=True)

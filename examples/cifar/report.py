@@ -116,7 +116,8 @@ def _draw_curves(axes: Any, runs: dict[str, list[Path]]) -> None:
         if len(curves) > 1:
             low, high = ([pick(curve[epoch] for curve in curves) for epoch in epochs] for pick in (min, max))
             axes.fill_between(epochs, low, high, color=COLOURS[i], alpha=0.15, linewidth=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlim(0.5, epochs[-1] + 0.5)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.set_xlabel("epoch of fine-tuning")
     axes.set_ylabel("RA on the validation images (%)")
 
