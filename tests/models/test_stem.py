@@ -157,3 +157,10 @@ def test_what_is_no_module_is_refused():
     message = "cifar_stem: expected model to be an nn.Module, got str. Pass the network itself."
     with pytest.raises(TypeError, match=re.escape(message)):
         cifar_stem("resnet18")
+
+
+def test_a_first_convolution_with_groups_keeps_them():
+    model = torchvision.models.resnet18()
+    model.conv1 = nn.Conv2d(4, 64, 7, stride=2, padding=3, groups=2, bias=False)
+    assert cifar_stem(model).conv1.groups == 2
+    assert model(torch.rand(2, 4, 16, 16)).shape == (2, 1000)
