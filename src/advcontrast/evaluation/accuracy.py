@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .._checks import check_generator, check_module, check_tensor, check_within, complaint, type_name
-from .._modes import eval_mode, frozen
+from .._checks import complaint
+from ..attacks import Classification
+from ._guests import (
+    borrowed,
+    check_attack,
+    checked_batches,
+    checked_logits,
+    own_generator,
+    perturbed,
+    refuse_probabilities,
+)
 
 _NON_FINITE = 2  # a verdict besides wrong, 0, and right, 1
 
@@ -108,46 +114,30 @@ def robust_accuracy(
         >>> robust_accuracy(torch.nn.Flatten(), [(images, torch.tensor([0, 1, 0, 1]))], attack).accuracy
         0.75
     """
-    if not callable(attack):
-        remedy = "Pass PGDAttack(...) or a function (objective, x, generator) -> x_adv"
-        raise TypeError(complaint("robust_accuracy", "attack to be callable", type_name(attack), remedy))
-
-    def perturb(x: Tensor, y: Tensor, source: torch.Generator) -> Tensor:
-        adv = attack(lambda image: F.cross_entropy(model(image), y, reduction="none"), x, generator=source)
-        if not isinstance(adv, Tensor) or adv.shape != x.shape:
-            got = f"{list(adv.shape)}" if isinstance(adv, Tensor) else type_name(adv)
-            remedy = "Return one perturbed image for each image"
-            raise ValueError(complaint("robust_accuracy", f"attack to return shape {list(x.shape)}", got, remedy))
-        return adv
-
-    return _evaluate("robust_accuracy", model, batches, perturb, generator)
+    check_attack("robust_accuracy", attack)
+    return _evaluate("robust_accuracy", model, batches, attack, generator)
 
 
 def _evaluate(
     owner: str,
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    perturb: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None,
+    attack: Callable[..., Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Accuracy:
     """Collect a verdict for each sample on the device; all of them are read together at the end."""
-    check_module(owner, model)
-    device = next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
-    check_generator(owner, generator, device)
-    source = torch.Generator(device).manual_seed(0) if generator is None else generator
     verdicts: list[Tensor] = []
-    with _untouched(model, device), torch.no_grad():
-        for batch in batches:
-            x, y = _images_and_labels(owner, batch)
-            here, there = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            verdict = _verdict(owner, model(here), there, y)
-            if perturb is not None:
-                attacked = _verdict(owner, model(perturb(here, there, source)), there, y)
-                verdict = torch.where(verdict == 1, attacked, verdict)
+    with borrowed(owner, model) as device:
+        source = own_generator(owner, generator, device)
+        for x, y, readable_y in checked_batches(owner, batches, device):
+            logits = checked_logits(owner, model, x, readable_y)
+            if not verdicts:
+                refuse_probabilities(owner, model, x, logits)
+            verdict = _verdict(logits, y)
+            if attack is not None:
+                adv = perturbed(owner, attack, Classification(model, y), x, source)
+                verdict = torch.where(verdict == 1, _verdict(checked_logits(owner, model, adv, readable_y), y), verdict)
             verdicts.append(verdict)
-    if not sum(map(len, verdicts)):
-        remedy = "An iterator can be walked only once; pass a list or a DataLoader"
-        raise ValueError(complaint(owner, "batches to hold at least one image", "none", remedy))
     result = torch.cat(verdicts).cpu()
     bad = int((result == _NON_FINITE).sum())
     if bad:
@@ -158,39 +148,7 @@ def _evaluate(
     return Accuracy(result.bool())
 
 
-@contextmanager
-def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore modes, ``requires_grad`` and the global random state of CPU and device."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        stack.enter_context(eval_mode(model))
-        stack.enter_context(frozen(model))
-        yield
-
-
-def _verdict(owner: str, logits: Tensor, y: Tensor, readable_y: Tensor) -> Tensor:
+def _verdict(logits: Tensor, y: Tensor) -> Tensor:
     """Return for each sample 1 if it is right, 0 if it is wrong and 2 if that cannot be said, uint8 ``[N]``."""
-    remedy = "Pass a classifier whose output is its logits"
-    check_tensor(owner, "the output of the model", logits, remedy=remedy)
-    if logits.dim() != 2 or len(logits) != len(y) or logits.shape[1] < 2:
-        expected = f"the output of the model of shape [{len(y)}, C] with C >= 2"
-        raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
-    classes = logits.shape[1]
-    check_within(owner, "labels", readable_y, (0, classes - 1), remedy=f"The model knows {classes} classes")
     right = (logits.argmax(1) == y).to(torch.uint8)
     return torch.where(logits.isfinite().all(1), right, _NON_FINITE)
-
-
-def _images_and_labels(owner: str, batch: object) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type_name(batch)
-        raise TypeError(complaint(owner, "batches to yield pairs (images, labels)", got, "Pass a list of such pairs"))
-    x, y = batch
-    check_tensor(owner, "images", x, remedy="Convert 8-bit images with images.float() / 255")
-    check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index an image")
-    if x.dim() == 0 or y.shape != x.shape[:1]:
-        got = f"{list(y.shape)} for images of shape {list(x.shape)}"
-        raise ValueError(complaint(owner, "one label an image", got, "Pass images [N, ...] and labels [N]"))
-    remedy = "Put the normalisation inside the model and evaluate the raw images"
-    check_within(owner, "images", x, (0.0, 1.0), remedy=remedy)
-    return x, y

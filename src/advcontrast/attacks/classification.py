@@ -1,0 +1,87 @@
+"""The objective of attacks on classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._checks import check_tensor, check_within, complaint, type_name
+
+_OWNER = "Classification"
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """Classifying labelled images, as an objective for attacks: the cross-entropy of each image.
+
+    Any attack can maximise it, as it could a function. Attacks that know it can do more: look at the logits, choose
+    another loss, and leave out images that are misclassified already.
+
+    Args:
+        model: maps images ``[N, ...]``, each for itself, to logits ``[N, C]``. A module must be in eval mode when the
+            objective is called, since batch statistics and dropout make an attack search for something else.
+        y: classes of the images, int64 ``[N]`` in [0, C).
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+        ValueError: ``y`` is not one-dimensional.
+
+    Example:
+        >>> from advcontrast.attacks import Classification, under_attack
+        >>> objective = Classification(torch.nn.Identity(), torch.tensor([0, 1]))
+        >>> with under_attack(objective.model):
+        ...     print(objective(torch.zeros(2, 4)).exp().tolist())
+        [4.0, 4.0]
+    """
+
+    model: Callable[[Tensor], Tensor]
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        if not callable(self.model):
+            remedy = "Pass the network itself"
+            raise TypeError(complaint(_OWNER, "model to be callable", type_name(self.model), remedy))
+        remedy = "Pass one class index an image"
+        check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy=remedy)
+        if self.y.dim() != 1:
+            raise ValueError(complaint(_OWNER, "y of shape [N]", f"{list(self.y.shape)}", remedy))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of images.
+
+        Args:
+            x: images ``[N, ...]``, as many as labels.
+
+        Returns:
+            The output of the model, ``[N, C]``.
+
+        Raises:
+            RuntimeError: a module of the model is in train mode.
+            ValueError: the output has another shape or, on the CPU, a label is out of range.
+        """
+        awake = sum(part.training for part in self.model.modules()) if isinstance(self.model, nn.Module) else 0
+        if awake:
+            got = f"{awake} of its modules in train mode"
+            remedy = "Attack it inside under_attack(model), or call model.eval() before"
+            raise RuntimeError(complaint(_OWNER, "a model in eval mode", got, remedy))
+        logits = self.model(x)
+        remedy = "Pass a classifier whose output is its logits, and one label an image"
+        check_tensor(_OWNER, "the output of the model", logits, remedy=remedy)
+        if logits.dim() != 2 or len(logits) != len(self.y):
+            expected = f"the output of the model of shape [{len(self.y)}, C]"
+            raise ValueError(complaint(_OWNER, expected, f"{list(logits.shape)}", remedy))
+        classes = logits.shape[1]
+        check_within(_OWNER, "labels", self.y, (0, classes - 1), remedy=f"The model knows {classes} classes")
+        return logits
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the cross-entropy of each image, ``[N]``."""
+        return F.cross_entropy(self.logits(x), self.y, reduction="none")
+
+    def __getitem__(self, which: Tensor) -> Classification:
+        """Return the objective of some of the images, given by a mask or by indices."""
+        return Classification(self.model, self.y[which])

@@ -1,0 +1,120 @@
+"""What every evaluation needs: a model that is only borrowed, images and labels that can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_generator, check_module, check_tensor, check_within, complaint, type_name
+from .._modes import eval_mode, frozen
+from .._types import Objective
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that the parameters and buffers of a model are on, the CPU where it has none."""
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+@contextmanager
+def borrowed(owner: str, model: nn.Module) -> Iterator[torch.device]:
+    """Lend a model to an evaluation, and yield its device.
+
+    Inside the block the model is in eval mode, none of its parameters requires a gradient, and no graph is built. On
+    the way out modes, ``requires_grad`` and the global random state of CPU and device are what they were.
+    """
+    check_module(owner, model)
+    device = device_of(model)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(frozen(model))
+        stack.enter_context(torch.no_grad())
+        yield device
+
+
+def own_generator(owner: str, generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+    """Return the generator that was passed, or one seeded with 0."""
+    check_generator(owner, generator, device)
+    return torch.Generator(device).manual_seed(0) if generator is None else generator
+
+
+def checked_batches(
+    owner: str, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield images and labels on the device, and the labels where they came from, to be read without waiting."""
+    images = 0
+    for batch in batches:
+        x, y = _images_and_labels(owner, batch)
+        if len(x):
+            images += len(x)
+            yield x.to(device, non_blocking=True), y.to(device, non_blocking=True), y
+    if not images:
+        remedy = "An iterator can be walked only once; pass a list or a DataLoader"
+        raise ValueError(complaint(owner, "batches to hold at least one image", "none", remedy))
+
+
+def checked_logits(owner: str, model: nn.Module, x: Tensor, readable_y: Tensor) -> Tensor:
+    """Return the logits ``[N, C]`` of a batch, once they have this shape and the labels fit them."""
+    logits: Tensor = model(x)
+    remedy = "Pass a classifier whose output is its logits"
+    check_tensor(owner, "the output of the model", logits, remedy=remedy)
+    if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        expected = f"the output of the model of shape [{len(x)}, C] with C >= 2"
+        raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
+    classes = logits.shape[1]
+    check_within(owner, "labels", readable_y, (0, classes - 1), remedy=f"The model knows {classes} classes")
+    return logits
+
+
+def refuse_probabilities(owner: str, model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """Raise where the output of a model is a distribution over classes instead of logits.
+
+    Attacks would maximise the cross-entropy of a softmax of a softmax, which is almost flat. Numbers that happen to be
+    a distribution are told apart by what the model says of black images.
+    """
+    if _distributions(logits) and _distributions(model(torch.zeros_like(x[:1]))):
+        remedy = "Leave out the softmax at the end of the model; it hides the gradient from attacks"
+        raise ValueError(complaint(owner, "logits", "probabilities, which sum to 1 for every image", remedy))
+
+
+def check_attack(owner: str, attack: object) -> None:
+    """Require something that can be called as an attack is."""
+    if not callable(attack):
+        remedy = "Pass PGDAttack(...) or a function (objective, x, generator) -> x_adv"
+        raise TypeError(complaint(owner, "attack to be callable", type_name(attack), remedy))
+
+
+def perturbed(
+    owner: str, attack: Callable[..., Tensor], objective: Objective, x: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return what an attack makes of a batch, once it has the shape of the batch."""
+    adv = attack(objective, x, generator=generator)
+    if not isinstance(adv, Tensor) or adv.shape != x.shape:
+        got = f"{list(adv.shape)}" if isinstance(adv, Tensor) else type_name(adv)
+        remedy = "Return one perturbed image for each image"
+        raise ValueError(complaint(owner, f"attack to return shape {list(x.shape)}", got, remedy))
+    return adv
+
+
+def _distributions(rows: Tensor) -> bool:
+    positive, complete = (rows >= 0).all(), ((rows.float().sum(1) - 1).abs() < 1e-2).all()
+    return bool(positive & complete)
+
+
+def _images_and_labels(owner: str, batch: object) -> tuple[Tensor, Tensor]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type_name(batch)
+        raise TypeError(complaint(owner, "batches to yield pairs (images, labels)", got, "Pass a list of such pairs"))
+    x, y = batch
+    check_tensor(owner, "images", x, remedy="Convert 8-bit images with images.float() / 255")
+    check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index an image")
+    if x.dim() == 0 or y.shape != x.shape[:1]:
+        got = f"{list(y.shape)} for images of shape {list(x.shape)}"
+        raise ValueError(complaint(owner, "one label an image", got, "Pass images [N, ...] and labels [N]"))
+    remedy = "Put the normalisation inside the model and evaluate the raw images"
+    check_within(owner, "images", x, (0.0, 1.0), remedy=remedy)
+    return x, y
