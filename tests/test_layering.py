@@ -24,8 +24,8 @@ FLOORS = {
     "models": 3,
     "surgery": 4,
     "engine": 5,
-    "evaluation": 5,
     "strategies": 5,
+    "evaluation": 6,
 }
 
 
