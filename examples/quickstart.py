@@ -10,7 +10,8 @@ test images (TA) and under a PGD-20 attack (RA), after the last step: nothing is
     python examples/quickstart.py --data cifar10         # downloads CIFAR-10 into ./data
     python examples/quickstart.py --data folder PATH     # PATH/train/<class>/*, PATH/test/<class>/*
 
-Writes results.json (accuracies), card.json (settings, versions, times), results.png and images.png to --out.
+Writes results.json (accuracies), card.json (settings, versions, times), results.png, images.png and the classifiers,
+models/seed<n>-<encoder>-<protocol>.safetensors, to --out. examples/cifar/evaluate.py tests those to the full.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -187,7 +189,7 @@ def accuracy(model: nn.Module, task: Task) -> tuple[float, float]:
 
 
 def run(seed: int, task: Task, settings: Settings, results: Results) -> dict[str, nn.Module]:
-    """Run all encoders and protocols with one seed; add their accuracies and return the fine-tuned models."""
+    """Run all encoders and protocols with one seed; add their accuracies, store and return the classifiers."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     each = settings.labels // len(task.classes)
@@ -197,7 +199,9 @@ def run(seed: int, task: Task, settings: Settings, results: Results) -> dict[str
     labelled = Images(task.train.x[chosen], task.train.y[chosen])
 
     initial = Encoder(task.train.x.shape[1]).to(task.train.x.device, memory_format=torch.channels_last)
-    finetuned = {}
+    folder = Path(settings.out) / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    models = {}
     for name in ENCODERS:
         encoder = initial if name == "RI" else pretrain(name, initial, task, settings, generator)
         head = nn.Linear(encoder.features, len(task.classes)).to(task.train.x.device)
@@ -208,8 +212,12 @@ def run(seed: int, task: Task, settings: Settings, results: Results) -> dict[str
             entry = results.setdefault(name, {}).setdefault(protocol, {"ta": [], "ra": []})
             for metric, value in zip(("ta", "ra"), accuracy(model, task), strict=True):
                 entry[metric].append(value)
-        finetuned[name] = model
-    return finetuned
+            models[f"{name}-{protocol}"] = model
+            weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+            about = {"arch": "quickstart", "data": settings.data, "limit": settings.limit, "branch": BRANCH.get(name, "")}
+            path = folder / f"seed{seed}-{name}-{protocol}.safetensors"
+            save_file(weights, path, {"advcontrast": json.dumps(about)})
+    return models
 
 
 def load_task(settings: Settings) -> Task:
@@ -320,8 +328,9 @@ def plot_images(models: dict[str, nn.Module], task: Task, path: Path) -> None:
     clean, y = task.test.x[shown].float() / 255, task.test.y[shown]
     rows = [("clean", clean, [task.classes[c] for c in y.tolist()], ["black"] * len(shown))]
     for name in ("RI", "DS"):
-        perturbed = attacked(models[name], clean, y, task.attack(20), seed=0)
-        guesses = models[name](perturbed).argmax(1).tolist()
+        model = models[f"{name}-finetune"]
+        perturbed = attacked(model, clean, y, task.attack(20), seed=0)
+        guesses = model(perturbed).argmax(1).tolist()
         colours = ["green" if guess == y else "red" for guess, y in zip(guesses, y.tolist(), strict=True)]
         rows.append((f"{name}: attacked", perturbed, [task.classes[guess] for guess in guesses], colours))
         rows.append((f"{name}: perturbation", 0.5 + (perturbed - clean) / (2 * task.eps), [""] * len(shown), colours))

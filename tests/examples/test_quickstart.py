@@ -41,6 +41,13 @@ def check_results(out, seeds):
     for plot in ("results.png", "images.png"):
         assert (out / plot).read_bytes().startswith(b"\x89PNG")
     assert json.loads((out / "card.json").read_text())["settings"]["seeds"] == seeds
+    stored = {path.name for path in (out / "models").iterdir()}
+    assert stored == {
+        f"seed{seed}-{name}-{protocol}.safetensors"
+        for seed in range(seeds)
+        for name in results
+        for protocol in ("finetune", "linear")
+    }
 
 
 @pytest.mark.slow
