@@ -347,6 +347,34 @@ def test_wrong_model(model, error, message):
         accuracy(model, [(X, Y)])
 
 
+PROBABILITIES = "expected logits, got probabilities, which sum to 1 for every image. Leave out the softmax at the end "
+
+
+@pytest.mark.parametrize("evaluate", [accuracy, lambda m, b: robust_accuracy(m, b, ATTACK)], ids=["clean", "robust"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probabilities_are_refused(evaluate, dtype):
+    model = nn.Sequential(classifier(), nn.Softmax(1))
+    model.register_forward_hook(lambda _, __, out: out.to(dtype))
+    with pytest.raises(ValueError, match=PROBABILITIES):
+        evaluate(model, batches())
+
+
+def test_probabilities_are_refused_before_the_attack():
+    def unwanted(objective, x, *, generator):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=PROBABILITIES):
+        robust_accuracy(nn.Sequential(classifier(), nn.Softmax(1)), batches(), unwanted)
+
+
+@pytest.mark.parametrize("logits", [[1.0, 0.0], [0.0, 0.0], [-0.5, 1.5], [0.7, 0.7]])
+def test_logits_that_look_a_little_like_probabilities_are_not_refused(logits):
+    x = torch.tensor([logits]).clamp(0, 1)
+    model = nn.Flatten()
+    model.register_forward_hook(lambda _, given, out: torch.tensor([logits]) if given[0].any() else out - 1)
+    accuracy(model, [(x, torch.tensor([0]))])
+
+
 def test_non_finite_logits_are_counted_and_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     model.register_forward_hook(lambda _, __, out: out.masked_fill(torch.tensor([[0], [1], [1], [0]]).bool(), math.nan))
@@ -392,6 +420,38 @@ def test_wrong_generator():
     )
     with pytest.raises(TypeError, match=re.escape(message)):
         robust_accuracy(classifier(), [(X, Y)], ATTACK, generator=0)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+def test_verdicts_are_those_of_torchattacks_from_the_same_start(steps):
+    torchattacks = pytest.importorskip("torchattacks")
+    eps, size, model = 0.1, 0.03, trained()
+    x, y = images()
+    theirs = torchattacks.PGD(model, eps=eps, alpha=size, steps=steps, random_start=False)(x, y)
+    result = robust_accuracy(model, batches(16), PGDAttack(eps=eps, step_size=size, steps=steps, random_start=False))
+    assert torch.equal(result.correct, right(model, x, y) & right(model, theirs, y))
+    assert 0 < result.accuracy < accuracy(model, batches()).accuracy
+
+
+def test_verdicts_are_those_of_torchattacks_from_a_common_random_start():
+    torchattacks = pytest.importorskip("torchattacks")
+    eps, size, model = 0.1, 0.03, trained()
+    x, y = images()
+    torch.manual_seed(7)
+    theirs = torchattacks.PGD(model, eps=eps, alpha=size, steps=10, random_start=True)(x, y)
+    torch.manual_seed(7)
+    start = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+
+    def ours(objective, images, *, generator):
+        """Our steps around the images, from their start: one step at a time, projected onto the ball of the images."""
+        point = start
+        for _ in range(10):
+            moved = PGDAttack(eps=size, step_size=size, steps=1, random_start=False)(objective, point)
+            point = moved.clamp(images - eps, images + eps).clamp(0, 1)
+        return point
+
+    result = robust_accuracy(model, [(x, y)], ours)
+    assert torch.equal(result.correct, right(model, x, y) & right(model, theirs, y))
 
 
 @pytest.mark.gpu
