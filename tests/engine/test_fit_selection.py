@@ -1,5 +1,6 @@
 """The epoch whose weights a run ends with."""
 
+import pytest
 import torch
 
 from advcontrast.engine import EMA
@@ -53,3 +54,17 @@ def test_the_average_goes_back_to_the_selected_epoch_too(tmp_path):
         train(run, evaluate=score, select="score", ema=average, folder=tmp_path)
         assert all(torch.equal(value, kept[1][name]) for name, value in average.model.state_dict().items())
     assert not all(torch.equal(kept[1][name], kept[2][name]) for name in kept[1])
+
+
+@pytest.mark.parametrize("name", ["test", "test_ra", "ra/test", "Test accuracy"])
+def test_selecting_on_the_test_split_is_refused_before_anything_runs(name):
+    learner = Separable()
+    before = weights(learner)
+    with pytest.raises(ValueError, match="fit: expected a metric of validation images to select by, got "):
+        train(learner, evaluate=lambda epoch: {name: 1.0}, select=name)
+    assert same(weights(learner), before)
+
+
+@pytest.mark.parametrize("name", ["contestants", "latest", "val_ra"])
+def test_names_that_only_contain_the_letters_are_not_refused(name):
+    train(Separable(), evaluate=lambda epoch: {name: 1.0}, select=name)

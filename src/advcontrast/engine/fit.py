@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ def fit(
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
         evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it.
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
-            must return it after the first epoch, and may leave it out after others.
+            must return it after the first epoch, and may leave it out after others. A name with the word "test" in it
+            is refused: what is selected on test images is not tested by them.
         folder: where to keep ``checkpoints/``, ``metrics.csv`` and ``tensorboard/``.
         save_every: steps between checkpoints, beside those at the end of each epoch.
         accumulate: into how many parts to cut each batch to save memory; their gradients are added up. Refused for a
@@ -124,6 +126,9 @@ def fit(
         raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", remedy))
     if folder is None and (tensorboard or save_every is not None):
         raise ValueError(complaint(_OWNER, "a folder to write to", "None", "Pass folder="))
+    if select is not None and "test" in re.split("[^a-z]+", select.lower()):
+        remedy = "Select on validation images, and look at the test images once, at the end"
+        raise ValueError(complaint(_OWNER, "a metric of validation images to select by", repr(select), remedy))
     if accumulate > 1 and getattr(learner, "couples_samples", False):
         expected = f"accumulate to be 1 for {type(learner).__name__}, whose loss compares all images of a batch"
         remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"
