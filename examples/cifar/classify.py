@@ -11,7 +11,6 @@ import torch
 from experiment import begin, final_accuracies, validation_accuracies
 from flags import Common, flag
 from images import load
-from learners import Standard, Trades
 from networks import about, encoder_from, zero_classifier
 from torch import Tensor, nn
 
@@ -19,10 +18,20 @@ from advcontrast import PGDAttack
 from advcontrast.augment import CropFlip
 from advcontrast.data import labelled_subset
 from advcontrast.engine import MultiStep, fit, steps_per_epoch
+from advcontrast.evaluation.presets import protocol
+from advcontrast.evaluation.protocols import Protocol
+from advcontrast.strategies.supervised import AdversarialTrainer, StandardTrainer
+from advcontrast.strategies.trades import TRADESTrainer
 
-# Presets that the scripts share: the text of the paper, and a short run.
-PAPER = {"epochs": 25, "batch_size": 128, "milestones": "15,20"}
-FAST = {"epochs": 10, "batch_size": 128, "milestones": "6,8"}
+ACL = protocol("acl2020", "AFF")
+
+
+def preset_of(protocol: Protocol) -> dict[str, Any]:
+    """Return the numbers of a protocol as flags. Which epoch is tested is up to the scripts: the best one."""
+    names = ("epochs", "batch_size", "lr", "weight_decay", "nesterov", "beta", "attack_steps")
+    found = {name: getattr(protocol, name) for name in names}
+    given = {name: value for name, value in found.items() if value is not None}
+    return {**given, "milestones": ",".join(map(str, protocol.milestones))}
 
 
 @dataclass(kw_only=True)
@@ -32,12 +41,13 @@ class Supervised(Common):
     encoder: str = flag("random", "final.safetensors of pretrain.py, or random")
     branch: str = flag("adv", "whose norms to use", "clean", "adv")
     labels: float = flag(1.0, "fraction of the training images to use, equally many of each class")
-    lr: float = flag(0.1, "learning rate of SGD with momentum 0.9")
-    weight_decay: float = flag(2e-4, "weight decay")
+    lr: float = flag(ACL.lr, "learning rate of SGD with momentum 0.9")
+    nesterov: bool = flag(ACL.nesterov, "whether the momentum is Nesterov's")
+    weight_decay: float = flag(ACL.weight_decay, "weight decay")
     milestones: str = flag("", "epochs after which the rate falls to a tenth, such as 15,20")
-    beta: float = flag(6.0, "weight of the divergence of TRADES")
+    beta: float = flag(ACL.beta, "weight of the divergence of TRADES")
     evaluate_every: int = flag(1, "epochs between validations; the first and the last epoch have one too")
-    attack_steps: int = flag(10, "steps of the training attack, a quarter of the radius each")
+    attack_steps: int = flag(ACL.attack_steps, "steps of the training attack, a quarter of the radius each")
 
 
 def epochs_of(name: str, text: str) -> tuple[int, ...]:
@@ -49,7 +59,7 @@ def epochs_of(name: str, text: str) -> tuple[int, ...]:
         raise ValueError(f"--{name}: expected {expected}, got {text!r}. Separate them by commas.") from None
 
 
-def train_classifier(settings: Any, *, adversarial: bool, frozen: bool) -> None:
+def train_classifier(settings: Any, *, loss: str, frozen: bool) -> None:
     """Train a classifier, select an epoch on validation images, and test that one."""
     images = load(settings)
     encoder, features = encoder_from(settings, images, settings.branch)
@@ -57,10 +67,13 @@ def train_classifier(settings: Any, *, adversarial: bool, frozen: bool) -> None:
     chosen = labelled_subset(images.train.y, settings.labels, seed=settings.seed)
     augment = CropFlip(images.size // 8)
     attack = training_attack(settings)
-    if adversarial:
-        learner: nn.Module = Trades(model, augment, attack, beta=settings.beta, frozen=frozen)
+    adversarial = loss != "ce"
+    if loss == "trades":
+        learner: nn.Module = TRADESTrainer(model, attack=attack, augment=augment, beta=settings.beta, frozen=frozen)
+    elif adversarial:
+        learner = AdversarialTrainer(model, attack=attack, augment=augment, frozen=frozen)
     else:
-        learner = Standard(model, augment, frozen=frozen)
+        learner = StandardTrainer(model, augment=augment, frozen=frozen)
     decays = epochs_of("milestones", settings.milestones)
     experiment = begin(settings)
     if experiment is None:
@@ -74,7 +87,7 @@ def train_classifier(settings: Any, *, adversarial: bool, frozen: bool) -> None:
         settings,
         folder=experiment.folder,
         epochs=settings.epochs,
-        optimizer=sgd(learner, settings.lr, settings.weight_decay),
+        optimizer=sgd(learner, settings.lr, settings.weight_decay, nesterov=settings.nesterov),
         decays=decays,
         evaluate=lambda: validation_accuracies(model, images, settings, robust=adversarial),
         evaluate_every=settings.evaluate_every,
@@ -132,7 +145,7 @@ def training_attack(settings: Any) -> PGDAttack:
     return PGDAttack(eps=settings.radius, step_size=settings.step, steps=settings.attack_steps)
 
 
-def sgd(learner: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def sgd(learner: nn.Module, lr: float, weight_decay: float, *, nesterov: bool = False) -> torch.optim.Optimizer:
     """Return the optimizer of all that is to be trained."""
     wanted = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(wanted, lr, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.SGD(wanted, lr, momentum=ACL.momentum, weight_decay=weight_decay, nesterov=nesterov)

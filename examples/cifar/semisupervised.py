@@ -9,8 +9,8 @@ through the norms of ``--branch``, with Eq. 3 on labels and pseudo-labels, selec
 accuracy on the validation images, and reports that one. The validation images have labels, in the paper too: with 1 %
 they are eleven times as many as those to train with.
 
-Presets: ``code`` (the text of the paper is silent about these settings) and ``fast``. Wall time and accuracy at full
-size: not yet run.
+Presets: ``code`` (the text of the paper is silent about these settings) and ``fast``. RobustSSL has no semi-supervised
+protocol, and DynACL takes ACL's. Wall time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations
@@ -20,20 +20,26 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from classify import Supervised, best_epoch, epochs_of, sgd, supervise, training_attack
+from classify import Supervised, best_epoch, epochs_of, preset_of, sgd, supervise, training_attack
 from experiment import EVALUATION_BATCH, begin, final_accuracies, first_process, save, validation_accuracies
 from flags import flag, start
 from images import load
-from learners import UAT, SemiSupervised, Standard
+from learners import UAT
 from networks import about, encoder_from, zero_classifier
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from advcontrast.augment import CropFlip
 from advcontrast.data import ImageSet, labelled_subset
+from advcontrast.evaluation.presets import protocol
 from advcontrast.losses import SemiSupervisedLoss
+from advcontrast.strategies.semi_supervised import SemiSupervisedTrainer
+from advcontrast.strategies.supervised import StandardTrainer
 
-CODE = {"epochs": 15, "batch_size": 0, "milestones": "4,9", "teacher_epochs": 100, "teacher_milestones": "39,59"}
+ACL = protocol("acl2020", "semi")
+TEACHER = protocol("acl2020", "SFF")
+TEACHER_PRESET = {f"teacher_{name}": preset_of(TEACHER)[name] for name in ("epochs", "milestones")}
+CODE = {**preset_of(ACL), **TEACHER_PRESET, "batch_size": 0}  # which depends on the labels
 FAST = {**CODE, "epochs": 8, "milestones": "4,6", "teacher_epochs": 40, "teacher_milestones": "16,24"}
 
 
@@ -44,14 +50,14 @@ class Settings(Supervised):
     method: str = flag(
         "acl", "acl; or UAT with online targets (ot), fixed targets (ft) or both", "acl", "ot", "ft", "uat++"
     )
-    labels: float = flag(0.1, "fraction of the training images with labels, such as 0.1 or 0.01")
-    weight_decay: float = flag(5e-4, "weight decay of step iii; step ii has 2e-4")
-    alpha: float = flag(0.5, "weight of the labels beside the teacher's logits, on labelled images")
-    temperature: float = flag(1.0, "of the distillation")
+    labels: float = flag(ACL.labels, "fraction of the training images with labels, such as 0.1 or 0.01")
+    weight_decay: float = flag(ACL.weight_decay, f"weight decay of step iii; step ii has {TEACHER.weight_decay}")
+    alpha: float = flag(ACL.alpha, "weight of the labels beside the teacher's logits, on labelled images")
+    temperature: float = flag(ACL.temperature, "of the distillation")
     uat_weight: float = flag(1.0, "weight of UAT's unlabelled terms")
-    teacher_branch: str = flag("clean", "whose norms step ii starts from", "clean", "adv")
-    teacher_epochs: int = flag(100, "epochs of step ii")
-    teacher_milestones: str = flag("39,59", "its decays")
+    teacher_branch: str = flag(TEACHER.branch, "whose norms step ii starts from", "clean", "adv")
+    teacher_epochs: int = flag(CODE["teacher_epochs"], "epochs of step ii")
+    teacher_milestones: str = flag(CODE["teacher_milestones"], "its decays")
 
 
 def main(settings: Settings) -> None:
@@ -75,13 +81,13 @@ def main(settings: Settings) -> None:
 
     labelled = images.train.subset(chosen)
     supervise(
-        Standard(teacher, CropFlip(images.size // 8)),
+        StandardTrainer(teacher, augment=CropFlip(images.size // 8)),
         (labelled.x, labelled.y),
         settings,
         folder=experiment.folder / "teacher",
         epochs=settings.teacher_epochs,
-        batch_size=128,
-        optimizer=sgd(teacher, settings.lr, 2e-4),
+        batch_size=TEACHER.batch_size,
+        optimizer=sgd(teacher, settings.lr, TEACHER.weight_decay),
         decays=teacher_decays,
         evaluate=lambda: validation_accuracies(teacher, images, settings, robust=False),
         evaluate_every=settings.evaluate_every,
@@ -100,8 +106,8 @@ def main(settings: Settings) -> None:
         folder=experiment.folder,
         epochs=settings.epochs,
         # Of the 45,000 images these are 25 labelled ones in each batch for 10 %, and 2 for 1 %.
-        batch_size=settings.batch_size or (250 if settings.labels >= 0.1 else 200),
-        optimizer=sgd(student, settings.lr, settings.weight_decay),
+        batch_size=settings.batch_size or (ACL.batch_size if settings.labels >= ACL.labels else 200),
+        optimizer=sgd(student, settings.lr, settings.weight_decay, nesterov=settings.nesterov),
         decays=decays,
         evaluate=lambda: validation_accuracies(student, images, settings, robust=True),
         evaluate_every=settings.evaluate_every,
@@ -119,9 +125,9 @@ def student_learner(settings: Settings, student: nn.Sequential, augment: CropFli
     attack = training_attack(settings)
     if settings.method == "acl":
         loss = SemiSupervisedLoss(alpha=settings.alpha, temperature=settings.temperature, beta=settings.beta)
-        return SemiSupervised(student, augment, attack, loss)
+        return SemiSupervisedTrainer(student, loss=loss, attack=attack, augment=augment)
     online, fixed = settings.method in ("ot", "uat++"), settings.method in ("ft", "uat++")
-    return UAT(student, augment, attack, online=online, fixed=fixed, weight=settings.uat_weight)
+    return UAT(student, augment=augment, attack=attack, online=online, fixed=fixed, weight=settings.uat_weight)
 
 
 @torch.no_grad()

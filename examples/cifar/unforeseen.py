@@ -10,18 +10,19 @@ CIFAR-10-C. The result is the accuracy in percent, averaged over severities.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from corruptions import cifar10_c, mean_accuracy
 from experiment import EVALUATION_BATCH, begin
 from flags import Common, flag, start
 from images import load
 from networks import about, classifier_from
-from torch import Tensor
 
-from advcontrast.evaluation import accuracy
+from advcontrast.data.cifar_c import cifar10_c
+from advcontrast.evaluation.corruptions import corrupted, corruption_accuracy
+
+NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
+OTHERS = ("gaussian_blur", "contrast", "brightness", "saturate", "pixelate", "jpeg_compression")
+SEVERITIES = (1, 3, 5)
 
 
 @dataclass(kw_only=True)
@@ -36,24 +37,19 @@ def main(settings: Settings) -> None:
     """Test, and write one accuracy for each corruption."""
     images = load(settings)
     model = classifier_from(settings, images).to(images.test.x.device).eval()
-    corrupted = cifar10_c(settings.cifar10c) if settings.cifar10c else None
+    files = cifar10_c(settings.cifar10c) if settings.cifar10c else None
     experiment = begin(settings)
     if experiment is None:
         return
     experiment.describe(images)
-    if corrupted is not None:
-        found = {name: accuracy(model, batches(x, y, images.test.x.device)).accuracy for name, x, y in corrupted}
+    if files is not None:
+        conditions = ((name, severity, part.batches(EVALUATION_BATCH)) for name, severity, part in files)
     else:
-        found = mean_accuracy(model, images.test, batch_size=EVALUATION_BATCH)
-    results = {name: 100 * value for name, value in found.items()}
-    results["mean"] = sum(results.values()) / len(results)
-    experiment.finish(model, about(settings, classes=images.classes), **results)
-
-
-def batches(x: Tensor, y: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of images in [0, 1], read from the file as they are needed."""
-    for images, labels in zip(x.split(EVALUATION_BATCH), y.split(EVALUATION_BATCH), strict=True):
-        yield images.to(device).float() / 255, labels.to(device)
+        clean, device = images.test.batches(EVALUATION_BATCH), images.test.x.device
+        conditions = corrupted(clean, names=(*NOISES, *OTHERS), severities=SEVERITIES, device=device)
+    found = corruption_accuracy(model, conditions)
+    results = {name: 100 * value for name, value in found.by_corruption.items()}
+    experiment.finish(model, about(settings, classes=images.classes), **results, mean=100 * found.mean)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,18 @@
-"""One step of each learner of the CIFAR scripts, beside the same step written by hand."""
+"""One step of the learner of the CIFAR scripts, beside the same step written by hand; and what their presets say."""
 
 import copy
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 
 from advcontrast import PGDAttack
-from advcontrast.augment import CropFlip
-from advcontrast.losses import SemiSupervisedLoss
-from tests.examples.cifar import scripts_importable
+from advcontrast.evaluation.presets import protocol
+from tests.examples.cifar import FEW, TINY, card, inside, scripts_importable
 
 TOLERANCE = 1e-5  # of losses around 2 in float32
 ATTACK = PGDAttack(eps=0.2, step_size=0.05, steps=8)
-NO_ATTACK = PGDAttack(eps=0.0, steps=0)
-LABELS = torch.tensor([0, 1, 2, 1])
 SOME = torch.tensor([0, -1, 2, -1])
 TEACHER = torch.tensor([[0.0, 3, 0], [0, 0, 3], [3, 0, 0], [0, 2, 1]])
 
@@ -83,112 +81,13 @@ def near(one, other):
     torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_standard_is_the_cross_entropy_of_the_images(learners):
-    model, x = network(), images()
-    output = learners.Standard(model, still)(x, LABELS)
-    near(output.loss, cross_entropy(copy.deepcopy(model)(x), LABELS).mean())
-
-
-def test_standard_augments_what_it_learns(learners):
-    model, x = network().eval(), images()
-    learner = learners.Standard(model, CropFlip(0, flip=1.0))
-    learner.eval()
-    near(learner(x, LABELS).loss, cross_entropy(model(x.flip(3)), LABELS).mean())
-
-
-def test_the_accuracy_of_a_batch_is_in_percent(learners):
-    assert learners.percent_right(torch.eye(4), torch.tensor([0, 1, 2, 0])).item() == 75
-
-
-@pytest.mark.parametrize("adversarial", [False, True])
-def test_a_frozen_encoder_does_not_change_to_the_bit(learners, adversarial):
-    model = network()
-    before = copy.deepcopy(model.encoder.state_dict())
-    if adversarial:
-        learner = learners.Trades(model, still, ATTACK, beta=6.0, frozen=True)
-    else:
-        learner = learners.Standard(model, still, frozen=True)
-    head = model.head.weight.clone()
-    optimizer = torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], 0.5, weight_decay=0.1)
-    learner.train()
-    for _ in range(3):
-        learner(images(), LABELS).loss.backward()
-        optimizer.step()
-    assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
-    assert not torch.equal(model.head.weight, head)
-
-
-def test_only_the_head_of_a_frozen_learner_trains(learners):
-    learner = learners.Standard(network(), still, frozen=True).train()
-    assert [name for name, p in learner.named_parameters() if p.requires_grad] == [
-        "model.head.weight",
-        "model.head.bias",
-    ]
-    assert learner.model.head.training
-    assert not any(module.training for module in learner.model.encoder.modules())
-
-
-def test_a_learner_that_is_not_frozen_moves_the_statistics(learners):
-    model = network()
-    before = model.encoder[2].running_mean.clone()
-    learners.Standard(model, still).train()(images(), LABELS)
-    assert not torch.equal(model.encoder[2].running_mean, before)
-
-
-def test_trades_is_the_loss_of_its_authors(learners):
-    model, x = network(), images()
-    twin = copy.deepcopy(model)
-    calm = copy.deepcopy(model).eval()(x).detach()
-    learner = learners.Trades(model, still, ATTACK, beta=6.0)
-    output, clean, adv = stepped(learner, twin, x, LABELS, objective=lambda logits: divergence(calm, logits))
-    near(output.loss, cross_entropy(clean, LABELS).mean() + 6 * divergence(clean, adv).mean())
-
-
-def test_trades_has_the_gradients_and_statistics_of_the_step_by_hand(learners):
-    model, x = network(), images()
-    twin = copy.deepcopy(model)
-    calm = copy.deepcopy(model).eval()(x).detach()
-    learner = learners.Trades(model, still, ATTACK, beta=6.0)
-    output, clean, adv = stepped(learner, twin, x, LABELS, objective=lambda logits: divergence(calm, logits))
-    output.loss.backward()
-    (cross_entropy(clean, LABELS).mean() + 6 * divergence(clean, adv).mean()).backward()
-    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
-        near(one.grad, other.grad)
-    near(model.encoder[2].running_mean, twin.encoder[2].running_mean)
-    assert model.encoder[2].num_batches_tracked == 2  # clean and attacked, and nothing of the attack
-
-
-def test_the_attack_does_not_leave_gradients(learners):
-    model = network()
-    learners.Trades(model, still, ATTACK, beta=6.0)(images(), LABELS)
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_targets_are_labels_and_else_what_the_logits_say(learners):
-    assert learners.targets_of(SOME, TEACHER).tolist() == [0, 2, 2, 1]
-
-
-def test_semi_supervised_is_equation_3_on_an_attack_of_labels_and_pseudo_labels(learners):
-    model, x = network(), images()
-    twin = copy.deepcopy(model)
-    learner = learners.SemiSupervised(model, still, ATTACK, SemiSupervisedLoss(alpha=0.25, temperature=1.0, beta=6.0))
-    targets = torch.tensor([0, 2, 2, 1])
-    output, clean, adv = stepped(
-        learner, twin, x, SOME, TEACHER, objective=lambda logits: cross_entropy(logits, targets)
-    )
-    distilled = -(TEACHER.softmax(1) * adv.log_softmax(1)).sum(1)
-    labelled = 0.25 * cross_entropy(adv, targets) + 0.75 * distilled
-    terms = torch.where(SOME >= 0, labelled, distilled)
-    near(output.loss, terms.mean() + 6 * divergence(clean, adv).mean())
-
-
 @pytest.mark.parametrize("online", [False, True])
 @pytest.mark.parametrize("fixed", [False, True])
 def test_uat_has_the_terms_it_is_asked_for(learners, online, fixed):
     model, x = network(), images()
     twin = copy.deepcopy(model)
     calm = copy.deepcopy(model).eval()(x).detach()
-    learner = learners.UAT(model, still, ATTACK, online=online, fixed=fixed, weight=0.5)
+    learner = learners.UAT(model, augment=still, attack=ATTACK, online=online, fixed=fixed, weight=0.5)
     targets = torch.where(SOME >= 0, SOME, (TEACHER if fixed else calm).argmax(1))
     output, clean, adv = stepped(
         learner, twin, x, SOME, TEACHER, objective=lambda logits: cross_entropy(logits, targets)
@@ -202,7 +101,7 @@ def test_the_online_target_of_uat_gets_no_gradient(learners):
     model, x = network(), images()
     twin = copy.deepcopy(model)
     calm = copy.deepcopy(model).eval()(x).argmax(1)
-    learner = learners.UAT(model, still, ATTACK, online=True, fixed=False, weight=1.0)
+    learner = learners.UAT(model, augment=still, attack=ATTACK, online=True, fixed=False, weight=1.0)
     batch = (x, torch.full((4,), -1), TEACHER)
     output, clean, adv = stepped(learner, twin, *batch, objective=lambda logits: cross_entropy(logits, calm))
     output.loss.backward()
@@ -211,13 +110,54 @@ def test_the_online_target_of_uat_gets_no_gradient(learners):
         near(one.grad, other.grad)
 
 
-@pytest.mark.parametrize("name", ["Standard", "Trades", "UAT"])
-def test_the_description_tells_learners_of_other_settings_apart(learners, name):
+def test_the_description_tells_learners_of_other_settings_apart(learners):
+    def make(online):
+        return learners.UAT(model, augment=still, attack=ATTACK, online=online, fixed=True, weight=1.0)
+
     model = network()
-    make = {
-        "Standard": lambda on: learners.Standard(model, still, frozen=on),
-        "Trades": lambda on: learners.Trades(model, still, ATTACK if on else NO_ATTACK, beta=6.0),
-        "UAT": lambda on: learners.UAT(model, still, ATTACK, online=on, fixed=True, weight=1.0),
-    }[name]
     assert make(False).extra_repr() != make(True).extra_repr()
     assert make(True).extra_repr() == make(True).train(False).extra_repr()
+
+
+def presets(script):
+    with scripts_importable():
+        return __import__(script).PRESETS
+
+
+@pytest.mark.parametrize(("name", "preset"), [("paper", "acl2020"), ("robustssl", "robustssl"), ("dynacl2023",) * 2])
+@pytest.mark.parametrize(("script", "kinds"), [("linear", ("SLF", "ALF")), ("finetune", ("AFF",))])
+def test_presets_are_protocols(script, kinds, name, preset):
+    flags = presets(script)[name]
+    for kind in kinds:
+        wanted = asdict(protocol(preset, kind))
+        wanted["milestones"] = ",".join(map(str, wanted["milestones"]))
+        differing = {key for key, value in flags.items() if wanted[key] not in (value, None)}
+        assert differing <= ({"loss"} if kind == "SLF" else set())
+
+
+@pytest.mark.parametrize("script", ["linear", "finetune"])
+def test_the_fast_preset_is_the_paper_in_ten_epochs(script):
+    found = presets(script)
+    assert found["fast"] == {**found["paper"], "epochs": 10, "milestones": "6,8"}
+
+
+@pytest.mark.parametrize("script", ["linear", "finetune"])
+@pytest.mark.parametrize("preset", ["robustssl", "dynacl2023"])
+def test_a_script_trains_with_the_numbers_of_a_preset(script, preset, tmp_path):
+    tiny = (*FEW, "--epochs", "1", "--attack-steps", "1")
+    assert inside(script, *tiny, "--preset", preset, "--out", tmp_path) == 0
+    settings = card(tmp_path)["settings"]
+    wanted = protocol(preset, "AFF" if script == "finetune" else "SLF")
+    assert (settings["lr"], settings["nesterov"], settings["batch_size"]) == (
+        wanted.lr,
+        wanted.nesterov,
+        wanted.batch_size,
+    )
+
+
+def test_linear_evaluation_minimises_what_it_is_told(tmp_path):
+    flags = (*TINY, "--train", "adversarial")
+    assert inside("linear", *flags, "--loss", "adversarial-ce", "--out", tmp_path / "ce") == 0
+    assert inside("linear", *flags, "--out", tmp_path / "trades") == 0
+    headers = [(tmp_path / name / "metrics.csv").read_text().splitlines()[0] for name in ("ce", "trades")]
+    assert ["train_ta" in header for header in headers] == [False, True]

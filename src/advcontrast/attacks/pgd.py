@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,17 +12,16 @@ from .._checks import (
     check_bool,
     check_bounds,
     check_choice,
-    check_finite,
     check_generator,
     check_int,
     check_real,
     check_tensor,
     check_within,
     complaint,
-    readable,
     type_name,
 )
 from .._types import NORMS, Norm, Objective
+from .ascent import ascent, value_of
 from .balls import BALLS
 
 _OWNER = "PGDAttack"
@@ -135,7 +134,7 @@ class PGDAttack:
                 point = ball.random_point(generator) if self.random_start else ball.project(ball.centre)
                 for _ in range(self.steps):
                     image = point.to(x.dtype)
-                    gain, gradient = self._ascent(objective, image)
+                    gain, gradient = ascent(_OWNER, partial(self._gain, objective), image)
                     if self.restarts:
                         strongest = _stronger(strongest, gain, image)
                     point = ball.step(point, gradient, self.step_size)
@@ -145,36 +144,8 @@ class PGDAttack:
                         strongest = _stronger(strongest, self._gain(objective, image), image)
             return image if strongest is None else strongest[1]
 
-    def _ascent(self, objective: Objective, image: Tensor, *, scaled: bool = True) -> tuple[Tensor, Tensor]:
-        """Return what the attack wants to grow, and a positive multiple of its gradient."""
-        image = image.detach().requires_grad_()
-        gain = self._gain(objective, image)
-        # A gradient below the range of half precision would become zero on its way through the model. Neither a sign
-        # nor a direction depends on the scale, and a power of two changes no digit. A scalar is taken to be a mean.
-        samples = len(image) if gain.dim() == 0 else 1
-        scale = 2.0 ** min(5 + round(math.log2(samples)), 15) if scaled else 1.0
-        total = gain.sum() if gain.dtype == torch.float64 else gain.float().sum()
-        slope = None
-        if gain.requires_grad:
-            # An autocast around the attack is meant for the forward pass; backward operations follow their tensors.
-            with torch.autocast(image.device.type, enabled=False):
-                (slope,) = torch.autograd.grad(total * scale, image, allow_unused=True)
-        if slope is None:
-            remedy = "Compute it from the argument, without detach or no_grad"
-            raise ValueError(complaint(_OWNER, "objective to depend on x", "a value without a gradient", remedy))
-        if scaled and readable(slope) and not bool(slope.isfinite().all()):
-            return self._ascent(objective, image, scaled=False)
-        check_finite(_OWNER, "the gradient of the objective", slope, remedy="Look for a division by zero in the model")
-        return gain.detach(), slope
-
     def _gain(self, objective: Objective, image: Tensor) -> Tensor:
-        value = objective(image)
-        remedy = "Use reduction='none', or the mean of it"
-        check_tensor(_OWNER, "the value of the objective", value, remedy=remedy)
-        if value.shape not in ((), image.shape[:1]):
-            expected = f"objective to return a scalar or shape [{len(image)}]"
-            raise ValueError(complaint(_OWNER, expected, f"{list(value.shape)}", remedy))
-        check_finite(_OWNER, "the value of the objective", value, remedy="Check the model on the unperturbed images")
+        value = value_of(_OWNER, objective, image, scalar=True)
         return -value if self.minimize else value
 
     def _check_call(self, objective: Objective, x: Tensor, generator: torch.Generator | None) -> None:

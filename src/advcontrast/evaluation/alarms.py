@@ -1,0 +1,189 @@
+"""Signs that an attack fails because the model hides its gradient: verdicts on what attacks achieved.
+
+Where the gradient shows the way, more steps, a larger ball and knowledge of the gradient never hurt the attacker. That
+must hold of the attacks that are compared, whoever ran them. An alarm says that robust accuracy is likely overstated,
+or in the case of :func:`incomplete_search` that the attack was too short. Silence is no proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from .._checks import check_tensor, complaint, type_name
+from .accuracy import Accuracy
+
+# How far a comparison must go wrong to count, in standard errors of the difference over paired images. Chance alone
+# does that once in 700 comparisons of equals; it is 3 / sqrt(n) at most, and mostly far less.
+SLACK = 3.0
+# Relative; a last iterate may lie a step beyond the maximum.
+LOSS_DROP = 0.01
+# What a converged search may still lose when it goes on, as a fraction of the images.
+STEPS_MATTER = 0.01
+# Every image can become any other, also one of another class, so what survives is what the search missed.
+SURVIVORS = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Alarm:
+    """A verdict and what it rests on.
+
+    Attributes:
+        name: what was looked at.
+        raised: whether it looks as if the gradient were masked.
+        reason: the observation in words, whether or not the alarm is raised.
+        figures: the numbers behind it.
+
+    Example:
+        >>> print(Alarm("zero gradients", True, "12.0% of the gradients are zero", {"zero": 0.12}))
+        RAISED  zero gradients        12.0% of the gradients are zero
+    """
+
+    name: str
+    raised: bool
+    reason: str
+    figures: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"{'RAISED' if self.raised else 'clear':<8}{self.name:<22}{self.reason}"
+
+
+def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
+    """Tell whether an attack reaches less when it may do more.
+
+    Args:
+        losses: the loss of each image under attack, ``[N]``, for at least two values of a setting that strengthens the
+            attack, such as the number of steps or the radius.
+        parameter: the name of that setting.
+
+    Returns:
+        The alarm, raised where from a value to the next larger one the mean loss falls by more than a hundredth, and
+        significantly so.
+
+    Raises:
+        ValueError: fewer than two values, or losses of different or other shapes.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> one, twenty = torch.tensor([2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 3.0])
+        >>> falling_loss({1: one, 20: twenty}, parameter="steps").raised
+        True
+    """
+    _check_losses(losses)
+    values = sorted(losses)
+    means = {value: losses[value].double().mean().item() for value in values}
+    raised = False
+    for weaker, stronger in pairwise(values):
+        drop = losses[weaker].double() - losses[stronger].double()
+        error = drop.std().item() / len(drop) ** 0.5
+        raised |= drop.mean().item() > LOSS_DROP * abs(means[weaker]) + SLACK * error
+    reason = "mean loss " + ", ".join(f"{mean:.3g} at {value:.3g}" for value, mean in means.items())
+    return Alarm(f"loss against {parameter}", raised, reason, {f"{value:g}": mean for value, mean in means.items()})
+
+
+def incomplete_search(once: Accuracy, twice: Accuracy) -> Alarm:
+    """Tell whether twice as many steps break more images: the attack was stopped early, whatever the model.
+
+    Args:
+        once: the verdicts under an attack.
+        twice: those under the same attack with twice the steps, on the same images, best from the same start.
+
+    Returns:
+        The alarm, raised where accuracy falls by more than one point, and significantly so.
+
+    Raises:
+        ValueError: verdicts on different numbers of images.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> once, twice = Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())
+        >>> incomplete_search(once, twice).raised
+        True
+    """
+    lost, won = _only("incomplete_search", once, twice)
+    excess = lost - won - STEPS_MATTER * len(once.correct)
+    reason = f"doubling the steps takes accuracy from {once.accuracy:.1%} to {twice.accuracy:.1%}"
+    figures = {"once": once.accuracy, "twice": twice.accuracy}
+    return Alarm("incomplete search", excess > SLACK * (lost + won) ** 0.5, reason, figures)
+
+
+def unbounded_attack(unbounded: Accuracy) -> Alarm:
+    """Tell whether images survive an attack that may change them into any other.
+
+    Args:
+        unbounded: the verdicts under an attack whose ball holds every image, best of images that are classified
+            correctly without it.
+
+    Returns:
+        The alarm, raised where more than a twentieth survive.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> unbounded_attack(Accuracy(torch.zeros(20).bool())).raised
+        False
+    """
+    _check_accuracy("unbounded_attack", unbounded)
+    left = unbounded.accuracy
+    return Alarm("unbounded attack", left > SURVIVORS, f"{left:.1%} survive in the largest ball", {"accuracy": left})
+
+
+def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
+    """Tell whether an attack that knows less, or does less, breaks more than the white-box attack.
+
+    Such as one step, random noise, a gradient-free search, or images made for another network: none of them can win
+    where the gradient shows the way.
+
+    Args:
+        white: the verdicts under an iterated white-box attack.
+        other: those under the weaker attack, in the same ball around the same images.
+        by: the name of the weaker attack.
+
+    Returns:
+        The alarm, raised where it breaks significantly more images than the white-box attack.
+
+    Raises:
+        ValueError: verdicts on different numbers of images.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> white, noise = Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())
+        >>> white_box_beaten(white, noise, by="random noise").raised
+        True
+    """
+    more, fewer = _only("white_box_beaten", white, other)
+    reason = f"breaks {more} images that the attack leaves, leaves {fewer} that it breaks"
+    figures = {"only": more, "only white box": fewer, "accuracy": other.accuracy, "white box": white.accuracy}
+    return Alarm(by, more - fewer > SLACK * (more + fewer) ** 0.5, reason, figures)
+
+
+def _only(owner: str, first: Accuracy, second: Accuracy) -> tuple[int, int]:
+    """Return how many images only the second attack breaks, and how many only the first."""
+    for given in (first, second):
+        _check_accuracy(owner, given)
+    if first.correct.shape != second.correct.shape:
+        got = f"{len(first.correct)} and {len(second.correct)}"
+        raise ValueError(complaint(owner, "verdicts on the same images", got, "Run both attacks on the same batches"))
+    return int((first.correct & ~second.correct).sum()), int((second.correct & ~first.correct).sum())
+
+
+def _check_accuracy(owner: str, given: object) -> None:
+    if not isinstance(given, Accuracy):
+        remedy = "Pass what robust_accuracy returns"
+        raise TypeError(complaint(owner, "an Accuracy", type_name(given), remedy))
+
+
+def _check_losses(losses: Mapping[float, Tensor]) -> None:
+    owner, remedy = "falling_loss", "Pass {20: losses, 40: losses}, one loss an image"
+    if not isinstance(losses, Mapping):
+        raise TypeError(complaint(owner, "losses to be a mapping", type_name(losses), remedy))
+    for loss in losses.values():
+        check_tensor(owner, "each of losses", loss, remedy=remedy)
+    shapes = {tuple(loss.shape) for loss in losses.values()}
+    if len(losses) < 2 or len(shapes) != 1 or len(min(shapes)) != 1 or min(shapes)[0] < 2:
+        got = f"{len(losses)} of shape {' and '.join(str(list(shape)) for shape in sorted(shapes))}"
+        raise ValueError(complaint(owner, "at least two losses of one shape [N] with N >= 2", got, remedy))

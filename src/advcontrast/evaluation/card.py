@@ -1,0 +1,236 @@
+"""The result card: an evaluation, with all that is needed to judge it, in one file that checks itself."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._durable import flush_folder, write
+from .._types import BRANCHES, Branch
+from . import _card_fields as rules
+from ._card_fields import OWNER, AlarmRecord, CurveRecord
+from ._card_file import check_unchanged, fields_in, parse, to_text
+from .accuracy import Accuracy
+from .provenance import revision, versions
+
+_RULES = {
+    "name": rules.text,
+    "verdicts": rules.named(rules.each(rules.verdicts)),
+    "seeds": rules.each(rules.seed),
+    "data": rules.text,
+    "fingerprint": rules.matching("[0-9a-f]{64}", "a SHA-256", "Pass images.fingerprint()"),
+    "dtype": rules.text,
+    "branch": rules.optional(rules.choice(*BRANCHES)),
+    "attacks": rules.named(rules.plain),
+    "settings": rules.named(rules.plain),
+    "versions": rules.named(rules.text),
+    "revision": rules.optional(
+        rules.matching("[0-9a-f]{40,64}(-dirty)?", "a git commit or None", "Pass revision(folder)")
+    ),
+    "curves": rules.named(rules.curve),
+    "corruptions": rules.named(rules.fraction),
+    "label_free": rules.named(rules.number),
+    "alarms": rules.each(rules.alarm),
+}
+
+
+class Result(NamedTuple):
+    """A metric: its value for each seed, their mean and their sample standard deviation, fractions in [0, 1]."""
+
+    accuracies: tuple[float, ...]
+    mean: float
+    std: float | None
+
+    def percent(self) -> str:
+        """Return mean and standard deviation in percent, the mean alone where there is one value."""
+        return f"{100 * self.mean:.2f}" + ("" if self.std is None else f" ± {100 * self.std:.2f}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ResultCard:
+    """An evaluation of one model, trained or attacked with one or several seeds, on one data set.
+
+    Numbers are not stored but follow from the verdicts on the samples, so they cannot disagree. The metrics TA, RA and
+    AA are accuracy on clean images, under PGD and under AutoAttack; other names are free. An image that is wrong
+    without an attack is not robust, so RA and AA count only images of TA, and AA, the stronger attack, at most as many
+    as RA. Cards of equal runs on one machine are equal files, byte for byte: nothing in them depends on the time.
+
+    :meth:`from_verdicts` makes a card of what evaluations return.
+
+    Attributes:
+        name: what was evaluated.
+        verdicts: for each metric and seed whether each sample was right, bool ``[N]``.
+        seeds: what tells the runs apart, one for each verdict of a metric.
+        data: name of the data set.
+        fingerprint: its SHA-256, as ``ImageSet.fingerprint()`` returns it.
+        dtype: the number format that the network computed in.
+        branch: the batch-norm branch that was evaluated, ``None`` in a network without.
+        attacks: for each metric the attack and all its settings, required for RA and AA.
+        settings: whatever else was chosen, such as the protocol of fine-tuning.
+        versions: software and hardware, as :func:`~advcontrast.evaluation.provenance.versions` returns them.
+        revision: git commit of the code, with "-dirty" behind it where the code was changed since.
+        curves: accuracies along a parameter of an attack.
+        corruptions: accuracy for each corruption, in [0, 1].
+        label_free: measures that need no labels.
+        alarms: what the checks for masked gradients said.
+
+    Raises:
+        ValueError: a field says what cannot be, such as a robust image that is wrong without an attack.
+        TypeError: a field of the wrong kind.
+    """
+
+    name: str
+    verdicts: Mapping[str, Sequence[Tensor]]
+    seeds: Sequence[int]
+    data: str
+    fingerprint: str
+    dtype: str
+    branch: Branch | None = None
+    attacks: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    revision: str | None = None
+    curves: Mapping[str, CurveRecord] = field(default_factory=dict)
+    corruptions: Mapping[str, float] = field(default_factory=dict)
+    label_free: Mapping[str, float] = field(default_factory=dict)
+    alarms: Sequence[AlarmRecord] = ()
+
+    def __post_init__(self) -> None:
+        for name, rule in _RULES.items():
+            object.__setattr__(self, name, rule(name, getattr(self, name)))
+        rules.check_runs(self.verdicts, self.seeds)
+        rules.check_order(self.verdicts, self.attacks)
+
+    @classmethod
+    def from_verdicts(
+        cls,
+        name: str,
+        verdicts: Mapping[str, Sequence[Accuracy]],
+        *,
+        seeds: Sequence[int],
+        data: str,
+        fingerprint: str,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        **fields: Any,
+    ) -> ResultCard:
+        """Return a card of what evaluations found, with the versions and the revision at hand.
+
+        Args:
+            name: what was evaluated.
+            verdicts: for each metric the result for each seed, as :func:`accuracy` returns it.
+            seeds: one for each result of a metric.
+            data: name of the data set.
+            fingerprint: its SHA-256, ``images.fingerprint()``.
+            dtype: the number format that the network computed in.
+            device: the device that the evaluation ran on.
+            **fields: the other fields of the card. Attacks may be passed as they are, their settings are noted; curves
+                and alarms as their functions return them. The revision is by default that of the current folder.
+
+        Returns:
+            The card.
+
+        Example:
+            >>> from advcontrast import PGDAttack
+            >>> clean = Accuracy(torch.tensor([True, True, True, False]))
+            >>> robust = Accuracy(torch.tensor([True, False, False, False]))
+            >>> card = ResultCard.from_verdicts(
+            ...     "DS",
+            ...     {"TA": [clean], "RA": [robust]},
+            ...     seeds=[0],
+            ...     data="four images",
+            ...     fingerprint="0" * 64,
+            ...     attacks={"RA": PGDAttack(steps=20)},
+            ... )
+            >>> card
+            ResultCard('DS' on 4 images: RA 25.00%, TA 75.00%)
+            >>> card.results["TA"].mean
+            0.75
+        """
+        given = {"name": name, "seeds": seeds, "data": data, "fingerprint": fingerprint}
+        found = {"verdicts": rules.named(rules.each(rules.correct))("verdicts", verdicts)}
+        here = {"versions": versions(device), "revision": revision(), "dtype": str(dtype).removeprefix("torch.")}
+        return cls(**{**given, **found, **here, **fields})
+
+    @property
+    def images(self) -> int:
+        """The number of samples."""
+        return len(next(iter(self.verdicts.values()))[0])
+
+    @property
+    def results(self) -> dict[str, Result]:
+        """The value of each metric for each seed, with mean and sample standard deviation."""
+        return {metric: _result(correct) for metric, correct in self.verdicts.items()}
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        return to_text(self)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the card to a file, which is afterwards the whole of it or what it was before.
+
+        Args:
+            path: the file; it is replaced if it exists.
+
+        Raises:
+            OSError: the disk refused.
+            ValueError: the card is too large to be read back.
+        """
+        path, content = Path(path), self.to_json().encode()
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            write(draft, lambda sink: sink.write(content))
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        flush_folder(path.parent)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> ResultCard:
+        """Read a card, and verify that it is the one that was written and that its numbers follow from its verdicts.
+
+        Args:
+            path: a file that :meth:`write` made.
+
+        Returns:
+            The card.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds anything else than an unchanged card.
+        """
+        try:
+            document = parse(Path(path))
+            card = cls(**fields_in(document))
+            check_unchanged(document, card)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+        return card
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ResultCard) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{metric} {result.percent()}%" for metric, result in self.results.items())
+        return f"{OWNER}({self.name!r} on {self.images} images: {found})"
+
+
+def _result(correct: Sequence[Tensor]) -> Result:
+    """Compute in integers up to the last step, so that every machine finds the same digits."""
+    counts, n, runs = [int(one.sum()) for one in correct], len(correct[0]), len(correct)
+    std = None
+    if runs > 1:
+        spread = runs * sum(count**2 for count in counts) - sum(counts) ** 2
+        std = math.sqrt(spread / (runs * (runs - 1) * n**2))
+    return Result(tuple(count / n for count in counts), sum(counts) / (runs * n), std)

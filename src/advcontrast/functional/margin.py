@@ -1,0 +1,120 @@
+"""How near a classification is to failing, on a scale that the scale of the logits does not change."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._checks import check_tensor, check_within, complaint, readable
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    r"""Return the difference of logits ratio of each sample, the larger the more adversarial.
+
+    With the logits in descending order, :math:`z_{\pi_1} \ge z_{\pi_2} \ge \dots`,
+
+    .. math:: \mathrm{DLR} = \frac{\max_{i \ne y} z_i - z_y}{z_{\pi_1} - z_{\pi_3}}
+
+    which is negative, and at least -1, for a sample that is classified correctly, and positive for one that is not.
+    Unlike the cross-entropy it stays the same when all logits are shifted or scaled by a positive number, so its
+    gradient does not vanish where a classifier is very sure. Where the three largest logits are equal it is undefined;
+    there the numerator is returned, which is 0 where ``y`` is one of the three.
+
+    Args:
+        logits: ``[N, C]`` with C at least 3; half precision is computed in float32.
+        y: classes of the samples, int64 ``[N]`` in [0, C).
+
+    Returns:
+        A tensor ``[N]``.
+
+    Raises:
+        ValueError: another shape, or, on the CPU, a label out of range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        The rival of class 0 is class 1, 2 below it; the third largest logit is 4 below.
+
+        >>> dlr(torch.tensor([[5.0, 3.0, 1.0, 0.0]]), torch.tensor([0])).tolist()
+        [-0.5]
+
+    References:
+        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+        Attacks", ICML 2020.
+    """
+    logits = _checked_logits("dlr", logits, 3)
+    _check_classes("dlr", "y", y, logits)
+    largest, classes = logits.topk(3)
+    rival = torch.where(classes[:, 0] == y, largest[:, 1], largest[:, 0])
+    return _ratio(rival - _of_class(logits, y), largest[:, 0] - largest[:, 2])
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    r"""Return the targeted difference of logits ratio of each sample, the larger the nearer to the target class.
+
+    With the logits in descending order and a target class :math:`t`,
+
+    .. math:: \frac{z_t - z_y}{z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2}
+
+    which is positive only where the sample is misclassified, though maybe not as the target. As :func:`dlr` it knows no
+    shift and no scale. Where the four largest logits are equal it is undefined; there the numerator is returned.
+
+    Args:
+        logits: ``[N, C]`` with C at least 4; half precision is computed in float32.
+        y: classes of the samples, int64 ``[N]`` in [0, C).
+        target: the class that each sample should be taken for, int64 ``[N]`` in [0, C), nowhere that of ``y``.
+
+    Returns:
+        A tensor ``[N]``.
+
+    Raises:
+        ValueError: another shape, or, on the CPU, a class out of range or a target that is the class itself.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        Class 2 is 4 below class 0, which is 4.5 above the mean of the third and fourth logit.
+
+        >>> logits, y, target = torch.tensor([[5.0, 3.0, 1.0, 0.0]]), torch.tensor([0]), torch.tensor([2])
+        >>> round(targeted_dlr(logits, y, target).item(), 4) == round(-4 / 4.5, 4)
+        True
+
+    References:
+        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+        Attacks", ICML 2020.
+    """
+    logits = _checked_logits("targeted_dlr", logits, 4)
+    _check_classes("targeted_dlr", "y", y, logits)
+    _check_classes("targeted_dlr", "target", target, logits)
+    same = (target == y).sum()
+    if readable(same) and same:
+        remedy = "Pass another class as the target"
+        got = f"the class itself for {int(same)} of {len(y)} samples"
+        raise ValueError(complaint("targeted_dlr", "target to differ from y", got, remedy))
+    largest = logits.topk(4).values
+    width = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
+    return _ratio(_of_class(logits, target) - _of_class(logits, y), width)
+
+
+def _checked_logits(owner: str, logits: Tensor, classes: int) -> Tensor:
+    remedy = "Pass the outputs of the classifier, before any softmax"
+    check_tensor(owner, "logits", logits, remedy=remedy)
+    if logits.dim() != 2 or logits.shape[1] < classes:
+        expected = f"logits of shape [N, C] with C >= {classes}"
+        raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _check_classes(owner: str, name: str, classes: Tensor, logits: Tensor) -> None:
+    remedy = "Pass one class index a sample"
+    check_tensor(owner, name, classes, (torch.int64,), remedy=remedy)
+    if classes.shape != logits.shape[:1]:
+        raise ValueError(complaint(owner, f"{name} of shape [{len(logits)}]", f"{list(classes.shape)}", remedy))
+    check_within(owner, name, classes, (0, logits.shape[1] - 1), remedy=remedy)
+
+
+def _of_class(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes[:, None])[:, 0]
+
+
+def _ratio(difference: Tensor, width: Tensor) -> Tensor:
+    """Divide, but by 1 where the width is 0: neither the value nor its gradient may become infinite or NaN."""
+    return difference / width.masked_fill(width == 0, 1)

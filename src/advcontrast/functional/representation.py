@@ -1,0 +1,306 @@
+"""How robust and how rich a representation is, told from features alone: no labels, no probe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .._checks import check_int, check_real, check_tensor, complaint
+from .nt_xent import unit_rows
+
+# Two copies of an image in different batches get features that differ by a few 1e-7 of their length in float32. Of two
+# distances that differ by no more than this share of it, neither is the smaller one.
+_TIE = 1e-5
+_ROWS = 512  # of the N x N distances, held at a time
+
+
+def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
+    r"""Return the probability that an attack takes an image closer to another image than to itself.
+
+    With :math:`c_i` the features of image i and :math:`a_i` those of the image under an attack that drives them away,
+
+    .. math:: \frac{1}{N (N - 1)} \sum_{i \ne j} \big[ \lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert \big]
+
+    the mean over all ordered pairs of different images. Distances are Euclidean, on the features as they are: scale
+    them to length one before to measure angles.
+
+    Copies of an image are no rivals: :math:`c_j` counts as closer only if it is so by more than a hundred-thousandth of
+    :math:`\lVert c_i \rVert`, which is more than rounding makes of equal images. By the same rule an encoder that maps
+    everything to one point has the risk 0, as nothing can break away from it; :func:`effective_rank` tells it apart.
+
+    Distances are computed in float64, a block of rows at a time, so that memory grows with N and not with its square.
+
+    Args:
+        clean: features of the images, ``[N, D]``, floating point, N at least 2.
+        adv: features of the same images under attack, row by row, ``[N, D]``.
+
+    Returns:
+        A float64 scalar in [0, 1].
+
+    Raises:
+        ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, devices differ, or values that are not finite.
+            Since a comparison with NaN would read as robust, values are looked at on every device.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        Three images at 0, 1 and 3. The first is driven to 2, which is closer to both others than to where it was; of
+        the six pairs those two break.
+
+        >>> clean, adv = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[2.0], [1.0], [3.0]])
+        >>> round(breakaway_risk(clean, adv).item(), 4)
+        0.3333
+
+    References:
+        Petrov and Kwiatkowska, "Robustness of Unsupervised Representation Learning without Labels", ICLR 2023.
+    """
+    closer = _closer("breakaway_risk", clean, adv)
+    return closer.mean() / (len(closer) - 1)
+
+
+def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> Tensor:
+    r"""Return how often the clean features nearest to those of an attacked image are the image's own.
+
+    .. math::
+
+        \frac{1}{N} \sum_{i=1}^N \big[ r_i < \mathrm{top} \big], \qquad
+        r_i = \big| \{ j \ne i : \lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert \} \big|
+
+    in the notation of :func:`breakaway_risk`, and with its rule for copies of an image: a tie goes to the image itself.
+    Other than that risk the accuracy depends on N, since more images are more rivals: compare encoders on the same
+    images.
+
+    Args:
+        clean: features of the images, ``[N, D]``, floating point, N at least 2.
+        adv: features of the same images under attack, ``[N, D]``.
+        top: how many of the nearest may be meant, from 1 to N - 1.
+
+    Returns:
+        A float64 scalar in [0, 1].
+
+    Raises:
+        ValueError: as for :func:`breakaway_risk`, or ``top`` out of its range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        Of three images, at 0, 1 and 3, the first was driven to 2 and has both others before it.
+
+        >>> clean, adv = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[2.0], [1.0], [3.0]])
+        >>> round(nearest_neighbour_accuracy(clean, adv).item(), 4)
+        0.6667
+
+    References:
+        Petrov and Kwiatkowska, "Robustness of Unsupervised Representation Learning without Labels", ICLR 2023.
+    """
+    owner = "nearest_neighbour_accuracy"
+    check_int(owner, "top", top, low=1, remedy="1 asks for the nearest")
+    closer = _closer(owner, clean, adv)
+    if top >= len(closer):
+        remedy = "All N images are always among the nearest N"
+        raise ValueError(complaint(owner, f"top below the number of images, {len(closer)}", repr(top), remedy))
+    return (closer < top).double().mean()
+
+
+def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -> Tensor:
+    r"""Return, for pairs of images, the room that is left between them when an attack draws each to the other.
+
+    For images x and x' with features c and c', and the features a of x when it is attacked to resemble x', and a' of x'
+    when it is attacked to resemble x,
+
+    .. math:: m = \frac{\lVert c - a' \rVert - \lVert c - a \rVert}{\lVert c - c' \rVert}
+
+    It is 1 if the attacks achieve nothing, and negative if x' comes closer to x than x itself may stray: the sets that
+    the attacks can reach overlap, and no distance to c tells the two images apart. Exchange the roles of the images,
+    ``margin_ratio(other, clean, adv_other, adv)``, for the margin seen from x'.
+
+    Where c and c' coincide, up to a hundred-thousandth of their length, there are no two images to confuse, and the
+    margin is 1 by definition.
+
+    Args:
+        clean: the c above, ``[N, D]``, floating point, N at least 1.
+        other: the c' above, ``[N, D]``.
+        adv: the a above, ``[N, D]``.
+        adv_other: the a' above, ``[N, D]``.
+
+    Returns:
+        A float64 tensor ``[N]``.
+
+    Raises:
+        ValueError: shapes differ or are not ``[N, D]``, N < 1, D < 1, or values that are not finite.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        Images at 0 and 1, each drawn by 1/4 to the other: 3/4 is left on one side, 1/4 is lost on the other.
+
+        >>> margin_ratio(*torch.tensor([[[0.0]], [[1.0]], [[0.25]], [[0.75]]])).tolist()
+        [0.5]
+
+    References:
+        Petrov and Kwiatkowska, "Robustness of Unsupervised Representation Learning without Labels", ICLR 2023.
+    """
+    features = {"clean": clean, "other": other, "adv": adv, "adv_other": adv_other}
+    clean, other, adv, adv_other = _comparable("margin_ratio", features, least=1)
+    apart = torch.linalg.vector_norm(clean - other, dim=1)
+    left = torch.linalg.vector_norm(clean - adv_other, dim=1) - torch.linalg.vector_norm(clean - adv, dim=1)
+    same = apart <= _TIE * torch.linalg.vector_norm(clean, dim=1)
+    return torch.where(same, 1.0, left / apart)
+
+
+def overlap_risk(margins: Tensor) -> Tensor:
+    r"""Return the probability that attacks can make two images change places, :math:`P(m < 0)`.
+
+    Args:
+        margins: a :func:`margin_ratio` for each of N pairs, ``[N]``, floating point, N at least 1.
+
+    Returns:
+        A float64 scalar in [0, 1]: the mean over the pairs.
+
+    Raises:
+        ValueError: ``margins`` is not ``[N]`` with N at least 1, or is not finite.
+        TypeError: ``margins`` is no floating-point tensor.
+
+    Example:
+        >>> overlap_risk(torch.tensor([1.0, 0.5, 0.0, -0.25])).item()
+        0.25
+    """
+    owner, remedy = "overlap_risk", "Pass what margin_ratio returns"
+    check_tensor(owner, "margins", margins, remedy=remedy)
+    if margins.dim() != 1 or len(margins) < 1:
+        raise ValueError(complaint(owner, "margins of shape [N] with N >= 1", f"{list(margins.shape)}", remedy))
+    _check_finite(owner, "margins", margins, remedy)
+    return (margins < 0).double().mean()
+
+
+def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
+    r"""Return how evenly features fill the unit sphere: the logarithm of their mean Gaussian potential.
+
+    With :math:`\hat z_i` the rows scaled to length one,
+
+    .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} e^{-t \lVert \hat z_i - \hat z_j \rVert^2}
+
+    Smaller is more even. It is 0 where all features point the same way; for t = 2 and many features spread evenly over
+    a sphere of many dimensions it comes close to -4. A row of zeros stays one. Memory grows with N, unless a gradient
+    is wanted.
+
+    Args:
+        z: features, ``[N, D]``, floating point, N at least 2.
+        t: sharpness of the potential, positive; the authors' 2.
+
+    Returns:
+        A float64 scalar in [-4 t, 0], differentiable.
+
+    Raises:
+        ValueError: ``z`` is not ``[N, D]``, N < 2, D < 1, values that are not finite, or t <= 0.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        Two features at a right angle are the square root of 2 apart.
+
+        >>> round(uniformity(torch.eye(2)).item(), 4)
+        -4.0
+
+    References:
+        Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+        Hypersphere", ICML 2020.
+    """
+    check_real("uniformity", "t", t, low=0, above=True, remedy="2 is usual")
+    (z,) = _comparable("uniformity", {"z": z}, least=2)
+    unit = unit_rows(z)
+    potentials = []
+    for start, distances in _blocks(unit, unit):
+        itself = torch.arange(start, start + len(distances), device=z.device)[:, None]
+        potentials.append((-t * distances.square()).scatter(1, itself, -math.inf).logsumexp(1))
+    return torch.cat(potentials).logsumexp(0) - math.log(len(z) * (len(z) - 1))
+
+
+def effective_rank(z: Tensor) -> Tensor:
+    r"""Return how many dimensions features make use of, weighted by how much.
+
+    With :math:`\sigma_k` the singular values of the matrix of features, not centred,
+
+    .. math:: \exp \Big( -\sum_k p_k \log p_k \Big), \qquad p_k = \sigma_k / \sum_l \sigma_l
+
+    It is 1 if all features are multiples of one vector, as those of a collapsed encoder are, and D if they extend alike
+    in D orthogonal directions. Features that are all zero count as collapsed too. Computed in float64, since rounding
+    noise in many dimensions would pass for rank.
+
+    Args:
+        z: features, ``[N, D]``, floating point, N at least 2. With fewer rows than dimensions the rank is bounded by N.
+
+    Returns:
+        A float64 scalar in [1, min(N, D)].
+
+    Raises:
+        ValueError: ``z`` is not ``[N, D]``, N < 2, D < 1, or values that are not finite.
+        TypeError: ``z`` is no floating-point tensor.
+
+    Example:
+        >>> round(effective_rank(torch.eye(4)).item(), 4)
+        4.0
+
+    References:
+        Roy and Vetterli, "The Effective Rank: a Measure of Effective Dimensionality", EUSIPCO 2007.
+
+        Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations by
+        Their Rank", ICML 2023.
+    """
+    (z,) = _comparable("effective_rank", {"z": z}, least=2)
+    values = torch.linalg.svdvals(z)
+    total = values.sum()
+    entropy: Tensor = torch.special.entr(values / total.masked_fill(total == 0, 1)).sum()
+    return entropy.exp()
+
+
+def _closer(owner: str, clean: Tensor, adv: Tensor) -> Tensor:
+    """Count for each image the others whose clean features are closer to its attacked ones than its own are."""
+    clean, adv = _comparable(owner, {"clean": clean, "adv": adv}, least=2)
+    tie = _TIE * torch.linalg.vector_norm(clean, dim=1)
+    counts = []
+    for start, distances in _blocks(adv, clean):
+        limit = distances.diagonal(start) - tie[start : start + len(distances)]
+        counts.append((distances < limit[:, None]).sum(1))
+    return torch.cat(counts).double()
+
+
+def _blocks(points: Tensor, others: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the distances of the points to all others a block of rows at a time, and where each block starts."""
+    for start in range(0, len(points), _ROWS):
+        # Scalar products are ten times as fast as differences. In float64 they cost a distance some 1e-8 of the length
+        # of its ends, in float32 it would be 1e-4: more than many an attack moves a robust encoder.
+        mode = "use_mm_for_euclid_dist"
+        yield start, torch.cdist(points[start : start + _ROWS], others, compute_mode=mode)
+
+
+def _comparable(owner: str, features: dict[str, Tensor], *, least: int) -> list[Tensor]:
+    """Return checked features in float64, on a common scale on which no square leaves its range."""
+    _check_features(owner, features, least=least)
+    wide = [(z.cpu() if z.device.type == "mps" else z).double() for z in features.values()]
+    largest = torch.stack([z.detach().abs().amax() for z in wide]).amax()
+    return [z / largest.masked_fill(largest == 0, 1) for z in wide]
+
+
+def _check_features(owner: str, features: dict[str, Tensor], *, least: int) -> None:
+    remedy = "Pass what the encoder returns for a batch"
+    for name, z in features.items():
+        check_tensor(owner, name, z, remedy=remedy)
+    names, first = " and ".join(features), next(iter(features.values()))
+    fits = first.dim() == 2 and first.shape[1] >= 1 and len(first) >= least
+    if not fits or any(z.shape != first.shape for z in features.values()):
+        rule = f"{names} of {'one ' if len(features) > 1 else ''}shape [N, D] with N >= {least} and D >= 1"
+        got = " and ".join(str(list(z.shape)) for z in features.values())
+        raise ValueError(complaint(owner, rule, got, "Pass a flat row of features for each image"))
+    if any(z.device != first.device for z in features.values()):
+        got = " and ".join(str(z.device) for z in features.values())
+        raise ValueError(complaint(owner, f"{names} on one device", got, "Move them to the device of the model"))
+    for name, z in features.items():
+        _check_finite(owner, name, z, "The network has diverged, or its input was not finite")
+
+
+def _check_finite(owner: str, name: str, value: Tensor, remedy: str) -> None:
+    """Require finite values on every device: a comparison with NaN is false, and would read as robust."""
+    bad = int((~value.isfinite()).sum())
+    if bad:
+        got = f"{bad} non-finite of {value.numel()} values"
+        raise ValueError(complaint(owner, f"{name} to be finite", got, remedy))

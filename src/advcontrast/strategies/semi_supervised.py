@@ -1,0 +1,108 @@
+"""Semi-supervised training with the loss of ACL: few labels, and a teacher for every image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_tensor, complaint, type_name
+from ..losses import SemiSupervisedLoss
+from .acl import ACLOutput
+from .supervised import AdversarialTrainer, percent_right
+
+
+class SemiSupervisedTrainer(AdversarialTrainer):
+    """A forward pass of step iii of ACL: adversarial training with few labels and a teacher's logits.
+
+    The attack maximises the cross-entropy of each image with its label or, where it has none, with the class that the
+    teacher gives it. The loss is :class:`advcontrast.SemiSupervisedLoss`, equation 3 of the paper; the model sees first
+    the clean images, then the attacked ones.
+
+    Args:
+        model: as for :class:`AdversarialTrainer`.
+        loss: ``loss(clean_logits, adv_logits, labels, teacher_logits)``, by default ``SemiSupervisedLoss()``.
+        attack: as for :class:`AdversarialTrainer`.
+        augment: as for :class:`StandardTrainer`.
+
+    Raises:
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.strategies.semi_supervised import SemiSupervisedTrainer
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        >>> trainer = SemiSupervisedTrainer(model, attack=PGDAttack(steps=1))
+        >>> out = trainer(torch.rand(2, 3, 2, 2), torch.tensor([1, -1]), torch.zeros(2, 2))
+        >>> sorted(out.terms)
+        ['train_ra', 'train_ta']
+
+    References:
+        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        loss: nn.Module | None = None,
+        attack: Callable[..., Tensor] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if loss is not None and not isinstance(loss, nn.Module):
+            remedy = "Pass SemiSupervisedLoss(...), or None"
+            raise TypeError(complaint(type(self).__name__, "loss to be an nn.Module", type_name(loss), remedy))
+        super().__init__(model, attack=attack, augment=augment)
+        self.loss = SemiSupervisedLoss() if loss is None else loss
+
+    # An argument more than the trainers with labels alone: a learner takes what the data set of its loop holds.
+    def forward(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> ACLOutput:  # type: ignore[override]
+        """Return the loss of a batch.
+
+        Args:
+            images: what ``augment`` takes, for example uint8 ``[N, C, H, W]``; without it floats in [0, 1].
+            labels: classes of the images, int64 ``[N]`` in [0, C), and -1 for an image without a label.
+            teacher_logits: a standard-trained classifier's logits of the images as they are, ``[N, C]``.
+
+        Returns:
+            The loss, and the accuracy of this batch in percent, pseudo-labels counting as labels: ``"train_ta"`` on
+            clean images, ``"train_ra"`` on attacked ones.
+
+        Raises:
+            ValueError: shapes do not fit or, on the CPU, a label is out of its range.
+            TypeError: an argument of the wrong kind.
+        """
+        x = self._augmented(images)
+        targets = targets_of(labels, teacher_logits)
+        x_adv = self.attacked(x, lambda logits: self._errors(logits, targets))
+        clean, adv = self.model(x), self.model(x_adv)
+        terms = {"train_ta": percent_right(clean, targets), "train_ra": percent_right(adv, targets)}
+        return ACLOutput(self.loss(clean, adv, labels, teacher_logits), terms)
+
+
+def targets_of(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return the labels and, where there is none (-1), the class with the largest logit.
+
+    Args:
+        labels: int64 ``[N]``, -1 for an image without a label.
+        logits: ``[N, C]``, of a teacher.
+
+    Returns:
+        Classes, int64 ``[N]``.
+
+    Raises:
+        ValueError: the shapes do not fit.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.strategies.semi_supervised import targets_of
+        >>> targets_of(torch.tensor([0, -1]), torch.tensor([[1.0, 2.0], [1.0, 2.0]])).tolist()
+        [0, 1]
+    """
+    remedy = "Pass one class index an image, -1 where there is none, and a row of logits an image"
+    check_tensor("targets_of", "labels", labels, (torch.int64,), remedy=remedy)
+    check_tensor("targets_of", "logits", logits, remedy=remedy)
+    if labels.dim() != 1 or logits.dim() != 2 or len(labels) != len(logits):
+        got = f"{list(labels.shape)} and {list(logits.shape)}"
+        raise ValueError(complaint("targets_of", "labels [N] and logits [N, C]", got, remedy))
+    return torch.where(labels >= 0, labels, logits.argmax(1))

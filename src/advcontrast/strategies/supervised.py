@@ -1,0 +1,212 @@
+"""Supervised training of a classifier, on clean images or on attacked ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from .._checks import check_bool, check_module, check_tensor, check_within, complaint, type_name
+from ..attacks import PGDAttack, under_attack
+from .acl import ACLOutput
+
+
+class StandardTrainer(nn.Module):
+    """A forward pass of standard training: cross-entropy on clean images.
+
+    As :class:`ACLTrainer` it is a module whose forward pass is one step, and owns no optimizer, loop, device or log.
+
+    A frozen encoder stays as it is to the bit: its parameters get no gradients, and it stays in eval mode when the
+    trainer is put into train mode, so that its running statistics do not move either.
+
+    Args:
+        model: a classifier that returns logits ``[N, C]``; with ``frozen`` its part ``model.encoder`` is what stays.
+        augment: ``augment(images)`` to float images in [0, 1], for example ``CropFlip()``; by default nothing is done.
+        frozen: whether only the rest of the model, normally ``model.head``, is trained.
+
+    Raises:
+        ValueError: ``frozen`` for a model without a part ``encoder``.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        Logits of zero give each of two classes the probability 1/2.
+
+        >>> from advcontrast.strategies.supervised import StandardTrainer
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        >>> _ = torch.nn.init.zeros_(model[1].weight), torch.nn.init.zeros_(model[1].bias)
+        >>> out = StandardTrainer(model)(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 0]))
+        >>> round(out.loss.item(), 4) == round(math.log(2), 4), out.terms["train_ta"].item()
+        (True, 75.0)
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self, model: nn.Module, *, augment: Callable[[Tensor], Tensor] | None = None, frozen: bool = False
+    ) -> None:
+        owner = type(self).__name__
+        check_module(owner, model)
+        check_bool(owner, "frozen", frozen, remedy="True trains nothing but the head")
+        if augment is not None and not callable(augment):
+            remedy = "Pass CropFlip(), or None"
+            raise TypeError(complaint(owner, "augment to be callable", type_name(augment), remedy))
+        if frozen and not isinstance(getattr(model, "encoder", None), nn.Module):
+            remedy = "Build it as nn.Sequential(OrderedDict(encoder=..., head=...))"
+            raise ValueError(complaint(owner, "a model with a part named encoder", type(model).__name__, remedy))
+        super().__init__()
+        self.model, self.augment, self.frozen = model, augment, frozen
+        if frozen:
+            model.get_submodule("encoder").requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Change the mode; a frozen encoder stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.model.get_submodule("encoder").eval()
+        return self
+
+    def forward(self, images: Tensor, labels: Tensor) -> ACLOutput:
+        """Return the loss of a batch.
+
+        Args:
+            images: what ``augment`` takes, for example uint8 ``[N, C, H, W]``; without it floats in [0, 1].
+            labels: classes of the images, int64 ``[N]`` in [0, C).
+
+        Returns:
+            The loss, and the accuracy of this batch in percent: ``"train_ta"`` on clean images, ``"train_ra"`` on
+            attacked ones, as far as the loss looks at them.
+
+        Raises:
+            ValueError: shapes do not fit or, on the CPU, a label is out of its range.
+            TypeError: an argument of the wrong kind.
+        """
+        logits = self.model(self._augmented(images))
+        self._check_labels(logits, labels)
+        return ACLOutput(F.cross_entropy(logits, labels), {"train_ta": percent_right(logits, labels)})
+
+    def extra_repr(self) -> str:
+        """Show what a resumed run must have in common with the one before."""
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items() if name != "training")
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        x = images if self.augment is None else self.augment(images)
+        remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip()"
+        check_tensor(type(self).__name__, "images", x, remedy=remedy)
+        return x
+
+    def _check_labels(self, logits: Tensor, labels: Tensor, *, lowest: int = 0) -> None:
+        owner, remedy = type(self).__name__, "Pass a classifier whose output is its logits"
+        check_tensor(owner, "the output of the model", logits, remedy=remedy)
+        if logits.dim() != 2 or logits.shape[1] < 2:
+            expected = "the output of the model of shape [N, C] with C >= 2"
+            raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
+        remedy = "Pass one class index an image"
+        check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
+        if labels.shape != logits.shape[:1]:
+            expected = f"labels of shape [{len(logits)}]"
+            raise ValueError(complaint(owner, expected, f"{list(labels.shape)}", remedy))
+        check_within(owner, "labels", labels, (lowest, logits.shape[1] - 1), remedy=remedy)
+
+
+class AdversarialTrainer(StandardTrainer):
+    """A forward pass of adversarial training: cross-entropy on images that an attack has made of the clean ones.
+
+    The attack maximises the cross-entropy of each image, through the model in eval mode; running statistics see the
+    attacked images once. With ``frozen`` this is adversarial linear finetuning (ALF).
+
+    Args:
+        model: as for :class:`StandardTrainer`, differentiable.
+        attack: ``attack(objective, x)`` to images near ``x`` for which the objective is large, by default PGD with 10
+            steps of 2/255 in an L-infinity ball of 8/255.
+        augment: as for :class:`StandardTrainer`.
+        frozen: as for :class:`StandardTrainer`.
+
+    Raises:
+        ValueError: ``frozen`` for a model without a part ``encoder``.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        Class 0 wins by the difference of two pixels, 0.4, until an attack has moved both by 0.1.
+
+        >>> from advcontrast.strategies.supervised import AdversarialTrainer
+        >>> trainer = AdversarialTrainer(torch.nn.Flatten(), attack=PGDAttack(eps=0.1, step_size=0.1, steps=2))
+        >>> out = trainer(torch.tensor([[0.7, 0.3]]), torch.tensor([0]))
+        >>> round(out.loss.item(), 4) == round(math.log(1 + math.exp(-0.2)), 4)
+        True
+
+    References:
+        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        attack: Callable[..., Tensor] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        frozen: bool = False,
+    ) -> None:
+        if attack is not None and not callable(attack):
+            remedy = "Pass PGDAttack(...) or a function (objective, x) -> x_adv"
+            raise TypeError(complaint(type(self).__name__, "attack to be callable", type_name(attack), remedy))
+        super().__init__(model, augment=augment, frozen=frozen)
+        self.attack = PGDAttack(steps=10) if attack is None else attack
+
+    def forward(self, images: Tensor, labels: Tensor) -> ACLOutput:
+        """Return the loss of a batch; arguments and errors are those of :meth:`StandardTrainer.forward`."""
+        x = self._augmented(images)
+        adv = self.model(self.attacked(x, lambda logits: self._errors(logits, labels)))
+        self._check_labels(adv, labels)
+        return ACLOutput(F.cross_entropy(adv, labels), {"train_ra": percent_right(adv, labels)})
+
+    def attacked(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return images near ``x`` whose logits maximise an objective, for the model in eval mode.
+
+        Args:
+            x: images ``[N, ...]``, float32 or float64 in [0, 1].
+            objective: logits ``[N, C]`` to a value for each image, ``[N]``.
+
+        Returns:
+            Images like ``x``, detached.
+        """
+        with under_attack(self.model):
+            return self.attack(lambda images: objective(self.model(images)), x)
+
+    def calm_logits(self, x: Tensor) -> Tensor:
+        """Return what the model says in eval mode, without a gradient.
+
+        Args:
+            x: images ``[N, ...]``, floating point.
+
+        Returns:
+            Logits ``[N, C]``.
+        """
+        with under_attack(self.model):
+            logits: Tensor = self.model(x)
+        return logits
+
+    def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
+        self._check_labels(logits, labels)
+        return F.cross_entropy(logits, labels, reduction="none")
+
+
+def percent_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the accuracy of a batch in percent, as a scalar on the device.
+
+    Args:
+        logits: ``[N, C]``.
+        labels: int64 ``[N]``.
+
+    Returns:
+        A float32 scalar, detached.
+
+    Example:
+        >>> from advcontrast.strategies.supervised import percent_right
+        >>> percent_right(torch.eye(4), torch.tensor([0, 1, 2, 0])).item()
+        75.0
+    """
+    return 100 * (logits.detach().argmax(1) == labels).float().mean()

@@ -1,0 +1,66 @@
+"""TRADES (Zhang et al., ICML 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..functional import kl_divergence
+from ..losses import TRADESLoss
+from .acl import ACLOutput
+from .supervised import AdversarialTrainer, percent_right
+
+
+class TRADESTrainer(AdversarialTrainer):
+    """A forward pass of TRADES: cross-entropy on clean images, and how far an attack moves the prediction.
+
+    The attack maximises the divergence from the prediction for the clean image, both by the model in eval mode. It
+    starts at random in the ball; the authors of TRADES start it 0.001 N(0, 1) from the image, where the divergence has
+    almost no gradient. The loss is :class:`advcontrast.TRADESLoss`; the model sees first the clean images, then the
+    attacked ones.
+
+    Args:
+        model: as for :class:`AdversarialTrainer`.
+        attack: as for :class:`AdversarialTrainer`.
+        augment: as for :class:`StandardTrainer`.
+        beta: weight of the divergence, at least 0; the authors' 6.
+        frozen: as for :class:`StandardTrainer`.
+
+    Raises:
+        ValueError: beta < 0, or ``frozen`` for a model without a part ``encoder``.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.strategies.trades import TRADESTrainer
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        >>> out = TRADESTrainer(model, attack=PGDAttack(steps=1))(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 0]))
+        >>> sorted(out.terms)
+        ['train_ra', 'train_ta']
+
+    References:
+        Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        attack: Callable[..., Tensor] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        beta: float = 6.0,
+        frozen: bool = False,
+    ) -> None:
+        loss = TRADESLoss(beta)
+        super().__init__(model, attack=attack, augment=augment, frozen=frozen)
+        self.loss = loss
+
+    def forward(self, images: Tensor, labels: Tensor) -> ACLOutput:
+        """Return the loss of a batch; arguments and errors are those of :meth:`StandardTrainer.forward`."""
+        x = self._augmented(images)
+        calm = self.calm_logits(x)
+        self._check_labels(calm, labels)
+        x_adv = self.attacked(x, lambda logits: kl_divergence(calm, logits))
+        clean, adv = self.model(x), self.model(x_adv)
+        terms = {"train_ta": percent_right(clean, labels), "train_ra": percent_right(adv, labels)}
+        return ACLOutput(self.loss(clean, adv, labels), terms)

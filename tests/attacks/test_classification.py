@@ -1,0 +1,135 @@
+"""Classifying labelled images as an objective: its value, its parts, its checks."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from advcontrast import PGDAttack
+from advcontrast.attacks import Classification, under_attack
+
+X = torch.rand(6, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+Y = torch.tensor([0, 3, 1, 2, 2, 0])
+
+
+def classifier():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+
+def test_value_is_the_cross_entropy_of_each_image():
+    model = classifier()
+    with torch.no_grad():
+        ours = Classification(model, Y)(X).tolist()
+        rows = model(X).double().tolist()
+    expected = [math.log(math.fsum(map(math.exp, row))) - row[y] for row, y in zip(rows, Y.tolist(), strict=True)]
+    assert ours == pytest.approx(expected, rel=1e-6)
+
+
+def test_logits_are_the_output_of_the_model():
+    model = classifier()
+    assert torch.equal(Classification(model, Y).logits(X), model(X))
+
+
+def test_gradient_flows_to_the_images():
+    x = X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(Classification(classifier(), Y)(x).sum(), x)
+    assert (slope != 0).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("which", [torch.tensor([1, 0, 0, 1, 1, 0]).bool(), torch.tensor([4, 0, 4])])
+def test_part_is_the_objective_of_these_images(which):
+    objective = Classification(classifier(), Y)
+    torch.testing.assert_close(objective[which](X[which]), objective(X)[which])
+    assert torch.equal(objective[which].y, Y[which])
+
+
+def test_part_shares_the_model():
+    objective = Classification(classifier(), Y)
+    assert objective[Y > 0].model is objective.model
+
+
+def test_nothing_left_is_an_objective_too():
+    assert Classification(classifier(), Y)[Y > 9](X[:0]).shape == (0,)
+
+
+def test_any_function_may_be_the_model():
+    assert Classification(lambda x: x.flatten(1), Y)(X).shape == (6,)
+
+
+def test_attack_maximises_it_as_it_does_a_function():
+    model, attack = classifier(), PGDAttack(eps=0.1, random_start=False)
+    expected = attack(lambda x: nn.functional.cross_entropy(model(x), Y, reduction="none"), X)
+    assert torch.equal(attack(Classification(model, Y), X), expected)
+
+
+def test_model_in_train_mode_is_refused_until_it_is_lent():
+    model = classifier()
+    model[2].train()
+    message = (
+        "Classification: expected a model in eval mode, got 1 of its modules in train mode. "
+        "Attack it inside under_attack(model), or call model.eval() before."
+    )
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        Classification(model, Y)(X)
+    with under_attack(model):
+        assert Classification(model, Y)(X).shape == (6,)
+
+
+INDEX = " Pass one class index an image."
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "error", "message"),
+    [
+        (None, Y, TypeError, "model to be callable, got NoneType. Pass the network itself."),
+        (X, Y, TypeError, "model to be callable, got torch.float32. Pass the network itself."),
+        (classifier(), Y.tolist(), TypeError, "y to be a torch.int64 tensor, got list." + INDEX),
+        (classifier(), Y.int(), TypeError, "y to be a torch.int64 tensor, got torch.int32." + INDEX),
+        (classifier(), Y.float(), TypeError, "y to be a torch.int64 tensor, got torch.float32." + INDEX),
+        (classifier(), nn.functional.one_hot(Y), ValueError, "y of shape [N], got [6, 4]." + INDEX),
+        (classifier(), Y[0], ValueError, "y of shape [N], got []." + INDEX),
+    ],
+)
+def test_wrong_arguments(model, y, error, message):
+    with pytest.raises(error, match=re.escape(f"Classification: expected {message}")):
+        Classification(model, y)
+
+
+LOGITS = " Pass a classifier whose output is its logits, and one label an image."
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "error", "message"),
+    [
+        (nn.Identity(), Y, ValueError, "the output of the model of shape [6, C], got [6, 3, 2, 2]." + LOGITS),
+        (nn.Flatten(0), Y, ValueError, "the output of the model of shape [6, C], got [72]." + LOGITS),
+        (classifier(), Y[:5], ValueError, "the output of the model of shape [5, C], got [6, 4]." + LOGITS),
+        (lambda x: None, Y, TypeError, "the output of the model to be a floating point tensor, got NoneType." + LOGITS),
+        (
+            lambda x: x.flatten(1).argmax(1),
+            Y,
+            TypeError,
+            "the output of the model to be a floating point tensor, got torch.int64." + LOGITS,
+        ),
+        (
+            classifier(),
+            Y + 1,
+            ValueError,
+            "labels within bounds [0, 3], got values in [1, 4]. The model knows 4 classes.",
+        ),
+        (
+            classifier(),
+            Y - 1,
+            ValueError,
+            "labels within bounds [0, 3], got values in [-1, 2]. The model knows 4 classes.",
+        ),
+    ],
+)
+def test_wrong_calls(model, y, error, message):
+    if isinstance(model, nn.Module):
+        model.eval()
+    with pytest.raises(error, match=re.escape(f"Classification: expected {message}")):
+        Classification(model, y)(X)
