@@ -48,18 +48,24 @@ def zero_classifier(encoder: nn.Module, features: int, classes: int) -> nn.Seque
 
 def encoder_from(settings: Any, images: Images, branch: str) -> tuple[nn.Module, int]:
     """Return the encoder that ``--encoder`` names, with the norms of one branch, and its number of features."""
+    encoder, features, dual = pretrained(settings, images)
+    if not dual and settings.encoder != "random":
+        say(f"{settings.encoder} has single batch norms: --branch makes no difference.")
+    return (export_branch(encoder, branch) if dual else encoder), features
+
+
+def pretrained(settings: Any, images: Images) -> tuple[nn.Module, int, bool]:
+    """Return the encoder that ``--encoder`` names as it was trained, its number of features, and if it has branches."""
     encoder, features = new_encoder(settings, images)
     if settings.encoder == "random":
-        return encoder, features
+        return encoder, features, False
     weights, stored = read(settings, "encoder", "pretrain.py")
     dual = stored.get("norms") == "dual"
     if dual:
         encoder = convert_to_dual_bn(encoder)
-    else:
-        say(f"{settings.encoder} has single batch norms: --branch makes no difference.")
     encoder_weights = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
     take_over(encoder, encoder_weights, "encoder")
-    return (export_branch(encoder, branch) if dual else encoder), features
+    return encoder, features, dual
 
 
 def classifier_from(settings: Any, images: Images) -> nn.Sequential:

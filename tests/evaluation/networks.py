@@ -11,7 +11,7 @@ from advcontrast import PGDAttack
 from advcontrast.attacks import Classification, under_attack
 
 EPS = 0.1
-PGD = PGDAttack(eps=EPS, step_size=EPS / 4, steps=20)
+PGD = PGDAttack(eps=EPS, step_size=EPS / 4, steps=10)
 DATA = Path(__file__).parents[2] / "examples" / "data" / "fashion-mini.npz"
 
 
@@ -33,9 +33,9 @@ def linear():
     return nn.Sequential(nn.Flatten(), nn.Linear(196, 10))
 
 
-def trained(model, *, attack=None, epochs=6):
+def trained(model, *, attack=None, epochs=8):
     """Train a network, on adversarial images where there is an attack, and leave it in eval mode."""
-    x, y = fashion("train", 1500)
+    x, y = fashion("train", 1000)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(epochs):
@@ -64,6 +64,7 @@ class Before(nn.Module):
     def __init__(self, function, network):
         super().__init__()
         self.function, self.network = function, network
+        self.eval()
 
     def forward(self, x):
         return self.network(self.function(x))

@@ -12,16 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from advcontrast.data import ImageSet
+from advcontrast.evaluation._pyautoattack import _margin
 from advcontrast.evaluation.accuracy import accuracy
 from advcontrast.evaluation.autoattack import AutoAttackResult, autoattack
 
 package = pytest.importorskip("pyautoattack")
-from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-from pyautoattack.fab_pt import FABAttack_PT
-from pyautoattack.square import SquareAttack
-
+APGDAttack, APGDAttack_targeted = package.autopgd_base.APGDAttack, package.autopgd_base.APGDAttack_targeted
+FABAttack_PT, SquareAttack = package.fab_pt.FABAttack_PT, package.square.SquareAttack
 ATTACKS = {"apgd-ce": APGDAttack, "apgd-t": APGDAttack_targeted, "fab-t": FABAttack_PT, "square": SquareAttack}
-EPS = 0.1
+EPS = {"linf": 0.1, "l2": 0.6}
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +30,14 @@ def _small_budgets(monkeypatch):
 
     def set_version(self, version):
         original(self, version)
-        self.apgd.n_iter = self.apgd_targeted.n_iter = 6
-        self.fab.n_iter, self.square.n_queries = 3, 20
+        self.apgd.n_iter = self.apgd_targeted.n_iter = 5
+        self.fab.n_iter, self.square.n_queries = 2, 15
 
     monkeypatch.setattr(package.AutoAttack, "_set_version", set_version)
 
 
 def run(model, batches, **settings):
-    return autoattack(model, batches, **{"eps": EPS, "progress": False, **settings})
+    return autoattack(model, batches, **{"eps": EPS.get(settings.get("norm"), 0.1), "progress": False, **settings})
 
 
 def images(n=12, shape=(1, 6, 5), classes=10, seed=5):
@@ -103,8 +102,7 @@ def test_the_example():
 
 def directly(model, x, y, norm, seed):
     """Return the verdicts of pyautoattack on one batch."""
-    norm = {"linf": "Linf", "l2": "L2"}[norm]
-    attack = package.AutoAttack(model.eval(), norm=norm, eps=EPS if norm == "Linf" else 0.3, seed=seed)
+    attack = package.AutoAttack(model.eval(), norm={"linf": "Linf", "l2": "L2"}[norm], eps=EPS[norm], seed=seed)
     adv, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
     return model(adv).argmax(1) == y
 
@@ -114,7 +112,7 @@ def directly(model, x, y, norm, seed):
 def test_verdicts_are_those_of_pyautoattack_on_the_same_batches_and_seed(norm, seed):
     model, data = trained(), batches()
     expected = torch.cat([directly(model, x, y, norm, seed) for x, y in data])
-    result = run(model, data, norm=norm, eps=EPS if norm == "linf" else 0.3, seed=seed)
+    result = run(model, data, norm=norm, seed=seed)
     assert torch.equal(result.correct, expected)
     assert 0 < int(expected.sum()) < int(result.clean.sum())
 
@@ -262,17 +260,32 @@ def test_a_batch_that_is_wrong_already_is_not_attacked(monkeypatch):
         ("linf", (2, 1, 1)),
         ("l2", (1, 14, 14)),
         ("l2", (3, 8, 8)),
-        ("l2", (3, 5, 9)),
+        ("l2", (3, 12, 19)),
         ("l2", (3, 30, 4)),
-        ("l2", (3, 5, 1)),
+        ("l2", (2, 1, 1)),
     ],
 )
-@pytest.mark.parametrize("size", [1, 5])
-def test_shapes_and_batches_of_one(norm, shape, size):
-    model = trained(shape)
-    result = run(model, batches(size, n=5, shape=shape), norm=norm, eps=1e-4)
-    assert torch.equal(result.correct, result.clean)
-    assert int(result.clean.sum()) >= 3
+def test_shapes_and_batches_of_one(norm, shape):
+    model, (x, _) = trained(shape), images(shape=shape)
+    y = model(x).argmax(1)
+    result = run(model, [(x[:1], y[:1]), (x[1:3], y[1:3])], norm=norm, eps=1e-5)
+    assert result.broken_by.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("size", range(1, 41))
+def test_square_in_l2_gets_the_smallest_margin_with_which_it_does_not_fail(size):
+    def fails(margin):
+        x = torch.full((1, 1, size + margin, size + margin), 0.5)
+        attack = SquareAttack(lambda x: x.flatten(1).clone(), norm="L2", eps=0.1, n_queries=1)
+        try:
+            attack.perturb(x, torch.zeros(1, dtype=torch.int64))
+        except (RuntimeError, ZeroDivisionError):
+            return True
+        return False
+
+    margin = _margin(size, size)
+    assert not fails(margin)
+    assert all(fails(smaller) for smaller in range(margin))
 
 
 def test_batches_may_differ_in_shape():
@@ -572,7 +585,7 @@ def test_wrong_settings(settings, error, message):
             ValueError,
             "expected images of shape [N, C, H, W], got [4, 30]. Add the missing axes.",
         ),
-        ([(X + 1, Y)], ValueError, "expected images within bounds [0.0, 1.0], got values in [1, 2]. "),
+        ([(X + 1, Y)], ValueError, "expected images within bounds [0.0, 1.0], got values in [1.02, 1.99]. "),
         ([(X * math.nan, Y)], ValueError, "expected images to be finite, got 120 non-finite of 120 values. "),
         ([(X, Y + 10)], ValueError, "expected labels within bounds [0, 9], got values in "),
         ([(X, Y[:3])], ValueError, "expected one label an image, got [3] for images of shape [4, 1, 6, 5]. "),
@@ -581,15 +594,6 @@ def test_wrong_settings(settings, error, message):
 def test_wrong_batches(data, error, message):
     with pytest.raises(error, match=re.escape(f"autoattack: {message}")):
         run(trained(), data)
-
-
-def test_images_too_low_for_square_in_l2():
-    message = (
-        "autoattack: expected images at least 5 pixels high for norm 'l2', got 4. "
-        "Square divides the height into five parts; use norm='linf'."
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        run(trained(), [(torch.rand(2, 1, 4, 9), torch.zeros(2, dtype=torch.int64))], norm="l2")
 
 
 @pytest.mark.parametrize(

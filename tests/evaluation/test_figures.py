@@ -29,7 +29,7 @@ def curve(parameter="eps", values=(0, 4 / 255, 8 / 255), accuracies=(0.8, 0.6, 0
 def every_figure():
     return {
         "curves": plot_curves({"DS": curve(), "S2S": curve()}),
-        "corruptions": plot_corruptions({"DS": {"fog": 0.5, "snow": 0.25}}),
+        "corruptions": plot_corruptions({"DS": {"a_corruption_with_a_very_long_name": 0.5, "snow": 0.25}}),
         "images": plot_images(CLEAN, ADV, y=torch.arange(3), adv_predictions=torch.tensor([0, 2, 2])),
         "branches": plot_branches(FEATURES, FEATURES + 1, Y),
     }
@@ -58,7 +58,7 @@ def test_figure_is_800_pixels_wide_and_can_be_saved(tmp_path, name):
 @pytest.mark.parametrize("name", ["curves", "corruptions", "images", "branches"])
 def test_nothing_is_drawn_outside_the_figure(name):
     figure = every_figure()[name]
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     box = figure.get_tightbbox()
     assert box.x0 >= -0.02
     assert box.y0 >= -0.02

@@ -1,7 +1,19 @@
 """Attacks: callables ``(objective, x) -> x_adv`` that know nothing of models, and what prepares a model for them."""
 
+from .apgd import APGDAttack as APGDAttack
 from .classification import Classification as Classification
+from .elastic import ElasticAttack as ElasticAttack
+from .frank_wolfe import FrankWolfeAttack as FrankWolfeAttack
+from .jpeg import JPEGAttack as JPEGAttack
 from .pgd import PGDAttack as PGDAttack
 from .target import under_attack as under_attack
 
-__all__ = ["Classification", "PGDAttack", "under_attack"]
+__all__ = [
+    "APGDAttack",
+    "Classification",
+    "ElasticAttack",
+    "FrankWolfeAttack",
+    "JPEGAttack",
+    "PGDAttack",
+    "under_attack",
+]

@@ -44,8 +44,8 @@ class APGDAttack:
     Given a :class:`Classification`, the attack is one on accuracy: it maximises the ``loss``, a sample is done as soon
     as it is misclassified, and its first misclassified image is returned, which is the image itself where that is
     misclassified without attack. A sample that is done costs nothing more: on the CPU it leaves the batch at once, on
-    an accelerator at the next checkpoint, since each look at who is done makes the CPU wait. The result is the same.
-    Given any other function, such as the distance of the features of an encoder, it never drops a sample.
+    an accelerator at the next checkpoint, since each look at who is done makes the CPU wait. The result is the same, but
+    for what the size of a batch changes in the rounding of the model. Given any other function, such as the distance of the features of an encoder, it never drops a sample.
 
     No sample's result depends on the others, as long as the objective couples none. Every run draws noise for the whole
     batch, so that not even the start depends on who is done. For the rest, the exact ball, the traces that are not
@@ -131,7 +131,7 @@ class APGDAttack:
                     left = found.open() if isinstance(aim, _Fooling) else torch.arange(len(x), device=x.device)
                     if len(left):
                         self._run(aim, x[left], start[left], left, found)
-            return found.image
+            return found.image.masked_fill_(rows(found.gain.isnan(), x), math.nan)
 
     def _aims(self, objective: Objective, found: _Found) -> list[_Aim]:
         """Return what to maximise, run after run, once the samples that are misclassified already are found."""
@@ -190,7 +190,9 @@ def _look(aim: _Aim, point: Tensor, dtype: torch.dtype, *, last: bool = False) -
         with torch.no_grad():
             return Spot(point, aim(image).to(point.dtype), image)
     gain, slope = ascent(_OWNER, aim, image)
-    return Spot(point, gain.to(point.dtype), slope)
+    # A slope that is NaN leads nowhere, and a sample that stands still would pass for a robust one.
+    lost = slope.reshape(len(slope), -1).isnan().any(1) & (gain < math.inf)
+    return Spot(point, gain.masked_fill(lost, math.nan).to(point.dtype), slope)
 
 
 class _Run:

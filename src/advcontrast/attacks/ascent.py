@@ -96,8 +96,8 @@ def rows(values: Tensor, like: Tensor) -> Tensor:
 
 
 def beats(gain: Tensor, best: Tensor) -> Tensor:
-    """Tell where a gain is larger than the best; NaN counts as larger, for it must not be lost."""
-    return ~(gain <= best)
+    """Tell where a gain is larger than the best so far; NaN is larger than any, so that it is never lost."""
+    return ~(gain <= best) & ~best.isnan()
 
 
 class Spot(NamedTuple):

@@ -2,6 +2,9 @@
 
 from .cifar import cifar10 as cifar10
 from .cifar import cifar100 as cifar100
+from .cifar_c import CIFAR10_C as CIFAR10_C
+from .cifar_c import CIFAR10_C_MAIN as CIFAR10_C_MAIN
+from .cifar_c import cifar10_c as cifar10_c
 from .folder import image_folder as image_folder
 from .images import ImageSet as ImageSet
 from .splits import interleave as interleave
@@ -9,8 +12,11 @@ from .splits import labelled_subset as labelled_subset
 from .splits import train_validation_split as train_validation_split
 
 __all__ = [
+    "CIFAR10_C",
+    "CIFAR10_C_MAIN",
     "ImageSet",
     "cifar10",
+    "cifar10_c",
     "cifar100",
     "image_folder",
     "interleave",

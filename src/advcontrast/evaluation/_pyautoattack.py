@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._checks import complaint
 from .._types import Norm
@@ -65,24 +66,45 @@ class Suite:
         return misclassified(self._logits(torch.where(inside[:, None, None, None], adv, x)), y)
 
     def _perturb(self, attack: str, classes: int, x: Tensor, y: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        margin = _margin(height, width) if attack == "square" and self.norm == "l2" else 0
         # A new one each time: they keep targets, sizes and seeds from one call to the next.
-        norm = {"linf": "Linf", "l2": "L2"}[self.norm]
         attacks: Any = self.package.AutoAttack(
-            self._logits, norm=norm, eps=self.eps, seed=self.seed, version=self.version, device=x.device
+            lambda framed: self._logits(framed[..., :height, :width]),
+            norm={"linf": "Linf", "l2": "L2"}[self.norm],
+            eps=self.eps,
+            seed=self.seed,
+            version=self.version,
+            device=x.device,
         )
         attacks.apgd_targeted.n_target_classes = attacks.fab.n_target_classes = min(9, classes - 1)
         if attack == "fab-t":
             attacks.fab.targeted, attacks.fab.n_restarts = True, 1
         attacks.apgd.loss = attack.removeprefix("apgd-")
         runner = {"apgd-t": attacks.apgd_targeted, "fab": attacks.fab, "fab-t": attacks.fab, "square": attacks.square}
-        # They take views of gradients, which fails in other memory formats.
-        adv: Tensor = runner.get(attack, attacks.apgd).perturb(x.clone(memory_format=torch.contiguous_format), y)
-        return adv.detach()
+        # They take views of gradients, which fails in other memory formats than the contiguous one.
+        framed = F.pad(x.contiguous(), (0, margin, 0, margin))
+        adv: Tensor = runner.get(attack, attacks.apgd).perturb(framed, y)
+        return adv.detach()[..., :height, :width]
 
     def _logits(self, x: Tensor) -> Tensor:
         """Return logits that can be written into, as Square does; the model's own may be a view of the images."""
         logits: Tensor = self.model(x)
         return logits.to(torch.float32, copy=True)
+
+
+def _margin(height: int, width: int) -> int:
+    """Return how many rows and columns Square needs at the end of images in order to cover them with its first tiles.
+
+    In l2 it puts tiles of a fifth of the height side by side, from an offset that is meant for five of them. Where six
+    or more fit, as in 14 pixels, the last one sticks out and the attack fails. The model does not see the margin.
+    """
+    margin = max(0, 5 - height)
+    while True:
+        tile, offset = (height + margin) // 5, (height + margin) % 5 // 2
+        if tile == 1 or all(size % tile >= offset for size in (height + margin, width + margin)):
+            return margin
+        margin += 1
 
 
 def within(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:

@@ -185,5 +185,5 @@ def _check_losses(losses: Mapping[float, Tensor]) -> None:
         check_tensor(owner, "each of losses", loss, remedy=remedy)
     shapes = {tuple(loss.shape) for loss in losses.values()}
     if len(losses) < 2 or len(shapes) != 1 or len(min(shapes)) != 1 or min(shapes)[0] < 2:
-        got = f"{len(losses)} of shape {' and '.join(str(list(shape)) for shape in sorted(shapes))}"
-        raise ValueError(complaint(owner, "at least two losses of one shape [N] with N >= 2", got, remedy))
+        got = ", ".join(str(list(loss.shape)) for loss in losses.values()) or "none"
+        raise ValueError(complaint(owner, "two or more losses of one shape [N] with N >= 2", got, remedy))

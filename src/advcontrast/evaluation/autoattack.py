@@ -88,7 +88,7 @@ def autoattack(
             are faster; a resumed run needs the same in the same order.
         eps: radius of the ball, at least 0, in the units of the images. Papers on CIFAR-10 use 8/255 for ``"linf"`` and
             0.5 for ``"l2"``.
-        norm: ``"linf"`` or ``"l2"``; the latter needs images at least 5 pixels high.
+        norm: ``"linf"`` or ``"l2"``.
         version: ``"standard"``, ``"plus"`` (more attacks and five restarts) or ``"rand"`` (for randomised models,
             gradients averaged over 20 passes), with the budgets of ``pyautoattack``.
         seed: of the attacks, at least 0.
@@ -142,7 +142,7 @@ def autoattack(
         identity = {**settings, "pyautoattack": str(package.__version__), "model": digest_of_model(model)}
         ledger = Ledger(_OWNER, checkpoint, identity)
         for i, (x, y, labels) in enumerate(checked_batches(_OWNER, batches, device)):
-            _check_images(x, norm)
+            _check_images(x)
             digest = ledger.digest(x, y)
             page = ledger.page(i, digest)
             with _kept_randomness(device):
@@ -180,13 +180,10 @@ def _kept_randomness(device: torch.device) -> Iterator[None]:
             randomness.restore(state, device)
 
 
-def _check_images(x: Tensor, norm: Norm) -> None:
+def _check_images(x: Tensor) -> None:
     check_tensor(_OWNER, "images", x, (torch.float32,), remedy="Convert them with images.float()")
     if x.dim() != 4:
         raise ValueError(complaint(_OWNER, "images of shape [N, C, H, W]", f"{list(x.shape)}", "Add the missing axes"))
-    if norm == "l2" and x.shape[2] < 5:
-        remedy = "Square divides the height into five parts; use norm='linf'"
-        raise ValueError(complaint(_OWNER, "images at least 5 pixels high for norm 'l2'", f"{x.shape[2]}", remedy))
 
 
 def _check_precision(model: nn.Module) -> None:

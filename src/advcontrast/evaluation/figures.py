@@ -55,11 +55,8 @@ def plot_curves(curves: Mapping[str, Curve]) -> Figure:
     _check_labels(owner, "curves", curves, most=len(COLOURS))
     for label, curve in curves.items():
         if not all(hasattr(curve, name) for name in ("parameter", "values", "accuracies")):
-            expected, remedy = (
-                f"curves[{label!r}] with parameter, values and accuracies",
-                "Pass what robust_curve returned",
-            )
-            raise TypeError(complaint(owner, expected, type_name(curve), remedy))
+            expected = f"curves[{label!r}] with parameter, values and accuracies"
+            raise TypeError(complaint(owner, expected, type_name(curve), "Pass what robust_curve returned"))
         _check_fractions(owner, f"curves[{label!r}].accuracies", curve.accuracies)
         if not 1 <= len(curve.values) == len(curve.accuracies):
             got = f"{len(curve.accuracies)} for {len(curve.values)} values"

@@ -17,7 +17,7 @@ from ._guests import checked_batches, checked_logits, own_generator, perturbed
 from .accuracy import Accuracy
 from .alarms import Alarm, falling_loss, incomplete_search, unbounded_attack, white_box_beaten
 from .curves import check_fields, with_radius
-from .probes import batch_dependence, examined, probability_output, randomised_output, train_mode, zero_gradients
+from .symptoms import batch_dependence, examined, probability_output, randomised_output, train_mode, zero_gradients
 
 _OWNER = "gradient_masking"
 _SOME = 64  # images for the alarms that look at outputs only
@@ -128,7 +128,7 @@ def gradient_masking(
     """
     check_module(_OWNER, model)
     if surrogate is not None:
-        check_module(_OWNER, surrogate)
+        check_module(f"{_OWNER}, surrogate", surrogate)
     check_int(_OWNER, "images", images, low=1, remedy="A few hundred are enough")
     check_fields(_OWNER, attack, "eps", "steps", "norm")
     given: Any = attack

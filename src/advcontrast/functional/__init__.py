@@ -3,19 +3,43 @@
 from .distillation import distillation as distillation
 from .divergence import kl_divergence as kl_divergence
 from .divergence import trades as trades
+from .flow import smooth as smooth
+from .flow import warp as warp
+from .jpeg import jpeg_decode as jpeg_decode
+from .jpeg import jpeg_encode as jpeg_encode
+from .margin import dlr as dlr
+from .margin import targeted_dlr as targeted_dlr
 from .nt_xent import alignment as alignment
 from .nt_xent import nt_xent as nt_xent
 from .projection import linf_box as linf_box
 from .projection import project_l2 as project_l2
+from .representation import breakaway_risk as breakaway_risk
+from .representation import effective_rank as effective_rank
+from .representation import margin_ratio as margin_ratio
+from .representation import nearest_neighbour_accuracy as nearest_neighbour_accuracy
+from .representation import overlap_risk as overlap_risk
+from .representation import uniformity as uniformity
 from .semi_supervised import semi_supervised as semi_supervised
 
 __all__ = [
     "alignment",
+    "breakaway_risk",
     "distillation",
+    "dlr",
+    "effective_rank",
+    "jpeg_decode",
+    "jpeg_encode",
     "kl_divergence",
     "linf_box",
+    "margin_ratio",
+    "nearest_neighbour_accuracy",
     "nt_xent",
+    "overlap_risk",
     "project_l2",
     "semi_supervised",
+    "smooth",
+    "targeted_dlr",
     "trades",
+    "uniformity",
+    "warp",
 ]
