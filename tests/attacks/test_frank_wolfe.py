@@ -88,9 +88,10 @@ def test_budget_is_used_up(eps):
     assert ((ours.double() - x.double()).abs().flatten(1).sum(1) > eps - 4e-4).all()
 
 
-def test_radius_zero_gives_the_images():
+@pytest.mark.parametrize("steps", [0, 3])
+def test_radius_zero_gives_the_images(steps):
     x = images(dtype=torch.float32)
-    assert torch.equal(FrankWolfeAttack(eps=0)(nonlinear, x, generator=seeded()), x)
+    assert torch.equal(FrankWolfeAttack(eps=0, steps=steps)(nonlinear, x, generator=seeded()), x)
 
 
 def test_start_is_uniform_in_the_ball():

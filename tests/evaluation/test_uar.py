@@ -201,10 +201,12 @@ def test_two_classes_leave_one_target(monkeypatch):
 def test_generator_is_the_one_passed_or_seeded_with_zero(monkeypatch):
     first, second = [], []
     recorded(monkeypatch, first)
-    passed = torch.Generator().manual_seed(0)
-    uar(classifier(), batches(), "elastic", generator=passed)
+    model, data, passed = classifier(), batches(), torch.Generator().manual_seed(0)
+    torch.manual_seed(1)
+    uar(model, data, "elastic", generator=passed)
     recorded(monkeypatch, second)
-    uar(classifier(), batches(), "elastic")
+    torch.manual_seed(2)
+    uar(model, data, "elastic")
     assert all(generator is passed for _, _, generator, _ in first)
     assert all(torch.equal(a[0].y, b[0].y) for a, b in zip(first, second, strict=True))
 

@@ -34,7 +34,7 @@ class JPEGAttack:
     .. math:: x_{\mathrm{adv}} = D(E(x) + v / 2) \text{ clamped to } [0, 1], \qquad \|v\| \le \mathrm{eps},
 
     so :math:`v` counts in half quantisation steps, and ``eps=1`` in the L-infinity norm is what rounding itself can do.
-    The search for :math:`v` is that of :class:`PGDAttack` for ``"linf"`` and ``"l2"`` and that of
+    The search for :math:`v` is that of :class:`~advcontrast.PGDAttack` for ``"linf"`` and ``"l2"`` and that of
     :class:`FrankWolfeAttack` for ``"l1"``, around zero; the latter two move no coefficient by more than 2.
     Kang et al. use the same unit.
 
@@ -117,8 +117,7 @@ class JPEGAttack:
                 return value_of(_OWNER, objective, image(change), scalar=True)
 
             change = self._search()(gain, torch.zeros_like(coefficients), generator=generator)
-            with torch.no_grad():
-                return x.copy_(image(change))
+            return x.copy_(image(change))
 
     def _search(self) -> PGDAttack | FrankWolfeAttack:
         """Return the attack that looks for the change of the coefficients, with zero for the image."""

@@ -17,6 +17,8 @@ from .branch_gap import branch_gap as branch_gap
 from .card import Result as Result
 from .card import ResultCard as ResultCard
 from .comparison import Comparison as Comparison
+from .comparison import Flips as Flips
+from .comparison import MetricComparison as MetricComparison
 from .comparison import compare_cards as compare_cards
 from .comparison import markdown_table as markdown_table
 from .corruptions import CorruptionAccuracy as CorruptionAccuracy
@@ -47,6 +49,7 @@ from .symptoms import train_mode as train_mode
 from .symptoms import zero_gradients as zero_gradients
 from .uar import CALIBRATIONS as CALIBRATIONS
 from .uar import UAR as UAR
+from .uar import Calibration as Calibration
 from .uar import calibrated_attacks as calibrated_attacks
 from .uar import uar as uar
 
@@ -59,11 +62,14 @@ __all__ = [
     "AlarmRecord",
     "AutoAttackResult",
     "BranchGap",
+    "Calibration",
     "Comparison",
     "CorruptionAccuracy",
     "CurveRecord",
+    "Flips",
     "LabelFreeRobustness",
     "MaskingReport",
+    "MetricComparison",
     "Protocol",
     "ProtocolResult",
     "Result",

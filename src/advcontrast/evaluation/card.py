@@ -75,7 +75,7 @@ class ResultCard:
         branch: the batch-norm branch that was evaluated, ``None`` in a network without.
         attacks: for each metric the attack and all its settings, required for RA and AA.
         settings: whatever else was chosen, such as the protocol of fine-tuning.
-        versions: software and hardware, as :func:`~advcontrast.evaluation.provenance.versions` returns them.
+        versions: software and hardware, as :func:`~advcontrast.evaluation.versions` returns them.
         revision: git commit of the code, with "-dirty" behind it where the code was changed since.
         curves: accuracies along a parameter of an attack.
         corruptions: accuracy for each corruption, in [0, 1].

@@ -43,7 +43,7 @@ class ProtocolResult:
         model: the classifier, a sequence of ``encoder`` and ``head``, in eval mode.
         ta: verdicts on the test images as they are; ``ta.accuracy`` is the standard accuracy.
         ra: verdicts on them under ``protocol.test_attack``; ``ra.accuracy`` is the robust accuracy.
-        history: one row an epoch, as :func:`advcontrast.fit` returns them; accuracies are in percent.
+        history: one row an epoch, as :func:`advcontrast.engine.fit` returns them; accuracies are in percent.
         epoch: the epoch that was tested, counted from 1.
     """
 
@@ -88,7 +88,7 @@ def run_protocol(
         test: images to report on.
         seed: of the choice of labels, the order of the images, and all noise.
         folder: where to keep checkpoints, so that an interrupted run goes on when it is started again; see
-            :func:`advcontrast.fit`. Another encoder or other images for validation are refused.
+            :func:`advcontrast.engine.fit`. Another encoder or other images for validation are refused.
 
     Returns:
         The classifier and its verdicts.

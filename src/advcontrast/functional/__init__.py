@@ -3,7 +3,6 @@
 from .distillation import distillation as distillation
 from .divergence import kl_divergence as kl_divergence
 from .divergence import trades as trades
-from .flow import smooth as smooth
 from .flow import warp as warp
 from .jpeg import jpeg_decode as jpeg_decode
 from .jpeg import jpeg_encode as jpeg_encode
@@ -37,7 +36,6 @@ __all__ = [
     "overlap_risk",
     "project_l2",
     "semi_supervised",
-    "smooth",
     "targeted_dlr",
     "trades",
     "uniformity",
