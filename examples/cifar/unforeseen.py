@@ -17,8 +17,8 @@ from flags import Common, flag, start
 from images import load
 from networks import about, classifier_from
 
-from advcontrast.data.cifar_c import cifar10_c
-from advcontrast.evaluation.corruptions import corrupted, corruption_accuracy
+from advcontrast.data import cifar10_c
+from advcontrast.evaluation import corrupted, corruption_accuracy
 
 NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 OTHERS = ("gaussian_blur", "contrast", "brightness", "saturate", "pixelate", "jpeg_compression")

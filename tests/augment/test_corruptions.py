@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from advcontrast.augment.corruptions import CORRUPTIONS, Corruption
+from advcontrast.augment import CORRUPTIONS, Corruption
 
 RANDOM = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "fog")
 NOISES = RANDOM[:4]
@@ -469,3 +469,10 @@ def test_an_accelerator_gives_the_same_images(name):
     y = corrupt(name, x.cuda(), 3)
     assert y.is_cuda
     torch.testing.assert_close(y.cpu(), corrupt(name, x, 3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", range(1, 66))
+def test_pixelate_covers_every_pixel_of_every_size(side):
+    x = torch.ones(1, 1, side, side)
+    for severity in range(1, 6):
+        assert torch.allclose(Corruption("pixelate", severity=severity)(x), x)

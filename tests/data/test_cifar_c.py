@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from advcontrast.data import cifar_c
-from advcontrast.data.cifar_c import CIFAR10_C, CIFAR10_C_MAIN, cifar10_c
+from advcontrast.data import CIFAR10_C, CIFAR10_C_MAIN, cifar10_c, cifar_c
 
 ANEW = "Download CIFAR-10-C anew."
 
@@ -98,6 +97,15 @@ def test_a_file_with_another_checksum_is_refused_at_once(archive, name):
     message = f"cifar10_c: expected the published MD5 {published} of {name}.npy, got {got}. {remedy}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         cifar10_c(archive)
+
+
+def test_a_checksum_is_that_of_the_whole_file(archive, monkeypatch):
+    monkeypatch.setattr(cifar_c, "_IMAGES", 200)
+    np.save(archive / "labels.npy", np.zeros(1000, np.uint8))
+    np.save(archive / "fog.npy", np.zeros((1000, 32, 32, 3), np.uint8))
+    sums = {name: hashlib.md5((archive / f"{name}.npy").read_bytes()).hexdigest() for name in ("fog", "labels")}
+    monkeypatch.setattr(cifar_c, "_MD5", sums)
+    assert len(list(cifar10_c(archive, names=("fog",)))) == 5
 
 
 def test_another_checksum_is_let_pass_on_demand(archive, monkeypatch):

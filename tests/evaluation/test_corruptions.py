@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from advcontrast.augment.corruptions import CORRUPTIONS, Corruption
-from advcontrast.data.cifar_c import CIFAR10_C, CIFAR10_C_MAIN
-from advcontrast.evaluation import Accuracy, accuracy
-from advcontrast.evaluation.corruptions import CorruptionAccuracy, corrupted, corruption_accuracy
+from advcontrast.augment import CORRUPTIONS, Corruption
+from advcontrast.data import CIFAR10_C, CIFAR10_C_MAIN
+from advcontrast.evaluation import Accuracy, CorruptionAccuracy, accuracy, corrupted, corruption_accuracy
 
 
 class Colours(nn.Module):

@@ -282,6 +282,16 @@ def test_noise_below_rounding_is_not_randomised():
     assert not randomised_output(network, torch.rand(8, 6)).raised
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_noise_is_measured_against_the_spread_of_the_outputs(scale):
+    def scaled(size):
+        return After(lambda logits: scale * logits, Before(lambda x: x + size * torch.randn_like(x), FLAT))
+
+    x = torch.rand(8, 6)
+    assert not randomised_output(scaled(1e-6), x).raised
+    assert randomised_output(scaled(1e-2), x).raised
+
+
 def test_batch_dependence_needs_one_image_only():
     x = torch.rand(1, 6)
     assert batch_dependence(nn.BatchNorm1d(6, track_running_stats=False), x).raised
@@ -356,8 +366,9 @@ def test_doubling_the_steps_may_cost_a_point(more, verdict):
     assert incomplete_search(verdicts(300, 500), verdicts(300 - more, 500)).raised is verdict
 
 
-def test_losing_less_by_more_steps_is_complete():
-    assert not incomplete_search(verdicts(10), verdicts(90)).raised
+def test_more_steps_that_break_other_images_are_complete():
+    once, twice = torch.arange(100) < 40, torch.arange(100) >= 58
+    assert not incomplete_search(Accuracy(once), Accuracy(twice)).raised
 
 
 def test_loss_that_falls_by_chance_is_not_an_alarm():
@@ -409,6 +420,12 @@ def test_sign_noise_returns_the_best_of_its_draws():
     # Of 8 corners, 50 draws find the best: the true pixel down, another one up.
     adv = SignNoise(eps=0.25, norm="linf")(Classification(FLAT, y), x, generator=torch.Generator().manual_seed(0))
     assert margin(adv, y).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(("query", "pixels"), [(0, 100), (1, 49), (50, 9), (99, 2)])
+def test_windows_shrink_from_half_the_image_to_a_fiftieth(query, pixels):
+    proposal = WindowSearch(eps=0.1, norm="linf").propose(torch.zeros(20, 1, 10, 10), query, None)
+    assert (proposal.flatten(1).abs().sum(1) == pixels).all()
 
 
 def test_window_search_gets_better_with_queries():

@@ -44,8 +44,9 @@ class APGDAttack:
     Given a :class:`Classification`, the attack is one on accuracy: it maximises the ``loss``, a sample is done as soon
     as it is misclassified, and its first misclassified image is returned, which is the image itself where that is
     misclassified without attack. A sample that is done costs nothing more: on the CPU it leaves the batch at once, on
-    an accelerator at the next checkpoint, since each look at who is done makes the CPU wait. The result is the same, but
-    for what the size of a batch changes in the rounding of the model. Given any other function, such as the distance of the features of an encoder, it never drops a sample.
+    an accelerator at the next checkpoint, since each look at who is done makes the CPU wait. The result is the same,
+    but for what the size of a batch changes in the rounding of the model. Given any other function, such as the
+    distance of the features of an encoder, it never drops a sample.
 
     No sample's result depends on the others, as long as the objective couples none. Every run draws noise for the whole
     batch, so that not even the start depends on who is done. For the rest, the exact ball, the traces that are not

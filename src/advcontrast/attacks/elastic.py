@@ -26,7 +26,8 @@ class ElasticAttack:
     .. math:: x_{\mathrm{adv}} = \mathrm{warp}(x, G * f), \qquad \|f\|_\infty \le \mathrm{eps},
 
     with :math:`G` a Gaussian kernel, interpolation between the pixels, and black outside the image. The search for
-    :math:`f` is that of :class:`~advcontrast.PGDAttack` in the L-infinity norm, around zero. With ``eps=0`` the result is ``x``.
+    :math:`f` is that of :class:`~advcontrast.PGDAttack` in the L-infinity norm, around zero. With ``eps=0`` the result
+    is ``x``.
 
     Kang et al. give ``eps`` on a grid whose outermost points lie 2 units apart: theirs is ours times H / (H - 1).
     What ``PGDAttack`` says of models, modes, gradients and the global random state holds here too.

@@ -196,5 +196,6 @@ def _boxes(size: int, out: int) -> Tensor:
     Where it covers none, because the image grows, it takes the nearest.
     """
     source = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * out / size
-    inside = ((source - torch.arange(out) - 0.5).abs() <= max(0.5, out / size / 2)).double()
+    # What lies on an edge counts, however its place was rounded: there must be one.
+    inside = ((source - torch.arange(out) - 0.5).abs() <= max(0.5, out / size / 2) + 1e-9).double()
     return inside / inside.sum(0)

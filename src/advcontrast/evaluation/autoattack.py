@@ -70,7 +70,8 @@ def autoattack(
     perturbed image lies in the ball and in [0, 1], up to rounding, and this function's own forward pass misclassifies
     it. With fewer than ten classes the targeted attacks aim at all wrong ones. DLR compares three logits and its
     targeted form four: with three classes APGD on the untargeted DLR loss stands in for the targeted one, and with two
-    classes it is left out; ``attacks`` of the result says what was run.
+    classes it is left out; ``attacks`` of the result says what was run. Square fails in l2 on images of some sizes,
+    such as 14 pixels; it gets those with a margin of a few pixels, which the model does not see.
 
     The model is in eval mode and everything in float32, whatever autocast surrounds the call. Before each attack on
     each batch the random state is set to ``seed``, as ``pyautoattack`` does it: verdicts depend on the batch and on

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_int, complaint, type_name
-from ..augment.corruptions import CORRUPTIONS, Corruption
-from ..data.cifar_c import CIFAR10_C, CIFAR10_C_MAIN
+from ..augment import CORRUPTIONS, Corruption
+from ..data import CIFAR10_C, CIFAR10_C_MAIN
 from ._guests import borrowed, checked_batches
 from .accuracy import Accuracy, accuracy
 

@@ -17,8 +17,8 @@ class SemiSupervisedTrainer(AdversarialTrainer):
     """A forward pass of step iii of ACL: adversarial training with few labels and a teacher's logits.
 
     The attack maximises the cross-entropy of each image with its label or, where it has none, with the class that the
-    teacher gives it. The loss is :class:`~advcontrast.losses.SemiSupervisedLoss`, equation 3 of the paper; the model sees first
-    the clean images, then the attacked ones.
+    teacher gives it. The loss is :class:`~advcontrast.losses.SemiSupervisedLoss`, equation 3 of the paper; the model
+    sees first the clean images, then the attacked ones.
 
     Args:
         model: as for :class:`AdversarialTrainer`.

@@ -17,7 +17,8 @@ from .acl import ACLOutput
 class StandardTrainer(nn.Module):
     """A forward pass of standard training: cross-entropy on clean images.
 
-    As :class:`~advcontrast.ACLTrainer` it is a module whose forward pass is one step, and owns no optimizer, loop, device or log.
+    As :class:`~advcontrast.ACLTrainer` it is a module whose forward pass is one step, and owns no optimizer, loop,
+    device or log.
 
     A frozen encoder stays as it is to the bit: its parameters get no gradients, and it stays in eval mode when the
     trainer is put into train mode, so that its running statistics do not move either.

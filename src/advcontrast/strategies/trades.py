@@ -17,8 +17,8 @@ class TRADESTrainer(AdversarialTrainer):
 
     The attack maximises the divergence from the prediction for the clean image, both by the model in eval mode. It
     starts at random in the ball; the authors of TRADES start it 0.001 N(0, 1) from the image, where the divergence has
-    almost no gradient. The loss is :class:`~advcontrast.losses.TRADESLoss`; the model sees first the clean images, then the
-    attacked ones.
+    almost no gradient. The loss is :class:`~advcontrast.losses.TRADESLoss`; the model sees first the clean images, then
+    the attacked ones.
 
     Args:
         model: as for :class:`AdversarialTrainer`.

@@ -1,0 +1,25 @@
+"""The test on corruptions reads the files of CIFAR-10-C."""
+
+import numpy as np
+import pytest
+
+from advcontrast.data import CIFAR10_C, cifar_c
+from tests.examples.cifar import FEW, TINY, card, inside
+
+
+def test_files_of_cifar_10_c_are_evaluated_at_all_severities(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar_c, "_IMAGES", 4)
+    monkeypatch.setattr(cifar_c, "_check_md5", lambda *_: None)
+    random = np.random.default_rng(0)
+    for name in CIFAR10_C:
+        np.save(tmp_path / f"{name}.npy", random.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
+    np.save(tmp_path / "labels.npy", np.arange(20) % 10)
+    assert inside("finetune", *TINY, "--train", "standard", "--out", tmp_path / "c") == 0
+    flags = ("--model", tmp_path / "c" / "final.safetensors", "--cifar10c", tmp_path, "--out", tmp_path / "out")
+    assert inside("unforeseen", *FEW, *flags) == 0
+    results = card(tmp_path / "out")["results"]
+    assert set(results) == {*CIFAR10_C, "mean"}
+    mean = results.pop("mean")
+    assert mean == pytest.approx(sum(results.values()) / 19)
+    # 20 images a corruption.
+    assert all(value / 5 == round(value / 5) for value in results.values())
