@@ -34,7 +34,9 @@ exclude_patterns = ["_build"]
 
 # A reference that leads nowhere is a mistake, unless it leads to another project.
 nitpicky = True
-nitpick_ignore_regex = [(r"py:.*", r"(torch|nn|collections|contextlib|copy|os|pathlib|typing|Tensor|Callable|Any|Curve|Figure)\b.*")]
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|nn|collections|contextlib|copy|os|pathlib|typing|Tensor|Callable|Any|Curve|Figure)\b.*")
+]
 
 autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"
