@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from advcontrast.attacks import Classification, PGDAttack, apgd
 from advcontrast.attacks.apgd import APGDAttack
+from advcontrast.attacks.ascent import Spot
 from advcontrast.functional import linf_box
 from advcontrast.functional.margin import dlr, targeted_dlr
 from tests.properties import pgd_invariants as invariants
@@ -209,6 +210,15 @@ def test_first_step_is_two_radii_long():
 
     APGDAttack(eps=0.125, steps=1, bounds=INFINITE)(objective, x, generator=seeded())
     assert seen[1].tolist() == [[0.625, 0.625]]
+
+
+def test_standing_still_is_no_rise():
+    point = torch.zeros(1, 2, dtype=torch.float64)
+    run = apgd._Run(Spot(point, torch.tensor([0.0]), point), 1.0)
+    for gain in (1.0, 1.0, 1.0, 1.0):
+        run.move(Spot(point, torch.tensor([gain]), point))
+    run.review()
+    assert run.size.item() == 0.5
 
 
 # What is returned.
