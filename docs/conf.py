@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 import advcontrast
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "examples" / "cifar" / "results" / "small"
+RESULTS = HERE.parent / "examples" / "cifar" / "results"
 sys.path.insert(0, str(HERE))
 
 from figures import draw_all  # noqa: E402
@@ -59,7 +59,9 @@ html_show_sphinx = False
 def draw_figures(_app: Sphinx) -> None:
     """Draw the figures and tables where the pages expect them; git ignores the folder."""
     draw_all(HERE / "_build" / "figures")
-    write_tables(RESULTS / "tables.md", HERE / "_build" / "results.rst")
+    write_tables(RESULTS / "small" / "tables.md", HERE / "_build" / "results.rst")
+    for name in ("quickstart", "quickstart-autoattack", "cifar10"):
+        write_tables(RESULTS / "evaluation" / name / "results.md", HERE / "_build" / f"evaluation-{name}.rst")
 
 
 def readable_numbers(*event: Any) -> tuple[str | None, str | None]:

@@ -214,7 +214,7 @@ def run(seed: int, task: Task, settings: Settings, results: Results) -> dict[str
                 entry[metric].append(value)
             models[f"{name}-{protocol}"] = model
             weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-            about = {"arch": "quickstart", "data": settings.data, "limit": settings.limit, "branch": BRANCH.get(name)}
+            about = {"arch": "quickstart", "settings": asdict(settings), "branch": BRANCH.get(name)}
             path = folder / f"seed{seed}-{name}-{protocol}.safetensors"
             save_file(weights, path, {"advcontrast": json.dumps(about)})
     return models

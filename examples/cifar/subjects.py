@@ -80,7 +80,7 @@ def _from_quickstart(path: str, about: dict[str, Any], settings: Any) -> Subject
     from quickstart import Encoder, load_task
     from quickstart import Settings as Quickstart
 
-    task = load_task(Quickstart(data=about["data"], limit=about["limit"]))
+    task = load_task(Quickstart(**about["settings"]))
     images = ImageSet(task.test.x, task.test.y, tuple(task.classes))
     if settings.test_limit:
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
