@@ -8,20 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._checks import (
-    check_bool,
-    check_bounds,
-    check_choice,
-    check_generator,
-    check_int,
-    check_real,
-    check_tensor,
-    check_within,
-    complaint,
-    type_name,
-)
-from .._types import NORMS, Norm, Objective
-from .ascent import ascent, value_of
+from .._checks import check_bool, check_int, check_real
+from .._types import Norm, Objective
+from .ascent import ascent, check_call, check_search, value_of
 from .balls import BALLS
 
 _OWNER = "PGDAttack"
@@ -89,19 +78,12 @@ class PGDAttack:
     minimize: bool = False
 
     def __post_init__(self) -> None:
-        check_real(_OWNER, "eps", self.eps, low=0, remedy="For images in [0, 1] it is usually 8/255")
+        check_search(_OWNER, self.eps, self.steps, self.norm, self.bounds)
         check_real(_OWNER, "step_size", self.step_size, low=0, above=True, remedy="A quarter of eps is usual")
-        check_int(_OWNER, "steps", self.steps, low=0, remedy="Pass the number of gradient steps")
-        check_choice(_OWNER, "norm", self.norm, NORMS)
         check_bool(_OWNER, "random_start", self.random_start, remedy="False starts at the image itself")
         check_bool(_OWNER, "minimize", self.minimize, remedy="True makes the attack targeted")
         if self.restarts is not None:
             check_int(_OWNER, "restarts", self.restarts, low=1, remedy="None makes one run and keeps its end")
-        check_bounds(_OWNER, self.bounds)
-        width = self.bounds[1] - self.bounds[0]
-        if self.norm == "linf" and self.eps > width * (1 + 1e-9):
-            remedy = f"Did you mean {self.eps:g}/255" if self.eps > 1 else "A larger ball holds every image"
-            raise ValueError(complaint(_OWNER, f"eps within the range {width:g} of bounds", repr(self.eps), remedy))
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of the images ``x``.
@@ -123,7 +105,7 @@ class PGDAttack:
                 result).
             TypeError: an argument of the wrong kind, such as half precision or uint8 images.
         """
-        self._check_call(objective, x, generator)
+        check_call(_OWNER, objective, x, generator, self.bounds)
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone()
             if x.numel() == 0:
@@ -147,18 +129,6 @@ class PGDAttack:
     def _gain(self, objective: Objective, image: Tensor) -> Tensor:
         value = value_of(_OWNER, objective, image, scalar=True)
         return -value if self.minimize else value
-
-    def _check_call(self, objective: Objective, x: Tensor, generator: torch.Generator | None) -> None:
-        if not callable(objective):
-            remedy = "Pass a function such as lambda x: loss(model(x), y)"
-            raise TypeError(complaint(_OWNER, "objective to be callable", type_name(objective), remedy))
-        remedy = "Attack float images, and put autocast around the model for half precision"
-        check_tensor(_OWNER, "x", x, (torch.float32, torch.float64), remedy=remedy)
-        if x.dim() == 0:
-            raise ValueError(complaint(_OWNER, "x of shape [N, ...]", "[]", "Add a sample dimension with x[None]"))
-        check_generator(_OWNER, generator, x.device)
-        remedy = "Put the normalisation inside the model and attack the raw image"
-        check_within(_OWNER, "x", x, self.bounds, remedy=remedy)
 
 
 def _stronger(best: tuple[Tensor, Tensor] | None, gain: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
