@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import advcontrast
 
@@ -78,12 +79,25 @@ def readme_examples():
 
 
 def test_the_readme_example_runs():
-    (example,) = readme_examples()
+    example, _ = readme_examples()
     assert len(example.strip().splitlines()) <= 16
     names = {}
     exec(compile(example, "README.md", "exec"), names)
     assert set(names["encoder"].state_dict()) == set(names["resnet18"]().state_dict())
     assert all(value.isfinite().all() for value in names["encoder"].state_dict().values())
+
+
+def test_the_readme_example_of_evaluation_runs(tmp_path, monkeypatch):
+    pytest.importorskip("autoattack")
+    monkeypatch.chdir(tmp_path)
+    _, example = readme_examples()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+    x = torch.rand(6, 3, 8, 8)
+    names = {"model": model, "loader": [(x, model(x).argmax(1))]}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["aa"].accuracy <= names["ra"].accuracy
+    assert (tmp_path / "runs" / "aa").is_dir()
 
 
 def test_the_readme_names_the_commands_that_ci_runs():

@@ -168,7 +168,7 @@ def _right_only(model: nn.Module, read: list[tuple[Tensor, Tensor, Tensor]]) -> 
         check_finite(_OWNER, "the output of the model", logits, remedy=remedy)
         right = logits.argmax(1) == y
         chunks.append((x[right], y[right]))
-    count, every = (sum(map(len, labels)) for labels in ([y for _, y in chunks], [y for _, y, _ in read]))
+    count, every = sum(len(y) for _, y in chunks), sum(len(y) for _, y, _ in read)
     if count < 2:
         expected = "at least two images that are classified correctly"
         remedy = "Alarms compare attacks on such images; look at the accuracy first"
