@@ -6,14 +6,15 @@ from pathlib import Path
 
 
 def write_tables(source: Path, target: Path) -> None:
-    """Write the Markdown tables of ``source`` as reStructuredText."""
+    """Write the Markdown tables of ``source``, each below its heading, as reStructuredText."""
     lines = source.read_text().splitlines()
     pages: list[str] = []
+    heading: list[str] = []
     for i, line in enumerate(lines):
         if line.startswith("## "):
-            pages += ["", line[3:], "~" * len(line[3:]), ""]
+            heading = ["", line[3:], "~" * len(line[3:]), ""]
         elif line.startswith("| ") and lines[i + 1 : i + 2] and lines[i + 1].startswith("| ---"):
-            pages += [".. list-table::", "   :header-rows: 1", "   :class: cards", ""]
+            pages += [*heading, ".. list-table::", "   :header-rows: 1", "   :class: cards", ""]
             pages += _row(line)
         elif line.startswith("| ") and not line.startswith("| ---"):
             pages += _row(line)
