@@ -13,6 +13,7 @@ import advcontrast
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "examples" / "cifar" / "results"
+BENCHMARKS = HERE.parent / "benchmarks" / "results"
 sys.path.insert(0, str(HERE))
 
 from figures import draw_all  # noqa: E402
@@ -59,9 +60,11 @@ html_show_sphinx = False
 def draw_figures(_app: Sphinx) -> None:
     """Draw the figures and tables where the pages expect them; git ignores the folder."""
     draw_all(HERE / "_build" / "figures")
-    write_tables(RESULTS / "small" / "tables.md", HERE / "_build" / "results.rst")
+    write_tables([RESULTS / "small" / "tables.md"], HERE / "_build" / "results.rst")
+    for kind in ("cpu", "cheaper"):
+        write_tables(sorted((BENCHMARKS / kind).glob("*.md")), HERE / "_build" / f"benchmarks-{kind}.rst", prose=True)
     for name in ("quickstart", "quickstart-autoattack", "cifar10"):
-        write_tables(RESULTS / "evaluation" / name / "results.md", HERE / "_build" / f"evaluation-{name}.rst")
+        write_tables([RESULTS / "evaluation" / name / "results.md"], HERE / "_build" / f"evaluation-{name}.rst")
 
 
 def readable_numbers(*event: Any) -> tuple[str | None, str | None]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def write_tables(source: Path, target: Path) -> None:
-    """Write the Markdown tables of ``source``, each below its heading, as reStructuredText."""
-    lines = source.read_text().splitlines()
+def write_tables(sources: Sequence[Path], target: Path, *, prose: bool = False) -> None:
+    """Write the Markdown tables of some files, each below its heading, as reStructuredText; perhaps with the text."""
+    lines = [line for source in sources for line in source.read_text().splitlines()]
     pages: list[str] = []
     heading: list[str] = []
     for i, line in enumerate(lines):
@@ -18,6 +19,9 @@ def write_tables(source: Path, target: Path) -> None:
             pages += _row(line)
         elif line.startswith("| ") and not line.startswith("| ---"):
             pages += _row(line)
+        elif prose and line and line[0] not in "#|":
+            pages += [*heading, line.replace("`", "``"), ""]
+            heading = []
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(pages) + "\n")
 

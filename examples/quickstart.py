@@ -119,17 +119,21 @@ class Encoder(nn.Module):
         return self.layers((x - 0.5) / 0.25)
 
 
-def pretrain(mode: str, encoder: Encoder, task: Task, settings: Settings, generator: torch.Generator) -> Encoder:
-    """Train a copy of the encoder without labels; return it with the norms of the branch that is wanted afterwards."""
+def contrastive(mode: str, encoder: Encoder, task: Task) -> ACLTrainer:
+    """Return what trains a copy of the encoder without labels."""
     head = nn.Sequential(nn.Linear(encoder.features, encoder.features), nn.ReLU(), nn.Linear(encoder.features, 64))
     model = convert_to_dual_bn(nn.Sequential(encoder, head.to(task.train.x.device)), inplace=False)
     # What suits a short run on images of 14 x 14 pixels; the defaults of the library are the paper's for CIFAR-10.
     augment = ContrastivePairAugment(task.size, strength=0.5)
-    acl = ACLTrainer(model, mode=mode, loss=NTXentLoss(0.3), attack=task.attack(3), augment=augment)
+    return ACLTrainer(model, mode=mode, loss=NTXentLoss(0.3), attack=task.attack(3), augment=augment)
+
+
+def pretrain(acl: ACLTrainer, task: Task, settings: Settings, generator: torch.Generator) -> Encoder:
+    """Train; return the encoder with the norms of the branch that is wanted afterwards."""
     optimizer = torch.optim.Adam(acl.parameters(), lr=3e-3, weight_decay=1e-6)
     steps = settings.epochs * (len(task.train) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    with tqdm(total=steps, desc=f"pre-train {mode}", unit="step") as bar:
+    with tqdm(total=steps, desc=f"pre-train {acl.mode}", unit="step") as bar:
         for _ in range(settings.epochs):
             order = torch.randperm(len(task.train), generator=generator).to(task.train.x.device)
             for batch in order[: len(order) // settings.batch_size * settings.batch_size].split(settings.batch_size):
@@ -140,7 +144,7 @@ def pretrain(mode: str, encoder: Encoder, task: Task, settings: Settings, genera
                 schedule.step()
                 bar.update()
             bar.set_postfix({name: f"{value:.2f}" for name, value in out.terms.items()})
-    return export_branch(model, BRANCH[mode])[0]
+    return export_branch(acl.model, BRANCH[acl.mode])[0]
 
 
 def train_classifier(model: nn.Module, labelled: Images, task: Task, protocol: str, steps: int, name: str) -> nn.Module:
@@ -203,7 +207,8 @@ def run(seed: int, task: Task, settings: Settings, results: Results) -> dict[str
     folder.mkdir(parents=True, exist_ok=True)
     models = {}
     for name in ENCODERS:
-        encoder = initial if name == "RI" else pretrain(name, initial, task, settings, generator)
+        acl = None if name == "RI" else contrastive(name, initial, task)
+        encoder = initial if acl is None else pretrain(acl, task, settings, generator)
         head = nn.Linear(encoder.features, len(task.classes)).to(task.train.x.device)
         nn.init.zeros_(head.weight)
         model = nn.Sequential(encoder, head)

@@ -6,7 +6,10 @@
 
 Presets: ``code`` is what the authors' code does, ``paper`` what their text says (SimCLR's head and crop, and its
 optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with three longer attack steps for five;
-``selfie`` is the baseline with the settings of its authors.
+``selfie`` is the baseline with the settings of its authors. Others spend less on the attack, in as many epochs: ``few``
+takes three longer steps, ``single`` one from a random start, ``warm`` one from where the last batch ended, ``free``
+none beside the training step, on batches that come four times in a row, ``progressive`` one, three and then five.
+What a preset costs is printed before it runs; what it loses is in ``docs/speed.rst``.
 
 The images of ``--data`` are all used, without labels. The card has the losses of the last epoch, and TA and RA of a
 linear classifier on the frozen encoder, through the adversarial norms if there are two sets. Wall time and accuracy at
@@ -17,9 +20,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from experiment import begin, final_accuracies
+from budget import CHEAPER, attack_of, mean_cost, watch
+from experiment import begin, final_accuracies, say
 from flags import Common, flag, start
 from images import Images, load
 from networks import about, join, new_encoder
@@ -27,8 +32,8 @@ from probe import linear_probe
 from selfie import SelfieLearner
 from torch import nn
 
-from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn, export_branch
-from advcontrast.augment import SimCLRAugment
+from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, convert_to_dual_bn, export_branch
+from advcontrast.augment import Replay, SimCLRAugment
 from advcontrast.engine import LARS, WarmupCosine, fit, steps_per_epoch
 from advcontrast.models import acl_head, simclr_head
 
@@ -54,6 +59,7 @@ SELFIE = {
     "attack_steps": 10,
 }
 PRESETS = {"code": CODE, "paper": PAPER, "fast": FAST, "selfie": SELFIE}
+PRESETS |= {name: {**CODE, **changes} for name, changes in CHEAPER.items()}
 
 
 @dataclass(kw_only=True)
@@ -73,6 +79,8 @@ class Settings(Common):
     temperature: float = flag(0.5, "of NT-Xent")
     strength: float = flag(1.0, "of the augmentation, from 0 to 1")
     min_area: float = flag(0.1, "smallest area of a crop, as a fraction")
+    attack: str = flag("pgd", "how the attack spends its steps", "pgd", "warm", "free", "progressive")
+    replays: int = flag(1, "times that each batch is trained on in a row, for the free attack")
     attack_steps: int = flag(5, "steps of the attack")
     attack_step: float = flag(0.25, "length of an attack step, as a fraction of the radius")
 
@@ -81,22 +89,28 @@ def main(settings: Settings) -> None:
     """Pre-train, and write the encoder with its head."""
     images = load(settings)
     encoder, features = new_encoder(settings, images)
-    learner = selfie(settings, encoder) if settings.mode == "selfie" else acl(settings, encoder, features, images)
+    steps = settings.epochs * steps_per_epoch(len(images.everything), settings.batch_size)
+    if settings.mode == "selfie":
+        learner = selfie(settings, encoder, steps)
+    else:
+        learner = acl(settings, encoder, features, images, steps)
     learner.to(images.everything.x.device)
     optimizer = optimizer_of(settings, learner)
     experiment = begin(settings)
     if experiment is None:
         return
     experiment.describe(images)
-    steps = steps_per_epoch(len(images.everything), settings.batch_size)
+    cost = mean_cost(learner, images.everything.x[: settings.batch_size], steps)
+    say(f"{settings.out}: {cost:.1f} forward passes an image and epoch; SimCLR takes 6, ACL with PGD-5 takes 32")
     history = fit(
         learner,
         images.everything.x,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         optimizer=optimizer,
-        schedule=WarmupCosine(settings.epochs * steps, warmup=min(settings.warmup, settings.epochs // 10) * steps),
+        schedule=WarmupCosine(steps, warmup=min(settings.warmup, settings.epochs // 10) * steps // settings.epochs),
         seed=settings.seed,
+        evaluate=partial(watch, settings, learner, images) if settings.attack_steps == 1 else None,
         folder=experiment.folder,
         save_every=settings.save_every or None,
         amp=settings.amp,
@@ -108,7 +122,7 @@ def main(settings: Settings) -> None:
     last["images_per_second"] = len(history) * len(images.everything) / sum(row["seconds"] for row in history)
     trained = export_branch(learner.model.encoder, "adv") if is_dual(settings) else learner.model.encoder
     probed = final_accuracies(linear_probe(trained, features, images), images, settings)
-    experiment.finish(learner.model, about(settings, norms=norms, mode=settings.mode), **probed, **last)
+    experiment.finish(learner.model, about(settings, norms=norms, mode=settings.mode), **probed, **last, cost=cost)
 
 
 def is_dual(settings: Settings) -> bool:
@@ -116,31 +130,25 @@ def is_dual(settings: Settings) -> bool:
     return settings.norms == "dual" or (settings.norms == "auto" and settings.mode in ("A2S", "DS"))
 
 
-def attack_of(settings: Settings) -> PGDAttack:
-    """Return the attack of pre-training."""
-    step = settings.radius * settings.attack_step if settings.radius else settings.step
-    return PGDAttack(eps=settings.radius, step_size=step, steps=settings.attack_steps)
-
-
-def acl(settings: Settings, encoder: nn.Module, features: int, images: Images) -> ACLTrainer:
+def acl(settings: Settings, encoder: nn.Module, features: int, images: Images, steps: int) -> ACLTrainer:
     """Return the learner of adversarial contrastive learning."""
     head = acl_head(features) if settings.head == "acl" else simclr_head(features)
     model = join(encoder, head)
     if is_dual(settings):
         model = convert_to_dual_bn(model)
     view = SimCLRAugment(images.size, strength=settings.strength, min_area=settings.min_area)
-    augment = ContrastivePairAugment(images.size, transform=view)
+    augment = Replay(ContrastivePairAugment(images.size, transform=view), times=settings.replays)
     loss = NTXentLoss(settings.temperature, gather=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of single norms, which were asked for
-        return ACLTrainer(model, loss=loss, attack=attack_of(settings), augment=augment, mode=settings.mode)
+        return ACLTrainer(model, loss=loss, attack=attack_of(settings, steps), augment=augment, mode=settings.mode)
 
 
-def selfie(settings: Settings, encoder: nn.Module) -> SelfieLearner:
+def selfie(settings: Settings, encoder: nn.Module, steps: int) -> SelfieLearner:
     """Return the learner of Selfie."""
     if settings.norms == "dual":
         raise ValueError("--norms: expected auto or single for Selfie, got dual. Its network has one branch.")
-    return SelfieLearner(encoder, attack=attack_of(settings))
+    return SelfieLearner(encoder, attack=attack_of(settings, steps))
 
 
 def optimizer_of(settings: Settings, learner: nn.Module) -> torch.optim.Optimizer:

@@ -25,6 +25,31 @@ def test_every_result_is_a_cut_of_the_padded_image(flip):
         assert any(torch.equal(result, cut) for cut in cuts)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_that_are_not_square_are_cut_where_the_draws_say(channels):
+    x = torch.rand(40, channels, 5, 9, generator=seeded(1))
+    draws = torch.rand(40, 3, generator=seeded()).tolist()
+    padded, results = F.pad(x, [2] * 4), CropFlip(2)(x, seeded())
+    for frame, result, (down, right, mirrored) in zip(padded, results, draws, strict=True):
+        top, left = int(5 * down), int(5 * right)
+        cut = frame[:, top : top + 5, left : left + 9]
+        assert torch.equal(result, cut.flip(2) if mirrored < 0.5 else cut)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bytes_are_shifted_as_the_floats_that_they_stand_for(dtype):
+    x = (256 * images()).byte()
+    floats = x.to(dtype) / 255
+    result = CropFlip()(floats, seeded())
+    assert result.dtype == dtype
+    assert torch.equal(CropFlip()(x, seeded()), result.float())
+
+
+def test_a_shift_has_the_gradient_of_its_values():
+    x = images(3, 1, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: CropFlip(1)(x, seeded()), x)
+
+
 def test_all_shifts_are_equally_likely():
     x = torch.zeros(5000, 1, 5, 5)
     x[:, :, 2, 2] = 1

@@ -53,6 +53,27 @@ def test_strength_and_size_are_those_of_the_recipe():
     assert all(map(torch.equal, ContrastivePairAugment((16, 24), strength=0.3)(x, seeded()), expected))
 
 
+def test_bytes_give_the_views_of_the_floats_that_they_stand_for():
+    x = (256 * images(8, 3, 16, 16)).byte()
+    assert all(map(torch.equal, ContrastivePairAugment(16)(x, seeded()), ContrastivePairAugment(16)(x / 255, seeded())))
+
+
+def test_writing_into_a_view_leaves_the_other_alone():
+    x1, x2 = ContrastivePairAugment(8)(images(4, 3, 8, 8))
+    before = x2.clone()
+    x1.zero_()
+    assert torch.equal(x2, before)
+
+
+def test_both_views_are_blocks_of_memory():
+    assert all(view.is_contiguous() for view in ContrastivePairAugment(8)(images(5, 3, 9, 9)))
+
+
+def test_both_views_of_channels_last_images_are_channels_last():
+    x = images(5, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in ContrastivePairAugment(8)(x))
+
+
 @any_transform
 def test_the_two_views_of_every_image_differ(transform):
     x1, x2 = ContrastivePairAugment(transform=transform)(images(16, 3, 32, 32))

@@ -1,11 +1,15 @@
 """SimCLR's recipe applied: the whole chain against torchvision, and what it keeps of its input."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from advcontrast.augment import SimCLRAugment, ViewParameters
+from advcontrast.augment import simclr as module
 
 # Largest measured difference in brackets.
 CHAIN = 4e-6  # (2.1e-6, from the hue)
@@ -229,6 +233,46 @@ def test_apply_has_the_gradient_of_its_values():
     x = (0.3 + 0.4 * images(3, 3, 5, 5, dtype=torch.float64)).requires_grad_()
     parameters = augment.draw(3, 5, 5, seeded(3))
     assert torch.autograd.gradcheck(lambda x: augment.apply(x, parameters), x)
+
+
+@pytest.mark.parametrize("cache", [1, 2**30], ids=["one image a batch", "one batch"])
+def test_views_do_not_depend_on_how_images_are_batched(cache, monkeypatch):
+    augment, x = SimCLRAugment(32), images(100, 3, 32, 32)
+    expected = augment(x, seeded())
+    monkeypatch.setattr(module, "_CACHE", cache)
+    torch.testing.assert_close(augment(x, seeded()), expected, rtol=0, atol=SUBSET)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_batches_of_every_kind_have_the_gradient_of_their_values(channels):
+    augment = SimCLRAugment(4)
+    x = (0.3 + 0.4 * images(60, channels, 5, 5, dtype=torch.float64)).requires_grad_()
+    parameters = augment.draw(60, 5, 5, seeded())
+    assert torch.autograd.gradcheck(lambda x: augment.apply(x, parameters), x, fast_mode=True)
+
+
+class Kernels(TorchDispatchMode):
+    """Count the operations on tensors that have no values, where reading one raises."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += isinstance(result, torch.Tensor) and result.is_meta
+        return result
+
+
+def kernels(augment, n):
+    x = torch.zeros(n, 3, 32, 32, dtype=torch.uint8, device="meta")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for these tensors
+        with Kernels() as counter:
+            assert augment(x, seeded()).is_meta
+    return counter.count
+
+
+def test_nothing_is_read_from_the_device_and_more_images_take_no_more_kernels():
+    assert kernels(SimCLRAugment(32), 512) == kernels(SimCLRAugment(32), 2048)
 
 
 def test_repr_reads_as_the_call():

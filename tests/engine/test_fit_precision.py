@@ -113,3 +113,41 @@ def test_learner_with_3d_convolutions_trains_as_it_is(accumulate):
     assert [row["step"] for row in history] == [3, 6]
     assert not any(torch.equal(value, before[name]) for name, value in weights(learner).items())
     assert all(parameter.is_contiguous() for parameter in learner.parameters())
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Compile with a backend that only counts; yield the shapes of what it was given."""
+    torch.compiler.reset()
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append([list(entry.shape) for entry in inputs if isinstance(entry, torch.Tensor) and entry.dim() == 4][-1])
+        return graph
+
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_(module, backend=backend))
+    yield seen
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(("mode", "count"), [("S2S", 1), ("A2A", 2), ("A2S", 4), ("DS", 3)])
+def test_whole_run_compiles_each_graph_once(graphs, mode, count):
+    learner = acl(mode)
+
+    def evaluate(epoch):
+        with torch.no_grad():
+            return {"size": learner.model(torch.rand(5, 3, 8, 8)).numel()}
+
+    history = train(learner, images(), epochs=3, compile=True, evaluate=evaluate)  # batches of 8, 8 and 6
+    assert len(history) == 3
+    assert len(graphs) == count
+
+
+def test_compiled_run_is_the_eager_run(graphs):
+    eager, compiled = acl("DS"), acl("DS")
+    for learner, settings in ((eager, {}), (compiled, {"compile": True})):
+        torch.manual_seed(0)
+        train(learner, images(), **settings)
+    assert graphs
+    assert all(torch.equal(a, b) for a, b in zip(eager.parameters(), compiled.parameters(), strict=True))

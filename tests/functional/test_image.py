@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from advcontrast.functional.image import blend, crop_and_resize, luma, rotate_hue
+from advcontrast.functional.image import adjust, blend, crop_and_resize, luma, rotate_hue
 
 # Largest measured difference in brackets.
 CROP = {torch.float32: 2e-6, torch.float64: 1e-14}  # (8.3e-7, 1.6e-15)
@@ -181,6 +181,28 @@ def test_blend_stays_in_the_unit_range():
     assert (ours.min(), ours.max()) == (0, 1)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_adjust_applies_to_each_image_the_operation_that_it_names(channels, dtype):
+    x, factors = noise(60, channels, 8, 8, dtype=dtype), 2 * noise(60, seed=1, dtype=dtype)
+    operations = torch.arange(60) % 3
+    ours = adjust(x, operations, factors)
+    theirs = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)
+    for image, view, operation, factor in zip(x, ours, operations, factors, strict=True):
+        torch.testing.assert_close(view, theirs[operation](image, float(factor)), rtol=0, atol=1e-6)
+
+
+def test_adjust_by_one_changes_nothing():
+    x = noise(6, 3, 5, 5)
+    assert torch.equal(adjust(x, torch.arange(6) % 3, torch.ones(6)), x)
+
+
+def test_adjust_has_the_gradient_of_its_values():
+    x = (0.3 + 0.4 * noise(3, 3, 3, 3, dtype=torch.float64)).requires_grad_()
+    factors = torch.tensor([0.8, 1.2, 0.7], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: adjust(x, torch.arange(3), factors), x)
+
+
 def test_luma_is_torchvisions_grayscale():
     x = noise(8, 3, 9, 9)
     torch.testing.assert_close(luma(x), TF.rgb_to_grayscale(x), rtol=0, atol=1e-6)
@@ -200,6 +222,12 @@ def test_luma_of_gray_images_is_the_image():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rotate_hue_equals_torchvision(dtype):
     x, shifts = noise(50, 3, 16, 16, dtype=dtype), noise(50, seed=1, dtype=dtype) - 0.5
+    torch.testing.assert_close(rotate_hue(x, shifts), one_by_one(TF.adjust_hue, x, shifts), rtol=0, atol=HUE)
+
+
+def test_rotate_hue_equals_torchvision_where_channels_are_equal():
+    x, shifts = bytes_between(0, 4, 50, 3, 16, 16) / 3, noise(50, seed=1) - 0.5
+    assert (x[:, 0] == x[:, 1]).any()
     torch.testing.assert_close(rotate_hue(x, shifts), one_by_one(TF.adjust_hue, x, shifts), rtol=0, atol=HUE)
 
 

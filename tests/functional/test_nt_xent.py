@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advcontrast.functional import alignment, nt_xent
@@ -59,6 +60,58 @@ def test_autocast_leaves_the_value_alone(dtype, autocast, tile):
     expected = nt_xent(z1, z2, 0.01, tile=tile)
     with torch.autocast("cpu", dtype=autocast):
         assert torch.equal(nt_xent(z1, z2, 0.01, tile=tile), expected)
+
+
+@pytest.mark.parametrize("tile", [None, 5])
+@pytest.mark.parametrize(("dtype", "autocast"), [HALF, HALF[::-1]])
+def test_half_precision_of_another_kind_than_autocast_is_fine(dtype, autocast, tile):
+    z1, z2 = views(dtype=dtype)
+    with torch.autocast("cpu", dtype=autocast):
+        value = nt_xent(z1, z2, tile=tile)
+    assert torch.equal(value, nt_xent(z1, z2, tile=tile))
+
+
+def cross_entropy(z1, z2, temperature):
+    """Evaluate the loss by PyTorch's own log-softmax, in float64."""
+    rows = F.normalize(torch.cat([z1, z2]).double())
+    logits = (rows @ rows.T / temperature).fill_diagonal_(-math.inf)
+    return F.cross_entropy(logits, torch.arange(len(rows)).roll(len(z1)))
+
+
+@pytest.mark.parametrize("tile", [None, 1, 5, 40])
+@pytest.mark.parametrize("temperature", [0.002, 0.0249, 0.025, 0.0251, 0.1, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_is_that_of_cross_entropy_in_float64(dtype, temperature, tile):
+    tolerance = (T64 if dtype == torch.float64 else T32) * max(1, 1 / temperature)
+    z1, z2 = views(12, dtype=dtype)
+    expected = gradients(cross_entropy, z1, z2, temperature)
+    torch.testing.assert_close(gradients(nt_xent, z1, z2, temperature, tile=tile), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("tile", [None, 1, 5, 40])
+@pytest.mark.parametrize("temperature", [1e-4, 0.005, 0.01, 0.0249, 0.0251])
+def test_opposite_rows_at_low_temperature_stay_in_the_range_of_float32(temperature, tile):
+    row = views(1, dtype=torch.float32)[0]
+    z1 = torch.cat([row] * 8 + [-row])
+    z2 = torch.cat([-row] * 8 + [-row])
+    value, slopes = nt_xent(z1, z2, temperature, tile=tile), gradients(nt_xent, z1, z2, temperature, tile=tile)
+    expected = cross_entropy(z1, z2, temperature).item()
+    assert abs(value.item() - expected) <= T32 / temperature
+    assert all(slope.isfinite().all() for slope in slopes)
+
+
+@pytest.mark.parametrize("tile", [None, 2])
+def test_rows_apart_from_all_others_at_low_temperature_keep_their_gradient(tile):
+    z1, z2 = views(6, dtype=torch.float32)
+    z1[0] = -views(1, dtype=torch.float32)[0]
+    expected = gradients(cross_entropy, z1, z2, 0.004)
+    torch.testing.assert_close(gradients(nt_xent, z1, z2, 0.004, tile=tile), expected, rtol=0, atol=T32 / 0.004)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.5])
+def test_second_derivative_equals_finite_differences(temperature):
+    z1, z2 = (z.requires_grad_() for z in views(3, 4, noise=0.5))
+    assert torch.autograd.gradgradcheck(lambda a, b: temperature * nt_xent(a, b, temperature), (z1, z2), atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -158,6 +211,17 @@ def test_compiles_into_one_graph_with_the_same_bits():
     compiled = torch.compile(nt_xent, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(z1, z2, 0.1), nt_xent(z1, z2, 0.1))
     for ours, eager in zip(gradients(compiled, z1, z2, 0.1), gradients(nt_xent, z1, z2, 0.1), strict=True):
+        assert torch.equal(ours, eager)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_tiles_compile_into_one_graph_with_the_same_bits(temperature):
+    torch.compiler.reset()
+    z1, z2 = views(dtype=torch.float32)
+    compiled = torch.compile(nt_xent, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(z1, z2, temperature, tile=5), nt_xent(z1, z2, temperature, tile=5))
+    slopes = gradients(nt_xent, z1, z2, temperature, tile=5)
+    for ours, eager in zip(gradients(compiled, z1, z2, temperature, tile=5), slopes, strict=True):
         assert torch.equal(ours, eager)
 
 

@@ -95,10 +95,9 @@ def upside_down(x, *box, size=None, flip=None):
     return torch.where(box[-1].view(-1, 1, 1, 1), views.flip(2), views)
 
 
-def contrast_of_the_batch(x, p, slot, jitter=module._jitter):
-    contrast = (p.order[:, slot] == 1) & p.jitter
-    by_the_batch = image.blend(x, image.luma(x).mean(), p.contrast.to(x.dtype))
-    return torch.where(contrast.view(-1, 1, 1, 1), by_the_batch, jitter(x, p, slot))
+def contrast_of_the_batch(x, operation, factor):
+    by_the_batch = image.blend(x, image.luma(x).mean(), factor)
+    return torch.where((operation == 1).view(-1, 1, 1, 1), by_the_batch, image.adjust(x, operation, factor))
 
 
 def crops(choose, smallest=0.1, spread=torch.exp):
@@ -191,10 +190,11 @@ RECIPE_DEFECTS = {
         ),
     ),
     "colours leave the range": patched(
-        blend=lambda x, base, factor: factor.view(-1, 1, 1, 1) * x + (1 - factor.view(-1, 1, 1, 1)) * base
+        image,
+        blend=lambda x, base, factor: factor.view(-1, 1, 1, 1) * x + (1 - factor.view(-1, 1, 1, 1)) * base,
     ),
     "luma is the mean": patched(luma=lambda x: x.mean(1, keepdim=True)),
-    "contrast of the whole batch": patched(_jitter=contrast_of_the_batch),
+    "contrast of the whole batch": patched(adjust=contrast_of_the_batch),
     "scale from 0.2": crops(first_fit, smallest=0.2),
     "aspect ratio linear": crops(first_fit, spread=linear),
     "crop clamped instead of redrawn": crops(clamped),

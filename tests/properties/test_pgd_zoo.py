@@ -80,7 +80,7 @@ def naive_ball(ball, point, slope, s):
     """Clamp the perturbation, add it in the dtype of the images, and let the sum be rounded."""
     x = ball.centre.to(torch.float32)
     delta = (point + s.step_size * slope.sign()).float() - x
-    return (x + delta.clamp(-s.eps, s.eps)).clamp(*s.bounds).double()
+    return (x + delta.clamp(-s.eps, s.eps)).clamp(*s.bounds).to(point.dtype)
 
 
 def whole_batch_length(ball, point, slope, s):
@@ -101,7 +101,7 @@ def around_the_last_iterate(ball, point, slope, s):
 
 
 def no_projection(ball, point, slope, s):
-    slope = slope.double()
+    slope = slope.to(point.dtype)
     return point + s.step_size * (slope.sign() if s.norm == "linf" else slope / slope.flatten(1).norm())
 
 
@@ -112,13 +112,13 @@ def start_shared(ball, s, generator):
 def start_outside_bounds(ball, s, generator):
     if not s.random_start:
         return start(ball, s, generator)
-    return ball.centre + s.eps * (2 * torch.rand(ball.centre.shape, generator=generator).double() - 1)
+    return ball.centre + s.eps * (2 * torch.rand(ball.centre.shape, generator=generator, dtype=ball.centre.dtype) - 1)
 
 
 def start_normal(ball, s, generator):
     if not s.random_start:
         return start(ball, s, generator)
-    noise = torch.randn(ball.centre.shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(ball.centre.shape, generator=generator, dtype=ball.centre.dtype)
     return ball.project(ball.centre + s.eps * noise)
 
 
@@ -196,9 +196,7 @@ DEFECTS = {
     "never projected": restated(step=no_projection),
     "L2 length of the whole batch": restated(step=whole_batch_length),
     "L2 projection of the whole batch": restated(step=whole_batch_projection),
-    "gradient instead of its direction": restated(
-        step=lambda ball, p, g, s: ball.project(p + s.step_size * g.double())
-    ),
+    "gradient instead of its direction": restated(step=lambda ball, p, g, s: ball.project(p + s.step_size * g)),
     "step downhill": restated(step=lambda ball, p, g, s: step(ball, p, -g, s)),
     "step half as long": restated(step=lambda ball, p, g, s: ball.step(p, g, s.step_size / 2)),
     "gradient of the mean": restated(gradient=lambda value, image: torch.autograd.grad(value.mean(), image)[0]),

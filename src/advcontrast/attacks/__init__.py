@@ -1,11 +1,14 @@
 """Attacks: callables ``(objective, x) -> x_adv`` that know nothing of models, and what prepares a model for them."""
 
 from .apgd import APGDAttack as APGDAttack
+from .carried import FreeAttack as FreeAttack
+from .carried import WarmStart as WarmStart
 from .classification import Classification as Classification
 from .elastic import ElasticAttack as ElasticAttack
 from .frank_wolfe import FrankWolfeAttack as FrankWolfeAttack
 from .jpeg import JPEGAttack as JPEGAttack
 from .pgd import PGDAttack as PGDAttack
+from .progressive import ProgressiveAttack as ProgressiveAttack
 from .target import under_attack as under_attack
 
 __all__ = [
@@ -13,7 +16,10 @@ __all__ = [
     "Classification",
     "ElasticAttack",
     "FrankWolfeAttack",
+    "FreeAttack",
     "JPEGAttack",
     "PGDAttack",
+    "ProgressiveAttack",
+    "WarmStart",
     "under_attack",
 ]

@@ -16,7 +16,7 @@ from .._checks import check_choice, check_finite, check_int, complaint, readable
 from .._types import Norm, Objective
 from ..functional.margin import dlr, targeted_dlr
 from .ascent import Spot, ascent, beats, check_call, check_search, rows, value_of
-from .balls import BALLS, Ball
+from .balls import BALLS, Ball, widest
 from .classification import Classification
 
 APGDLoss: TypeAlias = Literal["ce", "dlr", "dlr-targeted"]
@@ -125,7 +125,7 @@ class APGDAttack:
             if x.numel() == 0:
                 return x
             ball = BALLS[self.norm](x, self.eps, self.bounds)
-            found = _Found(ball.project(ball.centre).to(x.dtype), ball.centre.dtype)
+            found = _Found(ball.project(ball.centre))
             for aim in self._aims(objective, found):
                 for _ in range(self.restarts):
                     start = ball.random_point(generator)
@@ -156,7 +156,7 @@ class APGDAttack:
         checkpoints = _checkpoints(self.steps)
         aim = aim[left] if isinstance(aim, _Fooling) else aim
         ball = BALLS[self.norm](x, self.eps, self.bounds)
-        run = _Run(_look(aim, start, x.dtype), 2 * self.eps)
+        run = _Run(_look(aim, start), 2 * self.eps)
         for k in range(1, self.steps + 1):
             if isinstance(aim, _Fooling) and (readable(x) or k - 1 in checkpoints):
                 keep = (run.best.gain < math.inf).nonzero()[:, 0]
@@ -168,7 +168,7 @@ class APGDAttack:
                     run.keep(keep)
                     ball = BALLS[self.norm](x, self.eps, self.bounds)
             point = run.next_point(ball, _MOMENTUM if k > 1 else 1.0)
-            run.move(_look(aim, point, x.dtype, last=k == self.steps))
+            run.move(_look(aim, point, last=k == self.steps))
             if k in checkpoints:
                 run.review()
         found.add(left, run.best)
@@ -184,16 +184,15 @@ def _checkpoints(steps: int) -> set[int]:
     return found
 
 
-def _look(aim: _Aim, point: Tensor, dtype: torch.dtype, *, last: bool = False) -> Spot:
-    """Evaluate a point, rounded to the dtype of the images; nobody leaves the last one, so any slope will do there."""
-    image = point.to(dtype)
+def _look(aim: _Aim, point: Tensor, *, last: bool = False) -> Spot:
+    """Evaluate a point; nobody leaves the last one, so any slope will do there."""
     if last:
         with torch.no_grad():
-            return Spot(point, aim(image).to(point.dtype), image)
-    gain, slope = ascent(_OWNER, aim, image)
+            return Spot(point, aim(point).to(widest(point)), point)
+    gain, slope = ascent(_OWNER, aim, point)
     # A slope that is NaN leads nowhere, and a sample that stands still would pass for a robust one.
     lost = slope.reshape(len(slope), -1).isnan().any(1) & (gain < math.inf)
-    return Spot(point, gain.masked_fill(lost, math.nan).to(point.dtype), slope)
+    return Spot(point, gain.masked_fill(lost, math.nan).to(widest(point)), slope)
 
 
 class _Run:
@@ -202,7 +201,7 @@ class _Run:
     def __init__(self, start: Spot, size: float) -> None:
         self.here = self.best = start
         self.previous = start.point
-        self.size: Any = rows(torch.full_like(start.gain, size), start.point)
+        self.size: Any = rows(start.point.new_full((len(start.gain),), size), start.point)
         self.halved = torch.zeros_like(start.gain, dtype=torch.bool)
         self._mark()
 
@@ -240,9 +239,9 @@ class _Run:
 class _Found:
     """The strongest image of each sample so far, and its gain."""
 
-    def __init__(self, image: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, image: Tensor) -> None:
         self.image = image
-        self.gain = image.new_full((len(image),), -math.inf, dtype=dtype)
+        self.gain = image.new_full((len(image),), -math.inf, dtype=widest(image))
 
     def open(self) -> Tensor:
         """Return the indices of the samples that are not fooled."""
@@ -251,7 +250,7 @@ class _Found:
     def add(self, which: Tensor, best: Spot) -> None:
         """Take what a run has found for some of the samples, where it is stronger."""
         wins = beats(best.gain, self.gain[which])
-        self.image[which] = torch.where(rows(wins, best.point), best.point.to(self.image.dtype), self.image[which])
+        self.image[which] = torch.where(rows(wins, best.point), best.point, self.image[which])
         self.gain[which] = torch.where(wins, best.gain, self.gain[which])
 
 

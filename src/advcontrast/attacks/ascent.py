@@ -50,7 +50,10 @@ def check_call(
         raise ValueError(complaint(owner, "x of shape [N, ...]", "[]", "Add a sample dimension with x[None]"))
     check_generator(owner, generator, x.device)
     remedy = "Put the normalisation inside the model and attack the raw image"
-    check_within(owner, "x", x, bounds, remedy=remedy)
+    if readable(x) and x.numel():
+        # The extremes tell it in one pass, NaN and infinity included.
+        extremes = torch.stack(x.detach().aminmax())
+        check_within(owner, "x", extremes if bool(extremes.isfinite().all()) else x, bounds, remedy=remedy)
 
 
 def value_of(owner: str, objective: Objective, image: Tensor, *, scalar: bool) -> Tensor:
@@ -75,18 +78,19 @@ def ascent(
     # nor a direction depends on the scale, and a power of two changes no digit. A scalar is taken to be a mean.
     samples = len(image) if value.dim() == 0 else 1
     scale = 2.0 ** min(5 + round(math.log2(samples)), 15) if scaled else 1.0
-    total = value.sum() if value.dtype == torch.float64 else value.float().sum()
     slope = None
     if value.requires_grad:
         # An autocast around the attack is meant for the forward pass; backward operations follow their tensors.
         with torch.autocast(image.device.type, enabled=False):
-            (slope,) = torch.autograd.grad(total * scale, image, allow_unused=True)
+            (slope,) = torch.autograd.grad(value, image, torch.full_like(value, scale), allow_unused=True)
     if slope is None:
         remedy = "Compute it from the argument, without detach or no_grad"
         raise ValueError(complaint(owner, "objective to depend on x", "a value without a gradient", remedy))
-    if scaled and readable(slope) and not bool(slope.isfinite().all()):
-        return ascent(owner, gain, image, scaled=False)
-    check_finite(owner, "the gradient of the objective", slope, remedy="Look for a division by zero in the model")
+    # A sum is finite only if every value is, and takes one pass; where it overflowed, each of them is looked at.
+    if readable(slope) and not math.isfinite(slope.sum().item()):
+        if scaled and not bool(slope.isfinite().all()):
+            return ascent(owner, gain, image, scaled=False)
+        check_finite(owner, "the gradient of the objective", slope, remedy="Look for a division by zero in the model")
     return value.detach(), slope
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from .._types import Norm
-from ..functional.projection import inward_bounds, linf_box, project_l2, sample_norm
+from ..functional.projection import inward_bounds, linf_box, rounded_radius, sample_norm
 
 
 class LinfBall:
     """All images within ``eps`` of ``x`` in every pixel, and within the bounds.
 
-    Points are kept in the widest dtype of the device; rounded to the dtype of ``x`` they still lie inside.
+    Points have the dtype of ``x``. The corners are exact in it, so that clamping between them is all it takes.
 
     Args:
         x: the centres, ``[N, ...]``, float32 or float64.
@@ -23,19 +23,33 @@ class LinfBall:
     """
 
     def __init__(self, x: Tensor, eps: float, bounds: tuple[float, float]) -> None:
-        self.centre = _widen(x)
+        self.centre = x
         self.eps = eps
-        lower, upper = linf_box(x, eps, bounds)
-        self.lower, self.upper = _widen(lower), _widen(upper)
+        self.lower, self.upper = linf_box(x, eps, bounds)
 
     def random_point(self, generator: torch.Generator | None) -> Tensor:
         """Draw one point per sample, uniform in the cube of side ``2 * eps``, then moved into the bounds."""
-        noise = torch.rand(self.centre.shape, generator=generator, dtype=self.centre.dtype, device=self.centre.device)
-        return self.project(self.centre + self.eps * (2 * noise - 1))
+        at = self.centre
+        noise = torch.rand(at.shape, generator=generator, dtype=widest(at), device=at.device)
+        move = torch.empty_like(at).copy_(noise.sub_(0.5))
+        return torch.add(at, move, alpha=2 * self.eps, out=move).clamp_(self.lower, self.upper)
 
-    def step(self, point: Tensor, gradient: Tensor, size: float) -> Tensor:
+    def lengths(self, size: float) -> Tensor:
+        """Return how far to go in each pixel so that no step is shorter than ``size`` once it is rounded.
+
+        Steps that just reach the edge of the ball would otherwise end a rounding error before it.
+        """
+        farthest = torch.maximum(-self.lower, self.upper)
+        return farthest.add_(3 * size).mul_(torch.finfo(farthest.dtype).eps / 2).add_(size)
+
+    def step(self, point: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         """Go ``size`` in every pixel in the direction of steepest ascent."""
-        return self.project(point + size * gradient.sign())
+        move = torch.sign(gradient, out=torch.empty_like(point))
+        if isinstance(size, Tensor):
+            torch.addcmul(point, move, size, out=move)
+        else:
+            torch.add(point, move, alpha=size, out=move)
+        return move.clamp_(self.lower, self.upper)
 
     def project(self, point: Tensor) -> Tensor:
         """Return the nearest point inside."""
@@ -45,6 +59,9 @@ class LinfBall:
 class L2Ball:
     """All images within Euclidean distance ``eps`` of ``x``, and within the bounds.
 
+    Points have the dtype of ``x``. Their distances are computed in the widest dtype of the device, and the radius is
+    reduced by what rounding can add, so that they lie inside in exact arithmetic.
+
     Args:
         x: the centres, ``[N, ...]``, float32 or float64.
         eps: radius, at least 0.
@@ -52,33 +69,44 @@ class L2Ball:
     """
 
     def __init__(self, x: Tensor, eps: float, bounds: tuple[float, float]) -> None:
-        self.x = x
-        self.centre = _widen(x)
+        self.centre = x
         self.eps = eps
+        self.radius = rounded_radius(x, eps)
         self.bounds = inward_bounds(bounds, x)
 
     def random_point(self, generator: torch.Generator | None) -> Tensor:
         """Draw one point per sample, uniform in the ball, then moved into the bounds."""
-        at = self.centre
-        direction = torch.randn(at.shape, generator=generator, dtype=at.dtype, device=at.device)
-        fraction = torch.rand(len(at), generator=generator, dtype=at.dtype, device=at.device)
+        at, dtype = self.centre, widest(self.centre)
+        direction = torch.randn(at.shape, generator=generator, dtype=dtype, device=at.device)
+        fraction = torch.rand(len(at), generator=generator, dtype=dtype, device=at.device)
         radius = self.eps * fraction ** (1 / at[0].numel())
         return self.step(at, direction, radius.view(-1, *[1] * (at.dim() - 1)))
 
+    def lengths(self, size: float) -> float:
+        """Return how far to go in each sample."""
+        return size
+
     def step(self, point: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
         """Go ``size`` in the direction of steepest ascent, sample by sample; stay where the gradient is zero."""
-        gradient = gradient.to(point.dtype)
-        length = sample_norm(gradient)
-        return self.project(point + gradient * (size / length.masked_fill(length == 0, 1)))
+        length = self._length(gradient)
+        pace = (size / length.masked_fill(length == 0, 1)).clamp_(max=torch.finfo(point.dtype).max)
+        return self.project(torch.addcmul(point, gradient.to(point.dtype), pace.to(point.dtype)))
 
     def project(self, point: Tensor) -> Tensor:
         """Return the nearest point of the ball, moved into the bounds; that can only bring it nearer to the centre."""
-        return project_l2(point, self.x, self.eps).clamp(*self.bounds)
+        delta = point - self.centre
+        length = self._length(delta)
+        share = (self.radius / length.clamp_(min=torch.finfo(length.dtype).tiny)).clamp_(max=1)
+        return torch.addcmul(self.centre, delta, share.to(delta.dtype), out=delta).clamp_(*self.bounds)
+
+    def _length(self, move: Tensor) -> Tensor:
+        return sample_norm(move, dtype=widest(move))
 
 
 Ball: TypeAlias = LinfBall | L2Ball
 BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
 
 
-def _widen(x: Tensor) -> Tensor:
-    return x if x.device.type == "mps" else x.double()
+def widest(x: Tensor) -> torch.dtype:
+    """Return the floating dtype with the most digits on the device of a tensor."""
+    return x.dtype if x.device.type == "mps" else torch.float64

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._checks import check_bool, check_int, check_real
+from .._checks import check_bool, check_finite, check_int, check_real, check_tensor, complaint
 from .._types import Norm, Objective
 from .ascent import ascent, check_call, check_search, value_of
 from .balls import BALLS
@@ -85,7 +85,14 @@ class PGDAttack:
         if self.restarts is not None:
             check_int(_OWNER, "restarts", self.restarts, low=1, remedy="None makes one run and keeps its end")
 
-    def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self,
+        objective: Objective,
+        x: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
         """Return adversarial versions of the images ``x``.
 
         Args:
@@ -94,41 +101,56 @@ class PGDAttack:
                 restarts.
             x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is let pass, and clamped).
             generator: source of the random start, on the device of ``x``; by default the global one of that device.
+            start: where to start instead, moved into the ball: images like ``x``, for example of an earlier attack.
 
         Returns:
             A detached tensor with the shape, dtype, device and memory format of ``x``.
 
         Raises:
-            ValueError: ``x`` has no sample dimension; the objective returns another shape, or something that does not
-                depend on its argument. On the CPU also: ``x`` leaves the bounds, or ``x``, the objective or its
-                gradient is not finite (reading values on an accelerator would stall it; there NaN spreads to the
-                result).
+            ValueError: ``x`` has no sample dimension, or ``start`` has another shape; the objective returns another
+                shape, or something that does not depend on its argument. On the CPU also: ``x`` leaves the bounds, or
+                ``x``, ``start``, the objective or its gradient is not finite (reading values on an accelerator would
+                stall it; there NaN spreads to the result).
             TypeError: an argument of the wrong kind, such as half precision or uint8 images.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)
+        if start is not None:
+            _check_start(start, x)
         with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone()
+            x = x.detach()
             if x.numel() == 0:
-                return x
+                return x.clone()
             ball = BALLS[self.norm](x, self.eps, self.bounds)
+            lengths = ball.lengths(self.step_size)
             strongest: tuple[Tensor, Tensor] | None = None
             for _ in range(self.restarts or 1):
-                point = ball.random_point(generator) if self.random_start else ball.project(ball.centre)
+                if start is None and self.random_start:
+                    point = ball.random_point(generator)
+                else:
+                    point = ball.project(ball.centre if start is None else start.detach())
                 for _ in range(self.steps):
-                    image = point.to(x.dtype)
-                    gain, gradient = ascent(_OWNER, partial(self._gain, objective), image)
+                    gain, gradient = ascent(_OWNER, partial(self._gain, objective), point)
                     if self.restarts:
-                        strongest = _stronger(strongest, gain, image)
-                    point = ball.step(point, gradient, self.step_size)
-                image = point.to(x.dtype)
+                        strongest = _stronger(strongest, gain, point)
+                    point = ball.step(point, gradient, lengths)
                 if self.restarts:
                     with torch.no_grad():
-                        strongest = _stronger(strongest, self._gain(objective, image), image)
-            return image if strongest is None else strongest[1]
+                        strongest = _stronger(strongest, self._gain(objective, point), point)
+            return point if strongest is None else strongest[1]
 
     def _gain(self, objective: Objective, image: Tensor) -> Tensor:
         value = value_of(_OWNER, objective, image, scalar=True)
         return -value if self.minimize else value
+
+
+def _check_start(start: Tensor, x: Tensor) -> None:
+    """Require images that could stand in the place of ``x``."""
+    remedy = "Pass images like x, or None"
+    check_tensor(_OWNER, "start", start, (x.dtype,), remedy=remedy)
+    if start.shape != x.shape or start.device != x.device:
+        expected, got = (f"{list(images.shape)} on {images.device}" for images in (x, start))
+        raise ValueError(complaint(_OWNER, f"start of shape {expected}", got, remedy))
+    check_finite(_OWNER, "start", start, remedy=remedy)
 
 
 def _stronger(best: tuple[Tensor, Tensor] | None, gain: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from .corruptions import CORRUPTIONS as CORRUPTIONS
 from .corruptions import Corruption as Corruption
 from .crop_flip import CropFlip as CropFlip
 from .pair import ContrastivePairAugment as ContrastivePairAugment
+from .replay import Replay as Replay
 from .simclr import SimCLRAugment as SimCLRAugment
 from .simclr import ViewParameters as ViewParameters
 
@@ -12,6 +13,7 @@ __all__ = [
     "ContrastivePairAugment",
     "Corruption",
     "CropFlip",
+    "Replay",
     "SimCLRAugment",
     "ViewParameters",
 ]

@@ -25,16 +25,30 @@ def unit_range(owner: str, x: Tensor, *, overshoot: float = 0.0) -> Tensor:
         ValueError: ``x`` is no batch of gray or RGB images, or, on the CPU, leaves [0, 1].
         TypeError: ``x`` is no tensor, or of another dtype.
     """
+    check_images(owner, x, overshoot=overshoot)
+    return as_floats(x).clamp(0, 1) if overshoot else as_floats(x)
+
+
+def check_images(owner: str, x: Tensor, *, overshoot: float = 0.0) -> None:
+    """Refuse what :func:`unit_range` refuses."""
     remedy = "Convert with torchvision.transforms.functional.pil_to_tensor, and stack to a batch"
     check_tensor(owner, "x", x, (torch.uint8, torch.float32, torch.float64), remedy=remedy)
     if x.dim() != 4 or x.shape[1] not in (1, 3) or 0 in x.shape[2:]:
         expected = "x of shape [N, C, H, W] with C = 1 or 3"
         raise ValueError(complaint(owner, expected, f"{list(x.shape)}", "Pass a batch of gray or RGB images"))
-    if x.dtype == torch.uint8:
-        return x.float() / 255
-    remedy = "Pass uint8, or divide by 255; normalise inside the model"
-    check_within(owner, "x", x, (0.0 - overshoot, 1.0 + overshoot), remedy=remedy)
-    return x.clamp(0, 1) if overshoot else x
+    if x.is_floating_point():
+        remedy = "Pass uint8, or divide by 255; normalise inside the model"
+        check_within(owner, "x", x, (0.0 - overshoot, 1.0 + overshoot), remedy=remedy)
+
+
+def as_floats(x: Tensor) -> Tensor:
+    """Return uint8 images divided by 255 as float32, and floating ones as they are."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """Return what was drawn on the host on the device, without waiting: from pageable memory a GPU would."""
+    return (x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x).to(device, non_blocking=True)
 
 
 def height_width(owner: str, size: Any) -> tuple[int, int]:

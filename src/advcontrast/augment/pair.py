@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_generator, check_real, complaint, type_name
-from .images import height_width, unit_range
-from .simclr import SimCLRAugment
+from .images import check_images, height_width, unit_range
+from .simclr import SimCLRAugment, ViewParameters
 
 _OWNER = "ContrastivePairAugment"
 _BICUBIC_OVERSHOOT = 9 / 32
@@ -82,9 +82,13 @@ class ContrastivePairAugment:
             ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1]; or ``transform`` returns no such batch.
             TypeError: an argument of the wrong kind.
         """
-        x = unit_range(_OWNER, x)
         if self.transform is None:
-            return self._recipe(x, generator), self._recipe(x, generator)
+            check_images(_OWNER, x)
+            draws = [self._recipe.draw(len(x), x.shape[2], x.shape[3], generator) for _ in range(2)]
+            both = ViewParameters(*map(torch.cat, zip(*draws, strict=True)))
+            views = self._recipe._apply(x, both)
+            return views[: len(x)], views[len(x) :]
+        x = unit_range(_OWNER, x)
         if generator is None:
             return _view(self.transform, x), _view(self.transform, x)
         check_generator(_OWNER, generator, getattr(generator, "device", x.device))

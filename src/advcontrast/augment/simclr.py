@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .._checks import check_generator, check_int, check_real, complaint, readable, type_name
-from ..functional.image import blend, crop_and_resize, luma, rotate_hue
-from .images import height_width, unit_range
+from ..functional.image import adjust, crop_and_resize, luma, rotate_hue
+from .images import as_floats, check_images, height_width, sent
 
 _OWNER = "SimCLRAugment"
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_HUE, _NEVER = 3, 4
+_CACHE = 3 * 2**17  # values of a batch whose intermediate results stay in a processor's cache: 128 images of CIFAR
 
 
 class ViewParameters(NamedTuple):
@@ -109,8 +110,8 @@ class SimCLRAugment:
             ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1].
             TypeError: ``x`` or ``generator`` is of the wrong kind.
         """
-        unit = unit_range(_OWNER, x)
-        return self._apply(unit, self.draw(len(x), x.shape[2], x.shape[3], generator))
+        check_images(_OWNER, x)
+        return self._apply(x, self.draw(len(x), x.shape[2], x.shape[3], generator))
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
         """Draw the parameters of ``n`` views.
@@ -174,7 +175,7 @@ class SimCLRAugment:
             ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1]; or there are not N parameters.
             TypeError: ``x`` is of the wrong kind.
         """
-        unit = unit_range(_OWNER, x)
+        check_images(_OWNER, x)
         remedy = "Draw them with draw(n, height, width) for these images"
         if not isinstance(parameters, ViewParameters):
             raise TypeError(complaint(_OWNER, "ViewParameters", type_name(parameters), remedy))
@@ -184,23 +185,52 @@ class SimCLRAugment:
         if readable(outside) and bool(outside.any()):
             expected = f"parameters for images of {x.shape[2]} x {x.shape[3]} pixels"
             raise ValueError(complaint(_OWNER, expected, "crops beyond them", remedy))
-        return self._apply(unit, parameters)
+        return self._apply(x, parameters)
 
-    def _apply(self, x: Tensor, parameters: ViewParameters) -> Tensor:
+    def _apply(self, x: Tensor, p: ViewParameters) -> Tensor:
+        """Return a view for each of the parameters; those of further views of the images follow those of the first."""
+        n, channels, height, width = x.shape
+        size = height_width(_OWNER, self.size)
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        views = torch.empty(
+            (len(p.top), channels, *size),
+            dtype=x.dtype if x.is_floating_point() else torch.float32,
+            device=x.device,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        )
+        values = channels * max(height * width, math.prod(size))
+        most = max(1, _CACHE // values if x.device.type == "cpu" else len(views))
+        # Views that turn their hue in the same slot go together, and of those the gray ones. The host knows which they
+        # are, so no operation is done where it is not needed, and no device is asked.
+        turns = torch.where(p.jitter, (p.order == _HUE).int().argmax(1), _NEVER)
+        kinds, places = (2 * turns + p.gray).sort(stable=True)
+        amounts = torch.stack([p.brightness, p.contrast, p.saturation, p.hue], 1).gather(1, p.order).to(views.dtype)
+        drawn = (p.top, p.left, p.height, p.width, p.flip, p.order, amounts)
+        fields = (sent(field, x.device) for field in (places, *(field[places] for field in drawn)))
+        batches = zip(*(torch.split(field, most) for field in (kinds, *fields)), strict=True)
         with torch.autocast(x.device.type, enabled=False):
-            p = ViewParameters(*(field.to(x.device, non_blocking=True) for field in parameters))
-            size = height_width(_OWNER, self.size)
-            x = crop_and_resize(x, p.top, p.left, p.height, p.width, size, p.flip).clamp(0, 1)
-            for slot in range(4):
-                x = _jitter(x, p, slot)
-                # The host knows which images turn their hue now, so the device need not be asked.
-                turning = parameters.jitter & (parameters.order[:, slot] == _HUE)
-                if x.shape[1] == 3 and bool(turning.any()):
-                    which = turning.nonzero().squeeze(1).to(x.device, non_blocking=True)
-                    x = x.index_copy(0, which, rotate_hue(x[which], p.hue[which].to(x.dtype)))
-            x = torch.where(p.gray.view(-1, 1, 1, 1), luma(x), x)
-        return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+            for kind, place, top, left, rows, columns, flip, order, amount in batches:
+                images = as_floats(x.index_select(0, place % n))
+                crops = crop_and_resize(images, top, left, rows, columns, size, flip).clamp_(0, 1)
+                first = 0
+                for turn, (colourful, gray) in enumerate(kind.bincount(minlength=10).view(5, 2).tolist()):
+                    if colourful + gray:
+                        middle, last = first + colourful, first + colourful + gray
+                        view = _recoloured(crops[first:last], order[first:last], amount[first:last], turn)
+                        views.index_copy_(0, place[first:middle], view[:colourful])
+                        views.index_copy_(0, place[middle:last], luma(view[colourful:]).expand(-1, channels, -1, -1))
+                        first = last
+        return views
+
+
+def _recoloured(x: Tensor, order: Tensor, amount: Tensor, turn: int) -> Tensor:
+    """Apply the four operations of each image in its order; ``turn`` is the slot of the hue for all of them."""
+    for slot in range(4) if turn != _NEVER else ():
+        if slot != turn:
+            x = adjust(x, order[:, slot], amount[:, slot])
+        elif x.shape[1] == 3:
+            x = rotate_hue(x, amount[:, slot])
+    return x
 
 
 def _crop_sizes(uniform: Tensor, height: int, width: int, smallest: float) -> tuple[Tensor, Tensor]:
@@ -221,15 +251,3 @@ def _central_crop(height: int, width: int) -> tuple[int, int]:
     if width / height > _RATIO[1]:
         return height, round(height * _RATIO[1])
     return height, width
-
-
-def _jitter(x: Tensor, p: ViewParameters, slot: int) -> Tensor:
-    """Apply to each image its operation number ``slot``, unless that is the hue. All three are blends with a base."""
-    now = p.order[:, slot]
-    gray = luma(x)
-    contrast, saturation = now == _CONTRAST, (now == _SATURATION) & (x.shape[1] == 3)
-    factor = torch.ones_like(p.brightness)
-    for chosen, drawn in ((now == _BRIGHTNESS, p.brightness), (contrast, p.contrast), (saturation, p.saturation)):
-        factor = torch.where(chosen & p.jitter, drawn, factor)
-    base = gray.mean((2, 3), keepdim=True) * contrast.view(-1, 1, 1, 1) + gray * saturation.view(-1, 1, 1, 1)
-    return blend(x, base, factor.to(x.dtype))

@@ -1,6 +1,7 @@
 """Train a learner, and survive everything that can happen to a run."""
 
 from .checkpoint import Checkpoint as Checkpoint
+from .cost import forward_equivalents as forward_equivalents
 from .ema import EMA as EMA
 from .errors import CheckpointBusyError as CheckpointBusyError
 from .errors import CheckpointCorruptError as CheckpointCorruptError
@@ -29,5 +30,6 @@ __all__ = [
     "MultiStep",
     "WarmupCosine",
     "fit",
+    "forward_equivalents",
     "steps_per_epoch",
 ]

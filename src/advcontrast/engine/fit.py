@@ -6,8 +6,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,8 @@ def fit(
             learner whose loss compares the samples of a batch with each other.
         amp: ``"bf16"`` or ``"fp16"`` runs the learner under autocast; fp16 with a gradient scaler.
         ema: average of ``learner.model`` to update after each step.
-        compile: whether to compile ``learner.model`` in place.
+        compile: whether to compile ``learner.model`` in place, each graph once: for batches of another size, as the
+            last of an epoch may be, and in ``evaluate`` it runs uncompiled.
         tensorboard: whether to write the metrics for TensorBoard too.
 
     Returns:
@@ -162,7 +164,8 @@ def fit(
             learner.train()
             for batch in plan.batches(epoch, device, skip=run.step - epoch * plan.steps):
                 parts = batch.tensor_split(min(accumulate, len(batch)))
-                run.take_step([_pick(tensors, part) for part in parts], wrapped, schedule(run.step))
+                with _compiled(len(batch) * distributed.world_size() == batch_size):
+                    run.take_step([_pick(tensors, part) for part in parts], wrapped, schedule(run.step))
                 bar.update()
                 # The last step of an epoch is saved together with the row of the epoch.
                 if run.step < (epoch + 1) * plan.steps:
@@ -172,7 +175,8 @@ def fit(
                         records.save(run)
                     if stop:
                         asked.end()
-            row = run.end_epoch(started, evaluate, select)
+            with _compiled(False):
+                row = run.end_epoch(started, evaluate, select)
             records.save(run)
             records.report(run)
             shown = {name: value for name, value in row.items() if name not in ("step", "seconds")}
@@ -220,6 +224,11 @@ def _check_data(
         if list(groups.shape) != lengths[:1]:
             raise ValueError(complaint(_OWNER, f"groups of shape {lengths[:1]}", str(list(groups.shape)), remedy))
     return tensors
+
+
+def _compiled(wanted: bool) -> AbstractContextManager[Any]:
+    """Run what is compiled as such, or for a while as it is: a graph for every size of batch would take minutes."""
+    return nullcontext() if wanted else torch.compiler.set_stance("force_eager")
 
 
 def _pick(tensors: Sequence[Tensor], indices: Tensor) -> tuple[Tensor, ...]:

@@ -108,7 +108,7 @@ class Run:
         if select is not None and select in row:
             value = -math.inf if math.isnan(row[select]) else row[select]
             if self.best is None or value > self.best["value"]:
-                weights = {name: entry.detach().cpu().clone() for name, entry in self.learner.state_dict().items()}
+                weights = copy.deepcopy({name: _on_cpu(entry) for name, entry in self.learner.state_dict().items()})
                 self.best = {"epoch": epoch, "value": value, "weights": weights}
                 if self.ema is not None:
                     self.best["ema"] = copy.deepcopy(self.ema.state_dict())
@@ -125,7 +125,7 @@ class Run:
 
     def require_finite(self) -> None:
         """Refuse to save or select what is not finite; this waits for the device."""
-        weights = [value for value in self.learner.state_dict().values() if value.is_floating_point()]
+        weights = [value for value in _weights(self.learner.state_dict()).values() if value.is_floating_point()]
         for expected, values in (("a finite loss", list(self.means.sums.values())), ("finite weights", weights)):
             largest = torch.nn.utils.get_total_norm(values, norm_type=math.inf).item()
             if not math.isfinite(largest):
@@ -220,13 +220,22 @@ def _numbers(metrics: Any) -> Row:
     return {name: float(value) for name, value in metrics.items()}
 
 
+def _weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a state dict without what modules keep beside parameters and buffers."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _on_cpu(entry: Any) -> Any:
+    return entry.detach().cpu() if isinstance(entry, Tensor) else entry
+
+
 def _differences(state: Mapping[str, Any], run: Run) -> str:
     """Say how a state differs from what a run can take, or nothing."""
     theirs, ours = dict(state["settings"]), dict(run.settings)
     for entries, optimizer in ((theirs, state["optimizer"]), (ours, run.optimizer.state_dict())):
         entries["optimized parameters"] = [len(group["params"]) for group in optimizer["param_groups"]]
     for entries, weights in ((theirs, state["learner"]), (ours, run.learner.state_dict())):
-        entries |= {name: f"{weight.dtype} {list(weight.shape)}" for name, weight in weights.items()}
+        entries |= {name: f"{weight.dtype} {list(weight.shape)}" for name, weight in _weights(weights).items()}
     names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
     changed = [_change(name, ours.get(name, "absent"), theirs.get(name, "absent")) for name in names]
     return ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")

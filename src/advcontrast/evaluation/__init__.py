@@ -33,6 +33,8 @@ from .label_free import LabelFreeRobustness as LabelFreeRobustness
 from .label_free import label_free_robustness as label_free_robustness
 from .masking import MaskingReport as MaskingReport
 from .masking import gradient_masking as gradient_masking
+from .overfitting import Overfitting as Overfitting
+from .overfitting import catastrophic_overfitting as catastrophic_overfitting
 from .pictures import plot_branches as plot_branches
 from .pictures import plot_images as plot_images
 from .presets import PROTOCOLS as PROTOCOLS
@@ -70,6 +72,7 @@ __all__ = [
     "LabelFreeRobustness",
     "MaskingReport",
     "MetricComparison",
+    "Overfitting",
     "Protocol",
     "ProtocolResult",
     "Result",
@@ -80,6 +83,7 @@ __all__ = [
     "batch_dependence",
     "branch_gap",
     "calibrated_attacks",
+    "catastrophic_overfitting",
     "compare_cards",
     "corrupted",
     "corruption_accuracy",

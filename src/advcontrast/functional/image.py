@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,30 +30,39 @@ def crop_and_resize(
     Returns:
         Images ``[N, C, *size]``.
     """
-    rows = _resampling(top, height, x.shape[2], size[0], torch.zeros_like(flip), x.dtype)
-    columns = _resampling(left, width, x.shape[3], size[1], flip, x.dtype)
-    return rows[:, None] @ (x @ columns[:, None].mT)
+    n, channels, rows, columns = x.shape
+    across = _resampling(left, width, columns, size[1], flip, x.dtype)
+    down = _resampling(top, height, rows, size[0], torch.zeros_like(flip), x.dtype)
+    narrow = x.reshape(n, channels * rows, columns) @ across.mT
+    return down[:, None] @ narrow.view(n, channels, rows, size[1])
 
 
 def _resampling(start: Tensor, extent: Tensor, length: int, out: int, mirror: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the matrices ``[N, out, length]`` that resample ``extent`` pixels from ``start`` on to ``out`` pixels."""
     steps = torch.arange(out, device=start.device)
     target = torch.where(mirror[:, None], out - 1 - steps, steps).to(dtype)
-    ratio = (extent.to(dtype) / out)[:, None]
-    centre = ratio * (target + 0.5)
-    source = torch.arange(length, device=start.device) - start[:, None]
+    start, extent = start[:, None], extent[:, None]
+    ratio = extent.to(dtype) / out
     # When the image shrinks, the kernel grows with it: that is what antialiasing means here.
-    distance = (source[:, None].to(dtype) + 0.5 - centre[:, :, None]) / ratio.clamp_min(1)[:, :, None]
-    inside = (source >= 0) & (source < extent[:, None])
-    weights = _bicubic(distance.abs()) * inside[:, None]
-    return weights / weights.sum(2, keepdim=True)
+    scale = ratio.clamp_min(1)
+    centre = ratio * (target + 0.5) - 0.5
+    # Weights are computed for the few pixels of the image that the kernel can reach; those beyond the crop have none.
+    reach = min(length, math.ceil(4 * max(1, length / out)))
+    first = 1 + (centre - 2 * scale).floor().long() + start
+    index = first.clamp_(0, length - reach)[:, :, None] + torch.arange(reach, device=start.device)
+    source = index - start[:, :, None]
+    distance = (source - centre[:, :, None]).div_(scale[:, :, None]).abs_()
+    weights = _bicubic(distance).masked_fill_((source < 0) | (source >= extent[:, :, None]), 0)
+    weights /= weights.sum(2, keepdim=True)
+    return weights.new_zeros(len(start), out, length).scatter_(2, index, weights)
 
 
 def _bicubic(x: Tensor) -> Tensor:
     """Return Keys' cubic convolution kernel with a = -1/2 at the distances ``x >= 0``."""
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, 0))
+    # Two pieces that vanish, with their slopes, at the distances 2 and 1.
+    outer = (2 - x).clamp_min_(0)
+    inner = (outer - 1).clamp_min(0)
+    return outer.square() * (outer - 1) / 2 + inner.square() * (1 - 2 * inner)
 
 
 def luma(x: Tensor) -> Tensor:
@@ -59,7 +70,7 @@ def luma(x: Tensor) -> Tensor:
     if x.shape[1] == 1:
         return x
     red, green, blue = x.unbind(1)
-    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
+    return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])[:, None]
 
 
 def blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
@@ -76,7 +87,24 @@ def blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
         Images like ``x``.
     """
     factor = factor.view(-1, 1, 1, 1)
-    return (factor * x + (1 - factor) * base).clamp(0, 1)
+    return torch.addcmul((1 - factor) * base, factor, x).clamp_(0, 1)
+
+
+def adjust(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
+    """Scale the brightness 0, the contrast 1 or the saturation 2 of each image: three kinds of blends.
+
+    Args:
+        x: images ``[N, C, H, W]``.
+        operation: which of the three for each image, ``[N]``.
+        factor: one number an image, ``[N]``, at least 0; 1 changes nothing.
+
+    Returns:
+        Images like ``x``.
+    """
+    contrast, saturation = ((operation == which).to(x.dtype).view(-1, 1, 1, 1) for which in (1, 2))
+    gray = luma(x)
+    base = torch.addcmul(gray.mean((2, 3), keepdim=True) * contrast, gray, saturation)
+    return blend(x, base, factor)
 
 
 def rotate_hue(x: Tensor, shift: Tensor) -> Tensor:
@@ -92,16 +120,13 @@ def rotate_hue(x: Tensor, shift: Tensor) -> Tensor:
     red, green, blue = x.unbind(1)
     value, smallest = x.amax(1), x.amin(1)
     chroma = value - smallest
-    unit = chroma.masked_fill(chroma == 0, 1)
-    # Six sectors; the branch is that of the largest channel.
-    from_red = (green - blue) / unit
-    from_green = 2 + (blue - red) / unit
-    from_blue = 4 + (red - green) / unit
-    hue = torch.where(value == red, from_red, torch.where(value == green, from_green, from_blue))
-    hue = hue + 6 * shift.view(-1, 1, 1)
-
-    def channel(offset: int) -> Tensor:
-        sector = (hue + offset) % 6
-        return value - chroma * torch.minimum(sector, 4 - sector).clamp(0, 1)
-
-    return torch.stack([channel(5), channel(3), channel(1)], 1)
+    # The hue as an angle from green, in sixths of a turn, in [-3, 3]: its size first, then the side.
+    angle = (red - smallest).add_(blue - smallest).add_(value - green).copysign_(blue - red)
+    angle = angle / chroma.clamp_min(torch.finfo(x.dtype).tiny)
+    # How far red, green and blue are from there, once turned: at most one turn.
+    to_primary = torch.arange(2, -4, -2, device=x.device, dtype=x.dtype)
+    turn = (6 * shift[:, None] + to_primary + 3).remainder_(6).sub_(3)
+    distance = (angle[:, None] + turn[:, :, None, None]).abs_()
+    # A channel has its full value within a sixth of a turn, and none of the chroma beyond two.
+    missing = distance.sub_(3).abs_().sub_(2).clamp_(-1, 0)
+    return torch.addcmul(value[:, None], chroma[:, None], missing)

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .._checks import check_finite, check_int, check_real, check_tensor, complaint
+
+LARGEST_EXPONENT = 40  # the exponentials of similarities up to this, and their sums, are normal numbers of float32
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | None = None) -> Tensor:
@@ -30,8 +31,11 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
         z1: embeddings of the first views, ``[N, D]``, floating point, N at least 2. They need not be normalised.
         z2: embeddings of the second views, ``[N, D]``, row i the partner of row i of ``z1``.
         temperature: the t above, positive. 0.5 is what SimCLR and ACL use for CIFAR-10.
-        tile: number of anchors whose similarities are held at a time. ``None`` holds all ``[2N, 2N]`` of them; a number
-            gives the same loss and gradient with memory O(N * tile), but no second derivatives.
+        tile: number of anchors whose similarities are held at a time. ``None`` holds all ``[2N, 2N]`` of them, twice in
+            the backward pass; a number gives the same loss and gradient with memory O(N * tile) and two thirds of the
+            products, but no second derivatives. On a CPU 256 or 512 is the faster choice from some hundred pairs on,
+            and from some thousand the only one that fits. On an accelerator, where every tile has its launches, take
+            as many as the memory allows.
 
     Returns:
         The loss, a scalar of dtype float64 for float64 input and float32 otherwise.
@@ -53,8 +57,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
     """
     check_settings("nt_xent", temperature, tile)
     check_embeddings("nt_xent", z1, z2)
-    z1, z2 = unit_rows(z1), unit_rows(z2)
-    return contrast(z1, z2, z1, z2, temperature=temperature, tile=tile)
+    return contrast(unit_views(z1, z2), temperature=temperature, tile=tile)
 
 
 def alignment(z1: Tensor, z2: Tensor) -> Tensor:
@@ -128,77 +131,96 @@ def unit_rows(z: Tensor) -> Tensor:
         return unit.masked_fill(zero, 0)
 
 
+def unit_views(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return the :func:`unit_rows` of both views, the second below the first."""
+    with torch.autocast(z1.device.type, enabled=False):  # it cannot concatenate every half precision dtype
+        return unit_rows(torch.cat([z1, z2]))
+
+
 def contrast(
-    z1: Tensor, z2: Tensor, all1: Tensor, all2: Tensor, *, first: int = 0, temperature: float, tile: int | None
+    anchors: Tensor, candidates: Tensor | None = None, *, first: int = 0, temperature: float, tile: int | None
 ) -> Tensor:
-    """Return the mean NT-Xent loss of the anchors ``z1`` and ``z2`` among all candidates ``all1`` and ``all2``.
+    """Return the mean NT-Xent loss of the anchors among all candidates.
 
     Args:
-        z1: unit rows ``[n, D]``.
-        z2: unit rows ``[n, D]``.
-        all1: unit rows ``[N, D]`` of which ``z1`` is the block that starts at row ``first``.
-        all2: unit rows ``[N, D]``, likewise for ``z2``.
-        first: where this process's pairs begin.
+        anchors: unit rows ``[2n, D]``, the first views of n images and then the second views.
+        candidates: unit rows ``[2N, D]`` of N images in the same order; ``None`` where the anchors are all there are.
+        first: which of the N images the first anchor shows; the others follow it.
         temperature: positive.
         tile: anchors at a time, or ``None`` for all.
 
     Returns:
         A scalar.
     """
-    with torch.autocast(z1.device.type, enabled=False):
-        anchors, candidates = torch.cat([z1, z2]), torch.cat([all1, all2])
-        own = torch.arange(first, first + len(z1), device=z1.device)
-        itself, partner = torch.cat([own, own + len(all1)]), torch.cat([own + len(all1), own])
-        if tile is not None:
-            loss: Tensor = _TiledContrast.apply(anchors, candidates, itself, partner, 1 / temperature, tile)
-            return loss
-        logits = _logits(anchors, candidates, itself, 1 / temperature)
-        return F.cross_entropy(logits, partner)
+    with torch.autocast(anchors.device.type, enabled=False):
+        z1, z2 = anchors.chunk(2)
+        everyone = anchors if candidates is None else candidates
+        own = torch.arange(first, first + len(z1), device=anchors.device)
+        itself = torch.cat([own, own + len(everyone) // 2])[:, None]
+        sharpness = 1 / temperature
+        if tile is None:
+            exponentials, peak = _exponentials(anchors * sharpness, everyone, itself, sharpness)
+            log_sum = (exponentials.sum(1).log() + peak).mean()
+        else:
+            log_sum = _TiledLogSum.apply(anchors, candidates, itself, sharpness, tile)
+        loss: Tensor = log_sum - sharpness * (z1 * z2).sum(1).mean()
+        return loss
 
 
-def _logits(anchors: Tensor, candidates: Tensor, itself: Tensor, inverse_temperature: float) -> Tensor:
-    logits = (anchors * inverse_temperature) @ candidates.T
-    return logits.scatter_(1, itself[:, None], -math.inf)
+def _exponentials(
+    scaled: Tensor, candidates: Tensor, itself: Tensor, sharpness: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the exponentials of the similarities, zero for an anchor itself, and what was subtracted from each row."""
+    logits = torch.mm(scaled, candidates.T, out=out)
+    # Unrecorded, because autograd would copy the matrix: where an exponential is zero, so is its derivative, and a
+    # shift of all exponents has none.
+    with torch.no_grad():
+        logits.scatter_(1, itself, -math.inf)
+        peak = logits.new_zeros(())
+        if sharpness > LARGEST_EXPONENT:
+            peak = logits.amax(1)
+            logits.sub_(peak[:, None])
+    return logits.exp_(), peak
 
 
-class _TiledContrast(torch.autograd.Function):
-    """The loss a few anchors at a time.
+class _TiledLogSum(torch.autograd.Function):
+    """The mean logarithm of the anchors' sums of exponentials, a few anchors at a time.
 
-    The gradient with respect to a tile's similarities needs nothing but that tile, so it is taken on the way: the
-    backward pass has only to scale what the forward pass has kept, and no similarity is computed twice.
+    A tile's gradient is taken while its exponentials are there; the backward pass has only to scale it. Anchors that
+    are compared with each other, ``candidates`` being ``None``, need two products in place of three: the similarity of
+    two of them appears in both sums, and is dealt with once, when the second sum is known.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        anchors: Tensor,
-        candidates: Tensor,
-        itself: Tensor,
-        partner: Tensor,
-        inverse_temperature: float,
-        tile: int,
+        ctx: Any, anchors: Tensor, candidates: Tensor | None, itself: Tensor, sharpness: float, tile: int
     ) -> Tensor:
-        for_anchors, for_candidates = (
-            torch.zeros_like(z) if needed else None
-            for z, needed in zip((anchors, candidates), ctx.needs_input_grad[:2], strict=True)
-        )
-        loss = anchors.new_zeros(())
-        for start in range(0, len(anchors), tile):
-            part = slice(start, start + tile)
-            logits = _logits(anchors[part], candidates, itself[part], inverse_temperature)
-            log_normaliser = logits.logsumexp(1, keepdim=True)
-            loss += (log_normaliser - logits.gather(1, partner[part, None])).sum()
-            if for_anchors is None and for_candidates is None:
+        count, everyone = len(anchors), anchors if candidates is None else candidates
+        for_anchors = torch.zeros_like(anchors)
+        for_everyone = for_anchors if candidates is None else torch.zeros_like(candidates)
+        scaled, memory = anchors * sharpness, anchors.new_empty(min(tile, count), len(everyone))
+        log_sums, inverses = anchors.new_empty(count), anchors.new_empty(count)
+        for start in range(0, count, tile):
+            stop = min(start + tile, count)
+            part = slice(start, stop)
+            tiled, peak = _exponentials(scaled[part], everyone, itself[part], sharpness, out=memory[: stop - start])
+            sums = tiled.sum(1)
+            log_sums[part] = sums.log() + peak
+            if not any(ctx.needs_input_grad):
                 continue
-            slope = logits.sub_(log_normaliser).exp_()
-            slope.scatter_add_(1, partner[part, None], -torch.ones_like(log_normaliser))
-            if for_anchors is not None:
-                torch.mm(slope, candidates, out=for_anchors[part])
-            if for_candidates is not None:
-                for_candidates.addmm_(slope.T, anchors[part])
-        scale = inverse_temperature / len(anchors)
-        ctx.save_for_backward(*(z if z is None else z.mul_(scale) for z in (for_anchors, for_candidates)))
-        return loss / len(anchors)
+            inverses[part] = 1 / sums
+            # Rows that were lowered by different peaks are not symmetric any more.
+            if candidates is None and sharpness <= LARGEST_EXPONENT:
+                slope = tiled[:, :stop].mul_(inverses[part, None] + inverses[:stop])
+                for_anchors[part].addmm_(slope, anchors[:stop])
+                for_anchors[:start].addmm_(slope[:, :start].T, anchors[part])
+            else:
+                slope = tiled.mul_(inverses[part, None])
+                for_anchors[part].addmm_(slope, everyone)
+                for_everyone.addmm_(slope.T, anchors[part])
+        scale = sharpness / count
+        ctx.save_for_backward(for_anchors.mul_(scale), None if candidates is None else for_everyone.mul_(scale))
+        return log_sums.mean()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -207,4 +229,4 @@ class _TiledContrast(torch.autograd.Function):
             remedy = "Pass tile=None to differentiate twice"
             raise RuntimeError(complaint("nt_xent", "first derivatives only where tile is set", "create_graph", remedy))
         for_anchors, for_candidates = (z if z is None else z * gradient for z in ctx.saved_tensors)
-        return for_anchors, for_candidates, None, None, None, None
+        return for_anchors, for_candidates, None, None, None

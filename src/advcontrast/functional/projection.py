@@ -43,9 +43,7 @@ def linf_box(x: Tensor, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) ->
     check_bounds("linf_box", bounds)
     radius = _rounded_down(eps, x)
     low, high = inward_bounds(bounds, x)
-    upper = _sum_rounded_down(x, radius)
-    lower = -_sum_rounded_down(-x, radius)
-    return lower.clamp(low, high), upper.clamp(low, high)
+    return _edge(x, -radius).clamp_(low, high), _edge(x, radius).clamp_(low, high)
 
 
 def project_l2(point: Tensor, x: Tensor, eps: float) -> Tensor:
@@ -78,11 +76,7 @@ def project_l2(point: Tensor, x: Tensor, eps: float) -> Tensor:
         remedy = "Pass a point for each centre"
         raise ValueError(complaint("project_l2", "point and x of one shape [N, ...]", shapes, remedy))
     delta = point - x
-    length = sample_norm(delta)
-    reach = sample_norm(x, math.inf) + eps
-    # Half of it is for rounding the result, the other half for the arithmetic below.
-    rounding = torch.finfo(x.dtype).eps * (math.sqrt(math.prod(x.shape[1:])) + 4) * reach
-    radius = (eps - rounding).clamp_min(0)
+    length, radius = sample_norm(delta), rounded_radius(x, eps)
     return torch.where(length > radius, x + delta * (radius / length), point)
 
 
@@ -91,10 +85,18 @@ def _check_ball(owner: str, x: Tensor, eps: float) -> None:
     check_real(owner, "eps", eps, low=0, remedy="For images in [0, 1] it is usually 8/255")
 
 
-def sample_norm(x: Tensor, order: float = 2) -> Tensor:
-    """Return the norm of each sample of ``x``, of shape ``[N, 1, ...]`` to compute with ``x``."""
-    norm: Tensor = torch.linalg.vector_norm(x.reshape(len(x), math.prod(x.shape[1:])), order, dim=1)
+def sample_norm(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the norm of each sample of ``x``, of shape ``[N, 1, ...]`` to compute with ``x``, perhaps more exactly."""
+    norm: Tensor = torch.linalg.vector_norm(x.reshape(len(x), math.prod(x.shape[1:])), dim=1, dtype=dtype)
     return norm.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def rounded_radius(x: Tensor, eps: float) -> Tensor:
+    """Return, for each sample, a radius below ``eps`` that rounding a point of the sphere to ``x`` cannot exceed it."""
+    reach = x.reshape(len(x), math.prod(x.shape[1:])).abs().amax(1).view(-1, *[1] * (x.dim() - 1)) + eps
+    # Half of it is for rounding the result, the other half for the arithmetic of the projection.
+    rounding = torch.finfo(x.dtype).eps * (math.sqrt(math.prod(x.shape[1:])) + 4) * reach
+    return (eps - rounding).clamp_min(0)
 
 
 def inward_bounds(bounds: tuple[float, float], like: Tensor) -> tuple[float, float]:
@@ -111,10 +113,12 @@ def _rounded_down(number: float, like: Tensor) -> float:
     return rounded.item()
 
 
-def _sum_rounded_down(x: Tensor, number: float) -> Tensor:
-    """Return the largest numbers of the dtype of ``x`` that are not above the exact sum of ``x`` and ``number``."""
-    total = x + number
-    # What rounding the sum has lost, exactly (Knuth's two-sum).
+def _edge(x: Tensor, way: float) -> Tensor:
+    """Return the outermost numbers of the dtype of ``x`` between it and the exact sum of ``x`` and ``way``."""
+    total = x + way
+    # What rounding the sum has lost, exactly (Knuth's two-sum): (x - (total - back)) + (way - back).
     back = total - x
-    lost = (x - (total - back)) + (number - back)
-    return torch.where(lost < 0, torch.nextafter(total, torch.full_like(total, -math.inf)), total)
+    lost = (back - total).add_(x).sub_(back.sub_(way)).sign_()
+    # Where rounding went too far, the next number inwards. Selecting it takes longer than arithmetic on signs.
+    inwards = lost.clamp_(max=0) if way > 0 else lost.clamp_(min=0)
+    return total.nextafter_(inwards.mul_(torch.finfo(x.dtype).max).add_(total))

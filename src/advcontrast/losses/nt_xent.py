@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .. import distributed
 from .._checks import check_bool, complaint
-from ..functional.nt_xent import check_embeddings, check_settings, contrast, nt_xent, unit_rows
+from ..functional.nt_xent import check_embeddings, check_settings, contrast, nt_xent, unit_views
 
 
 class NTXentLoss(nn.Module):
@@ -60,10 +59,10 @@ class NTXentLoss(nn.Module):
         if not self.gather or distributed.world_size() == 1:
             return nt_xent(z1, z2, self.temperature, tile=self.tile)
         _check_everywhere(z1, z2)
-        z1, z2 = unit_rows(z1), unit_rows(z2)
-        all1, all2 = distributed.all_gather(torch.stack([z1, z2])).transpose(0, 1).flatten(1, 2)
+        rows = unit_views(z1, z2)
+        everyone = distributed.all_gather(rows.view(2, len(z1), -1)).transpose(0, 1).flatten(0, 2)
         first = distributed.rank() * len(z1)
-        return contrast(z1, z2, all1, all2, first=first, temperature=self.temperature, tile=self.tile)
+        return contrast(rows, everyone, first=first, temperature=self.temperature, tile=self.tile)
 
     def extra_repr(self) -> str:
         """Show the settings as they were passed."""

@@ -152,7 +152,7 @@ class ACLTrainer(nn.Module):
             TypeError: a view is no floating-point tensor.
         """
         check_generator(_OWNER, generator, getattr(generator, "device", torch.device("cpu")))
-        source = {} if generator is None else {"generator": generator}
+        source: dict[str, Any] = {} if generator is None else {"generator": generator}
         x1, x2 = self._views(x1, x2, source)
         losses: list[Tensor] = []
         weights: list[float] = []
@@ -175,7 +175,7 @@ class ACLTrainer(nn.Module):
         streams = _STREAMS[self.mode]
         return streams if self.mode != "DS" or self.alpha else (("clean", "clean"),)
 
-    def _views(self, x1: Tensor, x2: Tensor | None, source: dict[str, torch.Generator]) -> tuple[Tensor, Tensor]:
+    def _views(self, x1: Tensor, x2: Tensor | None, source: dict[str, Any]) -> tuple[Tensor, Tensor]:
         if x2 is None:
             if self.augment is None:
                 remedy = "Pass both views, or build the trainer with augment=ContrastivePairAugment(size)"
@@ -199,7 +199,7 @@ class ACLTrainer(nn.Module):
         return x1, x2
 
     def _perturb(
-        self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor, source: dict[str, torch.Generator]
+        self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor, source: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Return the views of a stream, those on branch ``"adv"`` perturbed so that the loss of the stream grows."""
         if "adv" not in stream:
@@ -215,7 +215,7 @@ class ACLTrainer(nn.Module):
                 x1 = self._attacked(lambda x: self._contrast(self._on("adv", x), fixed), x1, source)
         return x1, x2
 
-    def _attacked(self, objective: Objective, x: Tensor, source: dict[str, torch.Generator]) -> Tensor:
+    def _attacked(self, objective: Objective, x: Tensor, source: dict[str, Any]) -> Tensor:
         perturbed = self.attack(objective, x, **source)
         check_tensor(_OWNER, "what attack returns", perturbed, remedy="Return images like those it was given")
         if perturbed.shape != x.shape:

@@ -1,0 +1,149 @@
+"""Candidates for the same work, timed in turn in one process, as a table.
+
+The machine may be busy: every round runs each candidate once, and a candidate's speed is the median over the rounds of
+its ratio to the first candidate in the same round. Memory is measured apart from time, in a round of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure. ``quick`` stands for tiny sizes that show that a benchmark runs, and nothing else."""
+
+    device: torch.device
+    repeats: int
+    quick: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to do the work: its name, one repetition, and how far its result is from that of the first candidate."""
+
+    name: str
+    run: Callable[[], Any]
+    agreement: str = ""
+
+
+@dataclass
+class Table:
+    """The measurements of one kind of work.
+
+    Attributes:
+        title: what is compared.
+        about: sizes, what was checked, how to read it.
+        items: what a second is filled with, for example "images".
+        columns: heading of each column; a race fills those that are there by default.
+        rows: cells, one list a candidate.
+        skipped: candidates that are not installed, and why others are left out.
+    """
+
+    title: str
+    about: str
+    items: str
+    columns: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def race(
+        self, candidates: Sequence[Candidate], settings: Settings, *, items: int, setting: str = ""
+    ) -> dict[str, float]:
+        """Time the candidates in turn and add a row for each; return their speeds relative to the first one."""
+        for candidate in candidates:
+            candidate.run()
+            wait(settings.device)
+        peaks = [peak_memory(candidate.run, settings.device) for candidate in candidates]
+        seconds: list[list[float]] = [[] for _ in candidates]
+        for _ in range(settings.repeats):
+            for candidate, taken in zip(candidates, seconds, strict=True):
+                gc.collect()
+                wait(settings.device)
+                started = time.perf_counter()
+                candidate.run()
+                wait(settings.device)
+                taken.append(time.perf_counter() - started)
+        speeds = [statistics.median(a / b for a, b in zip(seconds[0], taken, strict=True)) for taken in seconds]
+        for candidate, peak, taken, speed in zip(candidates, peaks, seconds, speeds, strict=True):
+            median = statistics.median(taken)
+            memory = "" if peak is None else f"{peak / 2**20:,.0f}"
+            spread = f"{1e3 * min(taken):,.4g} to {1e3 * max(taken):,.4g}"
+            times = [f"{1e3 * median:,.4g}", spread, f"{speed:.2f}", f"{items / median:,.4g}"]
+            self.rows.append([setting, candidate.name, *times, memory, candidate.agreement])
+        return {candidate.name: speed for candidate, speed in zip(candidates, speeds, strict=True)}
+
+    def peer(self, module: str, package: str) -> ModuleType | None:
+        """Return a package to compare with, or say in a word that it is not installed."""
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            self.skipped.append(f"{package} left out: {error}")
+            return None
+
+    def markdown(self) -> str:
+        """Return the table under its heading."""
+        race = ["setting", "candidate", "median ms", "min to max", "speed", f"{self.items}/s", "peak MiB", "agreement"]
+        head = self.columns or race
+        kept = [i for i in range(len(head)) if any(row[i] for row in self.rows)]
+        lines = [[head[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in self.rows)]
+        skipped = "".join(f"\n{word}.\n" for word in self.skipped)
+        return f"## {self.title}\n\n{self.about}\n{skipped}\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
+    """Return the bytes that a run needs at most beyond what is held before it; ``None`` where nobody counts them."""
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed would hide in the process, and the run in it
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        before = _resident("VmRSS")
+        run()
+        return _resident("VmHWM") - before
+    except OSError:
+        return None
+
+
+def _resident(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(entry))
+
+
+def agree(name: str, ours: Any, expected: Any, tolerance: float) -> str:
+    """Return the largest difference of tensors, relative to their largest entry; raise if it is too large."""
+    pairs = list(zip(_tensors(ours), _tensors(expected), strict=True))
+    worst = max(float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)) for a, b in pairs)
+    if not worst <= tolerance:
+        raise SystemExit(
+            f"{name}: expected what the first candidate computes to {tolerance:.0e}, differs by {worst:.1e}."
+        )
+    return f"{worst:.0e}"
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    for tensor in [value] if isinstance(value, torch.Tensor) else value:
+        yield tensor.detach().double().cpu()

@@ -1,0 +1,68 @@
+"""What the attack of pre-training may cost, and what to watch where it is cheap."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from experiment import say
+from images import Images
+from torch import Tensor, nn
+
+from advcontrast import PGDAttack
+from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart
+from advcontrast.engine import forward_equivalents
+from advcontrast.evaluation import catastrophic_overfitting
+
+CHEAPER = {
+    "few": {"attack_steps": 3, "attack_step": 0.5},
+    "single": {"attack_steps": 1, "attack_step": 1.25},
+    "warm": {"attack": "warm", "attack_steps": 1, "attack_step": 1.0},
+    "free": {"attack": "free", "attack_step": 1.0, "replays": 4},
+    "progressive": {"attack": "progressive"},
+}
+COUNTED = 64  # images are enough to count what one costs
+
+
+def attack_of(settings: Any, steps: int) -> Callable[..., Tensor]:
+    """Return the attack of a run of so many steps."""
+    step = settings.radius * settings.attack_step if settings.radius else settings.step
+    pgd = PGDAttack(eps=settings.radius, step_size=step, steps=settings.attack_steps)
+    if settings.attack == "free":
+        return FreeAttack(eps=settings.radius, step_size=step)
+    if settings.attack == "warm":
+        return WarmStart(pgd)
+    if settings.attack == "progressive":
+        single = replace(pgd, steps=1, step_size=1.25 * settings.radius or step)
+        few = replace(pgd, steps=3, step_size=settings.radius / 2 or step)
+        third = max(1, steps // 3)
+        return ProgressiveAttack([(third, single), (third, few), (None, pgd)])
+    return pgd
+
+
+def mean_cost(learner: nn.Module, batch: Tensor, steps: int) -> float:
+    """Return the forward passes for each image and step, on average over a run of so many steps."""
+    batch = batch[:COUNTED]
+    if not isinstance(learner.attack, ProgressiveAttack):
+        return forward_equivalents(learner, batch)
+    cost, taken = 0.0, 0
+    for calls, _ in learner.attack.stages:
+        stage = copy.deepcopy(learner)
+        stage.attack.set_extra_state({"calls": taken})
+        more = steps - taken if calls is None else min(calls, steps - taken)
+        cost += more / steps * forward_equivalents(stage, batch)
+        taken += more
+    return cost
+
+
+def watch(settings: Any, learner: nn.Module, images: Images, epoch: int) -> dict[str, float]:
+    """Look for catastrophic overfitting on one batch; say so where there is any."""
+    found = catastrophic_overfitting(learner, images.everything.x[: settings.batch_size], eps=settings.radius)
+    if found.alarm:
+        say(
+            f"{settings.out}: epoch {epoch}: catastrophic overfitting, one step of attack gains {found.share:.0%} of "
+            "what ten do. The loss of training says nothing any more: take more steps, or an earlier checkpoint."
+        )
+    return {"one_step_share": found.share}

@@ -1,0 +1,71 @@
+"""The same views several times in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_int, complaint, type_name
+
+_OWNER = "Replay"
+
+
+class Replay(nn.Module):
+    """An augmentation that returns the views of one batch for several calls, whatever images it is passed between.
+
+    Training on each batch ``times`` times in a row lets the perturbations of :class:`advcontrast.attacks.FreeAttack`
+    grow. The loop need not know: of the batches it draws every ``times``-th one is used, so an epoch of ``times`` as
+    many steps sees each image about once. The views at hand are kept in the state dict, so that a resumed training goes
+    on with them. Only for learners without labels, which would no longer fit.
+
+    Args:
+        augment: makes the views, for example ``ContrastivePairAugment(32)``.
+        times: calls for which the same views are returned, at least 1.
+
+    Raises:
+        ValueError: times < 1.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.augment import Replay
+        >>> augment = Replay(lambda x: (x, x + 1), times=2)
+        >>> [augment(x)[1].item() for x in torch.tensor([0.0, 10.0, 20.0])]
+        [1.0, 1.0, 21.0]
+
+    References:
+        Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019.
+    """
+
+    def __init__(self, augment: Callable[..., Any], *, times: int) -> None:
+        if not callable(augment):
+            remedy = "Pass ContrastivePairAugment(size)"
+            raise TypeError(complaint(_OWNER, "augment to be callable", type_name(augment), remedy))
+        check_int(_OWNER, "times", times, low=1, remedy="The authors' best for CIFAR-10 is 8")
+        super().__init__()
+        self.augment = augment
+        self.times = times
+        self._left = 0
+        self._views: Any = None
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Any:
+        """Return the views at hand, or new ones of ``x``; arguments and errors are those of ``augment``."""
+        if not self._left:
+            self._views = self.augment(x, **({} if generator is None else {"generator": generator}))
+            self._left = self.times
+        self._left -= 1
+        return self._views
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the views at hand for the state dict."""
+        return {"left": self._left, "views": self._views}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the views of a state dict."""
+        self._left, self._views = state["left"], state["views"]
+
+    def extra_repr(self) -> str:
+        """Show the settings as they were passed."""
+        return f"{self.augment!r}, times={self.times}"

@@ -1,0 +1,80 @@
+"""What a training step costs, before the first one is taken."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .._checks import check_module, complaint
+
+_OWNER = "forward_equivalents"
+
+
+def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
+    """Count the work of a training step, in forward passes of the network for each image of the batch.
+
+    The unit is one forward pass of ``learner.model`` for one image as it reaches the network. A backward pass costs one
+    for the gradient of the inputs and another one for that of the weights. So SimCLR costs 6 an image, which has two
+    views, and ACL with PGD-5 costs 32; the authors' code, which computes gradients of the weights in the attack too,
+    costs 42. Convolutions and matrix products are counted, by running one step of a copy; nothing of the learner
+    changes, nor does the global random state.
+
+    Args:
+        learner: as for :func:`fit`, before it is wrapped in DDP.
+        batch: what the learner takes, for a few images at least two. What compares the images of a batch costs more
+            an image in larger batches, for NT-Xent by twice the width of the embeddings for each other view.
+
+    Returns:
+        Forward passes an image.
+
+    Raises:
+        TypeError: ``learner`` is no module.
+        ValueError: ``learner.model`` is missing, or has nothing to count.
+
+    Example:
+        >>> from advcontrast.engine import forward_equivalents
+        >>> encoder = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.Conv2d(64, 64, 3), torch.nn.Flatten())
+        >>> acl = ACLTrainer(encoder, mode="S2S")
+        >>> round(forward_equivalents(acl, torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)), 1)
+        5.9
+    """
+    check_module(_OWNER, learner)
+    if not isinstance(getattr(learner, "model", None), nn.Module):
+        remedy = "Hold the network in an attribute of that name"
+        raise ValueError(complaint(_OWNER, "learner.model", "none", remedy))
+    learner = copy.deepcopy(learner)
+    model = learner.get_submodule("model")
+    seen: list[Tensor] = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    device = next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        with _Counter() as step:  # type: ignore[no-untyped-call]
+            learner(*batch)[0].backward()
+        handle.remove()
+        model.eval()
+        with _Counter() as forward, torch.no_grad():  # type: ignore[no-untyped-call]
+            model(seen[0])
+    if not forward.operations:
+        remedy = "Count the passes by hand"
+        raise ValueError(complaint(_OWNER, "learner.model with convolutions or matrix products", "none", remedy))
+    passes: float = step.operations / (forward.operations / len(seen[0])) / len(batch[0])
+    return passes
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up floating-point operations. PyTorch's own counter cannot follow gradients taken within a forward pass."""
+
+    operations: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.operations += count(*args, **kwargs, out_val=out)
+        return out
