@@ -82,6 +82,15 @@ def test_infinite_bounds_bound_nothing():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_the_least_that_rounding_can_lose_counts(dtype):
+    x = torch.tensor([torch.finfo(dtype).smallest_normal], dtype=dtype) * 2**-20
+    assert x > 0
+    lower, upper = linf_box(torch.cat([x, -x]), 100.0, (-math.inf, math.inf))
+    assert -100 < lower[0]
+    assert upper[1] < 100
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_radius_zero_leaves_the_centre(dtype):
     x = centres("signed", dtype)
     lower, upper = linf_box(x, 0.0, (-1, 1))
@@ -102,6 +111,14 @@ def test_l2_norm_never_exceeds_the_radius(dtype, eps):
     rounded = project_l2(point, x, eps).to(dtype)
     for row, centre in zip(rounded, x, strict=True):
         assert sum((a - b) ** 2 for a, b in pairs(row, centre)) <= Fraction(eps) ** 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_l2_norm_does_not_exceed_the_radius_where_all_values_are_negative(dtype):
+    x, point = sample(dtype, shape=(200, 1, 2, 2), low=-100.0, high=-50.0)
+    rounded = project_l2(point, x, 1e-3).to(dtype)
+    for row, centre in zip(rounded, x, strict=True):
+        assert sum((a - b) ** 2 for a, b in pairs(row, centre)) <= Fraction(1e-3) ** 2
 
 
 @pytest.mark.parametrize(("dtype", "loss"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
