@@ -83,7 +83,7 @@ class WarmStart(_Carried):
         self.attack = attack
 
     def forward(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return adversarial versions of the images ``x``; arguments and errors are those of :class:`~advcontrast.PGDAttack`."""
+        """Return adversarial versions of ``x``; arguments and errors are those of :class:`~advcontrast.PGDAttack`."""
         carried = self.recall(x) if isinstance(x, Tensor) and x.dim() else None
         start = None if carried is None else x.detach() + carried
         adv = self.attack(objective, x, generator=generator, start=start)
@@ -103,8 +103,8 @@ class FreeAttack(_Carried):
 
     .. math:: \delta \leftarrow \Pi\big(\delta + \mathrm{step\_size} \cdot d\big)
 
-    with the direction d and the projection of :class:`~advcontrast.PGDAttack`. They stay for the image at the same place of the next
-    batch. The authors train on each batch several times in a row, so that its perturbations can grow:
+    with the direction d and the projection of :class:`~advcontrast.PGDAttack`. They stay for the image at the same
+    place of the next batch. The authors train on each batch several times in a row, so that its perturbations can grow:
     :class:`advcontrast.augment.Replay` does that for contrastive learning.
 
     The step is taken by ``loss.backward()``; ``torch.autograd.grad`` for the weights alone does not come by. Gradients
