@@ -1,9 +1,12 @@
 """What can only be seen on a GPU: no waiting for the device, half precision, resume."""
 
+import copy
+
 import pytest
 import torch
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, PGDAttack, convert_to_dual_bn, fit
+from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart
 from advcontrast.engine import LARS
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.models import resnet18
@@ -27,10 +30,19 @@ def no_waiting():
     torch.cuda.set_sync_debug_mode("default")
 
 
+ATTACKS = [
+    PGDAttack(steps=2),
+    WarmStart(PGDAttack(steps=1)),
+    FreeAttack(),
+    ProgressiveAttack([(1, PGDAttack(steps=1)), (None, PGDAttack(steps=2))]),
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
 @pytest.mark.parametrize("mode", ["S2S", "A2A", "A2S", "DS"])
-def test_a_step_does_not_wait_for_the_device(mode, no_waiting):
+def test_a_step_does_not_wait_for_the_device(mode, attack, no_waiting):
     acl, x = learner(), images().cuda()
-    acl.mode = mode
+    acl.mode, acl.attack = mode, copy.deepcopy(attack)
     optimizer = LARS(acl.parameters(), lr=0.1)
     acl.model.train()
     for warm in (True, False):

@@ -56,9 +56,10 @@ def test_warm_start_stays_in_the_ball_of_the_new_images():
 
 def test_shorter_batch_uses_and_renews_the_first_perturbations_only():
     warm, x = WarmStart(one_step()), batch(4)
-    kept = warm(brighter, x) - x
-    short = warm(lambda x: -brighter(x), x[:2]) - x[:2]
-    assert torch.equal(warm.recall(x), torch.cat([short, kept[2:]]))
+    kept = warm(lambda x: brighter(x) * torch.tensor([1.0, 1.0, -1.0, -1.0]), x) - x
+    expected = one_step()(brighter, x[:2], start=x[:2] + kept[:2])
+    assert torch.equal(warm(brighter, x[:2]), expected)
+    assert torch.equal(warm.recall(x), torch.cat([expected - x[:2], kept[2:]]))
 
 
 @pytest.mark.parametrize("other", [batch(6), torch.rand(4, 3, 5, 5), batch(4).double()], ids=["more", "size", "dtype"])

@@ -151,3 +151,10 @@ def test_compiled_run_is_the_eager_run(graphs):
         train(learner, images(), **settings)
     assert graphs
     assert all(torch.equal(a, b) for a, b in zip(eager.parameters(), compiled.parameters(), strict=True))
+
+
+def test_network_that_its_user_compiled_stays_compiled(graphs):
+    learner = acl("S2S")
+    learner.model.compile()
+    train(learner, images(), epochs=1)  # batches of 8, 8 and 6
+    assert len(graphs) == 2

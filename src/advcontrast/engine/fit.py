@@ -164,7 +164,7 @@ def fit(
             learner.train()
             for batch in plan.batches(epoch, device, skip=run.step - epoch * plan.steps):
                 parts = batch.tensor_split(min(accumulate, len(batch)))
-                with _compiled(len(batch) * distributed.world_size() == batch_size):
+                with _compiled(not compile or len(batch) * distributed.world_size() == batch_size):
                     run.take_step([_pick(tensors, part) for part in parts], wrapped, schedule(run.step))
                 bar.update()
                 # The last step of an epoch is saved together with the row of the epoch.
@@ -175,7 +175,7 @@ def fit(
                         records.save(run)
                     if stop:
                         asked.end()
-            with _compiled(False):
+            with _compiled(not compile):
                 row = run.end_epoch(started, evaluate, select)
             records.save(run)
             records.report(run)
