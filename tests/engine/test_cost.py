@@ -66,6 +66,29 @@ def test_images_of_another_size_than_the_views_are_no_matter():
     assert forward_equivalents(acl, x) == pytest.approx(6, rel=0.01)
 
 
+class Ordered(nn.Module):
+    """A network that takes more than images."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x, order, *, reverse):
+        return self.body(x[order.flip(0) if reverse else order])
+
+
+def test_network_with_more_inputs_is_counted_too():
+    class Learner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = Ordered()
+
+        def forward(self, x):
+            return self.model(x, torch.arange(4), reverse=True).square().mean(), {}
+
+    assert forward_equivalents(Learner(), torch.rand(4, 3, 8, 8)) == pytest.approx(3, rel=0.01)
+
+
 def test_counting_leaves_no_trace():
     acl = learner("DS", 1)
     acl.train()

@@ -49,8 +49,8 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
         raise ValueError(complaint(_OWNER, "learner.model", "none", remedy))
     learner = copy.deepcopy(learner)
     model = learner.get_submodule("model")
-    seen: list[Tensor] = []
-    handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    seen: list[tuple[Any, Any]] = []
+    handle = model.register_forward_pre_hook(lambda _, *inputs: seen.append(inputs), with_kwargs=True)
     device = next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         with _Counter() as step:  # type: ignore[no-untyped-call]
@@ -58,11 +58,12 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
         handle.remove()
         model.eval()
         with _Counter() as forward, torch.no_grad():  # type: ignore[no-untyped-call]
-            model(seen[0])
+            inputs, named = seen[0]
+            model(*inputs, **named)
     if not forward.operations:
         remedy = "Count the passes by hand"
         raise ValueError(complaint(_OWNER, "learner.model with convolutions or matrix products", "none", remedy))
-    passes: float = step.operations / (forward.operations / len(seen[0])) / len(batch[0])
+    passes: float = step.operations / (forward.operations / len(inputs[0])) / len(batch[0])
     return passes
 
 
