@@ -80,8 +80,8 @@ class Table:
         for candidate, peak, taken, speed in zip(candidates, peaks, seconds, speeds, strict=True):
             median = statistics.median(taken)
             memory = "" if peak is None else f"{peak / 2**20:,.0f}"
-            spread = f"{1e3 * min(taken):,.4g} to {1e3 * max(taken):,.4g}"
-            times = [f"{1e3 * median:,.4g}", spread, f"{speed:.2f}", f"{items / median:,.4g}"]
+            spread = f"{_short(1e3 * min(taken))} to {_short(1e3 * max(taken))}"
+            times = [_short(1e3 * median), spread, f"{speed:.2f}", _short(items / median)]
             self.rows.append([setting, candidate.name, *times, memory, candidate.agreement])
         return {candidate.name: speed for candidate, speed in zip(candidates, speeds, strict=True)}
 
@@ -101,6 +101,10 @@ class Table:
         lines = [[head[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in self.rows)]
         skipped = "".join(f"\n{word}.\n" for word in self.skipped)
         return f"## {self.title}\n\n{self.about}\n{skipped}\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
 
 
 def wait(device: torch.device) -> None:
