@@ -40,23 +40,22 @@ def table(norm: str, settings: Settings) -> Table:
     """Time the attacks of one norm on a network whose own cost is small and on a ResNet-18."""
     steps = 2 if settings.quick else 10
     width = 4 if settings.quick else 16 if settings.device.type == "cpu" else 64
-    batches = (8,) if settings.quick else (128, 512) if norm == "linf" else (128,)
+    batch = 8 if settings.quick else 128
     about = (
         "Random images of 3 x 32 x 32. Speed is relative to the first row of a setting. Agreement is that of a run "
         "without random start with the first row; the loss is its mean cross-entropy, which all want to be large."
     )
     result = Table(f"PGD-{steps} {TITLES[norm]}", about, "images")
     for name, make in (("small CNN", small_cnn), (f"ResNet-18 x {width}", lambda: resnet18(width=width))):
-        for batch in batches:
-            torch.manual_seed(0)
-            model = make().to(settings.device).eval()
-            x = torch.rand(batch, 3, 32, 32, device=settings.device)
-            with torch.no_grad():
-                y = model(x).argmax(1)
-            attacks = peers(result, norm, steps, model) | ours(norm, steps, model, compiled=not settings.quick)
-            told = agreements(attacks, norm, model, x, y)
-            candidates = [Candidate(each, partial(attacks[each], x, y, True), told[each]) for each in attacks]
-            result.race(candidates, settings, items=batch, setting=f"{name}, {batch} images")
+        torch.manual_seed(0)
+        model = make().to(settings.device).eval()
+        x = torch.rand(batch, 3, 32, 32, device=settings.device)
+        with torch.no_grad():
+            y = model(x).argmax(1)
+        attacks = peers(result, norm, steps, model) | ours(norm, steps, model, compiled=not settings.quick)
+        told = agreements(attacks, norm, model, x, y)
+        candidates = [Candidate(each, partial(attacks[each], x, y, True), told[each]) for each in attacks]
+        result.race(candidates, settings, items=batch, setting=f"{name}, {batch} images")
     result.skipped = list(dict.fromkeys(result.skipped))
     return result
 
