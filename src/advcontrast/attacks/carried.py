@@ -68,7 +68,7 @@ class WarmStart(_Carried):
         >>> from advcontrast.attacks import WarmStart
         >>> attack = WarmStart(PGDAttack(eps=0.25, step_size=0.125, steps=1, random_start=False))
         >>> x = torch.tensor([[0.5]])
-        >>> [attack(lambda x: x.sum(1), x).item() for _ in range(3)]
+        >>> [round(attack(lambda x: x.sum(1), x).item(), 4) for _ in range(3)]
         [0.625, 0.75, 0.75]
 
     References:

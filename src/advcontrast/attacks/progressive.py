@@ -33,7 +33,7 @@ class ProgressiveAttack(nn.Module):
         >>> from advcontrast.attacks import ProgressiveAttack
         >>> few, more = (PGDAttack(eps=1, step_size=0.25, steps=steps, random_start=False) for steps in (1, 2))
         >>> attack, x = ProgressiveAttack([(2, few), (None, more)]), torch.zeros(1, 1)
-        >>> [attack(lambda x: x.sum(1), x).item() for _ in range(4)]
+        >>> [round(attack(lambda x: x.sum(1), x).item(), 4) for _ in range(4)]
         [0.25, 0.25, 0.5, 0.5]
     """
 
