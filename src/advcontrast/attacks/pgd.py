@@ -110,7 +110,7 @@ class PGDAttack:
             ValueError: ``x`` has no sample dimension, or ``start`` has another shape; the objective returns another
                 shape, or something that does not depend on its argument. On the CPU also: ``x`` leaves the bounds, or
                 ``x``, ``start``, the objective or its gradient is not finite (reading values on an accelerator would
-                stall it; there NaN spreads to the result).
+                stall it; there they go unseen).
             TypeError: an argument of the wrong kind, such as half precision or uint8 images.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)

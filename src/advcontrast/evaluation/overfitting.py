@@ -105,5 +105,5 @@ def _loss(learner: Any, attack: PGDAttack, batch: tuple[Tensor, ...], seed: int)
         del learner.attack  # a module gives its place only to another one
     learner.attack = attack
     with torch.random.fork_rng([device] if device.type == "cuda" else []), eval_mode(learner), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.random.manual_seed(seed)  # of the fork
         return float(learner(*batch)[0])
