@@ -13,6 +13,7 @@ from .._checks import check_int, check_module, check_real, complaint
 from .._modes import eval_mode
 from ..attacks import PGDAttack
 from ._guests import device_of
+from .frozen import seeded
 
 _OWNER = "catastrophic_overfitting"
 
@@ -100,10 +101,8 @@ def catastrophic_overfitting(
 
 
 def _loss(learner: Any, attack: PGDAttack, batch: tuple[Tensor, ...], seed: int) -> float:
-    device = device_of(learner)
     if isinstance(getattr(learner, "attack", None), nn.Module):
         del learner.attack  # a module gives its place only to another one
     learner.attack = attack
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), eval_mode(learner), torch.no_grad():
-        torch.random.manual_seed(seed)  # of the fork
+    with seeded(seed, device_of(learner)), eval_mode(learner), torch.no_grad():
         return float(learner(*batch)[0])
