@@ -12,6 +12,8 @@ import torch
 import advcontrast
 from advcontrast import augment, norm
 
+pytest_plugins = ["tests.scoreboard"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
@@ -28,5 +30,5 @@ def _seed() -> None:
 def _doctest_names(doctest_namespace: dict[str, object]) -> None:
     public = {name: getattr(advcontrast, name) for name in advcontrast.__all__}
     functional = {name: getattr(advcontrast.functional, name) for name in advcontrast.functional.__all__}
-    shown = {name: getattr(augment, name) for name in augment.__all__} | {"DualBatchNorm": norm.DualBatchNorm}
+    shown = {name: getattr(augment, name) for name in augment.__all__} | {"DualNorm": norm.DualNorm}
     doctest_namespace.update(public | functional | shown | {"torch": torch, "math": math})

@@ -63,13 +63,50 @@ def test_eval_modes_nest():
     assert modes(model) == before
 
 
-def test_eval_mode_does_not_call_train():
-    class Loud(nn.Module):
-        def train(self, mode=True):
-            raise AssertionError(mode)
+class Caching(nn.Linear):
+    """Keeps for evaluation what it computed from its weight, as LeViT keeps its attention biases."""
 
-    with eval_mode(Loud()):
+    def __init__(self):
+        super().__init__(2, 2, bias=False)
+        self.kept = None
+        self.told = []
+
+    def train(self, mode=True):
+        self.told.append(mode)
+        if mode:
+            self.kept = None
+        return super().train(mode)
+
+    def forward(self, x):
+        weight = 2 * self.weight
+        if not self.training:
+            weight = self.kept = weight if self.kept is None else self.kept
+        return x @ weight
+
+
+def test_eval_mode_tells_a_module_with_a_train_method_of_its_own():
+    model = nn.Sequential(Caching(), nn.Linear(2, 2))
+    with eval_mode(model):
+        assert model[0].told == [False]
+    assert model[0].told == [False, True]
+
+
+def test_what_a_module_keeps_for_evaluation_is_forgotten_after_eval_mode():
+    model, x = nn.Sequential(Caching()), torch.eye(2)
+    with torch.no_grad():
+        for value in (1.0, 3.0):
+            nn.init.constant_(model[0].weight, value)
+            with eval_mode(model):
+                assert torch.equal(model(x), torch.full((2, 2), 2 * value))
+
+
+def test_a_train_method_does_not_wake_a_norm_that_was_frozen():
+    model = Caching()
+    model.norm = nn.BatchNorm1d(2).eval()
+    with eval_mode(model):
         pass
+    assert model.training
+    assert not model.norm.training
 
 
 def test_eval_mode_moves_no_statistics():

@@ -12,11 +12,13 @@ from .norm import DualBatchNorm1d as DualBatchNorm1d
 from .norm import DualBatchNorm2d as DualBatchNorm2d
 from .norm import DualBatchNorm3d as DualBatchNorm3d
 from .norm import bn_branch as bn_branch
+from .norm import branch_parameters as branch_parameters
 from .norm import checkpoint_context_fn as checkpoint_context_fn
 from .norm import set_bn_branch as set_bn_branch
+from .norm import update_bn as update_bn
 from .strategies import ACLOutput as ACLOutput
 from .strategies import ACLTrainer as ACLTrainer
-from .surgery import branch_parameters as branch_parameters
+from .surgery import blend as blend
 from .surgery import convert_to_dual_bn as convert_to_dual_bn
 from .surgery import export_branch as export_branch
 from .surgery import load_acl_checkpoint as load_acl_checkpoint
@@ -36,6 +38,7 @@ __all__ = [
     "SemiSupervisedLoss",
     "TRADESLoss",
     "__version__",
+    "blend",
     "bn_branch",
     "branch_parameters",
     "checkpoint_context_fn",
@@ -45,4 +48,5 @@ __all__ = [
     "functional",
     "load_acl_checkpoint",
     "set_bn_branch",
+    "update_bn",
 ]

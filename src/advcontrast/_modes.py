@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -12,17 +12,23 @@ from torch import nn
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every module of ``model`` into eval mode; on the way out restore what each one had.
 
-    The flag is kept module by module, because ``model.train()`` would wake a norm that was frozen on purpose. Only
-    flags change: a ``train()`` method that does more than setting them is not called.
+    The flag is kept module by module, because ``model.train()`` would wake a norm that was frozen on purpose. A module
+    with a ``train()`` method of its own, as one that keeps something for evaluation and must forget it, is told by it.
     """
     before = [(module, module.training) for module in model.modules()]
     try:
-        for module, _ in before:
-            module.training = False
+        _set([(module, False) for module, _ in before])
         yield
     finally:
-        for module, training in before:
-            module.training = training
+        _set(before)
+
+
+def _set(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        if type(module).train is not nn.Module.train:
+            module.train(training)
+    for module, training in modes:
+        module.training = training
 
 
 @contextmanager

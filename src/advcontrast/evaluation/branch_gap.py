@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..functional.nt_xent import alignment
-from ..norm import DualBatchNorm, bn_branch
-from ..norm.branch import dual_norms
+from ..norm import DualNorm, bn_branch
+from ..norm.dual_norm import dual_norms
 from ..surgery import branch_parameters
 from ._guests import borrowed
 from .label_free import checked_features, image_batches
@@ -91,15 +91,19 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
         )
 
 
-def _statistics_gap(norms: list[DualBatchNorm]) -> float:
+def _statistics_gap(norms: list[DualNorm]) -> float:
     gaps = [0.0]
-    tracked = [norm for norm in norms if norm.clean.running_mean is not None and norm.adv.running_mean is not None]
+    tracked = [norm for norm in norms if _tracks(norm.clean) and _tracks(norm.adv)]
     for norm in tracked:
         (mean, variance), (other_mean, other_variance) = map(_gaussian, (norm.clean, norm.adv))
         spread = (variance - other_variance).square() / (variance * other_variance)
         shift = (mean - other_mean).square() * (1 / variance + 1 / other_variance)
         gaps.append((spread + shift).mean().item() / 4)
     return sum(gaps) / max(len(tracked), 1)
+
+
+def _tracks(branch: nn.Module) -> bool:
+    return getattr(branch, "running_mean", None) is not None
 
 
 def _gaussian(branch: nn.Module) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from ..augment import CropFlip
 from ..data import ImageSet, labelled_subset
 from ..engine import MultiStep, fit, steps_per_epoch
 from ..losses import SemiSupervisedLoss
-from ..norm import DualBatchNorm
+from ..norm import DualNorm
 from ..strategies.semi_supervised import SemiSupervisedTrainer
 from ..strategies.supervised import AdversarialTrainer, StandardTrainer
 from ..strategies.trades import TRADESTrainer
@@ -136,7 +136,7 @@ def _classifier(
     folder: Path | None,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Return the classifier of the epoch that a protocol selects, and the history of its training."""
-    dual = any(isinstance(module, DualBatchNorm) for module in encoder.modules())
+    dual = any(isinstance(module, DualNorm) for module in encoder.modules())
     own = export_branch(encoder, protocol.branch) if dual else copy.deepcopy(encoder)
     own.requires_grad_(True)
     few = train.x[:16].float() / 255

@@ -1,4 +1,4 @@
-"""Choose the branch of all dual norms of a model: for a while, for good, or again when activations are recomputed."""
+"""The branch of all dual norms of a model: for a while, for good, for a recomputation; and its parameters."""
 
 from __future__ import annotations
 
@@ -9,25 +9,12 @@ from typing import Any
 
 from torch import nn
 
-from .._checks import check_choice, check_module
-from .._types import BRANCHES, Branch
-from .dual_batch_norm import DualBatchNorm
-
-
-def dual_norms(owner: str, model: nn.Module) -> list[DualBatchNorm]:
-    """Return the dual norms of ``model``, also those behind DDP or a compiled wrapper; raise if there is none."""
-    check_module(owner, model)
-    norms = [module for module in model.modules() if isinstance(module, DualBatchNorm)]
-    if not norms:
-        raise ValueError(
-            f"{owner}: expected a model with dual batch norms, found none in {type(model).__name__}. "
-            "Call convert_to_dual_bn(model) first."
-        )
-    return norms
+from .._checks import check_module
+from .dual_norm import DualNorm, check_branch, dual_norms
 
 
 @contextmanager
-def _switched(branches: dict[DualBatchNorm, Branch]) -> Iterator[None]:
+def _switched(branches: dict[DualNorm, str]) -> Iterator[None]:
     before = {norm: norm.branch for norm in branches}
     try:
         for norm, branch in branches.items():
@@ -38,7 +25,7 @@ def _switched(branches: dict[DualBatchNorm, Branch]) -> Iterator[None]:
             norm.branch = branch
 
 
-def bn_branch(model: nn.Module, branch: Branch) -> AbstractContextManager[None]:
+def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
     """Send everything that passes through ``model`` inside the ``with`` block through one branch.
 
     On the way out, also after an exception, every norm gets back the branch that it had. Contexts nest. The branch is a
@@ -46,13 +33,13 @@ def bn_branch(model: nn.Module, branch: Branch) -> AbstractContextManager[None]:
 
     Args:
         model: a network with dual norms; wrappers such as DDP or ``torch.compile`` may surround it.
-        branch: ``"clean"`` or ``"adv"``.
+        branch: ``"clean"`` or ``"adv"``, or a name of your own that the model was converted with.
 
     Returns:
         A context manager.
 
     Raises:
-        ValueError: ``branch`` is another word, or the model holds no dual norm.
+        ValueError: a dual norm has no such branch, or the model holds no dual norm.
         TypeError: ``model`` is no ``nn.Module``.
 
     Example:
@@ -64,19 +51,19 @@ def bn_branch(model: nn.Module, branch: Branch) -> AbstractContextManager[None]:
         'clean'
     """
     norms = dual_norms("bn_branch", model)
-    check_choice("bn_branch", "branch", branch, BRANCHES)
+    check_branch("bn_branch", norms, branch)
     return _switched(dict.fromkeys(norms, branch))
 
 
-def set_bn_branch(model: nn.Module, branch: Branch) -> None:
+def set_bn_branch(model: nn.Module, branch: str) -> None:
     """Send everything that passes through ``model`` from now on through one branch.
 
     Args:
         model: a network with dual norms.
-        branch: ``"clean"`` or ``"adv"``.
+        branch: ``"clean"`` or ``"adv"``, or a name of your own that the model was converted with.
 
     Raises:
-        ValueError: ``branch`` is another word, or the model holds no dual norm.
+        ValueError: a dual norm has no such branch, or the model holds no dual norm.
         TypeError: ``model`` is no ``nn.Module``.
 
     Example:
@@ -86,15 +73,46 @@ def set_bn_branch(model: nn.Module, branch: Branch) -> None:
         'adv'
     """
     norms = dual_norms("set_bn_branch", model)
-    check_choice("set_bn_branch", "branch", branch, BRANCHES)
+    check_branch("set_bn_branch", norms, branch)
     for norm in norms:
         norm.branch = branch
+
+
+def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
+    """Return the parameters that only ``branch`` of the dual norms of ``model`` uses; none where branches share them.
+
+    An optimizer built before conversion lacks those of ``"adv"``: ``optimizer.add_param_group({"params":
+    branch_parameters(model, "adv")})``. A branch that a training leaves idle can be frozen with them.
+
+    Args:
+        model: a network with dual norms.
+        branch: ``"clean"`` or ``"adv"``, or a name of your own that the model was converted with.
+
+    Returns:
+        The parameters, each once, in the order of the modules.
+
+    Raises:
+        ValueError: a dual norm has no such branch, or the model holds no dual norm.
+        TypeError: ``model`` is no ``nn.Module``.
+
+    Example:
+        >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
+        >>> [tuple(parameter.shape) for parameter in branch_parameters(model, "adv")]
+        [(8,), (8,)]
+    """
+    owner = "branch_parameters"
+    norms = dual_norms(owner, model)
+    check_branch(owner, norms, branch)
+    own = dict.fromkeys(parameter for norm in norms for parameter in getattr(norm, branch).parameters())
+    others = [getattr(norm, name) for norm in norms for name in norm.branches if name != branch]
+    shared = {parameter for other in others for parameter in other.parameters()}
+    return [parameter for parameter in own if parameter not in shared]
 
 
 class _Recomputation(AbstractContextManager[None]):
     """Re-enters branches as often as it is entered: every backward pass through a graph that is kept recomputes it."""
 
-    def __init__(self, branches: dict[DualBatchNorm, Branch]) -> None:
+    def __init__(self, branches: dict[DualNorm, str]) -> None:
         self._branches = branches
 
     def __enter__(self) -> None:
@@ -106,7 +124,7 @@ class _Recomputation(AbstractContextManager[None]):
 
 
 def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    now = {module: module.branch for module in model.modules() if isinstance(module, DualBatchNorm)}
+    now = {module: module.branch for module in model.modules() if isinstance(module, DualNorm)}
     return nullcontext(), _Recomputation(now)
 
 

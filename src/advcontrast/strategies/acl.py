@@ -16,8 +16,7 @@ from .._types import BRANCHES, Branch, Mode, Objective
 from ..attacks import PGDAttack, under_attack
 from ..functional import alignment
 from ..losses import NTXentLoss
-from ..norm import DualBatchNorm, bn_branch
-from ..surgery import branch_parameters
+from ..norm import DualNorm, bn_branch
 
 _OWNER = "ACLTrainer"
 
@@ -84,7 +83,7 @@ class ACLTrainer(nn.Module):
         alpha: weight of the adversarial stream of DS, at least 0; with 0 the attack is not run. The paper's 1.
 
     Raises:
-        ValueError: an unknown mode, or alpha < 0.
+        ValueError: an unknown mode, alpha < 0, or a dual norm that lacks one of the two branches.
         TypeError: an argument of the wrong kind.
 
     Warns:
@@ -129,7 +128,13 @@ class ACLTrainer(nn.Module):
         self.augment = augment
         self.mode: Mode = mode
         self.alpha = alpha
-        if len(self._branches()) > 1 and not self._is_dual():
+        names = {module.branches for module in model.modules() if isinstance(module, DualNorm)}
+        for found in names:
+            if not set(BRANCHES) <= set(found):
+                expected = f"dual norms to have the branches {' and '.join(map(repr, BRANCHES))}"
+                remedy = "Convert with these among branches="
+                raise ValueError(complaint(_OWNER, expected, repr(found), remedy))
+        if len(self._branches()) > 1 and not names:
             expected = f"dual batch norms for mode {mode!r}"
             remedy = "Call convert_to_dual_bn(model) first, unless this is the single-norm ablation"
             text = complaint(_OWNER, expected, f"none in {type(model).__name__}", remedy)
@@ -250,12 +255,12 @@ class ACLTrainer(nn.Module):
         return {branch for stream in self._streams() for branch in stream}
 
     def _is_dual(self) -> bool:
-        return any(isinstance(module, DualBatchNorm) for module in self.model.modules())
+        return any(isinstance(module, DualNorm) for module in self.model.modules())
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Parameters that get no gradients in this mode, under the name by which DDP asks what not to wait for."""
-        if not self._is_dual():
-            return []
-        idle: set[Any] = {p for b in BRANCHES if b not in self._branches() for p in branch_parameters(self.model, b)}
+        norms = [module for module in self.model.modules() if isinstance(module, DualNorm)]
+        used = {p for norm in norms for branch in self._branches() for p in getattr(norm, branch).parameters()}
+        idle = {p for norm in norms for p in norm.parameters()} - used
         return [name for name, parameter in self.named_parameters(remove_duplicate=False) if parameter in idle]

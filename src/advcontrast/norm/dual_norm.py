@@ -1,0 +1,202 @@
+"""Several copies of a norm behind one switch."""
+
+from __future__ import annotations
+
+import copy
+import keyword
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from .._checks import check_choice, check_module, complaint, type_name
+from .._types import BRANCHES, SPLITS, Split
+
+
+class DualNorm(nn.Module):
+    """A norm for each branch; :attr:`branch` says which one ``forward`` uses.
+
+    The branches are ordinary norms that this module *owns*, under their names, so that whatever knows norms still finds
+    them: ``nn.SyncBatchNorm.convert_sync_batchnorm``, weight-decay filters, quantisation. Whoever asks for what a dual
+    norm itself does not have gets that of the norm in use: ``dual.weight`` is the weight of the active branch.
+
+    Any norm will do, and stays what it is: a subclass with a fused activation, its dtype, device, frozen parameters,
+    training flag and hooks. The object itself becomes the first branch, so an optimizer that holds its parameters keeps
+    them; the other branches are deep copies.
+
+    Args:
+        norm: the norm to have several of: ``nn.LayerNorm``, ``nn.GroupNorm``, a batch norm, or a norm of your own. For
+            batch norms there are subclasses, :class:`DualBatchNorm2d` and its siblings.
+        branches: names of the branches, at least two; the first one is in use at the beginning.
+        split: what each branch has for itself: ``"both"`` affine parameters and running statistics; ``"affine"`` the
+            parameters, while all branches update and use the same statistics; ``"stats"`` the statistics, while the
+            branches share the parameters. Only batch norms have statistics.
+
+    Raises:
+        ValueError: ``branches`` are fewer than two, repeat each other or are no possible names of attributes, or
+            ``split`` is another word.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> dual = DualNorm(torch.nn.LayerNorm(8))
+        >>> [name for name, _ in dual.named_parameters()]
+        ['clean.weight', 'clean.bias', 'adv.weight', 'adv.bias']
+        >>> dual.branch = "adv"
+        >>> dual.weight is dual.adv.weight
+        True
+    """
+
+    # The names of the paper, for type checkers; other names are found in the same way.
+    clean: nn.Module
+    adv: nn.Module
+
+    def __init__(self, norm: nn.Module, *, branches: Sequence[str] = BRANCHES, split: Split = "both") -> None:
+        owner = type(self).__name__
+        check_module(owner, norm)
+        check_branches(owner, branches, [norm])
+        check_choice(owner, "split", split, SPLITS)
+        self._adopt(norm, branches, split, [{} for _ in branches[1:]])
+
+    def _adopt(self, norm: nn.Module, branches: Sequence[str], split: Split, memos: Sequence[dict[int, Any]]) -> Self:
+        """Become the owner of ``norm`` and of a copy for each further branch; ``memos`` are those of the copies."""
+        nn.Module.__init__(self)
+        first, *others = branches
+        self._branch = first
+        self._split: Split = split
+        self.training = norm.training
+        setattr(self, first, norm)
+        for name, memo in zip(others, memos, strict=True):
+            memo.update((id(owner), owner) for owner in _hook_owners(norm) if owner is not norm)
+            setattr(self, name, copy.deepcopy(norm, memo))
+        self._tie()
+        self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
+        return self
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The names of the branches; the first one holds the norm that was there before."""
+        return tuple(self._modules)
+
+    @property
+    def split(self) -> Split:
+        """What each branch has for itself."""
+        return self._split
+
+    @property
+    def branch(self) -> str:
+        """The branch that ``forward`` uses; like ``training`` not in the state dict."""
+        return self._branch
+
+    @branch.setter
+    def branch(self, branch: str) -> None:
+        check_choice(type(self).__name__, "branch", branch, self.branches)
+        self._branch = branch
+
+    @property
+    def active(self) -> nn.Module:
+        """The norm that ``forward`` uses."""
+        return cast(nn.Module, getattr(self, self._branch))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Normalise with the active branch.
+
+        Args:
+            *args: whatever that norm takes, for example images ``[N, C, H, W]``.
+            **kwargs: likewise.
+
+        Returns:
+            What that norm returns, for example a tensor of the same shape.
+        """
+        return cast(Tensor, self.active(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._modules or name.startswith("_") or not self._modules:
+            return super().__getattr__(name)
+        return getattr(self.active, name)
+
+    def extra_repr(self) -> str:
+        """Name the branch in use, beside the norms that ``repr`` shows anyway."""
+        return f"branch={self._branch!r}" + ("" if self._split == "both" else f", split={self._split!r}")
+
+    def _tie(self) -> None:
+        """Let all branches hold the very tensors that they share."""
+        first, *others = self._modules.values()
+        for other in others:
+            for module, twin in zip(_part(first), _part(other), strict=True):
+                if self._split == "affine":
+                    twin._buffers.update(module._buffers)
+                elif self._split == "stats":
+                    twin._parameters.update(module._parameters)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Tie again what a move to another device or dtype took apart."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._tie()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Let the state of a plain norm fill all branches."""
+        own = [key for key in state_dict if key.startswith(prefix)]
+        if not any(key.startswith(f"{prefix}{branch}.") for key in own for branch in self.branches):
+            first, *others = self.branches
+            for key in own:
+                value = state_dict.pop(key)
+                name = key.removeprefix(prefix)
+                state_dict[f"{prefix}{first}.{name}"] = value
+                for other in others:
+                    # A copy: with ``assign=True`` the branches would otherwise become one tensor.
+                    copied = value.detach().clone() if isinstance(value, Tensor) else value
+                    state_dict[f"{prefix}{other}.{name}"] = copied
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def check_branches(owner: str, branches: Any, norms: Iterable[nn.Module]) -> None:
+    """Require names that can be those of branches of ``norms``."""
+    remedy = 'Pass names such as ("clean", "adv")'
+    if not isinstance(branches, (tuple, list)) or not all(isinstance(name, str) for name in branches):
+        got = type_name(branches) if not isinstance(branches, (tuple, list)) else repr(branches)
+        raise TypeError(complaint(owner, "branches to be a tuple of names", got, remedy))
+    if len(branches) < 2 or len(set(branches)) < len(branches):
+        raise ValueError(complaint(owner, "branches to be at least two different names", repr(branches), remedy))
+    for name in branches:
+        usable = name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
+        if not usable or hasattr(DualNorm, name) or any(hasattr(norm, name) for norm in norms):
+            rule = "branches to be names of attributes that a norm does not have yet"
+            raise ValueError(complaint(owner, rule, repr(name), remedy))
+
+
+def _part(norm: nn.Module | None) -> list[nn.Module]:
+    return list(cast(nn.Module, norm).modules())
+
+
+def _hook_owners(norm: nn.Module) -> Iterator[object]:
+    """Yield what the hooks of ``norm`` report to, often an object that holds a whole model: all branches share it."""
+    for name, hooks in vars(norm).items():
+        if name.endswith("_hooks"):
+            for hook in hooks.values():
+                function = getattr(hook, "hook", hook)
+                yield getattr(function, "__self__", function)
+
+
+def _tie_again(dual: nn.Module, _keys: object) -> None:
+    """Tie again what loading with ``assign=True`` took apart."""
+    cast(DualNorm, dual)._tie()
+
+
+def dual_norms(owner: str, model: nn.Module) -> list[DualNorm]:
+    """Return the dual norms of ``model``, also those behind DDP or a compiled wrapper; raise if there is none."""
+    check_module(owner, model)
+    norms = [module for module in model.modules() if isinstance(module, DualNorm)]
+    if not norms:
+        raise ValueError(
+            f"{owner}: expected a model with dual batch norms, found none in {type(model).__name__}. "
+            "Call convert_to_dual_bn(model) first."
+        )
+    return norms
+
+
+def check_branch(owner: str, norms: Sequence[DualNorm], branch: Any) -> None:
+    """Require a branch that every one of ``norms`` has."""
+    shared = [name for name in norms[0].branches if all(name in norm.branches for norm in norms)]
+    check_choice(owner, "branch", branch, shared)

@@ -1,0 +1,129 @@
+"""Estimate running statistics anew, for one branch without a trace in the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .._checks import check_module, complaint, type_name
+from .._modes import eval_mode
+from .branch import bn_branch
+from .dual_norm import DualNorm, check_branch, dual_norms
+
+_OWNER = "update_bn"
+
+
+def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None) -> None:
+    """Replace the running statistics of one branch by those of a pass over ``loader``.
+
+    For weights that no forward pass in train mode has seen, such as averaged or interpolated ones, and for data other
+    than those trained on. Each batch counts alike, as in ``torch.optim.swa_utils.update_bn``; unlike that function,
+    which resets all batch norms and then fills only those in use, this one leaves the other branches, and norms outside
+    of dual ones, as they are. Everything but the norms at work is in eval mode, so that they see what they will see in
+    use: no dropout, no dropped paths.
+
+    The images come as they are: for the adversarial branch pass adversarial ones. Under DDP each process counts its
+    own.
+
+    Args:
+        model: a network whose ``branch`` has running statistics of its own; or, for ``branch=None``, one without dual
+            norms, whose batch norms are all updated.
+        loader: batches, each a tensor ``[N, C, H, W]`` or a tuple that begins with one. They are moved to the device of
+            the model.
+        branch: ``"clean"``, ``"adv"`` or another name of a branch.
+
+    Raises:
+        ValueError: there is no such branch or none was named, it has no running statistics or shares them
+            (``split="affine"``), there is no batch, or statistics are not finite.
+        TypeError: ``model`` is no module, or a batch has no tensor in front.
+
+    Every error, also one of the model's, leaves the model as it was.
+
+    Example:
+        >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(1)))
+        >>> update_bn(model, [torch.tensor([[1.0], [3.0]]), torch.tensor([[6.0], [8.0]])], "adv")
+        >>> model[1].adv.running_mean.item(), model[1].clean.running_mean.item()
+        (4.5, 0.0)
+    """
+    norms = _norms(model, branch)
+    batches = _images(loader, model)
+    try:
+        first = next(batches)
+    except StopIteration:
+        remedy = "A generator is empty the second time"
+        raise ValueError(complaint(_OWNER, "a loader with batches", "none", remedy)) from None
+    before = [({name: buffer.clone() for name, buffer in norm.named_buffers()}, norm.momentum) for norm in norms]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # the average of all batches
+                norm.training = True
+            for x in chain([first], batches):
+                if branch is None:
+                    model(x)
+                else:
+                    with bn_branch(model, branch):
+                        model(x)
+        _require_finite(norms)
+    except BaseException:
+        for norm, (buffers, _) in zip(norms, before, strict=True):
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
+        raise
+    finally:
+        for norm, (_, momentum) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+
+def _norms(model: nn.Module, branch: str | None) -> list[_BatchNorm]:
+    """Return the batch norms that a pass through the branch updates."""
+    check_module(_OWNER, model)
+    if branch is None:
+        dual = next((module for module in model.modules() if isinstance(module, DualNorm)), None)
+        if dual is not None:
+            remedy = 'Pass the branch, as in update_bn(model, loader, "adv")'
+            raise ValueError(complaint(_OWNER, f"branch to be one of {dual.branches}", "None", remedy))
+        modules = list(model.modules())
+    else:
+        duals = dual_norms(_OWNER, model)
+        check_branch(_OWNER, duals, branch)
+        if any(dual.split == "affine" for dual in duals):
+            expected = f"branch {branch!r} to have running statistics of its own"
+            remedy = "Update a copy: update_bn(export_branch(model, branch), loader)"
+            raise ValueError(complaint(_OWNER, expected, 'shared ones, of split="affine"', remedy))
+        modules = [module for dual in duals for module in getattr(dual, branch).modules()]
+    norms = [norm for norm in modules if isinstance(norm, _BatchNorm) and norm.running_mean is not None]
+    if not norms:
+        remedy = "Only batch norms with track_running_stats=True keep them"
+        raise ValueError(complaint(_OWNER, "norms with running statistics", "none", remedy))
+    return list(dict.fromkeys(norms))
+
+
+def _images(loader: Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
+    """Yield the images of every batch on the device of the model."""
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor):
+        remedy = "Pass a DataLoader, or a list of tensors [N, C, H, W]"
+        raise TypeError(complaint(_OWNER, "loader to be an iterable of batches", type_name(loader), remedy))
+    device = next(chain(model.parameters(), model.buffers())).device
+    for batch in loader:
+        x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(x, Tensor):
+            remedy = "Let the loader give images, or tuples that begin with them"
+            raise TypeError(
+                complaint(_OWNER, "a batch to be a tensor or a tuple with one in front", type_name(x), remedy)
+            )
+        yield x.to(device)
+
+
+def _require_finite(norms: list[_BatchNorm]) -> None:
+    """Require finite statistics; this waits for the device, once."""
+    finite = [buffer.isfinite().all() for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
+    if not bool(torch.stack(finite).all()):
+        remedy = "Look for NaN in the images, or for batches too large for the dtype"
+        raise ValueError(complaint(_OWNER, "finite statistics", "some that are not", remedy))

@@ -1,0 +1,144 @@
+"""Give an existing network dual norms."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .._checks import check_bool, check_choice, complaint, type_name
+from .._types import BRANCHES, SPLITS, Split
+from ..norm import DualNorm
+from ..norm.dual_batch_norm import dual_of
+from ..norm.dual_norm import check_branches
+from .modules import check_surgery, replace, slots
+
+_OWNER = "convert_to_dual_bn"
+
+
+def convert_to_dual_bn(
+    model: nn.Module,
+    *,
+    norms: type[nn.Module] | tuple[type[nn.Module], ...] = _BatchNorm,
+    branches: Sequence[str] = BRANCHES,
+    split: Split = "both",
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    inplace: bool = True,
+) -> nn.Module:
+    """Replace every batch norm of ``model`` by a dual one that starts as two copies of it.
+
+    Outputs stay the same to the bit, in both branches, in training and in evaluation. The original norms stay inside as
+    the ``clean`` branch, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of ``"adv"``
+    to it. Norms that several parents share stay shared. Norms that are dual already are left alone.
+
+    Convert before wrapping in DDP or ``torch.compile``; ``nn.SyncBatchNorm.convert_sync_batchnorm`` may come before or
+    after. State dicts of the plain network load into the dual one with ``strict=True`` and fill both branches.
+
+    Networks without batch norms have branches too: ``norms=(nn.LayerNorm, nn.GroupNorm)`` doubles the scale and shift
+    of those.
+
+    Args:
+        model: any network.
+        norms: class or classes of the norms to convert, found by ``isinstance``, subclasses with a fused activation
+            included. By default batch norms of every kind.
+        branches: names of the branches, at least two. The first one keeps the original norms. Trainers of this library
+            use ``"clean"`` and ``"adv"``; more are yours to use through :func:`bn_branch`.
+        split: what each branch has for itself: ``"both"`` affine parameters and running statistics, as in the paper;
+            ``"affine"`` the parameters only, with statistics over whatever any branch sees; ``"stats"`` the statistics
+            only. A norm that has nothing of that kind stays as it is.
+        filter_fn: ``filter_fn(module, fully_qualified_name)`` says whether to convert one of ``norms``; by default all.
+        inplace: whether to change ``model`` itself or a deep copy of it.
+
+    Returns:
+        The converted network, which is ``model`` itself unless that is a norm or ``inplace=False``.
+
+    Raises:
+        ValueError: ``branches`` are fewer than two, repeat each other or are no possible names of attributes, or
+            ``split`` is another word.
+        TypeError: an argument of the wrong kind; ``model`` is wrapped (DDP, DataParallel, FSDP, ``torch.compile``),
+            scripted, or lazy and not yet initialised.
+
+    Warns:
+        UserWarning: nothing was converted, or a norm is also held outside of the submodules, as in a plain list.
+
+    Example:
+        >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
+        >>> [key for key in model.state_dict() if key.endswith("weight")]
+        ['0.weight', '1.clean.weight', '1.adv.weight']
+
+    References:
+        That the affine parameters matter most: Zhang et al., "Towards Understanding Dual BN In Hybrid Adversarial
+        Training", 2024 (arXiv:2403.19150).
+    """
+    check_surgery(_OWNER, model)
+    kinds = _check_norms(norms)
+    check_choice(_OWNER, "split", split, SPLITS)
+    check_bool(_OWNER, "inplace", inplace, remedy="False converts a deep copy")
+    if filter_fn is not None and not callable(filter_fn):
+        remedy = "Pass a function of (module, fully_qualified_name)"
+        raise TypeError(complaint(_OWNER, "filter_fn to be callable", type_name(filter_fn), remedy))
+    check_branches(_OWNER, branches, [module for module in model.modules() if isinstance(module, kinds)])
+    if not inplace:
+        model = copy.deepcopy(model)
+
+    found: dict[int, nn.Module] = {}
+    inside: set[int] = set()  # a norm may be made of norms: the outer one is converted, with what it is made of
+    for name, module in slots(model):
+        wanted = isinstance(module, kinds) and id(module) not in inside and _divisible(module, split)
+        if wanted and (filter_fn is None or filter_fn(module, name)):
+            found[id(module)] = module
+            inside.update(id(part) for part in module.modules() if part is not module)
+    if not found and not any(isinstance(module, DualNorm) for module in model.modules()):
+        _warn_of_nothing(model, kinds, filtered=filter_fn is not None)
+    _warn_of_other_references(model, found)
+    # Only the norms are to be copied, not a module that one of them refers to.
+    parts = {id(part) for norm in found.values() for part in norm.modules()}
+    kept = {id(module): module for module in model.modules() if id(module) not in parts}
+    memos: list[dict[int, Any]] = [dict(kept) for _ in branches[1:]]
+    return replace(model, {key: dual_of(norm, branches, split, memos) for key, norm in found.items()})
+
+
+def _check_norms(norms: Any) -> tuple[type[nn.Module], ...]:
+    """Require classes of modules; return them as a tuple."""
+    kinds = norms if isinstance(norms, tuple) and norms else (norms,)
+    for kind in kinds:
+        if not isinstance(kind, type) or not issubclass(kind, nn.Module) or kind is nn.Module:
+            got = kind.__name__ if isinstance(kind, type) else repr(kind)
+            remedy = "Pass them as in norms=(nn.LayerNorm, nn.GroupNorm)"
+            raise TypeError(complaint(_OWNER, "norms to be classes of norms", got, remedy))
+    return kinds
+
+
+def _divisible(norm: nn.Module, split: Split) -> bool:
+    """Tell whether there is anything for branches to have for themselves."""
+    parameters, statistics = any(True for _ in norm.parameters()), any(True for _ in norm.buffers())
+    if split == "both":
+        return parameters or statistics or isinstance(norm, _BatchNorm)
+    return parameters if split == "affine" else statistics
+
+
+def _warn_of_nothing(model: nn.Module, kinds: tuple[type[nn.Module], ...], *, filtered: bool) -> None:
+    what = "batch norms" if kinds == (_BatchNorm,) else " or ".join(kind.__name__ for kind in kinds)
+    expected = f"a model with {what}" + (" that filter_fn accepts" if filtered else "")
+    others = {type(module).__name__ for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))}
+    remedy = "It is returned unchanged; single-norm training works without conversion"
+    if others and not filtered:
+        remedy += f", and norms= converts other norms, of which it has {', '.join(sorted(others))}"
+    warnings.warn(complaint(_OWNER, expected, f"none in {type(model).__name__}", remedy), UserWarning, stacklevel=3)
+
+
+def _warn_of_other_references(model: nn.Module, norms: Mapping[int, nn.Module]) -> None:
+    """Warn of norms that a module also holds where they cannot be replaced, such as a plain list."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            held = list(value.values()) if isinstance(value, dict) else value
+            items = held if isinstance(held, (list, tuple)) else [held]
+            if attribute != "_modules" and any(id(item) in norms for item in items):
+                where = f"one in the attribute {attribute!r} of {name or 'the model'!r}"
+                remedy = "What runs through that attribute keeps using the clean branch; hold it in an nn.ModuleList"
+                text = complaint(_OWNER, "batch norms to be held as submodules only", where, remedy)
+                warnings.warn(text, UserWarning, stacklevel=3)

@@ -1,0 +1,55 @@
+"""Find and replace the modules of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from .._checks import check_module, complaint
+from ..norm import DualNorm
+
+_WRAPPERS = {
+    "DataParallel": "model.module",
+    "DistributedDataParallel": "model.module",
+    "FullyShardedDataParallel": "model.module",
+    "FSDPModule": "the model before fully_shard",
+    "OptimizedModule": "model._orig_mod",
+}
+
+
+def check_surgery(owner: str, model: nn.Module) -> None:
+    """Refuse what cannot be operated on: wrapped, scripted and lazy modules, wherever they are."""
+    check_module(owner, model)
+    for name, module in model.named_modules():
+        here = f" at {name!r}" if name else ""
+        wrapper = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS), None)
+        if wrapper:
+            verb = "Convert" if owner == "convert_to_dual_bn" else "Export"
+            remedy = f"{verb} {_WRAPPERS[wrapper]}, then wrap it again"
+            raise TypeError(complaint(owner, "an unwrapped module", wrapper + here, remedy))
+        if isinstance(module, torch.jit.ScriptModule):
+            remedy = "Convert the Python module before scripting it"
+            raise TypeError(complaint(owner, "an unscripted module", type(module).__name__ + here, remedy))
+        if isinstance(module, LazyModuleMixin):
+            remedy = "Run one forward pass first, so that its shapes are known"
+            raise TypeError(complaint(owner, "an initialised module", type(module).__name__ + here, remedy))
+
+
+def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every slot that holds a module, with its full name; a shared module comes once for each parent."""
+    yield "", root
+    for prefix, parent in list(root.named_modules(remove_duplicate=False)):
+        for name, child in parent._modules.items():
+            if child is not None and not isinstance(parent, DualNorm):
+                yield f"{prefix}.{name}" if prefix else name, child
+
+
+def replace(root: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
+    """Put into every slot the replacement of the module with that ``id``; return the new root."""
+    for parent in list(root.modules()):
+        for name, child in parent._modules.items():
+            parent._modules[name] = replacements.get(id(child), child)
+    return replacements.get(id(root), root)
