@@ -131,8 +131,8 @@ def report(readings: list[Reading], command: str) -> str:
             f"`{command}`: {datetime.date.today():%d %B %Y}. {on}. {versions}.",
             "",
             f"{readings[-1].steps:,} steps in {readings[-1].minutes:.0f} minutes, with an evaluation and a checkpoint "
-            f"every {STEPS} steps. After the first {WARM:.0%} of the run resident memory changed by {slope:+.2f} MiB an "
-            f"hour. A step took {first:.1f} CPU ms in the first quarter and {last:.1f} in the last "
+            f"every {STEPS} steps. After the first {WARM:.0%} of the run resident memory changed by {slope:+.2f} MiB "
+            f"an hour. A step took {first:.1f} CPU ms in the first quarter and {last:.1f} in the last "
             f"({last / first - 1:+.1%}).",
             "",
             *(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]),

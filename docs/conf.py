@@ -63,6 +63,8 @@ def draw_figures(_app: Sphinx) -> None:
     write_tables([RESULTS / "small" / "tables.md"], HERE / "_build" / "results.rst")
     for kind in ("cpu", "cheaper"):
         write_tables(sorted((BENCHMARKS / kind).glob("*.md")), HERE / "_build" / f"benchmarks-{kind}.rst", prose=True)
+    write_tables([BENCHMARKS / "dial.md"], HERE / "_build" / "backbones-dial.rst", prose=True)
+    write_tables([BENCHMARKS / "backbones" / "summary.md"], HERE / "_build" / "backbones-tried.rst", prose=True)
     for name in ("quickstart", "quickstart-autoattack", "cifar10"):
         write_tables([RESULTS / "evaluation" / name / "results.md"], HERE / "_build" / f"evaluation-{name}.rst")
 

@@ -111,7 +111,7 @@ class DualNorm(nn.Module):
         return cast(Tensor, self.active(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._modules or name.startswith("_") or not self._modules:
+        if name.startswith("_") or name in self._modules or not self._modules:
             return super().__getattr__(name)
         return getattr(self.active, name)
 
