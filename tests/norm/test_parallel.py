@@ -71,10 +71,10 @@ def test_surgery_on_ddp_is_refused(ranks, function, owner, verb):
 class BothBranches(nn.Module):
     """One forward that uses both branches, as a learner's does."""
 
-    def __init__(self):
+    def __init__(self, split):
         super().__init__()
         torch.manual_seed(0)
-        self.model = convert_to_dual_bn(built())
+        self.model = convert_to_dual_bn(built(), split=split)
 
     def forward(self, x):
         outputs = []
@@ -84,8 +84,8 @@ class BothBranches(nn.Module):
         return torch.stack(outputs).exp().sum()
 
 
-def train_both_branches():
-    model = BothBranches()
+def train_both_branches(split):
+    model = BothBranches(split)
     wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
     for _ in range(3):
@@ -96,8 +96,9 @@ def train_both_branches():
 
 
 @pytest.mark.distributed
-def test_two_branches_in_one_wrapped_forward_keep_the_ranks_equal(ranks):
-    first, second = ranks.run(train_both_branches)
+@pytest.mark.parametrize("split", ["both", "affine", "stats"])
+def test_two_branches_in_one_wrapped_forward_keep_the_ranks_equal(ranks, split):
+    first, second = ranks.run(train_both_branches, split)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 

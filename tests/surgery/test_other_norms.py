@@ -118,6 +118,24 @@ def test_a_model_without_the_norms_is_told_which_it_has():
         convert_to_dual_bn(nn.Sequential(nn.LayerNorm(4)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "wish"),
+    [
+        ({"branches": ("clean", "adv", "third")}, "('clean', 'adv', 'third') and split 'both'"),
+        ({"split": "affine"}, "('clean', 'adv') and split 'affine'"),
+    ],
+)
+def test_norms_that_are_dual_in_another_way_stay_with_a_warning(settings, wish):
+    model = convert_to_dual_bn(network())
+    message = (
+        f"convert_to_dual_bn: expected batch norms to give the branches {wish}, got only dual ones with "
+        "('clean', 'adv') and 'both'. They stay as they are; export a branch and convert that."
+    )
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        convert_to_dual_bn(model, **settings)
+    assert model[1].branches == ("clean", "adv")
+
+
 def test_norms_that_are_not_found_are_named():
     with pytest.warns(UserWarning, match="expected a model with GroupNorm or RMSNorm, got none in Sequential"):
         convert_to_dual_bn(nn.Sequential(nn.Linear(4, 4)), norms=(nn.GroupNorm, nn.RMSNorm))

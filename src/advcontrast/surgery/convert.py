@@ -63,7 +63,8 @@ def convert_to_dual_bn(
             scripted, or lazy and not yet initialised.
 
     Warns:
-        UserWarning: nothing was converted, or a norm is also held outside of the submodules, as in a plain list.
+        UserWarning: there is nothing to convert, or only norms that are dual in another way; or a norm is also held
+            outside of the submodules, as in a plain list.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -92,8 +93,8 @@ def convert_to_dual_bn(
         if wanted and (filter_fn is None or filter_fn(module, name)):
             found[id(module)] = module
             inside.update(id(part) for part in module.modules() if part is not module)
-    if not found and not any(isinstance(module, DualNorm) for module in model.modules()):
-        _warn_of_nothing(model, kinds, filtered=filter_fn is not None)
+    if not found:
+        _warn_of_nothing(model, kinds, branches, split, filtered=filter_fn is not None)
     _warn_of_other_references(model, found)
     # Only the norms are to be copied, not a module that one of them refers to.
     parts = {id(part) for norm in found.values() for part in norm.modules()}
@@ -121,14 +122,26 @@ def _divisible(norm: nn.Module, split: Split) -> bool:
     return parameters if split == "affine" else statistics
 
 
-def _warn_of_nothing(model: nn.Module, kinds: tuple[type[nn.Module], ...], *, filtered: bool) -> None:
+def _warn_of_nothing(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], branches: Sequence[str], split: Split, *, filtered: bool
+) -> None:
+    """Warn of a call without effect, unless the model is what it asked for already."""
+    dual = [module for module in model.modules() if isinstance(module, DualNorm)]
+    others = [module for module in dual if (module.branches, module.split) != (tuple(branches), split)]
     what = "batch norms" if kinds == (_BatchNorm,) else " or ".join(kind.__name__ for kind in kinds)
-    expected = f"a model with {what}" + (" that filter_fn accepts" if filtered else "")
-    others = {type(module).__name__ for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))}
-    remedy = "It is returned unchanged; single-norm training works without conversion"
-    if others and not filtered:
-        remedy += f", and norms= converts other norms, of which it has {', '.join(sorted(others))}"
-    warnings.warn(complaint(_OWNER, expected, f"none in {type(model).__name__}", remedy), UserWarning, stacklevel=3)
+    what += " that filter_fn accepts" if filtered else ""
+    if others:
+        expected = f"{what} to give the branches {tuple(branches)} and split {split!r}"
+        got = f"only dual ones with {others[0].branches} and {others[0].split!r}"
+        text = complaint(_OWNER, expected, got, "They stay as they are; export a branch and convert that")
+        warnings.warn(text, UserWarning, stacklevel=3)
+    elif not dual:
+        remedy = "It is returned unchanged; single-norm training works without conversion"
+        has = {type(module).__name__ for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))}
+        if has and not filtered:
+            remedy += f", and norms= converts other norms, of which it has {', '.join(sorted(has))}"
+        text = complaint(_OWNER, f"a model with {what}", f"none in {type(model).__name__}", remedy)
+        warnings.warn(text, UserWarning, stacklevel=3)
 
 
 def _warn_of_other_references(model: nn.Module, norms: Mapping[int, nn.Module]) -> None:
