@@ -78,12 +78,12 @@ def accuracies(model: nn.Module, task: quickstart.Task) -> dict[str, list[tuple[
 
 def table(seeds: list[dict[str, list[tuple[float, float]]]]) -> str:
     """Return the means over the seeds as a Markdown table."""
-    lines = [["statistics", *(f"{name} at {alpha}" for alpha in PLACES for name in ("TA", "RA"))]]
+    lines = [["alpha", *(f"{name}, statistics {kind}" for kind in KINDS for name in ("TA", "RA"))]]
     lines.append(["---"] * len(lines[0]))
-    for kind in KINDS:
-        places = zip(*(seed[kind] for seed in seeds), strict=True)
-        means = [100 * statistics.mean(values) for place in places for values in zip(*place, strict=True)]
-        lines.append([kind, *(f"{mean:.1f}" for mean in means)])
+    for place, alpha in enumerate(PLACES):
+        both = [[seed[kind][place] for seed in seeds] for kind in KINDS]
+        means = [100 * statistics.mean(values) for pairs in both for values in zip(*pairs, strict=True)]
+        lines.append([f"{alpha:g}", *(f"{mean:.1f}" for mean in means)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -103,7 +103,7 @@ def main() -> None:
     command = " ".join(["python", "benchmarks/dial.py", *sys.argv[1:]])
     on = f"{torch.get_num_threads()} threads of {processor()}. Python {platform.python_version()}, torch"
     when = f"{datetime.date.today():%d %B %Y}. {on} {torch.__version__}, advcontrast {__version__}."
-    text = f"# Between the branches\n\n`{command}`: {when}\n\n{table(seeds)}\n"
+    text = f"# Between the branches\n\n`{command}`: {when} Means of {given.seeds} seeds.\n\n{table(seeds)}\n"
     print(text)
     if given.out is not None:
         given.out.write_text(text)
