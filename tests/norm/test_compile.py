@@ -34,8 +34,8 @@ def test_two_branches_are_two_graphs():
     assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("switch", [bn_branch, set_bn_branch])
-def test_a_compiled_step_that_switches_the_branch_is_one_graph(switch):
+@pytest.mark.parametrize(("switch", "tracked"), [(bn_branch, [2, 2]), (set_bn_branch, [0, 2])])
+def test_a_compiled_step_that_switches_the_branch_is_one_graph(switch, tracked):
     counter, model = CompileCounter(), network()
 
     def step(x):
@@ -52,6 +52,7 @@ def test_a_compiled_step_that_switches_the_branch_is_one_graph(switch):
         set_bn_branch(model, "clean")
         compiled(torch.rand(2, 3, 8, 8))
     assert counter.frame_count == 1
+    assert [getattr(model[1], branch).num_batches_tracked.item() for branch in ("clean", "adv")] == tracked
 
 
 @pytest.mark.parametrize("wrap", ["model", "step"])

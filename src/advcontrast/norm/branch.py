@@ -17,12 +17,16 @@ from .dual_norm import DualNorm, check_branch, dual_norms
 def _switched(branches: dict[DualNorm, str]) -> Iterator[None]:
     before = {norm: norm.branch for norm in branches}
     try:
-        for norm, branch in branches.items():
-            norm.branch = branch
+        _switch(branches)
         yield
     finally:
-        for norm, branch in before.items():
-            norm.branch = branch
+        _switch(before)
+
+
+def _switch(branches: dict[DualNorm, str]) -> None:
+    # Not through the property: the compiler of PyTorch 2.10 does not see what its setter does, and says nothing.
+    for norm, branch in branches.items():
+        norm._branch = branch
 
 
 def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
@@ -74,8 +78,7 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
     """
     norms = dual_norms("set_bn_branch", model)
     check_branch("set_bn_branch", norms, branch)
-    for norm in norms:
-        norm.branch = branch
+    _switch(dict.fromkeys(norms, branch))
 
 
 def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
