@@ -1,4 +1,4 @@
-"""Two processes in a gloo group, started once a session because starting them takes longer than all their tests."""
+"""Processes in a gloo group, started once a session because starting them takes longer than all their tests."""
 
 import multiprocessing
 import socket
@@ -14,9 +14,9 @@ WORLD_SIZE = 2
 _SECONDS = 120
 
 
-def _serve(rank: int, port: int, pipe: Connection) -> None:
+def _serve(rank: int, world_size: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD_SIZE)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     while (job := pipe.recv()) is not None:
         function, args = job
         torch.manual_seed(rank)
@@ -28,17 +28,17 @@ def _serve(rank: int, port: int, pipe: Connection) -> None:
 
 
 class Ranks:
-    """Runs a module-level function on both ranks at once."""
+    """Runs a module-level function on all ranks at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, world_size: int = WORLD_SIZE) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
-        for rank in range(WORLD_SIZE):
+        for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, port, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, world_size, port, theirs), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -67,9 +67,10 @@ class Ranks:
         return [value for _, value in answers]
 
     def close(self) -> None:
-        """End both processes."""
+        """End the processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             if process.is_alive():
                 pipe.send(None)
-                process.join(10)
-                process.kill()
+        for process in self._processes:
+            process.join(2)
+            process.kill()

@@ -89,3 +89,81 @@ def test_half_open_bounds_bound_one_side():
 
 def test_empty_tensors_are_within_any_bounds():
     _checks.check_within("Me", "a", torch.empty(0, 3), (0.0, 1.0), remedy="Do this")
+
+
+@pytest.mark.parametrize("value", [2**64, 10**30])
+def test_an_int_that_no_tensor_holds_is_refused(value):
+    message = "Me: expected n to be an int >= 1, got one of more than 64 bits. Remedy."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        _checks.check_int("Me", "n", value, low=1, remedy="Remedy")
+    message = "Me: expected x to be a finite number, got an int of more than 64 bits. Remedy."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        _checks.check_real("Me", "x", value, remedy="Remedy")
+
+
+def test_the_largest_int_of_a_tensor_is_accepted():
+    _checks.check_int("Me", "n", 2**64 - 1, low=1, remedy="Remedy")
+    _checks.check_real("Me", "x", -(2**64) + 1, remedy="Remedy")
+
+
+def test_a_sparse_tensor_is_refused():
+    message = "Me: expected x to be a dense tensor, got torch.sparse_coo. Call to_dense() on it."
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        _checks.check_tensor("Me", "x", torch.eye(2).to_sparse(), remedy="Remedy")
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "got"),
+    [
+        (None, TypeError, "NoneType"),
+        (b"a", TypeError, "bytes"),
+        ("", ValueError, "''"),
+        ("a\0", ValueError, "'a\\x00'"),
+    ],
+)
+def test_what_is_no_path_is_refused(value, error, got):
+    with pytest.raises(error, match=f"^{re.escape(f'Me: expected root to be a path, got {got}. Remedy.')}$"):
+        _checks.check_path("Me", "root", value, remedy="Remedy")
+
+
+class ByIndex:
+    """Iterable by its length and its items alone."""
+
+    def __len__(self):
+        return 0
+
+    def __getitem__(self, i):
+        raise IndexError
+
+
+@pytest.mark.parametrize("value", [[], "ab", (i for i in ()), ByIndex()], ids=["list", "text", "generator", "by index"])
+def test_what_can_be_iterated_over_is_accepted(value):
+    _checks.check_iterable("Me", "batches", value, remedy="Remedy")
+
+
+@pytest.mark.parametrize(
+    ("value", "got"), [(None, "NoneType"), (3, "int"), (torch.ones(2, 3), "torch.float32"), (list, "type")]
+)
+def test_what_cannot_be_iterated_over_is_refused(value, got):
+    message = f"Me: expected batches to be an iterable, got {got}. Remedy."
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        _checks.check_iterable("Me", "batches", value, remedy="Remedy")
+
+
+@pytest.mark.parametrize("value", ["cpu", torch.device("cpu"), "meta"])
+def test_a_device_is_returned(value):
+    assert _checks.check_device("Me", value) == torch.device(value)
+
+
+@pytest.mark.parametrize("value", ["", "nowhere", None, 1.5, "cpu:x"])
+def test_what_is_no_device_is_refused(value):
+    message = f"Me: expected device to be a device or its name, got {value!r}. Pass 'cpu', 'cuda' or a torch.device."
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        _checks.check_device("Me", value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_refused():
+    message = "Me: expected device to be one of this machine, got cuda:0. Pass 'cpu'."
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        _checks.check_device("Me", 0)

@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import advcontrast
-from advcontrast import PGDAttack
+from advcontrast import PGDAttack, distributed
 from advcontrast.data import ImageSet
 from advcontrast.evaluation import accuracy, robust_accuracy
 
@@ -67,7 +67,7 @@ def begin(settings: Common) -> Experiment | None:
     """Open the folder of a run; ``None`` where the run is finished already."""
     experiment = Experiment(settings, Path(settings.out))
     identity = {"script": Path(sys.argv[0]).name, "settings": _lasting(settings)}
-    card = _earlier_card(experiment.folder)
+    card = once(lambda: _earlier_card(experiment.folder))
     if card is not None:
         _require_same(settings.out, card, identity)
         if card.get("finished"):
@@ -78,20 +78,39 @@ def begin(settings: Common) -> Experiment | None:
         torch.manual_seed(settings.seed + 1_000_003 * dist.get_rank())  # each process has noise of its own
     versions = {"advcontrast": advcontrast.__version__, "torch": torch.__version__, "python": platform.python_version()}
     machine = {"processor": platform.machine(), "threads": torch.get_num_threads(), "device": settings.device}
-    try:
-        experiment.record(**identity, eps=settings.radius, versions=versions, machine=machine, finished=False)
-        if first_process():
+    machine["processes"] = distributed.world_size()
+
+    def write() -> None:
+        try:
+            experiment.record(**identity, eps=settings.radius, versions=versions, machine=machine, finished=False)
             (experiment.folder / "source").mkdir(exist_ok=True)
             for file in Path(__file__).parent.glob("*.py"):  # and not the runs that may lie beside them
                 shutil.copy(file, experiment.folder / "source")
-    except OSError as error:
-        raise _unusable(experiment.folder, error) from error
+        except OSError as error:
+            raise _unusable(experiment.folder, error) from error
+
+    once(write)
     return experiment
+
+
+def once(action: Callable[[], Any]) -> Any:
+    """Return what the first process gets, or raise its mistake, in all of them; only its disk need hold the folder."""
+    result, mistake = None, None
+    if first_process():
+        try:
+            result = action()
+        except ValueError as error:
+            mistake = str(error)
+    result, mistake = distributed.from_first((result, mistake))
+    if mistake is not None:
+        raise ValueError(mistake)
+    return result
 
 
 def _lasting(settings: Common) -> dict[str, Any]:
     """Return the settings that a run must be continued with."""
-    return {name: value for name, value in asdict(settings).items() if name not in ("out", "device", "data_dir")}
+    passing = ("out", "device", "data_dir", "timeout", "stream", "workers")
+    return {name: value for name, value in asdict(settings).items() if name not in passing}
 
 
 def _earlier_card(folder: Path) -> dict[str, Any] | None:

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from advcontrast import distributed
+
 _OURS = re.compile(r"^[^\n]+: expected [^\n]+, got [^\n]+\.$")
-LEAST = {"epochs": 1, "teacher_epochs": 1, "evaluate_every": 1}  # of what may not be 0
+LEAST = {"epochs": 1, "teacher_epochs": 1, "evaluate_every": 1, "timeout": 1}  # of what may not be 0
 Settings = TypeVar("Settings", bound="Common")
 
 
@@ -50,6 +52,7 @@ class Common:
     compile: bool = flag(False, "compile the network")
     tensorboard: bool = flag(False, "write metrics for TensorBoard too")
     save_every: int = flag(0, "steps between checkpoints beside those after each epoch; 0 for none")
+    timeout: int = flag(1800, "seconds after which processes of torchrun give up waiting for each other")
     preset: str = flag("", "settings as a whole; other flags override it")
 
     @property
@@ -109,10 +112,13 @@ def start(main: Callable[[Settings], None], kind: type[Settings], presets: Mappi
     # The training loop saves before it ends. Elsewhere there is nothing to save.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        if "WORLD_SIZE" in os.environ:  # started by torchrun
-            dist.init_process_group()
-        torch.manual_seed(settings.seed)
-        main(settings)
+        with distributed.together("torchrun", "Look for the first message of all, and start all of them again"):
+            if "WORLD_SIZE" in os.environ:  # started by torchrun
+                distributed.join(settings.timeout)
+            torch.manual_seed(settings.seed)
+            main(settings)
+            if dist.is_initialized():  # after an error it would wait for the others
+                dist.destroy_process_group()
     except Exception as error:
         # The library and these scripts word a mistake of the user in one way. Anything else is a bug with a traceback.
         if not _OURS.match(str(error)):
@@ -124,8 +130,6 @@ def start(main: Callable[[Settings], None], kind: type[Settings], presets: Mappi
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def device_of(settings: Common) -> torch.device:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,8 @@ from flags import Common, device_of
 from torch import Tensor
 from torch.nn import functional as F
 
-from advcontrast.data import ImageSet, cifar10, cifar100, image_folder, train_validation_split
+from advcontrast.data import ImageSet, ImageStream, cifar10, cifar100, image_folder, train_validation_split
+from advcontrast.engine import Reader
 
 CACHE = Path("~/.cache/advcontrast").expanduser()
 CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -46,11 +49,12 @@ class Images:
 def load(settings: Common) -> Images:
     """Read the images that the flags ask for."""
     device = device_of(settings)
-    # The first process downloads or decodes what the others then find.
-    if dist.is_initialized() and dist.get_rank() > 0:
+    # The first process of a machine downloads or decodes what the others then find.
+    others = os.environ.get("LOCAL_RANK", "0") != "0"
+    if dist.is_initialized() and others:
         dist.barrier()
     train, test = _read(settings.data, Path(settings.data_dir))
-    if dist.is_initialized() and dist.get_rank() == 0:
+    if dist.is_initialized() and not others:
         dist.barrier()
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
@@ -69,6 +73,11 @@ def load(settings: Common) -> Images:
     split = {"train": chosen[ours], "validation": chosen[theirs]}
     parts = (train, train.subset(ours), train.subset(theirs), test)
     return Images(*(part.to(device) for part in parts), split=split)
+
+
+def streamed(settings: Any, size: int) -> Any:
+    """Return the reader of the images that ``--stream`` names."""
+    return Reader(ImageStream(settings.stream, size=size, unreadable=settings.unreadable), workers=settings.workers)
 
 
 def _read(data: str, root: Path) -> tuple[ImageSet, ImageSet]:

@@ -2,7 +2,7 @@
 
     python examples/cifar/pretrain.py --mode DS --out runs/DS                     # CIFAR-10, downloaded into ./data
     python examples/cifar/pretrain.py --mode DS --preset fast --amp bf16 --out runs/DS-fast
-    torchrun --nproc-per-node=2 examples/cifar/pretrain.py --mode DS --out runs/DS
+    torchrun --nproc-per-node=2 examples/cifar/pretrain.py --mode DS --out runs/DS    # docs/scale.rst has more
 
 Presets: ``code`` is what the authors' code does, ``paper`` what their text says (SimCLR's head and crop, and its
 optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with three longer attack steps for five;
@@ -11,9 +11,10 @@ takes three longer steps, ``single`` one from a random start, ``warm`` one from 
 none beside the training step, on batches that come four times in a row, ``progressive`` one, three and then five.
 What a preset costs is printed before it runs; what it loses is in ``docs/speed.rst``.
 
-The images of ``--data`` are all used, without labels. The card has the losses of the last epoch, and TA and RA of a
-linear classifier on the frozen encoder, through the adversarial norms if there are two sets. Wall time and accuracy at
-full size: not yet run.
+The images of ``--data`` are all used, without labels. With ``--stream PATH`` those below PATH are used instead, which
+may be more than fit into memory and need no classes; ``--data`` is then for the linear classifier alone. The card has
+the losses of the last epoch, and TA and RA of a linear classifier on the frozen encoder, through the adversarial norms
+if there are two sets. Wall time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from budget import CHEAPER, attack_of, mean_cost, watch
 from experiment import begin, final_accuracies, say
 from flags import Common, flag, start
-from images import Images, load
+from images import Images, load, streamed
 from networks import about, join, new_encoder
 from probe import linear_probe
 from selfie import SelfieLearner
@@ -68,6 +70,7 @@ class Settings(Common):
 
     mode: str = flag("DS", "streams to train on, or the baseline Selfie", "S2S", "A2A", "A2S", "DS", "selfie")
     norms: str = flag("auto", "batch norms; auto: dual for A2S and DS, as in the paper", "auto", "single", "dual")
+    sync_norms: bool = flag(False, "batch norms of all processes together, on accelerators")
     head: str = flag("acl", "projection head", "acl", "simclr")
     optimizer: str = flag(
         "lars", "optimizer; nesterov is SGD with Nesterov momentum", "lars", "sgd", "nesterov", "adam"
@@ -83,28 +86,36 @@ class Settings(Common):
     replays: int = flag(1, "times that each batch is trained on in a row, for the free attack")
     attack_steps: int = flag(5, "steps of the attack")
     attack_step: float = flag(0.25, "length of an attack step, as a fraction of the radius")
+    stream: str = flag("", "folder of images, flat or nested, to read while training on them instead of --data's")
+    unreadable: str = flag("raise", "files of --stream that are no images", "raise", "skip")
+    workers: int = flag(4, "processes of each process that read --stream")
 
 
 def main(settings: Settings) -> None:
     """Pre-train, and write the encoder with its head."""
     images = load(settings)
     encoder, features = new_encoder(settings, images)
-    steps = settings.epochs * steps_per_epoch(len(images.everything), settings.batch_size)
+    data = streamed(settings, images.size) if settings.stream else images.everything.x
+    steps = settings.epochs * steps_per_epoch(len(data), settings.batch_size)
     if settings.mode == "selfie":
         learner = selfie(settings, encoder, steps)
     else:
         learner = acl(settings, encoder, features, images, steps)
     learner.to(images.everything.x.device)
+    if settings.sync_norms:
+        synchronise_norms(learner, images.everything.x.device)
     optimizer = optimizer_of(settings, learner)
     experiment = begin(settings)
     if experiment is None:
         return
     experiment.describe(images)
+    if settings.stream:
+        experiment.record(stream=data.identity())
     cost = mean_cost(learner, images.everything.x[: settings.batch_size], steps)
     say(f"{settings.out}: {cost:.1f} forward passes an image and epoch; SimCLR takes 6, ACL with PGD-5 takes 32")
     history = fit(
         learner,
-        images.everything.x,
+        data,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         optimizer=optimizer,
@@ -119,7 +130,7 @@ def main(settings: Settings) -> None:
     )
     norms = "dual" if is_dual(settings) else "single"
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step", "seconds", "lr")}
-    last["images_per_second"] = len(history) * len(images.everything) / sum(row["seconds"] for row in history)
+    last["images_per_second"] = len(history) * len(data) / sum(row["seconds"] for row in history)
     trained = export_branch(learner.model.encoder, "adv") if is_dual(settings) else learner.model.encoder
     probed = final_accuracies(linear_probe(trained, features, images), images, settings)
     experiment.finish(learner.model, about(settings, norms=norms, mode=settings.mode), **probed, **last, cost=cost)
@@ -128,6 +139,14 @@ def main(settings: Settings) -> None:
 def is_dual(settings: Settings) -> bool:
     """Tell whether the network gets dual batch norms."""
     return settings.norms == "dual" or (settings.norms == "auto" and settings.mode in ("A2S", "DS"))
+
+
+def synchronise_norms(learner: nn.Module, device: torch.device) -> None:
+    """Let the batch norms see the batch of all processes."""
+    if device.type == "cpu" and dist.is_initialized():
+        expected, got = "an accelerator, as SyncBatchNorm does not train on a CPU", "cpu"
+        raise ValueError(f"--sync-norms: expected {expected}, got {got}. Leave the flag out, or see --device.")
+    nn.SyncBatchNorm.convert_sync_batchnorm(learner)
 
 
 def acl(settings: Settings, encoder: nn.Module, features: int, images: Images, steps: int) -> ACLTrainer:

@@ -7,6 +7,7 @@ upon by a reader. Checks run before any state changes.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from numbers import Integral, Real
@@ -14,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+# No tensor, no count and no seed of PyTorch holds a larger int.
+_LARGEST = 2**64
 
 
 def complaint(owner: str, expected: str, got: str, remedy: str) -> str:
@@ -45,10 +49,12 @@ def check_real(
         rule += f"{' and' if low != -math.inf else ''} <= {high:g}"
     if isinstance(value, (bool, Fraction)) or not isinstance(value, Real):
         raise TypeError(complaint(owner, rule, type_name(value), remedy))
-    number = float(value)
+    number = int(value) if isinstance(value, Integral) else float(value)
     in_range = low < number <= high if above else low <= number <= high
-    if not in_range or (finite and math.isinf(number)):
+    if not in_range or (finite and number in (-math.inf, math.inf)):
         raise ValueError(complaint(owner, rule, repr(value), remedy))
+    if isinstance(value, Integral) and abs(number) >= _LARGEST:
+        raise ValueError(complaint(owner, rule, "an int of more than 64 bits", remedy))
 
 
 def check_int(owner: str, name: str, value: Any, *, low: int, remedy: str) -> None:
@@ -56,8 +62,9 @@ def check_int(owner: str, name: str, value: Any, *, low: int, remedy: str) -> No
     rule = f"{name} to be an int >= {low}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(complaint(owner, rule, type_name(value), remedy))
-    if value < low:
-        raise ValueError(complaint(owner, rule, repr(value), remedy))
+    if not low <= int(value) < _LARGEST:
+        got = repr(value) if abs(int(value)) < _LARGEST else "one of more than 64 bits"
+        raise ValueError(complaint(owner, rule, got, remedy))
 
 
 def check_bool(owner: str, name: str, value: Any, *, remedy: str) -> None:
@@ -77,6 +84,34 @@ def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> N
         raise ValueError(complaint(owner, rule, repr(value), remedy))
 
 
+def check_path(owner: str, name: str, value: Any, *, remedy: str) -> None:
+    """Require a string or a path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(complaint(owner, f"{name} to be a path", type_name(value), remedy))
+    if value == "" or "\0" in os.fspath(value):
+        raise ValueError(complaint(owner, f"{name} to be a path", repr(value), remedy))
+
+
+def check_iterable(owner: str, name: str, value: Any, *, remedy: str) -> None:
+    """Require something other than a tensor that can be iterated over; it is left at its start."""
+    # A list that knows its length need not know how to be iterated over.
+    known = [hasattr(type(value), method) for method in ("__iter__", "__getitem__", "__len__")]
+    if isinstance(value, Tensor) or not (known[0] or all(known[1:])):
+        raise TypeError(complaint(owner, f"{name} to be an iterable", type_name(value), remedy))
+
+
+def check_device(owner: str, value: Any) -> torch.device:
+    """Require the name of a device, and return the device."""
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError, ValueError, OverflowError):
+        remedy = "Pass 'cpu', 'cuda' or a torch.device"
+        raise TypeError(complaint(owner, "device to be a device or its name", repr(value), remedy)) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(complaint(owner, "device to be one of this machine", str(device), "Pass 'cpu'"))
+    return device
+
+
 def check_module(owner: str, model: Any) -> None:
     """Require an ``nn.Module``."""
     if not isinstance(model, nn.Module):
@@ -93,6 +128,8 @@ def check_tensor(
         raise TypeError(complaint(owner, rule, type_name(value), remedy))
     if not (value.is_floating_point() if dtypes is None else value.dtype in dtypes):
         raise TypeError(complaint(owner, rule, type_name(value), remedy))
+    if value.layout != torch.strided:
+        raise TypeError(complaint(owner, f"{name} to be a dense tensor", str(value.layout), "Call to_dense() on it"))
 
 
 def check_bounds(owner: str, bounds: Any) -> None:

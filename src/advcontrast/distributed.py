@@ -1,13 +1,38 @@
-"""The few collectives that the losses need. Every function is a no-op in a single process."""
+"""The few collectives that are needed. Every function is a no-op in a single process."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ._checks import complaint
+
+# Gloo has no error class of its own; its messages begin with the file of the transport that gave up.
+_TRANSPORT = ("gloo/transport/", "NCCL error", "Connection closed by peer")
+
+
+def join(timeout: float) -> None:
+    """Join the processes that ``torchrun`` has started, also after it has started them again.
+
+    Args:
+        timeout: seconds that a process waits for the others, here and in every collective later.
+    """
+    patience = timedelta(seconds=timeout)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
+    environment = os.environ
+    if environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE"):
+        # The store still knows where the processes of the last attempt were; on several machines nobody counts for all.
+        attempt = f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    dist.init_process_group(store=store, rank=rank, world_size=world_size, timeout=patience)
 
 
 def world_size() -> int:
@@ -32,11 +57,39 @@ def exchange(value: Any) -> list[Any]:
     return values
 
 
-def share_buffers(module: nn.Module) -> None:
-    """Give the buffers of every process, such as running statistics, the values of the first one's."""
+def from_first(value: Any) -> Any:
+    """Return the picklable ``value`` of the first process in every process; what the others pass is not looked at."""
+    if world_size() == 1:
+        return value
+    values = [value if rank() == 0 else None]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+@torch.no_grad()
+def share(tensors: Iterable[Tensor]) -> None:
+    """Give tensors of every process, such as running statistics, the values of the first one's."""
     if world_size() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+@contextmanager
+def together(owner: str, remedy: str) -> Iterator[None]:
+    """Reword what a collective inside the block raises when another process is gone or gives no sign of life.
+
+    Without it the message is one of the transport. How long a process waits is up to the process group: the
+    ``timeout`` of ``torch.distributed.init_process_group``.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not any(part in str(error) for part in _TRANSPORT):
+            raise
+        late = "imed out" in str(error) or "timeout" in str(error).lower()
+        got = "no sign of life from another" if late else "an end of the connection to another"
+        expected = f"all {world_size()} processes to go on together"
+        raise RuntimeError(complaint(owner, expected, f"{got} on process {rank()}", remedy)) from error
 
 
 class _AllGather(torch.autograd.Function):

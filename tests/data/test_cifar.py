@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from advcontrast.data import cifar10, cifar100
+from advcontrast.data import cifar, cifar10, cifar100
 
 PER_FILE = 4
 
@@ -29,7 +29,7 @@ def batch(name, key):
     """Return the content of a file and its pixels; every file has pixels of its own."""
     pixels = np.random.RandomState(len(name) + ord(name[-1])).randint(0, 256, (PER_FILE, 3072), dtype=np.uint8)
     labels = [(ord(name[-1]) + i) % 3 for i in range(PER_FILE)]
-    return pickle.dumps({"data": pixels, key: labels}), torch.from_numpy(pixels).view(-1, 3, 32, 32), labels
+    return pickle.dumps({"data": pixels, key: labels}, protocol=4), torch.from_numpy(pixels).view(-1, 3, 32, 32), labels
 
 
 def plant(monkeypatch, kind, root, key):
@@ -92,6 +92,7 @@ def test_archive_in_the_root_is_unpacked_instead_of_a_download(folder, tmp_path,
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / datasets.CIFAR10.filename).write_bytes(archive.getvalue())
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.getvalue(), usedforsecurity=False).hexdigest())
+    monkeypatch.setitem(cifar._SHA256, datasets.CIFAR10.filename, hashlib.sha256(archive.getvalue()).hexdigest())
     assert len(cifar10(tmp_path / "new", train=True)) == 5 * PER_FILE
 
 

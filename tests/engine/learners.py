@@ -130,7 +130,7 @@ def adam(learner):
 
 
 def train(learner, data=None, **settings):
-    """Fit for two epochs of three steps: 8, 8 and 6 samples."""
+    """Fit for two epochs of three steps of 8 samples."""
     data = labelled() if data is None else data
     settings = {"epochs": 2, "batch_size": 8, "optimizer": sgd(learner), "schedule": Halving(), **settings}
     return fit(learner, data, **settings)

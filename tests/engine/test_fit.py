@@ -55,19 +55,20 @@ def test_same_seed_trains_the_same():
     assert not same(weights(first), weights(other))
 
 
-def test_every_sample_comes_once_an_epoch_and_the_last_batch_is_used():
+def test_every_sample_comes_in_every_epoch_and_the_first_ones_again_where_they_run_out():
     learner = Separable()
     train(learner)
-    assert [len(batch) for batch in learner.seen] == [8, 8, 6] * 2
+    assert [len(batch) for batch in learner.seen] == [8] * 6
     epochs = [[*chain(*learner.seen[start : start + 3])] for start in (0, 3)]
-    assert [sorted(epoch) for epoch in epochs] == [[*range(22)]] * 2
+    assert [sorted(epoch[:22]) for epoch in epochs] == [[*range(22)]] * 2
+    assert [epoch[22:] for epoch in epochs] == [epoch[:2] for epoch in epochs]
     assert epochs[0] != epochs[1]
 
 
-def test_rest_of_one_sample_is_left_out():
+def test_fewer_samples_than_a_batch_are_one_batch():
     learner = Separable()
-    train(learner, labelled(17))
-    assert [len(batch) for batch in learner.seen] == [8, 8] * 2
+    train(learner, labelled(7))
+    assert [sorted(batch) for batch in learner.seen] == [[*range(7)]] * 2
 
 
 def test_batches_have_their_share_of_each_group():
@@ -100,10 +101,8 @@ def test_data_is_not_changed():
 def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     whole, cut = Separable(), Separable()
     expected, history = train(whole, labelled(21)), train(cut, labelled(21), accumulate=parts)
-    assert {len(batch) for batch in cut.seen} <= {
-        math.ceil(n / min(parts, n)) - less for n in (8, 5) for less in (0, 1)
-    }
-    assert sum(map(len, cut.seen)) == 42
+    assert {len(batch) for batch in cut.seen} <= {math.ceil(8 / min(parts, 8)) - less for less in (0, 1)}
+    assert sum(map(len, cut.seen)) == 48
     for name, value in weights(whole).items():
         torch.testing.assert_close(weights(cut)[name], value, rtol=TOLERANCE, atol=TOLERANCE)
     for ours, theirs in zip(timeless(history), timeless(expected), strict=True):
@@ -137,12 +136,13 @@ def test_reported_means_weigh_samples_alike():
             sizes.append(len(labels))
             return loss, {"size": torch.tensor(float(len(labels)))}
 
-    history = train(Watched())
-    for row, first in zip(history, (0, 3), strict=True):
-        epoch = slice(first, first + 3)
-        weighed = sum(loss * n for loss, n in zip(losses[epoch], sizes[epoch], strict=True)) / 22
+    history = train(Watched(), accumulate=3)
+    assert sizes == [3, 3, 2] * 6
+    for row, first in zip(history, (0, 9), strict=True):
+        epoch = slice(first, first + 9)
+        weighed = sum(loss * n for loss, n in zip(losses[epoch], sizes[epoch], strict=True)) / 24
         assert row["loss"] == pytest.approx(weighed, rel=1e-6)
-        assert row["size"] == pytest.approx((8 * 8 + 8 * 8 + 6 * 6) / 22, rel=1e-6)
+        assert row["size"] == pytest.approx((3 * 3 + 3 * 3 + 2 * 2) / 8, rel=1e-6)
 
 
 def test_each_step_has_the_rate_of_the_schedule():

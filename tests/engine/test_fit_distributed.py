@@ -60,7 +60,8 @@ def separable_on_a_rank(n, settings):
 
 
 @pytest.mark.parametrize(
-    ("n", "settings"), [(22, {}), (20, {}), (17, {}), (22, {"accumulate": 2}), (24, {"batch_size": 4})]
+    ("n", "settings"),
+    [(22, {}), (20, {}), (17, {}), (6, {}), (22, {"accumulate": 2}), (21, {"accumulate": 3}), (24, {"batch_size": 4})],
 )
 def test_two_processes_equal_one(ranks, n, settings):
     learner = Separable()
@@ -77,14 +78,8 @@ def test_two_processes_see_the_samples_of_one_each_once(ranks):
     learner = Separable()
     train(learner)
     (_, ours, _), (_, theirs, _) = ranks.run(separable_on_a_rank, 22, {})
-    assert [len(batch) for batch in ours] == [len(batch) for batch in theirs] == [4, 4, 3] * 2
+    assert [len(batch) for batch in ours] == [len(batch) for batch in theirs] == [4] * 6
     assert [sorted(mine + other) for mine, other in zip(ours, theirs, strict=True)] == [*map(sorted, learner.seen)]
-
-
-@pytest.mark.parametrize(("n", "sizes"), [(21, [4, 4, 2]), (20, [4, 4, 2]), (19, [4, 4]), (16, [4, 4])])
-def test_shares_of_the_last_batch_are_equal_and_of_two_samples_at_least(ranks, n, sizes):
-    for _, seen, _ in ranks.run(separable_on_a_rank, n, {}):
-        assert [len(batch) for batch in seen] == sizes * 2
 
 
 def trained_on_a_rank(name, folder, stop, settings):
@@ -216,6 +211,12 @@ def refused_on_a_rank(settings, n):
             22,
             "fit: expected batch_size to be a multiple of 2 processes, got 5. "
             "Every process takes as many samples as the others.",
+        ),
+        (
+            {},
+            7,
+            "fit: expected a batch that 2 processes can share equally, got one of all 7 samples. "
+            "Pass a batch_size of at most that, and a multiple of the processes.",
         ),
         ({}, 3, "fit: expected data of one length, at least 4, got lengths [3, 3]. Pass the images as a tensor"),
     ],

@@ -187,7 +187,8 @@ def test_other_number_of_processes_warns_and_goes_on(tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=4)
     message = (
-        "^fit: expected as many processes as before, got 1 instead of 2. The run goes on, with other random numbers.$"
+        "^fit: expected as many processes as before, got 1 instead of 2. "
+        "The run goes on with the same batches and rates, and with other random numbers.$"
     )
     with pytest.warns(UserWarning, match=message):
         assert len(train(Separable(), folder=tmp_path)) == 2

@@ -691,7 +691,7 @@ TWICE = {"TA": [bits(1), bits(2)]}
         (
             {"seeds": [0, 2**64]},
             ValueError,
-            "expected seeds[1] to be an int of 64 bits, got a larger one. Pass it as a string.",
+            "expected seeds[1] to be an int >= 0, got one of more than 64 bits. Pass the seeds",
         ),
         ({"fingerprint": "12"}, ValueError, "expected fingerprint to be a SHA-256, got '12'. Pass images.finger"),
         ({"fingerprint": "0" * 65}, ValueError, "expected fingerprint to be a SHA-256, got '000"),

@@ -62,12 +62,14 @@ class Classification:
         Raises:
             RuntimeError: a module of the model is in train mode.
             ValueError: the output has another shape or, on the CPU, a label is out of range.
+            TypeError: ``x`` is no floating point tensor.
         """
         awake = sum(part.training for part in self.model.modules()) if isinstance(self.model, nn.Module) else 0
         if awake:
             got = f"{awake} of its modules in train mode"
             remedy = "Attack it inside under_attack(model), or call model.eval() before"
             raise RuntimeError(complaint(_OWNER, "a model in eval mode", got, remedy))
+        check_tensor(_OWNER, "x", x, remedy="Pass the images as one tensor")
         logits = self.model(x)
         remedy = "Pass a classifier whose output is its logits, and one label an image"
         check_tensor(_OWNER, "the output of the model", logits, remedy=remedy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,9 @@ class ProgressiveAttack(nn.Module):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Take the number of calls of a state dict."""
-        self._calls = state["calls"]
+        calls: Any = state.get("calls") if isinstance(state, dict) else None
+        check_int("ProgressiveAttack", "calls of the state", calls, low=0, remedy="Pass what get_extra_state returned")
+        self._calls = calls
 
     def extra_repr(self) -> str:
         """Show the stages as they were passed."""

@@ -64,6 +64,10 @@ class Replay(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take the views of a state dict."""
+        remedy = "Pass what get_extra_state returned"
+        if not isinstance(state, dict) or state.keys() != {"left", "views"}:
+            raise TypeError(complaint(_OWNER, "a state of left and views", type_name(state), remedy))
+        check_int(_OWNER, "left of the state", state["left"], low=0, remedy=remedy)
         self._left, self._views = state["left"], state["views"]
 
     def extra_repr(self) -> str:

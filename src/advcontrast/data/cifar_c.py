@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._checks import check_bool, check_choice, complaint, type_name
+from .._checks import check_bool, check_choice, check_path, complaint, type_name
 from .images import ImageSet
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def cifar10_c(
     """
     _check_names(names)
     check_bool(_OWNER, "verify", verify, remedy="False reads files without comparing their checksums")
+    check_path(_OWNER, "folder", folder, remedy="Pass the folder that holds the files")
     folder = Path(folder).expanduser()
     paths = {name: folder / f"{name}.npy" for name in (*names, "labels")}
     missing = [path.name for path in paths.values() if not path.is_file()]

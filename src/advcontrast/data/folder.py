@@ -10,17 +10,19 @@ from pathlib import Path
 
 import torch
 
-from .._checks import check_int, complaint
+from .._checks import check_bool, check_int, check_path, complaint
 from . import _cache
+from .decoding import SUFFIXES, check_confined, decode
 from .images import ImageSet
 
 _OWNER = "image_folder"
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_FORMAT = 1  # to be raised when the same files shall give other pixels
+_FORMAT = 2  # to be raised when the same files shall give other pixels
 _MANY = 1000  # images that are worth a progress bar
 
 
-def image_folder(root: str | Path, *, size: int = 32, cache: str | Path | None = None) -> ImageSet:
+def image_folder(
+    root: str | Path, *, size: int = 32, cache: str | Path | None = None, outside_links: bool = False
+) -> ImageSet:
     """Load the images of ``root/<class>/*`` as squares of one size.
 
     An image is converted to RGB, cropped to its central square and resized with antialiased bicubic interpolation
@@ -35,26 +37,34 @@ def image_folder(root: str | Path, *, size: int = 32, cache: str | Path | None =
         root: folder with a folder for each class.
         size: side of the images in pixels, at least 1.
         cache: folder for the decoded images, made if it does not exist; ``None`` decodes on every call.
+        outside_links: whether links may lead out of ``root``. They make an error by default: a data set of a stranger
+            could name any file of this machine.
 
     Returns:
         The images on the CPU, labelled by the place of their class among the sorted names.
 
     Raises:
         FileNotFoundError: there is no such folder, no class in it, or a class without images.
-        RuntimeError: an image cannot be decoded, or has more than 8 bits a channel.
-        ValueError: size < 1.
-        TypeError: ``size`` is no int.
+        UnreadableImageError: an image cannot be decoded, has more than 8 bits a channel, or claims more pixels than
+            ``PIL.Image.MAX_IMAGE_PIXELS``.
+        ValueError: size < 1, or a link leads out of the folder.
+        TypeError: an argument of the wrong kind.
     """
     check_int(_OWNER, "size", size, low=1, remedy="Pass the side of the images in pixels")
+    check_bool(_OWNER, "outside_links", outside_links, remedy="True follows links to anywhere")
+    check_path("image_folder", "root", root, remedy="Pass the folder that holds a folder for each class")
+    if cache is not None:
+        check_path("image_folder", "cache", cache, remedy="Pass a folder, or None to keep nothing")
     root = Path(root).expanduser()
-    classes = _class_folders(root)
-    paths = [_images(folder) for folder in classes]
+    confines = None if outside_links else Path(os.path.realpath(root))
+    classes = _class_folders(root, confines)
+    paths = [_images(folder, confines) for folder in classes]
     labels = [label for label, own in enumerate(paths) for _ in own]
     every = [path for own in paths for path in own]
     y, names = torch.tensor(labels), tuple(folder.name for folder in classes)
     if cache is None:
         return ImageSet(_decode_all(every, size), y, names)
-    file = Path(cache).expanduser() / f"{_key(every, size)}.pt"
+    file = Path(cache).expanduser() / f"{_key(every, size)}.pixels"
     x = _cache.read(file, (len(every), 3, size, size))
     if x is None:
         x = _decode_all(every, size)
@@ -62,26 +72,33 @@ def image_folder(root: str | Path, *, size: int = 32, cache: str | Path | None =
     return ImageSet(x, y, names)
 
 
-def _class_folders(root: Path) -> list[Path]:
+def _class_folders(root: Path, confines: Path | None) -> list[Path]:
     """Return the folders of the classes by name."""
     remedy = "Put the images into root/<class>/"
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         raise FileNotFoundError(complaint(_OWNER, f"a folder at {str(root)!r}", got, remedy))
-    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    with os.scandir(root) as entries:
+        found = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    for entry in found:
+        check_confined(_OWNER, entry, confines)
+    folders = [root / entry.name for entry in found]
     if not folders:
         raise FileNotFoundError(complaint(_OWNER, f"a folder for each class in {str(root)!r}", "none", remedy))
     return sorted(folders, key=lambda folder: folder.name)
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, confines: Path | None) -> list[Path]:
     """Return the images of a class by name."""
     with os.scandir(folder) as entries:  # knows what is a folder without a look at every file
-        files = sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
-    images = [folder / name for name in files if name.lower().endswith(_SUFFIXES)]
+        found = [entry for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
+    chosen = [entry for entry in found if entry.name.lower().endswith(SUFFIXES)]
+    for entry in chosen:
+        check_confined(_OWNER, entry, confines)
+    images = sorted(folder / entry.name for entry in chosen)
     if not images:
-        kinds = ", ".join(sorted({Path(name).suffix or "no suffix" for name in files}))
-        got = f"{len(files)} files of other kinds ({kinds})" if files else "an empty folder"
+        kinds = ", ".join(sorted({Path(entry.name).suffix or "no suffix" for entry in found}))
+        got = f"{len(found)} files of other kinds ({kinds})" if found else "an empty folder"
         remedy = "Remove the folder, or put images into it"
         raise FileNotFoundError(complaint(_OWNER, f"images in {str(folder)!r}", got, remedy))
     return images
@@ -103,7 +120,7 @@ def _decode_all(paths: list[Path], size: int) -> torch.Tensor:
     """Return the images as uint8 ``[N, 3, size, size]``."""
     pixels = bytearray(len(paths) * size * size * 3)
     for i, path in enumerate(_with_progress(paths)):
-        pixels[i * size * size * 3 : (i + 1) * size * size * 3] = _decode(path, size)
+        pixels[i * size * size * 3 : (i + 1) * size * size * 3] = decode(_OWNER, path, size)
     x = torch.frombuffer(pixels, dtype=torch.uint8).view(len(paths), size, size, 3)
     return x.permute(0, 3, 1, 2).contiguous()
 
@@ -118,25 +135,3 @@ def _with_progress(paths: list[Path]) -> Iterable[Path]:
         return paths
     bar: Iterable[Path] = tqdm(paths, desc="decode", unit="image")
     return bar
-
-
-def _decode(path: Path, size: int) -> bytes:
-    """Return the pixels of an image, row by row, three bytes each."""
-    from PIL import Image
-
-    remedy = "Remove the file, or replace it with an 8-bit RGB image"
-    try:
-        with Image.open(path) as image:
-            mode, rgb = image.mode, image.convert("RGB")
-    # Pillow's decoders complain of broken files with almost any kind of error.
-    except Exception as error:
-        got = f"{type(error).__name__}: {error}".rstrip(".")
-        raise RuntimeError(complaint(_OWNER, f"an image in {str(path)!r}", got, remedy)) from error
-    if mode.startswith(("I", "F")):
-        raise RuntimeError(complaint(_OWNER, f"8 bits a channel in {str(path)!r}", f"mode {mode}", remedy))
-    if rgb.size != (size, size):
-        side = min(rgb.size)
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        square = rgb.crop((left, top, left + side, top + side))
-        rgb = square.resize((size, size), Image.Resampling.BICUBIC)
-    return rgb.tobytes()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_int, check_tensor, complaint, readable
+from .._checks import check_device, check_int, check_tensor, complaint, readable
 
 _OWNER = "ImageSet"
 
@@ -80,7 +80,11 @@ class ImageSet:
 
         Returns:
             A set that shares the tensors which are on ``device`` already.
+
+        Raises:
+            TypeError: ``device`` is no device.
         """
+        device = check_device("ImageSet", device)
         return ImageSet(self.x.to(device), self.y.to(device), self.classes)
 
     def subset(self, indices: Tensor) -> ImageSet:

@@ -11,6 +11,7 @@ from .errors import CheckpointVersionError as CheckpointVersionError
 from .errors import CheckpointWriteError as CheckpointWriteError
 from .fit import fit as fit
 from .lars import LARS as LARS
+from .reader import Reader as Reader
 from .sampling import steps_per_epoch as steps_per_epoch
 from .schedules import Constant as Constant
 from .schedules import MultiStep as MultiStep
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointWriteError",
     "Constant",
     "MultiStep",
+    "Reader",
     "WarmupCosine",
     "fit",
     "forward_equivalents",

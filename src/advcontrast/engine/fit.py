@@ -6,7 +6,8 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,27 +15,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from .. import distributed
-from .._checks import check_bool, check_choice, check_int, check_module, check_tensor, complaint, type_name
+from .._checks import check_bool, check_choice, check_int, check_module, check_tensor, complaint
 from .ema import EMA
 from .identity import identity
 from .lars import LARS
 from .metrics import Row
+from .parallel import LOST, agree, check_shares
 from .progress import progress
+from .reader import Reader
 from .records import Records
 from .run import Run
 from .sampling import Plan
 from .schedules import WarmupCosine
+from .source import Batch, Source, source_of
 from .termination import termination
 
 _OWNER = "fit"
 _ASK_EVERY = 16
 
 
+@distributed.together(_OWNER, LOST)
 def fit(
     learner: nn.Module,
-    data: Tensor | Sequence[Tensor],
+    data: Tensor | Sequence[Tensor] | Dataset[Any] | Reader,
     *,
     epochs: int,
     batch_size: int = 512,
@@ -64,15 +70,20 @@ def fit(
     arguments, ``fit`` continues; when the run is complete it returns at once. SIGTERM saves after the step at hand and
     exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
 
-    Under ``torchrun``, with a process group, each process takes its share of every batch.
+    Under ``torchrun``, with a process group, each process takes its share of every batch. Batches, steps and rates do
+    not depend on the number of processes, and a run may be continued by another number of them. Only the first process
+    needs the ``folder``. When ``fit`` returns all have the same weights, and the running statistics of the first
+    process; ``torch.nn.SyncBatchNorm`` makes them those of the whole batch.
 
     Args:
         learner: on the device to train on. It is put into train mode and, unless it has 3-d convolutions, into
             channels-last format.
         data: tensors with one entry a sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and whatever else
-            the learner takes. They are moved to the device of the learner as a whole.
+            the learner takes. They are moved to the device of the learner as a whole. Or a map-style data set, such as
+            :class:`advcontrast.data.ImageStream`, that is read while it is trained on; :class:`Reader` says how.
         epochs: passes over the data, at least 1.
-        batch_size: samples a step, of all processes together. The last batch of an epoch may be shorter.
+        batch_size: samples a step, of all processes together, who share them equally. The last batch of an epoch is
+            filled up with the first samples of the epoch; if there are fewer samples than that, a step takes all.
         optimizer: of the learner's parameters, by default :class:`LARS` with the ACL code's rate of 5.
         schedule: ``schedule(step)``, the fraction of the optimizer's learning rate to use; by default
             :class:`WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is shorter.
@@ -89,19 +100,21 @@ def fit(
             learner whose loss compares the samples of a batch with each other.
         amp: ``"bf16"`` or ``"fp16"`` runs the learner under autocast; fp16 with a gradient scaler.
         ema: average of ``learner.model`` to update after each step.
-        compile: whether to compile ``learner.model`` in place, each graph once: for batches of another size, as the
-            last of an epoch may be, and in ``evaluate`` it runs uncompiled.
+        compile: whether to compile ``learner.model`` in place, each graph once: in ``evaluate``, where batches may have
+            another size, it runs uncompiled.
         tensorboard: whether to write the metrics for TensorBoard too.
 
     Returns:
         A row for each epoch: its number, the steps taken, learning rate, seconds, the means of the loss and of the
-        learner's terms, and what ``evaluate`` returned.
+        learner's terms, and what ``evaluate`` returned. ``unreadable`` is the share of samples in whose place another
+        one was taken, for a data set that does so.
 
     Raises:
         ValueError: an argument out of its range; data that is empty, not finite or of unequal lengths.
         TypeError: an argument of the wrong kind.
-        RuntimeError: the loss or a gradient is not finite. On the CPU the weights are still those of the step before;
-            elsewhere it shows at the next checkpoint, which is then not written.
+        RuntimeError: the loss or a gradient is not finite, in any process. On the CPU the weights are still those of
+            the step before; elsewhere it shows at the next checkpoint, which is then not written. Or another process
+            has ended, or given no sign of life for as long as the process group waits.
         CheckpointError: the checkpoints in ``folder`` are damaged, belong to another run, cannot be written, or are
             being written by another process.
 
@@ -114,7 +127,9 @@ def fit(
         >>> sorted(history[0])[:4]
         ['alignment_adv', 'alignment_clean', 'epoch', 'loss']
     """
-    tensors = _check_data(learner, data, batch_size, groups)
+    source = _check_data(learner, data, batch_size, groups)
+    samples = source.lengths[0]
+    check_shares(learner, samples, batch_size)
     for name, number in (("epochs", epochs), ("accumulate", accumulate)):
         check_int(_OWNER, name, number, low=1, remedy="Pass a number of at least 1")
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
@@ -139,14 +154,14 @@ def fit(
     if all(parameter.dim() <= 4 for parameter in learner.parameters()):
         learner.to(memory_format=torch.channels_last)
     device = next(learner.parameters()).device
-    tensors = [tensor.to(device) for tensor in tensors]
-    plan = Plan(samples=len(tensors[0]), batch_size=batch_size, seed=seed, groups=groups)
+    plan = Plan(samples=samples, batch_size=batch_size, seed=seed, groups=groups)
     steps = epochs * plan.steps
     optimizer = LARS(learner.parameters(), lr=5.0) if optimizer is None else optimizer
     schedule = WarmupCosine(steps, warmup=min(10 * plan.steps, steps // 10)) if schedule is None else schedule
     settings = {
-        **identity(learner, tensors, groups, optimizer, schedule, ema),
+        **identity(learner, source.identity(), groups, optimizer, schedule, ema),
         "epochs": epochs,
+        "steps": steps,
         "batch_size": batch_size,
         "accumulate": accumulate,
         "seed": seed,
@@ -155,17 +170,24 @@ def fit(
     }
     run = Run(learner, optimizer, amp, ema, settings)
     records = Records(None if folder is None else Path(folder).absolute(), tensorboard=tensorboard)
-    with records.resumed(run), termination(folder is not None) as asked, progress(steps, run.step) as bar:
+    agree(learner, ema, settings)
+    with ExitStack() as stack:
+        stack.enter_context(records.resumed(run))
+        asked = stack.enter_context(termination(folder is not None))
+        bar = stack.enter_context(progress(steps, run.step))
+        done = len(run.history)
+        left = source.batches(plan, device, epochs=range(done, epochs), skip=run.step - done * plan.steps)
+        batches = stack.enter_context(left)
         if compile and len(run.history) < epochs:
             learner.get_submodule("model").compile()
         wrapped = DistributedDataParallel(learner) if distributed.world_size() > 1 else learner
         while len(run.history) < epochs:
             epoch, started = len(run.history), time.monotonic()
             learner.train()
-            for batch in plan.batches(epoch, device, skip=run.step - epoch * plan.steps):
-                parts = batch.tensor_split(min(accumulate, len(batch)))
-                with _compiled(not compile or len(batch) * distributed.world_size() == batch_size):
-                    run.take_step([_pick(tensors, part) for part in parts], wrapped, schedule(run.step))
+            for batch, replaced in islice(batches, (epoch + 1) * plan.steps - run.step):
+                run.take_step(_cut(batch, accumulate), wrapped, schedule(run.step))
+                if replaced is not None:
+                    run.means.count("unreadable", replaced)
                 bar.update()
                 # The last step of an epoch is saved together with the row of the epoch.
                 if run.step < (epoch + 1) * plan.steps:
@@ -175,7 +197,7 @@ def fit(
                         records.save(run)
                     if stop:
                         asked.end()
-            with _compiled(not compile):
+            with torch.compiler.set_stance("force_eager") if compile else nullcontext():
                 row = run.end_epoch(started, evaluate, select)
             records.save(run)
             records.report(run)
@@ -188,29 +210,19 @@ def fit(
 
 
 def _check_data(
-    learner: nn.Module, data: Tensor | Sequence[Tensor], batch_size: int, groups: Tensor | None
-) -> list[Tensor]:
-    """Return the data as a list, once learner and data can be trained with."""
+    learner: nn.Module, data: Tensor | Sequence[Tensor] | Dataset[Any] | Reader, batch_size: int, groups: Tensor | None
+) -> Source:
+    """Return where the batches come from, once learner and data can be trained with."""
     check_module(_OWNER, learner)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         remedy = "Unfreeze what is to be trained"
         raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", remedy))
-    remedy = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
-    if not isinstance(data, (Tensor, tuple, list)):
-        raise TypeError(complaint(_OWNER, "data to be tensors", type_name(data), remedy))
-    tensors = [data] if isinstance(data, Tensor) else list(data)
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise TypeError(complaint(_OWNER, "data to be tensors", type_name(tensor), remedy))
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
-            # One such number would stay in the running statistics of a batch norm for ever.
-            raise ValueError(complaint(_OWNER, "data to be finite", f"{bad} values that are not", "Clean the data"))
-    lengths = [len(tensor) if tensor.dim() else 0 for tensor in tensors]
-    world = distributed.world_size()
+    source = source_of(data)
+    lengths, world = source.lengths, distributed.world_size()
     fewest = 2 * world
     if len(set(lengths)) != 1 or lengths[0] < fewest:
         expected = f"data of one length, at least {fewest}"
+        remedy = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
         raise ValueError(complaint(_OWNER, expected, f"lengths {lengths}", remedy))
     check_int(_OWNER, "batch_size", batch_size, low=fewest, remedy="A batch has two samples at least a process")
     if batch_size % world:
@@ -223,14 +235,10 @@ def _check_data(
         check_tensor(_OWNER, "groups", groups, (torch.int64,), remedy=remedy)
         if list(groups.shape) != lengths[:1]:
             raise ValueError(complaint(_OWNER, f"groups of shape {lengths[:1]}", str(list(groups.shape)), remedy))
-    return tensors
+    return source
 
 
-def _compiled(wanted: bool) -> AbstractContextManager[Any]:
-    """Run what is compiled as such, or for a while as it is: a graph for every size of batch would take minutes."""
-    return nullcontext() if wanted else torch.compiler.set_stance("force_eager")
-
-
-def _pick(tensors: Sequence[Tensor], indices: Tensor) -> tuple[Tensor, ...]:
-    picked = (tensor[indices] for tensor in tensors)
-    return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in picked)
+def _cut(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into so many parts, or into single samples."""
+    batch = tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in batch)
+    return [*zip(*(x.tensor_split(min(parts, len(x))) for x in batch), strict=True)]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .ema import EMA
+from .source import fingerprint
 
 
 def identity(
     learner: nn.Module,
-    tensors: Sequence[Tensor],
+    data: str,
     groups: Tensor | None,
     optimizer: Optimizer,
     schedule: Callable[[int], float],
@@ -26,12 +25,51 @@ def identity(
     return {
         "learner": f"{type(learner).__name__}({_words(learner.extra_repr())})",
         "modules": _words(learner),
-        "data": _fingerprint(tensors),
-        "groups": None if groups is None else _fingerprint([groups]),
+        "data": data,
+        "groups": None if groups is None else fingerprint([groups]),
         "optimizer": f"{type(optimizer).__name__} {_hyperparameters(optimizer)}",
         "schedule": _words(schedule),
         "ema": _words(ema),
     }
+
+
+def differences(state: Mapping[str, Any], settings: Mapping[str, Any], learner: nn.Module, optimizer: Optimizer) -> str:
+    """Say how the state of a run differs from what these can take, or nothing."""
+    theirs, ours = dict(state["settings"]), dict(settings)
+    for entries, groups in ((theirs, state["optimizer"]), (ours, optimizer.state_dict())):
+        entries["optimized parameters"] = [len(group["params"]) for group in groups["param_groups"]]
+    for entries, weights in ((theirs, state["learner"]), (ours, learner.state_dict())):
+        entries |= {name: f"{weight.dtype} {list(weight.shape)}" for name, weight in weights_of(weights).items()}
+    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+    changed = [change(name, ours.get(name, "absent"), theirs.get(name, "absent")) for name in names]
+    return ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+
+
+def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a state dict without what modules keep beside parameters and buffers."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rest of a state dict: what modules keep of their own, other in each process."""
+    return {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+
+
+def on_cpu(entry: Any) -> Any:
+    """Return nested dicts and lists with their tensors on the CPU."""
+    if isinstance(entry, dict):
+        return {name: on_cpu(value) for name, value in entry.items()}
+    if isinstance(entry, (list, tuple)):
+        return type(entry)(map(on_cpu, entry))
+    return entry.detach().cpu() if isinstance(entry, Tensor) else entry
+
+
+def change(name: str, ours: Any, theirs: Any) -> str:
+    """Say how an entry changed; of a long one only the first line that did."""
+    for our, their in zip(str(ours).splitlines(), str(theirs).splitlines(), strict=False):
+        if our != their:
+            return f"{name} {our.strip()} instead of {their.strip()}"
+    return f"{name} {ours} instead of {theirs}"
 
 
 def _hyperparameters(optimizer: Optimizer) -> str:
@@ -42,13 +80,3 @@ def _hyperparameters(optimizer: Optimizer) -> str:
 def _words(value: Any) -> str:
     """Return the ``repr`` without the address in memory, which differs from process to process."""
     return re.sub(r" at 0x[0-9a-f]+", "", value if isinstance(value, str) else repr(value))
-
-
-def _fingerprint(tensors: Sequence[Tensor]) -> str:
-    """Return shapes, dtypes and a digest of some 32 samples, to tell one data set from another."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        few = tensor[:: max(1, len(tensor) // 32)].cpu().contiguous()
-        digest.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(bytes(few.view(torch.uint8).flatten().tolist()))
-    return f"{[list(tensor.shape) for tensor in tensors]} {digest.hexdigest()[:16]}"

@@ -29,6 +29,11 @@ class Means:
             self.sums[name] = self.sums.get(name, 0) + value.detach().float() * samples
         self.samples += samples
 
+    def count(self, name: str, samples: int) -> None:
+        """Count samples, those of the batch at hand or some of them: the mean is their share."""
+        one = torch.full((), float(samples), device=next(iter(self.sums.values())).device)
+        self.sums[name] = self.sums.get(name, 0) + one
+
     def state(self) -> dict[str, Any]:
         """Return what this process has counted, as plain data."""
         return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "samples": self.samples}

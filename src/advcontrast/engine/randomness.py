@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
 from typing import Any
@@ -28,3 +29,16 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(state["device"], device)
     if "numpy" in state and "numpy" in sys.modules:
         sys.modules["numpy"].random.set_state(("MT19937", *state["numpy"]))
+
+
+def branch_off(state: dict[str, Any], rank: int) -> None:
+    """Seed every generator from a captured state and the number of a process: one that joins a run has no stream yet.
+
+    Its stream is neither that of another process nor one that a process of this number has had before.
+    """
+    digest = hashlib.sha256(repr((rank, state["torch"].tolist(), state["python"])).encode()).digest()
+    seed = int.from_bytes(digest[:8], "big")
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)

@@ -49,7 +49,7 @@ class Records:
             yield
 
     def _find(self, checkpoint: Checkpoint, stack: ExitStack) -> tuple[int, dict[str, Any]] | None:
-        """Lock the folder; return the checkpoint that the first process finds, or raise everywhere what one raised."""
+        """Lock the folder; return the checkpoint that the first process finds, or raise everywhere what it raised."""
         found: tuple[int, dict[str, Any]] | None = None
         failure: CheckpointError | None = None
         if distributed.rank() == 0:
@@ -58,26 +58,26 @@ class Records:
                 found = checkpoint.load()
             except CheckpointError as error:
                 failure = error
-        step = distributed.exchange(None if found is None else found[0])[0]
-        if step is not None and found is None:
-            try:
-                found = step, checkpoint.read(step)
-            except CheckpointError as error:
-                failure = error
-        failures = [text for text in distributed.exchange(failure and str(failure)) if text]
-        if failure is not None:
-            raise failure
-        if failures:
-            raise CheckpointError(failures[0])
+        # The others need not see the folder, which may be on a disk of the first machine.
+        text, found = distributed.from_first((failure and str(failure), found))
+        if text is not None:
+            raise failure or CheckpointError(text)
         return found
 
     def save(self, run: Run) -> None:
-        """Write a checkpoint. All processes must call this."""
+        """Write a checkpoint. All processes must call this, and all raise where the first one cannot write."""
         run.require_finite()
         if self._checkpoint is not None:
             state = run.state()
+            failure: CheckpointError | None = None
             if distributed.rank() == 0:
-                self._checkpoint.save(run.step, state)
+                try:
+                    self._checkpoint.save(run.step, state)
+                except CheckpointError as error:
+                    failure = error
+            text = distributed.from_first(failure and str(failure))
+            if text is not None:
+                raise failure or CheckpointError(text)
 
     def report(self, run: Run) -> None:
         """Write the row of the epoch that has just ended."""

@@ -21,6 +21,7 @@ from .._checks import complaint, readable, type_name
 from . import randomness
 from .ema import EMA
 from .errors import CheckpointMismatchError
+from .identity import differences, extra_of, on_cpu, weights_of
 from .metrics import Means, Row
 
 _OWNER = "fit"
@@ -70,18 +71,24 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         self.learner.zero_grad(set_to_none=True)
-        samples = sum(len(part[0]) for part in parts)
+        samples, losses = sum(len(part[0]) for part in parts), []
         for part in parts:
             waiting = part is not parts[-1] and wrapped is not self.learner
             with wrapped.no_sync() if waiting else nullcontext():
                 with torch.autocast(self.device.type, _AMP[self.amp], enabled=self.amp != "off"):
                     loss, terms = _loss_and_terms(wrapped(*part))
-                self._require_finite("a finite loss", [loss])
-                self.scaler.scale(loss * (len(part[0]) / samples)).backward()
+                losses.append(loss.detach())
+                if wrapped is self.learner:
+                    self._require_finite("a finite loss", losses[-1:])
+                # Zero times what is not finite is NaN, which the gradients carry to every process.
+                share = loss.new_tensor(len(part[0]) / samples) + 0 * losses[-1]
+                self.scaler.scale(loss * share).backward()
             self.means.add({"loss": loss, **terms}, len(part[0]))
         if not self.scaler.is_enabled():
             gradients = (parameter.grad for parameter in self.learner.parameters())
-            self._require_finite("finite gradients", [gradient for gradient in gradients if gradient is not None])
+            self._require_finite(
+                "finite gradients", [gradient for gradient in gradients if gradient is not None], losses
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.step += 1
@@ -96,8 +103,10 @@ class Run:
         epoch = len(self.history) + 1
         row: Row = {"epoch": epoch, "step": self.step, "seconds": round(time.monotonic() - started, 2)}
         row |= {"lr": self.optimizer.param_groups[0]["lr"], **self.means.result()}
+        distributed.share(self.learner.buffers())
+        if self.ema is not None:
+            distributed.share(self.ema.model.buffers())
         if evaluate is not None:
-            distributed.share_buffers(self.learner)
             # What an evaluation draws must not change what training draws after it.
             before = randomness.capture(self.device)
             row |= _numbers(evaluate(epoch))
@@ -108,7 +117,7 @@ class Run:
         if select is not None and select in row:
             value = -math.inf if math.isnan(row[select]) else row[select]
             if self.best is None or value > self.best["value"]:
-                weights = copy.deepcopy({name: _on_cpu(entry) for name, entry in self.learner.state_dict().items()})
+                weights = copy.deepcopy(on_cpu(dict(self.learner.state_dict())))
                 self.best = {"epoch": epoch, "value": value, "weights": weights}
                 if self.ema is not None:
                     self.best["ema"] = copy.deepcopy(self.ema.state_dict())
@@ -124,18 +133,18 @@ class Run:
                 self.ema.load_state_dict(self.best["ema"])
 
     def require_finite(self) -> None:
-        """Refuse to save or select what is not finite; this waits for the device."""
-        weights = [value for value in _weights(self.learner.state_dict()).values() if value.is_floating_point()]
+        """Refuse to save or select what is not finite in any process; this waits for the device."""
+        weights = [value for value in weights_of(self.learner.state_dict()).values() if value.is_floating_point()]
         for expected, values in (("a finite loss", list(self.means.sums.values())), ("finite weights", weights)):
             largest = torch.nn.utils.get_total_norm(values, norm_type=math.inf).item()
-            if not math.isfinite(largest):
-                raise _not_finite(expected, largest, f"the steps before {self.step}")
+            _require_finite_everywhere(expected, largest, f"the steps before {self.step}")
 
     def state(self) -> dict[str, Any]:
         """Return all of it as plain data. Every process must call this, as each has random generators of its own."""
+        learner = self.learner.state_dict()
         return {
             "settings": self.settings,
-            "learner": self.learner.state_dict(),
+            "learner": learner,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -144,6 +153,7 @@ class Run:
             "history": self.history,
             "best": self.best,
             "random": distributed.exchange(randomness.capture(self.device)),
+            "extra": distributed.exchange(on_cpu(extra_of(learner))),
             "threads": torch.get_num_threads(),
         }
 
@@ -157,7 +167,7 @@ class Run:
         Raises:
             CheckpointMismatchError: the state belongs to another learner, optimizer or setting.
         """
-        differing = _differences(state, self)
+        differing = differences(state, self.settings, self.learner, self.optimizer)
         if differing:
             remedy = "Start it as it was started first, or choose another folder"
             raise CheckpointMismatchError(complaint(_OWNER, f"the run that {where} belongs to", differing, remedy))
@@ -165,26 +175,44 @@ class Run:
             got = f"{torch.get_num_threads()} instead of {state['threads']}"
             remedy = "Sums are then rounded otherwise: the weights will be close, but not the same to the bit"
             warnings.warn(complaint(_OWNER, "as many threads as before", got, remedy), UserWarning, stacklevel=3)
-        if len(state["random"]) != distributed.world_size():
-            got = f"{distributed.world_size()} instead of {len(state['random'])}"
-            remedy = "The run goes on, with other random numbers"
+        rank, streams = distributed.rank(), state["random"]
+        if len(streams) != distributed.world_size():
+            got = f"{distributed.world_size()} instead of {len(streams)}"
+            remedy = "The run goes on with the same batches and rates, and with other random numbers"
             warnings.warn(complaint(_OWNER, "as many processes as before", got, remedy), UserWarning, stacklevel=3)
-        self.learner.load_state_dict(state["learner"])
+        learner = copy.copy(state["learner"])  # a dict with attributes of its own
+        learner.update(state["extra"][rank if rank < len(streams) else 0])
+        self.learner.load_state_dict(learner)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.step, self.history, self.best = state["step"], list(state["history"]), state["best"]
         self.means = Means.of(state["means"], self.device)
-        if distributed.rank() < len(state["random"]):
-            randomness.restore(state["random"][distributed.rank()], self.device)
+        if rank < len(streams):
+            randomness.restore(streams[rank], self.device)
+        else:
+            randomness.branch_off(streams[0], rank)
 
-    def _require_finite(self, expected: str, values: Sequence[Tensor]) -> None:
-        """Stop before the weights are hurt, where looking at values is free; elsewhere before the next save."""
+    def _require_finite(self, expected: str, values: Sequence[Tensor], losses: Sequence[Tensor] = ()) -> None:
+        """Stop before the weights are hurt, where looking at values is free; elsewhere before the next save.
+
+        Gradients are the same in every process, so that all of them come here together; ``losses`` are their own.
+        """
         if values and all(readable(value) for value in values):
             norm = torch.nn.utils.get_total_norm(values).item()
             if not math.isfinite(norm):
+                for loss in losses:
+                    _require_finite_everywhere("a finite loss", loss.item(), f"step {self.step + 1}")
                 raise _not_finite(expected, norm, f"step {self.step + 1}")
+
+
+def _require_finite_everywhere(expected: str, value: float, where: str) -> None:
+    """Raise in all processes if the value of any is not finite, and say which."""
+    values = distributed.exchange(value)
+    for rank, other in enumerate(values):
+        if not math.isfinite(other):
+            raise _not_finite(expected, other, where + (f" of process {rank}" if len(values) > 1 else ""))
 
 
 def _not_finite(expected: str, value: float, where: str) -> RuntimeError:
@@ -218,32 +246,3 @@ def _numbers(metrics: Any) -> Row:
             remedy = "Return one number for each name"
             raise TypeError(complaint(_OWNER, f"evaluate to return a number as {name!r}", type_name(value), remedy))
     return {name: float(value) for name, value in metrics.items()}
-
-
-def _weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a state dict without what modules keep beside parameters and buffers."""
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _on_cpu(entry: Any) -> Any:
-    return entry.detach().cpu() if isinstance(entry, Tensor) else entry
-
-
-def _differences(state: Mapping[str, Any], run: Run) -> str:
-    """Say how a state differs from what a run can take, or nothing."""
-    theirs, ours = dict(state["settings"]), dict(run.settings)
-    for entries, optimizer in ((theirs, state["optimizer"]), (ours, run.optimizer.state_dict())):
-        entries["optimized parameters"] = [len(group["params"]) for group in optimizer["param_groups"]]
-    for entries, weights in ((theirs, state["learner"]), (ours, run.learner.state_dict())):
-        entries |= {name: f"{weight.dtype} {list(weight.shape)}" for name, weight in _weights(weights).items()}
-    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
-    changed = [_change(name, ours.get(name, "absent"), theirs.get(name, "absent")) for name in names]
-    return ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
-
-
-def _change(name: str, ours: Any, theirs: Any) -> str:
-    """Say how an entry changed; of a long one only the first line that did."""
-    for our, their in zip(str(ours).splitlines(), str(theirs).splitlines(), strict=False):
-        if our != their:
-            return f"{name} {our.strip()} instead of {their.strip()}"
-    return f"{name} {ours} instead of {theirs}"

@@ -1,4 +1,7 @@
-"""Which samples each step sees: a function of the seed and the number of the step, so that nothing need be kept."""
+"""Which samples each step sees: a function of the seed and the number of the step, so that nothing need be kept.
+
+How many processes share a batch changes who sees a sample, and never which samples are in the batch.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +13,44 @@ import torch
 from torch import Tensor
 
 from .. import distributed
+from .._checks import check_int
 from ..data import interleave
+
+_OWNER = "steps_per_epoch"
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
     """Return the number of steps in an epoch of :func:`fit`, for schedules that count steps.
 
     Args:
-        samples: length of the data.
-        batch_size: samples a step, of all processes together.
+        samples: length of the data, at least 1.
+        batch_size: samples a step, of all processes together, at least 1.
 
     Returns:
-        The number of full batches, and one more if the rest has two samples or more for every process.
+        The number of batches that it takes to see every sample, whatever the number of processes.
+
+    Raises:
+        ValueError: a number below 1.
+        TypeError: an argument is no int.
 
     Example:
         >>> from advcontrast.engine import steps_per_epoch
-        >>> steps_per_epoch(10, 4), steps_per_epoch(9, 4)
-        (3, 2)
+        >>> steps_per_epoch(8, 4), steps_per_epoch(9, 4)
+        (2, 3)
     """
-    full, rest = divmod(samples, batch_size)
-    return full + (rest >= 2 * distributed.world_size())
+    check_int(_OWNER, "samples", samples, low=1, remedy="Pass the length of the data")
+    check_int(_OWNER, "batch_size", batch_size, low=1, remedy="Pass the samples of all processes in a step")
+    return -(-samples // batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The batches of every epoch, as indices.
 
-    Every epoch is a permutation of all samples that depends on the seed and the epoch alone. Processes take turns
-    within a batch. A last, shorter batch is used too, cut to equal shares of at least two samples.
+    Every epoch is a permutation of all samples that depends on the seed and the epoch alone, cut into batches of one
+    size. Where the samples run out, the last batch is filled up with the first ones of the same permutation; data
+    smaller than a batch are one batch as they are. Processes take turns within a batch: as its size is always the same,
+    processes that share one batch equally share all of them.
 
     Args:
         samples: number of samples.
@@ -50,6 +63,11 @@ class Plan:
     batch_size: int
     seed: int
     groups: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Return the number of samples in a step, of all processes together."""
+        return min(self.batch_size, self.samples)
 
     @property
     def steps(self) -> int:
@@ -69,6 +87,11 @@ class Plan:
         """Yield the indices that this process takes in each step of an epoch, without the first ``skip`` steps."""
         world, rank = distributed.world_size(), distributed.rank()
         order = self.order(epoch).to(device)  # once, as a copy to an accelerator waits for it
-        for step in range(skip, self.steps):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield batch[rank : len(batch) // world * world : world]
+        order = torch.cat([order, order[: self.steps * self.size - self.samples]])
+        for batch in torch.split(order, self.size)[skip:]:
+            yield batch[rank::world]
+
+    def run(self, epochs: range, device: torch.device, *, skip: int) -> Iterator[Tensor]:
+        """Yield them for one epoch after the other, without the first ``skip`` steps of the first one."""
+        for epoch in epochs:
+            yield from self.batches(epoch, device, skip=skip if epoch == epochs.start else 0)

@@ -9,7 +9,15 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_generator, check_module, check_tensor, check_within, complaint, type_name
+from .._checks import (
+    check_generator,
+    check_iterable,
+    check_module,
+    check_tensor,
+    check_within,
+    complaint,
+    type_name,
+)
 from .._modes import eval_mode, frozen
 from .._types import Objective
 
@@ -47,6 +55,7 @@ def checked_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield images and labels on the device, and the labels where they came from, to be read without waiting."""
     images = 0
+    check_iterable(owner, "batches", batches, remedy="Pass a DataLoader or a list of (images, labels)")
     for batch in batches:
         x, y = _images_and_labels(owner, batch)
         if len(x):

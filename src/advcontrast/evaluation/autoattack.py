@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_bool, check_choice, check_int, check_module, check_real, check_tensor, complaint
+from .._checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_iterable,
+    check_module,
+    check_real,
+    check_tensor,
+    complaint,
+)
 from .._types import NORMS, Norm
 from ..engine import Checkpoint, randomness
 from ..engine.progress import progress as progress_bar
@@ -127,6 +136,7 @@ def autoattack(
     check_choice(_OWNER, "version", version, tuple(SUITES))
     check_int(_OWNER, "seed", seed, low=0, remedy="Keep it the same to get the same verdicts")
     check_bool(_OWNER, "progress", progress, remedy="True shows a progress bar")
+    check_iterable(_OWNER, "batches", batches, remedy="Pass a DataLoader or a list of (images, labels)")
     package = pyautoattack()
     suite = Suite(package, model, float(eps), norm, version, int(seed))
     checkpoint = None if folder is None else Checkpoint(folder)

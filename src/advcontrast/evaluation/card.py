@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import check_path, complaint
 from .._durable import flush_folder, write
 from .._types import BRANCHES, Branch
 from . import _card_fields as rules
@@ -184,6 +185,7 @@ class ResultCard:
             OSError: the disk refused.
             ValueError: the card is too large to be read back.
         """
+        check_path("ResultCard", "path", path, remedy="Pass the file to write")
         path, content = Path(path), self.to_json().encode()
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
@@ -207,6 +209,10 @@ class ResultCard:
             OSError: the file cannot be read.
             ValueError: it holds anything else than an unchanged card.
         """
+        check_path("ResultCard", "path", path, remedy="Pass the file to read")
+        if not Path(path).is_file():
+            remedy = "Pass a file that write() made"
+            raise FileNotFoundError(complaint("ResultCard", f"a card in {str(path)!r}", "no file", remedy))
         try:
             document = parse(Path(path))
             card = cls(**fields_in(document))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .._checks import complaint, type_name
+from .._checks import check_iterable, complaint, type_name
 from .card import ResultCard
 
 _METRICS = ("TA", "RA", "AA")
@@ -154,6 +154,7 @@ def markdown_table(cards: Sequence[ResultCard]) -> str:
 
 
 def _check_cards(owner: str, cards: Sequence[Any]) -> None:
+    check_iterable(owner, "cards", cards, remedy="Pass a list of cards")
     for card in cards:
         if not isinstance(card, ResultCard):
             raise TypeError(complaint(owner, "result cards", type_name(card), "Read a file with ResultCard.read"))

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int, complaint, type_name
+from .._checks import check_int, check_iterable, complaint, type_name
 from ..augment import CORRUPTIONS, Corruption
 from ..data import CIFAR10_C, CIFAR10_C_MAIN
 from ._guests import borrowed, checked_batches
@@ -117,6 +117,8 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
     verdicts: dict[str, dict[int, Accuracy]] = {}
     # What the conditions themselves draw shall leave no trace either.
     with borrowed(owner, model):
+        remedy = "Pass what corrupted() yields, or triples (name, severity, batches)"
+        check_iterable(owner, "conditions", conditions, remedy=remedy)
         for condition in conditions:
             name, severity, batches = _checked_condition(owner, condition)
             if severity in verdicts.setdefault(name, {}):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_real, check_tensor, check_within, complaint
+from .._checks import check_finite, check_real, check_tensor, check_within, complaint, type_name
 from ._canvas import COLOURS, canvas, tidy
 
 if TYPE_CHECKING:
@@ -161,5 +161,7 @@ def _names(owner: str, name: str, labels: Tensor, count: int, classes: Sequence[
         raise ValueError(complaint(owner, f"{name} of shape [{count}]", f"{list(labels.shape)}", remedy))
     if classes is None:
         return [str(label) for label in labels.tolist()]
+    if not isinstance(classes, (tuple, list)) or not all(isinstance(each, str) for each in classes):
+        raise TypeError(complaint(owner, "classes to be a list of names", type_name(classes), "Pass data.classes"))
     check_within(owner, name, labels.cpu(), (0, len(classes) - 1), remedy=f"There are {len(classes)} names of classes")
     return [classes[label] for label in labels.tolist()]

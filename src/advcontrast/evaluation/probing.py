@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int, check_module, check_tensor, complaint, type_name
+from .._checks import check_int, check_module, check_path, check_tensor, complaint, type_name
 from ..augment import CropFlip
 from ..data import ImageSet, labelled_subset
 from ..engine import MultiStep, fit, steps_per_epoch
@@ -114,7 +114,7 @@ def run_protocol(
         >>> run_protocol(torch.nn.Flatten(), probe, images(0, 1, 254, 255), None, images(2, 3, 252, 253))
         ProtocolResult(robustssl SLF: TA 100.00%, RA 100.00%, epoch 30)
     """
-    _check(encoder, protocol, train, validation, test, seed)
+    _check(encoder, protocol, train, validation, test, seed, folder)
     device = device_of(encoder)
     train, test = train.to(device), test.to(device)
     validation = None if validation is None else validation.to(device)
@@ -234,7 +234,13 @@ def _validator(model: nn.Module, protocol: Protocol, validation: ImageSet) -> Ca
 
 
 def _check(
-    encoder: nn.Module, protocol: Protocol, train: ImageSet, validation: ImageSet | None, test: ImageSet, seed: int
+    encoder: nn.Module,
+    protocol: Protocol,
+    train: ImageSet,
+    validation: ImageSet | None,
+    test: ImageSet,
+    seed: int,
+    folder: Any,
 ) -> None:
     """Refuse whatever cannot be run, and whatever would not be worth running."""
     check_module(_OWNER, encoder)
@@ -242,6 +248,8 @@ def _check(
         remedy = 'Pass protocol("robustssl", "SLF")'
         raise TypeError(complaint(_OWNER, "protocol to be a Protocol", type_name(protocol), remedy))
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
+    if folder is not None:
+        check_path(_OWNER, "folder", folder, remedy="Pass a folder, or None to keep nothing")
     check_splits(_OWNER, train, validation, test)
     each = [protocol] if protocol.teacher is None else [protocol, protocol.teacher]
     selecting = [part.select for part in each if part.select != "last"]

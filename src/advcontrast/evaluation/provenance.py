@@ -8,6 +8,8 @@ import subprocess
 
 import torch
 
+from .._checks import check_device, check_path
+
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     """Return what a number may depend on besides the code: versions, platform and device.
@@ -25,7 +27,7 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     """
     import advcontrast  # the package is not complete yet when this file is imported
 
-    device = torch.device(device)
+    device = check_device("versions", device)
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "advcontrast": advcontrast.__version__,
@@ -52,6 +54,7 @@ def revision(folder: str | os.PathLike[str] = ".") -> str | None:
         ...     print(revision(folder))
         None
     """
+    check_path("revision", "folder", folder, remedy="Pass a folder of the working tree")
     look = ["git", "--no-optional-locks", "-C", os.fspath(folder)]
     describe = ["describe", "--always", "--dirty", "--abbrev=64", "--exclude=*"]
     try:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_int, complaint
+from .._checks import check_choice, check_int, check_tensor, complaint
 from .._types import Norm
 from ..attacks import Classification, PGDAttack
 from ..attacks.elastic import ElasticAttack
@@ -119,6 +119,8 @@ class UAR:
     def __post_init__(self) -> None:
         check_choice("UAR", "name", self.name, tuple(CALIBRATIONS))
         sizes = len(CALIBRATIONS[self.name].ata)
+        remedy = "Pass one row of verdicts for each size of the attack"
+        check_tensor("UAR", "correct", self.correct, (torch.bool,), remedy=remedy)
         if self.correct.dim() != 2 or len(self.correct) != sizes or self.correct.shape[1] == 0:
             remedy = "Evaluate every size of the calibration"
             raise ValueError(complaint("UAR", f"correct of shape [{sizes}, N]", f"{list(self.correct.shape)}", remedy))

@@ -44,6 +44,10 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
         got = f"{list(x.shape)} and {list(flow.shape)}"
         remedy = "Pass two displacements a pixel"
         raise ValueError(complaint("warp", "x of shape [N, C, H, W] and flow of shape [N, 2, H, W]", got, remedy))
+    if x.dtype != flow.dtype:
+        raise TypeError(
+            complaint("warp", "x and flow of one dtype", f"{x.dtype} and {flow.dtype}", "Convert one of them")
+        )
     height, width = x.shape[2:]
     right, down = flow[:, :1], flow[:, 1:]
     column = torch.arange(width, device=x.device) + right.detach().floor()

@@ -73,7 +73,7 @@ def jpeg_encode(x: Tensor) -> Tensor:
         ITU-T Recommendation T.81 (the JPEG standard), 1992, annexes A and K.
     """
     check_tensor("jpeg_encode", "x", x, _DTYPES, remedy="Pass float images in [0, 1]")
-    if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 16 or x.shape[3] % 16:
+    if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 16 or x.shape[3] % 16 or not x.shape[2] * x.shape[3]:
         expected = "x of shape [N, 3, H, W] with H and W multiples of 16"
         raise ValueError(complaint("jpeg_encode", expected, f"{list(x.shape)}", "Pad or resize the images"))
     red, green, blue = (255 * x).unbind(1)
@@ -110,6 +110,8 @@ def jpeg_decode(coefficients: Tensor, *, size: tuple[int, int]) -> Tensor:
     """
     remedy = "Pass what jpeg_encode returns, and the size of its images"
     check_tensor("jpeg_decode", "coefficients", coefficients, _DTYPES, remedy=remedy)
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise TypeError(complaint("jpeg_decode", "size to be a tuple (height, width)", repr(size), remedy))
     for side in size:
         check_int("jpeg_decode", "each of size", side, low=0, remedy="Pass height and width of the images")
     height, width = size

@@ -67,7 +67,8 @@ def semi_supervised(
     owner = "semi_supervised"
     check_settings(owner, alpha, temperature, beta)
     divergence = kl_divergence(clean_logits, adv_logits)
-    soft = temperature**2 * distillation(adv_logits, teacher_logits.detach(), temperature)
+    check_tensor(owner, "teacher_logits", teacher_logits, remedy="Pass the outputs of the teacher, before any softmax")
+    soft = temperature * (temperature * distillation(adv_logits, teacher_logits.detach(), temperature))
     remedy = "Pass one class index a sample, and -1 for a sample without a label"
     check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
     if labels.shape != clean_logits.shape[:1]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._checks import check_int
+from .._checks import check_int, complaint
+from ._arguments import check_block, check_maps
 from .normalize import IMAGENET, Statistics, input_layer
 
 
@@ -40,6 +41,7 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
+        check_block("BasicBlock", channels, width, stride)
         super().__init__()
         self.conv1 = conv(channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
@@ -49,6 +51,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of both paths, rectified."""
+        check_maps("BasicBlock", x, self.conv1)
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
@@ -66,6 +69,7 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
+        check_block("Bottleneck", channels, width, stride)
         super().__init__()
         out = width * self.expansion
         self.conv1 = conv(channels, width, 1)
@@ -78,6 +82,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of both paths, rectified."""
+        check_maps("Bottleneck", x, self.conv1)
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -128,6 +133,15 @@ class ResNet(nn.Module):
         normalize: Statistics | None = IMAGENET,
     ) -> None:
         check_network("ResNet", num_classes, width, in_channels)
+        if not isinstance(block, type) or not issubclass(block, (BasicBlock, Bottleneck)):
+            raise TypeError(
+                complaint("ResNet", "block to be BasicBlock or Bottleneck", repr(block), "Pass the class itself")
+            )
+        remedy = "Pass the number of blocks of the four stages"
+        if not isinstance(depths, (tuple, list)) or len(depths) != 4:
+            raise TypeError(complaint("ResNet", "depths to be a tuple of four numbers", repr(depths), remedy))
+        for depth in depths:
+            check_int("ResNet", "each of depths", depth, low=1, remedy=remedy)
         super().__init__()
         self.num_features = 8 * width * block.expansion
         self.normalize = input_layer("ResNet", normalize, in_channels)
@@ -149,7 +163,9 @@ class ResNet(nn.Module):
         Returns:
             A tensor ``[N, num_classes]``, or ``[N, num_features]`` if ``num_classes`` is 0.
         """
-        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
+        x = self.normalize(x)
+        check_maps("ResNet", x, self.conv1)
+        x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits

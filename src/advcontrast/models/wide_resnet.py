@@ -7,6 +7,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._arguments import check_block, check_maps
 from .normalize import IMAGENET, Statistics, input_layer
 from .resnet import check_network, conv, draw_convolutions
 
@@ -26,6 +27,7 @@ class PreActivationBlock(nn.Module):
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
+        check_block("PreActivationBlock", channels, width, stride)
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = conv(channels, width, 3, stride)
@@ -35,6 +37,7 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of both paths."""
+        check_maps("PreActivationBlock", x, self.conv1)
         y = F.relu(self.bn1(x))
         shortcut = x if self.convShortcut is None else self.convShortcut(y)
         y = F.relu(self.bn2(self.conv1(y)))
@@ -100,7 +103,9 @@ class WideResNet(nn.Module):
         Returns:
             A tensor ``[N, num_classes]``, or ``[N, num_features]`` if ``num_classes`` is 0.
         """
-        x = self.block3(self.block2(self.block1(self.conv1(self.normalize(x)))))
+        x = self.normalize(x)
+        check_maps("WideResNet", x, self.conv1)
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
         logits: Tensor = self.fc(F.relu(self.bn1(x)).mean((2, 3)))
         return logits
 

@@ -1,0 +1,166 @@
+"""Convert every architecture of torchvision and timm that classifies, and name each one where something does not hold.
+
+    python benchmarks/backbones.py --out benchmarks/results/backbones   # all with a batch norm: hours
+    python benchmarks/backbones.py --family                             # the smallest of each family
+    python benchmarks/backbones.py --only 'resnet*' --jobs 2
+    python benchmarks/backbones.py --norms other --family               # networks without batch norm
+
+A network is built without its weights and converted; backbone_checks.py says what must hold. Each runs in a process of
+its own with limits of time and memory. With --out rows are kept: started again with the same versions and sources, the
+script goes on where it was. Needs timm, and Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fnmatch
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from backbone_checks import CONVERTED, UNCONVERTED, examine
+from backbone_tables import write_tables
+from backbone_zoo import Architecture, architectures
+from children import Died, Limits, each
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import advcontrast
+
+#: What takes the place of batch norm; timm has some of its own beside those of PyTorch that it derives others from.
+OTHERS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, timm.layers.RmsNorm)
+
+
+def main() -> None:
+    """Examine what was asked for, smallest networks first, and write rows and tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--norms", choices=("batch", "other"), default="batch", help="kind of norm to convert")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="names, as in 'resnet*'")
+    parser.add_argument("--family", action="store_true", help="only the smallest of each family, without test networks")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
+    parser.add_argument("--seconds", type=float, default=120, help="of processor time that a network may take")
+    parser.add_argument("--gigabytes", type=float, default=6, help="of memory that a network may take")
+    parser.add_argument("--out", type=Path, help="folder for rows and tables; by default they are only printed")
+    given = parser.parse_args()
+    if given.jobs < 1 or given.seconds < 1 or given.gigabytes <= 0:
+        parser.error("expected --jobs and --seconds of at least 1, and --gigabytes above 0")
+    torch.set_num_threads(1)
+    limits = Limits(given.seconds, given.gigabytes)
+    known = list(architectures())
+    counted = sweep(census, known, versions(), out=given.out, name="census", jobs=given.jobs, limits=limits)
+    chosen = select(known, counted, given.norms, only=given.only, family=given.family)
+    rows = sweep(
+        partial(examined, norms=given.norms),
+        chosen,
+        {**versions(), **limits._asdict(), "sources": sources()},
+        out=given.out,
+        name=given.norms,
+        jobs=given.jobs,
+        limits=limits,
+        show=partial(print, flush=True),
+    )
+    command = shlex.join(["python", "benchmarks/backbones.py", *sys.argv[1:]])
+    text = f"`{command}`: {datetime.date.today():%d %B %Y}. {', '.join(f'{k} {v}' for k, v in versions().items())}."
+    print(write_tables(counted, rows, given.norms, text, given.out))
+
+
+def census(architecture: Architecture) -> dict[str, Any]:
+    """Count the parameters of a network and say which norms it holds, on the meta device if it can be built there."""
+    try:
+        with torch.device("meta"):
+            model = architecture.build()
+    except Exception:
+        model = architecture.build()
+    batch = any(isinstance(module, _BatchNorm) for module in model.modules())
+    other = any(isinstance(module, OTHERS) for module in model.modules())
+    kind = "batch" if batch else "other" if other else "none"
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), "norms": kind}
+
+
+def examined(architecture: Architecture, norms: str) -> dict[str, Any]:
+    """Make the checks for a kind of norm."""
+    if norms == "batch":
+        return examine(architecture, advcontrast.convert_to_dual_bn, CONVERTED, {})
+    return examine(architecture, partial(advcontrast.convert_to_dual_bn, norms=OTHERS), CONVERTED, UNCONVERTED)
+
+
+def select(
+    known: Iterable[Architecture], counted: Iterable[dict[str, Any]], norms: str, *, only: str, family: bool
+) -> list[Architecture]:
+    """Return the architectures with a kind of norm, the smallest first."""
+    sizes = {(row["source"], row["name"]): row["parameters"] for row in counted if row.get("norms") == norms}
+    found = [a for a in known if (a.source, a.name) in sizes and fnmatch.fnmatch(a.name, only)]
+    found.sort(key=lambda a: sizes[a.source, a.name])
+    if not family:
+        return found
+    smallest: dict[tuple[str, str], Architecture] = {}
+    for a in found:
+        if not a.name.startswith("test_"):
+            smallest.setdefault((a.source, a.family), a)
+    return list(smallest.values())
+
+
+def sweep(
+    function: Callable[[Architecture], dict[str, Any]],
+    items: Iterable[Architecture],
+    made_with: dict[str, Any],
+    *,
+    out: Path | None,
+    name: str,
+    jobs: int,
+    limits: Limits,
+    show: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Return a row for each architecture: one of ``out/<name>.jsonl`` that was made alike, or a new one."""
+    items, rows = list(items), {}
+    path = None if out is None else out / f"{name}.jsonl"
+    if path is not None and path.exists():
+        kept = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = {(row["source"], row["name"]): row for row in kept if row["made_with"] == made_with}
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    missing = [a for a in items if (a.source, a.name) not in rows]
+    for a, answer in each(function, missing, jobs=jobs, limits=limits):
+        row = {"source": a.source, "family": a.family, "name": a.name, **_entries(answer), "made_with": made_with}
+        rows[a.source, a.name] = row
+        if path is not None:
+            with path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if show is not None:
+            show(f"{len(rows)} {a.source} {a.name}: {row.get('status')} {'; '.join(row.get('problems', []))}")
+    return [rows[a.source, a.name] for a in items]
+
+
+def _entries(answer: dict[str, Any] | Died) -> dict[str, Any]:
+    if isinstance(answer, Died):
+        return {"status": "skipped" if answer.too_big else "failed", "problems": [answer.reason], "remarks": []}
+    return answer
+
+
+def versions() -> dict[str, str]:
+    """Return the versions on which the result depends."""
+    modules = (advcontrast, torch, torchvision, timm)
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **{module.__name__: module.__version__.split("+")[0] for module in modules}}
+
+
+def sources() -> str:
+    """Return a digest of the sources of the library and of the checks."""
+    here = Path(__file__).parent
+    files = [*Path(advcontrast.__file__).parent.rglob("*.py"), *here.glob("backbone_*.py")]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
+    return digest.hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()

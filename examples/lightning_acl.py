@@ -1,0 +1,80 @@
+"""Pre-train with ACL under Lightning, on the images that come with the repository.
+
+    python examples/lightning_acl.py
+    python examples/lightning_acl.py --devices 2     # two processes, by DDP
+
+Needs ``pip install lightning``, or ``pytorch-lightning``, its older name. An evaluation that attacks needs gradients,
+which the inference mode of Lightning's validation and test loops forbids. The attacks of advcontrast leave that mode
+for themselves; what you differentiate yourself does not. Hence ``Trainer(inference_mode=False)`` below.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torchvision.models import resnet18
+
+from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn
+
+try:
+    import lightning.pytorch as pl
+except ImportError:
+    import pytorch_lightning as pl
+
+
+class Pretraining(pl.LightningModule):
+    """A step of ACL, with and without an update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        model, augment = convert_to_dual_bn(resnet18(num_classes=64)), ContrastivePairAugment(28)
+        attack, loss = PGDAttack(eps=0.1, step_size=0.05, steps=2), NTXentLoss(gather=True)
+        self.acl = ACLTrainer(model, loss=loss, attack=attack, augment=augment)
+
+    def training_step(self, images: torch.Tensor, _: int) -> torch.Tensor:
+        """Return the loss of a batch."""
+        loss, terms = self.acl(images)
+        self.log_dict({f"train_{name}": value for name, value in terms.items()})
+        return loss
+
+    def validation_step(self, images: torch.Tensor, _: int) -> None:
+        """Log the loss of a batch, with the attack that is a part of it."""
+        self.log("val_loss", self.acl(images).loss, sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer."""
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def batches(split: str, count: int, size: int) -> DataLoader[torch.Tensor]:
+    """Return shuffled uint8 batches; Lightning gives each process its own."""
+    with np.load(Path(__file__).parent / "data" / "fashion-mini.npz") as file:
+        images = torch.from_numpy(file[f"{split}_images"][:count])[:, None].repeat(1, 3, 1, 1)
+    dataset: Any = images  # a tensor is a data set: it has a length, and samples by number
+    return DataLoader(dataset, batch_size=size, shuffle=split == "train", drop_last=True)
+
+
+def main() -> None:
+    """Train, and print the losses of the last epoch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=512, help="how many to train on, of 5,000")
+    parser.add_argument("--batch-size", type=int, default=64, help="images a step and process")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--devices", type=int, default=1, help="processes")
+    parser.add_argument("--out", default="runs/lightning", help="folder of checkpoints and logs")
+    given = parser.parse_args()
+    pl.seed_everything(1)
+    where = {"devices": given.devices, "default_root_dir": given.out}
+    trainer = pl.Trainer(max_epochs=given.epochs, log_every_n_steps=1, inference_mode=False, **where)
+    size = given.batch_size
+    trainer.fit(Pretraining(), batches("train", given.images, size), batches("test", 2 * size, size))
+    print({name: round(float(value), 4) for name, value in sorted(trainer.callback_metrics.items())})
+
+
+if __name__ == "__main__":
+    main()

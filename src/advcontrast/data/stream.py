@@ -1,0 +1,202 @@
+"""Folders of images that are larger than memory, decoded when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .._checks import check_bool, check_choice, check_int, check_real, complaint
+from .decoding import SUFFIXES, UnreadableImageError, check_confined, decode
+
+_OWNER = "ImageStream"
+
+
+class ImageStream(Dataset[Tensor]):
+    """Images of a folder, decoded one by one when they are asked for.
+
+    The folder may be flat or nested; there are no labels. Images come in the order of their paths, are converted,
+    cropped and resized as by :func:`image_folder`, and are the same to the bit. Hidden files, hidden folders and files
+    with other suffixes are left out. Only the paths are held in memory, some fifty bytes an image.
+
+    :func:`advcontrast.engine.fit` reads such a data set in worker processes while it trains; so does a ``DataLoader``.
+
+    Args:
+        root: the folder.
+        size: side of the images in pixels, at least 1.
+        unreadable: what to do with a file that is no image, or broken, empty, gone or too deep: ``"raise"``, or
+            ``"skip"`` it and take the next readable image in its place. The place is the same in every epoch and
+            process, and each file is named in a warning, once.
+        tolerance: the largest share of the images that may be skipped, in [0, 1]; beyond it an error is raised.
+        outside_links: whether links may lead out of ``root``. They make an error by default: a data set of a stranger
+            could name any file of this machine.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no image in it.
+        ValueError: an argument out of its range; a link that leads out of the folder, or in a circle.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from advcontrast.data import ImageStream
+        >>> root = Path(tempfile.mkdtemp())
+        >>> _ = (root / "gray.ppm").write_bytes(b"P6 2 2 255 " + bytes([51] * 12))
+        >>> images = ImageStream(root, size=1)
+        >>> len(images), images[0].flatten().tolist()
+        (1, [51, 51, 51])
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        size: int = 32,
+        unreadable: Literal["raise", "skip"] = "raise",
+        tolerance: float = 0.01,
+        outside_links: bool = False,
+    ) -> None:
+        check_int(_OWNER, "size", size, low=1, remedy="Pass the side of the images in pixels")
+        check_choice(_OWNER, "unreadable", unreadable, ("raise", "skip"))
+        check_real(_OWNER, "tolerance", tolerance, low=0, high=1, remedy="0.01 accepts one bad file in a hundred")
+        check_bool(_OWNER, "outside_links", outside_links, remedy="True follows links to anywhere")
+        self.root = Path(root).expanduser().absolute()
+        self.size, self.unreadable, self.tolerance = int(size), unreadable, float(tolerance)
+        self.outside_links = outside_links
+        # As one string: a list of millions of them would be copied into every worker process as it counts references.
+        names = [os.fsencode(name) for name in _names(self.root, outside_links)]
+        if not names:
+            kinds = ", ".join(SUFFIXES)
+            remedy = "Put images into it, or into folders in it"
+            raise FileNotFoundError(complaint(_OWNER, f"images ({kinds}) in {str(self.root)!r}", "none", remedy))
+        self._names = b"".join(names)
+        self._ends = torch.tensor([len(name) for name in names]).cumsum(0)
+        self._bad: set[int] = set()
+
+    def __repr__(self) -> str:
+        return (
+            f"{_OWNER}({str(self.root)!r}, size={self.size}, unreadable={self.unreadable!r}, "
+            f"tolerance={self.tolerance}, outside_links={self.outside_links})"
+        )
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return an image, uint8 ``[3, size, size]``.
+
+        Raises:
+            UnreadableImageError: the file cannot be used, and is not to be skipped; or too many cannot.
+            IndexError: there is no such image.
+        """
+        image, reason = self.read(index)
+        if reason is not None:
+            self.note(index, reason)
+        return image
+
+    def path(self, index: int) -> Path:
+        """Return the path of an image."""
+        if not 0 <= index < len(self):
+            raise IndexError(complaint(_OWNER, f"an index from 0 to {len(self) - 1}", str(index), "There are no more"))
+        start = int(self._ends[index - 1]) if index else 0
+        return self.root / os.fsdecode(self._names[start : int(self._ends[index])])
+
+    @property
+    def skipped(self) -> list[Path]:
+        """The files that this process knows to be skipped, in their order."""
+        return [self.path(index) for index in sorted(self._bad)]
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the size and of the paths below the root, as hexadecimal digits.
+
+        It tells one folder from another wherever it lies, but not new pixels under an old name: those are not read.
+        """
+        digest = hashlib.sha256(f"{self.size} {self.unreadable}".encode())
+        digest.update(self._ends.numpy().astype("<i8").tobytes() + self._names)
+        return digest.hexdigest()
+
+    def read(self, index: int) -> tuple[Tensor, str | None]:
+        """Return an image, and why another one stands in its place, if one does; nothing is kept in mind.
+
+        A loader with several processes calls this in a worker, and :meth:`note` where all of them meet.
+        """
+        reason: str | None = None
+        for i in range(self._most() + 1):
+            try:
+                pixels = decode(_OWNER, self.path((index + i) % len(self) if i else index), self.size)
+            except UnreadableImageError as error:
+                if self.unreadable == "raise":
+                    raise
+                reason = reason or str(error)
+                continue
+            image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(self.size, self.size, 3)
+            return image.permute(2, 0, 1).contiguous(), reason
+        raise self._too_many(f"{self._most() + 1} in a row, from {str(self.path(index))!r}")
+
+    def note(self, index: int, reason: str) -> None:
+        """Keep in mind that an image is skipped, and warn of it if that is new.
+
+        Raises:
+            UnreadableImageError: these are now more than may be.
+        """
+        if index in self._bad:
+            return
+        self._bad.add(index)
+        if len(self._bad) > self._most():
+            raise self._too_many(f"{len(self._bad)}, the last one {str(self.path(index))!r}")
+        warnings.warn(f"{reason} It is skipped ({len(self._bad)} so far).", UserWarning, stacklevel=3)
+
+    def _most(self) -> int:
+        """Return how many files may be skipped."""
+        return int(self.tolerance * len(self) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+
+    def _too_many(self, got: str) -> UnreadableImageError:
+        expected = f"at most {self._most()} unreadable of {len(self)} images in {str(self.root)!r}"
+        return UnreadableImageError(complaint(_OWNER, expected, got, "Look at the folder, or raise tolerance"))
+
+
+def _names(root: Path, outside_links: bool) -> Iterator[str]:
+    """Yield the paths of all images below the root, relative to it, in the order of folders and names."""
+    if not root.is_dir():
+        got = "a file" if root.exists() else "nothing there"
+        raise FileNotFoundError(complaint(_OWNER, f"a folder at {str(root)!r}", got, "Pass a folder with images"))
+    real = os.path.realpath(root)
+    confines = None if outside_links else Path(real)
+    above = os.path.join(root, "")  # noqa: PTH118 (keeps the slash)
+    # Folders and images, the next one at the end; of each the real paths of the folders that it is in.
+    waiting: list[tuple[os.DirEntry[str] | None, tuple[str, ...]]] = [(None, ())]
+    while waiting:
+        entry, parents = waiting.pop()
+        if entry is not None and not entry.is_dir():
+            yield entry.path.removeprefix(above)
+            continue
+        if entry is None:
+            folder, place = str(root), real
+        else:
+            folder = entry.path
+            place = os.path.realpath(folder) if entry.is_symlink() else f"{parents[-1]}{os.sep}{entry.name}"
+        if place in parents:
+            remedy = "Remove the link"
+            raise ValueError(complaint(_OWNER, f"folders in {str(root)!r} that end", f"a circle at {folder!r}", remedy))
+        parents = (*parents, place)
+        for inner in reversed(_entries(folder)):
+            if inner.is_dir() or inner.name.lower().endswith(SUFFIXES):
+                check_confined(_OWNER, inner, confines)
+                waiting.append((inner, parents))
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """Return what is in a folder and not hidden, by name."""
+    try:
+        with os.scandir(folder) as entries:  # knows what is a folder without a look at every file
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        expected, remedy = f"to list the folder {folder!r}", "Look at its permissions, or at the disk"
+        raise OSError(complaint(_OWNER, expected, str(error), remedy)) from error

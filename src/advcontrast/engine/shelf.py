@@ -1,0 +1,165 @@
+"""What a worker process does: read the samples of a batch, and say which one it is at."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from .._checks import complaint, type_name
+from ..data.decoding import UnreadableImageError
+from ..data.stream import ImageStream
+from . import randomness
+
+_OWNER = "fit"
+
+
+class Read(NamedTuple):
+    """A batch, and why some of its samples are replaced by others."""
+
+    tensors: tuple[Tensor, ...]
+    replaced: list[tuple[int, str]]
+
+
+class Failure(NamedTuple):
+    """An error in another process, of which only the text crosses over."""
+
+    kind: type[Exception]
+    text: str
+    traceback: str
+
+    def error(self) -> Exception:
+        """Return the error, with the traceback of the other process for a cause."""
+        error = self.kind(self.text)
+        error.__cause__ = Exception(f"\n{self.traceback}")
+        return error
+
+
+class Order(NamedTuple):
+    """What is asked for: some samples, in the step of a run."""
+
+    step: int
+    indices: list[int]
+
+
+class Shelf(Dataset["Read | Failure"]):
+    """A data set by whole batches.
+
+    What a sample draws at random depends on the seed, the step and the sample alone, and not on who reads it.
+
+    Args:
+        dataset: what is read, sample by sample.
+        seed: of what the samples draw.
+        workers: number of processes that will read.
+
+    Attributes:
+        at: int64 ``[max(1, workers), 3]``, in memory that all processes share: the sample that each worker is reading,
+            or -1; how many it has read; its process number.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int, workers: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.at: Tensor = torch.tensor([[-1, 0, 0]] * max(1, workers)).share_memory_()  # type: ignore[no-untyped-call]
+
+    def begin(self, worker: int) -> None:
+        """Make this process a worker. A signal to all processes of a run is for the one that saves before it ends."""
+        self.at[worker, 2] = os.getpid()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+    def __getitem__(self, order: Order) -> Read | Failure:
+        worker = get_worker_info()
+        at = self.at[0 if worker is None else worker.id]
+        try:
+            with _undisturbed():
+                return self._read(order, at)
+        except UnreadableImageError as error:
+            return Failure(UnreadableImageError, str(error), traceback.format_exc())
+        except _UnusableSampleError as error:
+            return Failure(error.kind, str(error), traceback.format_exc())
+        except Exception as error:
+            expected = f"sample {int(at[0])} of {type_name(self.dataset)}"
+            got = f"{type(error).__name__}: {error}".rstrip(".")
+            text = complaint(_OWNER, expected, got, "Look at its __getitem__")
+            return Failure(RuntimeError, text, traceback.format_exc())
+        finally:
+            at[0] = -1
+
+    def _read(self, order: Order, at: Tensor) -> Read:
+        samples, replaced = [], []
+        for index in order.indices:
+            at[0] = index
+            _seed(f"{self.seed} {order.step} {index}")
+            if isinstance(self.dataset, ImageStream):
+                sample, reason = self.dataset.read(index)
+                if reason is not None:
+                    replaced.append((index, reason))
+            else:
+                sample = self.dataset[index]
+            samples.append(_tensors(index, sample))
+            at[1] += 1
+        return Read(_stacked(order.indices, samples), replaced)
+
+
+class _UnusableSampleError(Exception):
+    """A sample that is no sample; its message is complete."""
+
+    def __init__(self, kind: type[Exception], expected: str, got: str) -> None:
+        remedy = "Return images as uint8 tensors [C, H, W] of one size, and numbers beside them"
+        super().__init__(complaint(_OWNER, expected, got, remedy))
+        self.kind = kind
+
+
+def _tensors(index: int, sample: Any) -> tuple[Tensor, ...]:
+    """Return a sample as tensors."""
+    parts = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
+    for part in parts:
+        if not isinstance(part, (Tensor, Real)):
+            raise _UnusableSampleError(TypeError, f"sample {index} to be tensors and numbers", type_name(part))
+    tensors = tuple(part if isinstance(part, Tensor) else torch.tensor(part) for part in parts)
+    if not tensors:
+        raise _UnusableSampleError(ValueError, f"sample {index} to be tensors and numbers", "none")
+    for tensor in tensors:
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).sum())
+            raise _UnusableSampleError(ValueError, f"sample {index} to be finite", f"{bad} values that are not")
+    return tensors
+
+
+def _stacked(indices: Sequence[int], samples: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    kinds = [[f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in sample] for sample in samples]
+    for index, kind in zip(indices, kinds, strict=True):
+        if kind != kinds[0]:
+            expected = f"sample {index} to be {' and '.join(kinds[0])} like sample {indices[0]}"
+            raise _UnusableSampleError(ValueError, expected, " and ".join(kind))
+    return tuple(torch.stack(column) for column in zip(*samples, strict=True))
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep what reading draws apart from what training draws, where one process does both."""
+    before = randomness.capture(torch.device("cpu"))
+    try:
+        yield
+    finally:
+        randomness.restore(before, torch.device("cpu"))
+
+
+def _seed(words: str) -> None:
+    """Seed every generator that a data set may draw from."""
+    seed = int.from_bytes(sha256(words.encode()).digest()[:4], "big")
+    torch.default_generator.manual_seed(seed)  # that of the CPU alone: a worker has no other
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)

@@ -1,0 +1,99 @@
+"""Where batches come from: tensors on the device, or a data set that is read while it is trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from .._checks import complaint, type_name
+from .reader import Reader
+from .sampling import Plan
+
+_OWNER = "fit"
+_REMEDY = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
+Batch = tuple[Tensor, ...]
+
+
+class Source(Protocol):
+    """What :func:`fit` trains on."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of samples of each tensor."""
+
+    def identity(self) -> str:
+        """Return what tells this data from other data, in words."""
+
+    def batches(
+        self, plan: Plan, device: torch.device, *, epochs: range, skip: int
+    ) -> AbstractContextManager[Iterator[tuple[Batch, int | None]]]:
+        """Give the batches of some epochs, without the first ``skip``, and how many samples of each are replaced.
+
+        The number is ``None`` where samples are never replaced.
+        """
+
+
+class Held:
+    """Tensors with one entry a sample."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of samples of each tensor."""
+        return [len(tensor) if tensor.dim() else 0 for tensor in self.tensors]
+
+    def identity(self) -> str:
+        """Return shapes, dtypes and a digest of some 32 samples."""
+        return fingerprint(self.tensors)
+
+    @contextmanager
+    def batches(
+        self, plan: Plan, device: torch.device, *, epochs: range, skip: int
+    ) -> Iterator[Iterator[tuple[Batch, int | None]]]:
+        """Move the tensors to the device, and pick from them."""
+        there = [tensor.to(device) for tensor in self.tensors]
+        indices = plan.run(epochs, device, skip=skip)
+        yield ((tuple(tensor[chosen] for tensor in there), None) for chosen in indices)
+
+
+def source_of(data: Any) -> Source:
+    """Return the source that a user's data makes.
+
+    Raises:
+        TypeError: it is neither tensors nor a map-style data set.
+        ValueError: a tensor is not finite.
+    """
+    if isinstance(data, (DataLoader, IterableDataset)):
+        remedy = "Pass the data set that it reads, with __len__ and __getitem__: the order is that of seed="
+        raise TypeError(complaint(_OWNER, "data to be tensors or a map-style data set", type_name(data), remedy))
+    if isinstance(data, (Reader, Dataset)):
+        return data if isinstance(data, Reader) else Reader(data)
+    if not isinstance(data, (Tensor, tuple, list)):
+        raise TypeError(complaint(_OWNER, "data to be tensors", type_name(data), _REMEDY))
+    tensors = [data] if isinstance(data, Tensor) else list(data)
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(complaint(_OWNER, "data to be tensors", type_name(tensor), _REMEDY))
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            bad = int((~tensor.isfinite()).sum())
+            # One such number would stay in the running statistics of a batch norm for ever.
+            raise ValueError(complaint(_OWNER, "data to be finite", f"{bad} values that are not", "Clean the data"))
+    return Held(tensors)
+
+
+def fingerprint(tensors: Sequence[Tensor]) -> str:
+    """Return shapes, dtypes and a digest of some 32 samples, to tell one data set from another."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        few = tensor[:: max(1, len(tensor) // 32)].cpu().contiguous()
+        digest.update(f"{list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(bytes(few.view(torch.uint8).flatten().tolist()))
+    return f"{[list(tensor.shape) for tensor in tensors]} {digest.hexdigest()[:16]}"

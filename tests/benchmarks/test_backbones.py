@@ -1,0 +1,312 @@
+"""The sweep over backbones passes sound networks, names broken ones, and survives those that crash."""
+
+import importlib
+import json
+import os
+import re
+import sys
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from advcontrast import convert_to_dual_bn
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+MODULES = ("backbones", "backbone_checks", "backbone_parts", "backbone_tables", "backbone_zoo", "children")
+SHAPES = ((3, 16, 16),)
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Return a function that imports a script of the folder."""
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def check(bench):
+    """Return a function that makes all checks of one network."""
+    script, zoo = bench("backbone_checks"), bench("backbone_zoo")
+
+    def checked(build, convert=convert_to_dual_bn, **unconverted):
+        architecture = zoo.Architecture("planted", "planted", "planted", build, SHAPES)
+        return script.examine(architecture, convert, script.CONVERTED, unconverted)
+
+    return checked
+
+
+class Small(nn.Module):
+    """A sound network; what is planted overrides a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 10)
+
+    def features(self, x):
+        return self.norm(self.conv(x))
+
+    def forward(self, x):
+        return self.head(self.features(x).relu().mean((2, 3)))
+
+
+class AroundTheNorm(Small):
+    """Normalises with the parameters of the first norm that it was given, whatever the branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = [self.norm]
+
+    def features(self, x):
+        return self.kept[0](self.conv(x))
+
+
+class Cached(Small):
+    """Keeps a weight for evaluation and never forgets it."""
+
+    def __init__(self):
+        super().__init__()
+        self.cache = None
+
+    def forward(self, x):
+        if self.training:
+            return super().forward(x)
+        self.cache = self.head.weight.detach().clone() if self.cache is None else self.cache
+        return nn.functional.linear(self.features(x).relu().mean((2, 3)), self.cache, self.head.bias)
+
+
+class Counting(Small):
+    """Counts its forward passes in a buffer, those of an attack too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            self.passes += 1
+        return super().forward(x)
+
+
+class Random(Small):
+    """Draws from a generator that nobody seeds."""
+
+    generator = torch.Generator()
+
+    def forward(self, x):
+        return super().forward(x) + torch.rand((), generator=self.generator)
+
+
+class Dead(Small):
+    """Takes no gradient through its norm."""
+
+    def features(self, x):
+        return super().features(x).detach() + self.conv(x)
+
+
+class Infinite(Small):
+    def forward(self, x):
+        return super().forward(x) / 0
+
+
+NETWORKS = {
+    "shufflenet": partial(torchvision.models.shufflenet_v2_x0_5, num_classes=10),
+    "efficientnet": partial(timm.create_model, "test_efficientnet", num_classes=10),
+    "repvgg": partial(timm.create_model, "test_byobnet", num_classes=10),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sound_network_passes_all_checks(name, check):
+    row = check(NETWORKS[name])
+    assert (row["status"], row["problems"], row["remarks"]) == ("converted", [], [])
+
+
+def test_networks_without_batch_norm_pass(check, bench):
+    row = check(
+        partial(timm.create_model, "test_convnext", num_classes=10),
+        partial(convert_to_dual_bn, norms=bench("backbones").OTHERS),
+        **bench("backbone_checks").UNCONVERTED,
+    )
+    assert (row["status"], row["problems"]) == ("converted", [])
+
+
+@pytest.mark.parametrize(
+    ("build", "problem"),
+    [
+        (AroundTheNorm, "adv branch: MismatchError: state dict of export_branch"),
+        (AroundTheNorm, "branches apart: MismatchError: the adv branch has no influence on the outputs"),
+        (Cached, "DS step: MismatchError: what the next attack sees"),
+        (Counting, "PGD step: MismatchError: state dict after the attack"),
+        (Dead, "DS step: MismatchError: no gradients in the clean branch"),
+    ],
+)
+def test_planted_fault_is_named(build, problem, check):
+    row = check(build)
+    assert row["status"] == "failed"
+    assert problem in "\n".join(row["problems"])
+
+
+def nudged(model):
+    model = convert_to_dual_bn(model)
+    with torch.no_grad():
+        model.norm.adv.weight[0] *= 1 + 1e-6
+    return model
+
+
+def test_conversion_that_changes_a_bit_is_named(check):
+    clean, adv = check(Small, nudged)["problems"]
+    assert clean.startswith("clean branch: MismatchError: idle branch: 1 of 5 tensors differ, by up to")
+    assert adv.startswith("adv branch: MismatchError: outputs: 3 of 3 tensors differ")
+
+
+def test_conversion_of_nothing_is_named(check):
+    problems = check(Small, lambda model: model)["problems"]
+    assert "clean branch: MismatchError: nothing was converted" in problems
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "problem"),
+    [
+        (
+            "export_branch",
+            lambda model, branch: model,
+            "clean branch: MismatchError: state dict of export_branch: other keys",
+        ),
+        ("under_attack", lambda model: torch.enable_grad(), "PGD step: MismatchError: state dict after the attack"),
+        (
+            "bn_branch",
+            lambda model, branch: nullcontext(),
+            "adv branch: MismatchError: state dict of export_branch: 3 of 9",
+        ),
+    ],
+)
+def test_library_function_that_is_broken_is_named(name, broken, problem, check, bench, monkeypatch):
+    monkeypatch.setattr(bench("backbone_checks"), name, broken)
+    problems = check(Small)["problems"]
+    assert problem in "\n".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (Random, "two copies of the network"),
+        (Infinite, "not finite for [3, 16, 16]"),
+        (partial(nn.Linear, 5, 10), "takes none of the shapes: RuntimeError"),
+    ],
+)
+def test_network_that_cannot_be_examined_is_unfit(build, reason, check):
+    row = check(build)
+    assert row["status"] == "unfit"
+    assert reason in row["problems"][0]
+
+
+def test_warning_of_the_conversion_is_a_remark(check):
+    remark = "convert_to_dual_bn: expected batch norms to be held as submodules only, got one in the attribute 'kept'"
+    assert any(text.startswith(remark) for text in check(AroundTheNorm)["remarks"])
+
+
+def exhaust(_):
+    """Ask for two gigabytes, and touch none of it."""
+    return torch.empty(5 * 10**8).numel()
+
+
+CHILDREN = {
+    "returns": (lambda _: {"x": 1}, {"x": 1}),
+    "raises": (lambda _: 1 // 0, ("ZeroDivisionError: integer division or modulo by zero", False)),
+    "leaves": (lambda _: os._exit(7), ("exited with status 7", False)),
+    "crashes": (lambda _: os.kill(os.getpid(), 9), ("killed by SIGKILL", False)),
+    "exhausts memory": (exhaust, ("needs more than 1 GB", True)),
+    "spins": (lambda _: [None for _ in iter(int, 1)], ("needs more than 1 s", True)),
+}
+
+
+def test_every_end_of_a_child_has_a_name_and_the_others_go_on(bench):
+    children = bench("children")
+    limits = children.Limits(seconds=1, gigabytes=1)
+    found = dict(children.each(lambda name: CHILDREN[name][0](name), CHILDREN, jobs=2, limits=limits))
+    assert found == {name: expected for name, (_, expected) in CHILDREN.items()}
+
+
+def test_child_that_hangs_is_ended(bench):
+    children = bench("children")
+    limits = children.Limits(seconds=0.1, gigabytes=1)
+    assert list(children.each(time.sleep, [600], jobs=1, limits=limits)) == [(600, ("no answer within 1 s", True))]
+
+
+def zoo_of(bench, **builds):
+    make = bench("backbone_zoo").Architecture
+    return [make("planted", name, name, build, SHAPES) for name, build in builds.items()]
+
+
+def run_main(bench, monkeypatch, capsys, folder, networks, *flags):
+    script = bench("backbones")
+    monkeypatch.setattr(script, "architectures", lambda: networks)
+    monkeypatch.setattr(sys, "argv", ["backbones.py", "--out", str(folder), "--gigabytes", "2", *flags])
+    script.main()
+    return capsys.readouterr().out
+
+
+def test_command_counts_and_names(bench, monkeypatch, capsys, tmp_path):
+    networks = zoo_of(bench, sound=Small, broken=AroundTheNorm, random=Random, plain=lambda: nn.Linear(3, 10))
+    printed = run_main(bench, monkeypatch, capsys, tmp_path, networks)
+    summary, notes = (tmp_path / "batch.md").read_text(), (tmp_path / "batch-notes.md").read_text()
+    assert "| planted | 4 | 3 | 2 | 1 | 1 | 1 |" in summary
+    assert "| planted | broken | adv branch: MismatchError: state dict" in notes
+    assert "| planted | random | MismatchError: two copies of the network" in notes
+    assert "sound" not in notes
+    assert "| planted | 4 | 3 | 2 | 1 | 1 | 1 |" in printed
+    assert f"torch {torch.__version__.split('+')[0]}" in summary
+    rows = [json.loads(line) for line in (tmp_path / "batch.jsonl").read_text().splitlines()]
+    assert sorted(row["status"] for row in rows) == ["converted", "failed", "unfit"]
+
+
+def test_rows_are_kept_for_the_same_sources_only(bench, monkeypatch, capsys, tmp_path):
+    networks = zoo_of(bench, sound=Small, second=Small)
+    assert "planted second: converted" in run_main(bench, monkeypatch, capsys, tmp_path, networks)
+    assert "converted" not in run_main(bench, monkeypatch, capsys, tmp_path, networks).partition("##")[0]
+    (tmp_path / "batch.jsonl").write_text((tmp_path / "batch.jsonl").read_text().splitlines()[0] + "\n")
+    assert run_main(bench, monkeypatch, capsys, tmp_path, networks).count(": converted") == 1
+    monkeypatch.setattr(bench("backbones"), "sources", lambda: "others")
+    assert run_main(bench, monkeypatch, capsys, tmp_path, networks).count(": converted") == 2
+
+
+def test_smallest_of_a_family_comes_first_and_alone(bench):
+    script, zoo = bench("backbones"), bench("backbone_zoo")
+    sizes = {"big": 5, "small": 3, "test_tiny": 1, "other": 4, "without": 0}
+    known = [zoo.Architecture("s", "o" if name == "other" else "f", name, Small) for name in sizes]
+    counted = [
+        {"source": "s", "name": name, "parameters": n, "norms": "none" if name == "without" else "batch"}
+        for name, n in sizes.items()
+    ]
+    names = [
+        [a.name for a in script.select(known, counted, "batch", only=o, family=f)]
+        for o, f in (("*", False), ("*", True), ("*t*", False))
+    ]
+    assert names == [["test_tiny", "small", "other", "big"], ["small", "other"], ["test_tiny", "other"]]
+
+
+def test_bad_numbers_are_refused(bench, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["backbones.py", "--jobs", "0"])
+    with pytest.raises(SystemExit):
+        bench("backbones").main()
+    assert re.search("expected --jobs and --seconds of at least 1", capsys.readouterr().err)
+
+
+def test_catalogue_holds_images_video_and_both_libraries(bench):
+    found = {(a.source, a.name): a.family for a in bench("backbone_zoo").architectures()}
+    assert found["torchvision", "resnet18"] == "resnet"
+    assert found["torchvision video", "r3d_18"] == "resnet"
+    assert found["torchvision quantizable", "quantized_resnet18"] == "resnet"
+    assert found["timm", "repvgg_a0"] == "byobnet"
+    assert sum(source == "timm" for source, _ in found) == len(timm.list_models())

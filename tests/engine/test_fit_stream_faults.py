@@ -1,0 +1,290 @@
+"""Workers that die or hang while they read the data of a run."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from advcontrast.data.stream import ImageStream
+from advcontrast.engine import Checkpoint
+from advcontrast.engine.reader import Reader
+from tests.engine.learners import (
+    images,
+    last_checkpoint,
+    outcome,
+    same,
+    scramble,
+    train,
+)
+from tests.engine.streams import Misbehaving, Pictures, nobody_left, write
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "pictures", images())
+
+
+@pytest.fixture(autouse=True)
+def _nobody_left():
+    with nobody_left():
+        yield
+
+
+def trained(data, learner=None, **settings):
+    scramble(3)
+    learner = Pictures() if learner is None else learner
+    return outcome(learner, train(learner, data, **settings)), getattr(learner, "seen", None)
+
+
+# Workers that die or hang.
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def bus():
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def leave():
+    os._exit(0)
+
+
+def fail():
+    os._exit(3)
+
+
+MEMORY = "Memory may be short, try fewer workers; started again it goes on from the last checkpoint."
+SHARED = "Shared memory may be short, see df /dev/shm; enlarge it, or pass Reader workers=0."
+
+
+@pytest.mark.parametrize(
+    ("deed", "how", "remedy"),
+    [
+        (kill, "killed by SIGKILL", MEMORY),
+        (bus, "killed by SIGBUS", SHARED),
+        (fail, "ended with status 3", MEMORY),
+        (leave, "ended with status 0", MEMORY),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_is_named_and_the_last_checkpoint_is_good(tmp_path, deed, how, remedy, workers):
+    data = Misbehaving(5, deed)
+    message = (
+        f"fit: expected the workers that read the data to live, got one of {workers} {how} while it read sample 5. "
+        f"{remedy}"
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+        trained(Reader(data, workers=workers, timeout=2, prefetch=1), folder=tmp_path, save_every=1)
+    data.at = None
+    assert same(trained(Reader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
+
+
+class Assassin(Pictures):
+    """Kills a worker in the middle of a step."""
+
+    def forward(self, x):
+        if len(self.seen) == 2:
+            os.kill(self.data.reader.item(), signal.SIGKILL)
+            end = time.monotonic() + 20
+            while time.monotonic() < end:  # where the signal of its death arrives
+                sum(range(1000))
+        return super().forward(x)
+
+
+class Known(Misbehaving):
+    """Images, whose reader gives its process number."""
+
+    def __init__(self):
+        super().__init__(None, None)
+        self.reader = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __getitem__(self, index):
+        self.reader.fill_(os.getpid())
+        return super().__getitem__(index)
+
+
+def test_a_worker_killed_while_the_learner_learns_is_noticed_at_once(tmp_path):
+    learner = Assassin()
+    learner.data = Known()
+    with pytest.raises(RuntimeError, match=r"^fit: .* one of 2 killed by SIGKILL( while it read .*)?\. Memory"):
+        train(learner, Reader(learner.data, workers=2), folder=tmp_path, save_every=1)
+    assert Checkpoint(tmp_path / "checkpoints").steps() == [1, 2]
+
+
+def hang():
+    time.sleep(1000)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_hangs_is_ended_and_what_it_waited_for_is_named(tmp_path, folder, workers, monkeypatch):
+    monkeypatch.setattr("advcontrast.data.stream.decode", Hanging(folder / "005.png"))
+    data = ImageStream(folder, size=8)
+    waiting = f"sample 5 ({str(folder / '005.png')!r})"
+    message = (
+        rf"^fit: expected a sample from any of {workers} workers within 1 s, got none while they read "
+        rf"{re.escape(waiting)}( and {re.escape(waiting)})?\. "
+        r"Look at the disk, or pass Reader a longer timeout; the last checkpoint is good\.$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        trained(Reader(data, workers=workers, timeout=1, prefetch=1), folder=tmp_path, save_every=1)
+    monkeypatch.undo()
+    assert same(trained(Reader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
+
+
+class Hanging:
+    """Decodes, save for one file, of which it waits for ever."""
+
+    def __init__(self, path):
+        from advcontrast.data.decoding import decode
+
+        self.path, self.decode = path, decode
+
+    def __call__(self, owner, path, size):
+        if path == self.path:
+            hang()
+        return self.decode(owner, path, size)
+
+
+class Slow(Misbehaving):
+    def __getitem__(self, index):
+        time.sleep(0.15)
+        return super().__getitem__(index)
+
+
+def test_a_slow_disk_only_slows():
+    # A batch takes longer than the timeout, and no sample does.
+    settings = {"batch_size": 22, "epochs": 1}
+    slow = Reader(Slow(None, None), workers=1, timeout=2.5, prefetch=1)
+    assert same(trained(slow, **settings)[0], trained(images(), **settings)[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_the_data_set_is_named_with_its_sample(workers):
+    def break_():
+        raise KeyError("five")
+
+    message = "fit: expected sample 5 of Misbehaving, got KeyError: 'five'. Look at its __getitem__."
+    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$") as caught:
+        trained(Reader(Misbehaving(5, break_), workers=workers))
+    assert "in break_" in str(caught.value.__cause__)
+
+
+def test_an_error_of_the_learner_stays_what_it_was(folder):
+    class Broken(Pictures):
+        def forward(self, x):
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        train(Broken(), ImageStream(folder, size=8))
+
+
+def test_an_error_after_the_last_batch_stays_what_it_was(folder):
+    def evaluate(epoch):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        train(Pictures(), ImageStream(folder, size=8), epochs=1, evaluate=evaluate)
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_is_obeyed_by_the_one_that_saves(tmp_path):
+    """As a batch system sends it, or Ctrl-C in a terminal."""
+    script = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from advcontrast.engine.reader import Reader
+        from tests.engine.learners import train
+        from tests.engine.streams import Misbehaving, Pictures
+
+        class Signalled(Pictures):
+            def forward(self, x):
+                if len(self.seen) == 3:
+                    os.killpg(0, signal.SIGTERM)
+                return super().forward(x)
+
+        train(Signalled(), Reader(Misbehaving(None, None), workers=2), epochs=9, folder={str(tmp_path)!r})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, check=False, start_new_session=True, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert Checkpoint(tmp_path / "checkpoints").steps() == [3, 4]
+
+
+def test_ctrl_c_leaves_no_process_behind(folder, tmp_path):
+    class Signalled(Pictures):
+        def forward(self, x):
+            if len(self.seen) == 3:
+                signal.raise_signal(signal.SIGINT)
+            return super().forward(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Signalled(), Reader(ImageStream(folder, size=8), workers=2), folder=tmp_path)
+    assert last_checkpoint(tmp_path)[0] == 4
+
+
+@pytest.mark.slow
+def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_path):
+    script = f"""
+        import multiprocessing, sys, threading
+        sys.path.insert(0, {str(ROOT)!r})
+        import torch
+        from advcontrast.data.stream import ImageStream
+        from advcontrast.engine.reader import Reader
+        from tests.engine.learners import images, same, train, weights
+        from tests.engine.streams import Misbehaving, Pictures
+
+        def main():
+            torch.set_num_threads(1)
+            multiprocessing.set_start_method("spawn")
+            learner, expected = Pictures(), Pictures()
+            train(expected, images(), epochs=1)
+            data = Reader(ImageStream({str(folder)!r}, size=8), workers=1)
+            thread = threading.Thread(target=train, args=(learner, data), kwargs=dict(epochs=1))
+            thread.start()
+            thread.join()
+            assert same(weights(learner), weights(expected))
+            try:
+                train(Pictures(), Reader(Misbehaving(1, lambda: 0), workers=1))
+            except RuntimeError as error:
+                print(error)
+
+        if __name__ == "__main__":
+            main()
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    command = [sys.executable, tmp_path / "script.py"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("fit: expected Misbehaving to be taken over by 1 worker processes, got ")
+    assert done.stdout.endswith(
+        "Define what it holds in a module, so that it can be pickled, or pass Reader workers=0.\n"
+    )
+
+
+def test_a_worker_that_dies_is_noticed_in_a_thread_too():
+    found = []
+
+    def work():
+        try:
+            train(Pictures(), Reader(Misbehaving(5, kill), workers=2, timeout=1))
+        except RuntimeError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert found
+    assert found[0].startswith("fit: expected the workers that read the data to live, got one of 2 killed by SIGKILL")

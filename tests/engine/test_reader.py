@@ -1,0 +1,144 @@
+"""Data sets and settings that a reader cannot take."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from advcontrast.engine import fit
+from advcontrast.engine.reader import Reader
+from tests.engine.learners import (
+    Separable,
+    images,
+    outcome,
+    scramble,
+    train,
+)
+from tests.engine.streams import Pictures, nobody_left, write
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "pictures", images())
+
+
+@pytest.fixture(autouse=True)
+def _nobody_left():
+    with nobody_left():
+        yield
+
+
+def trained(data, learner=None, **settings):
+    scramble(3)
+    learner = Pictures() if learner is None else learner
+    return outcome(learner, train(learner, data, **settings)), getattr(learner, "seen", None)
+
+
+# Data that makes no sense.
+
+
+class Sampled(Dataset):
+    def __init__(self, make, n=22):
+        self.make, self.n = make, n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+REMEDY = "Return images as uint8 tensors [C, H, W] of one size, and numbers beside them."
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda i: "image", TypeError, rf"fit: expected sample \d+ to be tensors and numbers, got str\. {REMEDY}"),
+        (lambda i: None, TypeError, rf"fit: expected sample \d+ to be tensors and numbers, got NoneType\. {REMEDY}"),
+        (lambda i: (), ValueError, rf"fit: expected sample \d+ to be tensors and numbers, got none\. {REMEDY}"),
+        (
+            lambda i: torch.full((3, 8, 8), torch.nan),
+            ValueError,
+            rf"fit: expected sample \d+ to be finite, got 192 values that are not\. {REMEDY}",
+        ),
+        (
+            lambda i: torch.zeros(3, 8, 8 + i),
+            ValueError,
+            rf"fit: expected sample \d+ to be float32 \[3, 8, \d+\] like sample \d+, got float32 \[.*\]\. {REMEDY}",
+        ),
+        (
+            lambda i: (torch.zeros(2), i) if i else torch.zeros(2),
+            ValueError,
+            rf"fit: expected sample \d+ to be .* like sample \d+, got .*\. {REMEDY}",
+        ),
+    ],
+)
+def test_samples_that_are_none(make, error, message, workers):
+    learner = Separable()
+    with pytest.raises(error, match=f"^{message.replace('[C, H, W]', re.escape('[C, H, W]'))}$"):
+        train(learner, Reader(Sampled(make), workers=workers), batch_size=22)
+    assert learner.seen == []
+
+
+def stream_of_none():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            yield torch.zeros(3, 8, 8)
+
+    return Endless()
+
+
+@pytest.mark.parametrize("make", [stream_of_none, lambda: DataLoader(TensorDataset(images()))])
+def test_what_has_an_order_of_its_own_is_refused(make):
+    data = make()
+    message = (
+        f"fit: expected data to be tensors or a map-style data set, got {type(data).__name__}. "
+        "Pass the data set that it reads, with __len__ and __getitem__: the order is that of seed=."
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        fit(Pictures(), data, epochs=1)
+
+
+class Endless(Dataset):
+    def __getitem__(self, index):
+        return torch.zeros(3, 8, 8)
+
+
+@pytest.mark.parametrize("data", [Endless(), [1, 2], stream_of_none(), images()])
+def test_reader_takes_map_style_data_sets(data):
+    message = "Reader: expected a map-style data set, got "
+    remedy = "Derive it from torch.utils.data.Dataset, with __len__ and __getitem__."
+    with pytest.raises(TypeError, match=rf"^{re.escape(message)}[\w.]+\. {re.escape(remedy)}$"):
+        Reader(data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"workers": -1},
+            ValueError,
+            "expected workers to be an int >= 0, got -1. 0 reads in the process that trains.",
+        ),
+        ({"workers": 1.0}, TypeError, "expected workers to be an int >= 0, got float. 0 reads in the process that tr"),
+        ({"timeout": 0}, ValueError, "expected timeout to be a finite number > 0, got 0. Pass seconds."),
+        ({"timeout": None}, TypeError, "expected timeout to be a finite number > 0, got NoneType. Pass seconds."),
+        ({"prefetch": 0}, ValueError, "expected prefetch to be an int >= 1, got 0. Pass the batches that each worker"),
+    ],
+)
+def test_wrong_argument(settings, error, message):
+    with pytest.raises(error, match=f"^{re.escape('Reader: ' + message)}"):
+        Reader(TensorDataset(images()), **settings)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_data_set_of_too_few_samples_is_refused(n):
+    message = f"fit: expected data of one length, at least 2, got lengths [{n}]. "
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        fit(Pictures(), Sampled(lambda i: torch.zeros(3, 8, 8), n), epochs=1)

@@ -1,0 +1,640 @@
+"""One valid call of every public callable: its name, what is called, and fresh arguments by name."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import nn
+
+from advcontrast import (
+    attacks,
+    augment,
+    data,
+    engine,
+    evaluation,
+    functional,
+    losses,
+    models,
+    norm,
+    strategies,
+    surgery,
+)
+
+
+class Call(NamedTuple):
+    """``function(**arguments)``, for which everything in ``arguments`` was made anew."""
+
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+
+
+def call(function: Callable[..., Any], /, **arguments: Any) -> Call:
+    return Call(function, arguments)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def rows(n: int = 4, width: int = 3) -> torch.Tensor:
+    return torch.randn(n, width, generator=seeded())
+
+
+def images(n: int = 4, side: int = 8) -> torch.Tensor:
+    return torch.rand(n, 3, side, side, generator=seeded())
+
+
+def labels(n: int = 4) -> torch.Tensor:
+    return torch.arange(n) % 3
+
+
+def yes(n: int = 4) -> torch.Tensor:
+    return torch.ones(n, dtype=torch.bool)
+
+
+def linear(side: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, 3))
+
+
+def sure() -> nn.Module:
+    """Return a classifier that is right about images of class 0."""
+    model = linear()
+    model[1].bias.data[0] = 9.0
+    return model
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+
+
+def large() -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(conv1=nn.Conv2d(3, 2, 7, 2, 3), bn1=nn.BatchNorm2d(2), maxpool=nn.MaxPool2d(3), layer1=nn.ReLU())
+    )
+
+
+def dual() -> nn.Module:
+    return surgery.convert_to_dual_bn(network())
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(images(), labels())]
+
+
+def objective(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1).sum(1)
+
+
+def pgd(**settings: Any) -> attacks.PGDAttack:
+    return attacks.PGDAttack(steps=1, **settings)
+
+
+def attacked(attack: Any, side: int = 8) -> Call:
+    return call(attack, objective=objective, x=images(side=side), generator=seeded())
+
+
+def verdicts() -> evaluation.Accuracy:
+    return evaluation.Accuracy(yes())
+
+
+def card(**changes: Any) -> dict[str, Any]:
+    own = {"name": "DS", "verdicts": {"TA": [yes()]}, "seeds": [0], "data": "four", "fingerprint": "0" * 64}
+    return own | {"dtype": "float32"} | changes
+
+
+def image_set(shade: int = 255) -> data.ImageSet:
+    return data.ImageSet((images(6) * shade).byte(), labels(6), ("a", "b", "c"))
+
+
+def pictures(folder: Path) -> Path:
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir()
+        Image.new("RGB", (9, 9)).save(folder / name / "one.png")
+    return folder
+
+
+def saved(folder: Path) -> engine.Checkpoint:
+    checkpoint = engine.Checkpoint(folder)
+    checkpoint.save(1, {"x": 1})
+    return checkpoint
+
+
+def written(folder: Path) -> Path:
+    evaluation.ResultCard(**card()).write(folder / "card.json")
+    return folder / "card.json"
+
+
+def learner() -> nn.Module:
+    return strategies.StandardTrainer(linear())
+
+
+def fitted(**changes: Any) -> Call:
+    own = {"learner": learner(), "data": (images(), labels()), "epochs": 1, "batch_size": 2, "seed": 0}
+    return call(engine.fit, **own, **changes)
+
+
+def entered(context: Callable[..., Any]) -> Callable[..., None]:
+    def enter(**arguments: Any) -> None:
+        with context(**arguments):
+            pass
+
+    return enter
+
+
+def all_of(iterates: Callable[..., Any]) -> Callable[..., list[Any]]:
+    return lambda **arguments: list(iterates(**arguments))
+
+
+def figure(plot: Callable[..., Any]) -> Callable[..., None]:
+    def draw(**arguments: Any) -> None:
+        plot(**arguments).clear()
+
+    return draw
+
+
+def with_batch(function: Callable[..., Any]) -> Callable[..., Any]:
+    def called(learner: nn.Module, images: Any, labels: Any, **settings: Any) -> Any:
+        return function(learner, images, labels, **settings)
+
+    return called
+
+
+def lars() -> engine.LARS:
+    return engine.LARS([nn.Parameter(rows())], 0.1)
+
+
+def probe() -> evaluation.Protocol:
+    return replace(evaluation.protocol("robustssl", "SLF"), epochs=1, milestones=(), batch_size=2)
+
+
+def protocol_settings() -> dict[str, Any]:
+    return vars(probe()) | {}
+
+
+simclr = augment.SimCLRAugment(8)
+progressive = partial(attacks.ProgressiveAttack, [(1, attacks.PGDAttack(steps=1)), (None, attacks.PGDAttack(steps=2))])
+block = {"channels": 4, "width": 4, "stride": 2}
+network_settings = {"num_classes": 3, "width": 2, "in_channels": 3, "normalize": ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))}
+one_epoch = {"features": 0.5, "statistics": 0.5, "affine": 0.5}
+label_free = (
+    "distance", "breakaway_risk", "nearest_neighbour_accuracy", "overlap_risk", "margin", "alignment",
+    "uniformity_clean", "uniformity_adv", "effective_rank_clean", "effective_rank_adv",
+)  # fmt: skip
+
+f, a, e, n = functional, attacks, evaluation, norm
+CALLS: dict[str, Callable[[Path], Call]] = {
+    "functional.alignment": lambda _: call(f.alignment, z1=rows(), z2=rows()),
+    "functional.breakaway_risk": lambda _: call(f.breakaway_risk, clean=rows(), adv=rows()),
+    "functional.distillation": lambda _: call(f.distillation, logits=rows(), teacher_logits=rows(), temperature=2.0),
+    "functional.dlr": lambda _: call(f.dlr, logits=rows(width=4), y=labels()),
+    "functional.effective_rank": lambda _: call(f.effective_rank, z=rows()),
+    "functional.jpeg_decode": lambda _: call(f.jpeg_decode, coefficients=f.jpeg_encode(images(side=16)), size=(16, 16)),
+    "functional.jpeg_encode": lambda _: call(f.jpeg_encode, x=images(side=16)),
+    "functional.kl_divergence": lambda _: call(f.kl_divergence, logits=rows(), other=rows()),
+    "functional.linf_box": lambda _: call(f.linf_box, x=images(), eps=0.1, bounds=(0.0, 1.0)),
+    "functional.margin_ratio": lambda _: call(
+        f.margin_ratio, clean=rows(), other=-rows(), adv=rows(), adv_other=-rows()
+    ),
+    "functional.nearest_neighbour_accuracy": lambda _: call(
+        f.nearest_neighbour_accuracy, clean=rows(), adv=rows(), top=1
+    ),
+    "functional.nt_xent": lambda _: call(f.nt_xent, z1=rows(), z2=rows(), temperature=0.5, tile=2),
+    "functional.overlap_risk": lambda _: call(f.overlap_risk, margins=rows()[0]),
+    "functional.project_l2": lambda _: call(f.project_l2, point=images(), x=images(), eps=0.1),
+    "functional.semi_supervised": lambda _: call(
+        f.semi_supervised,
+        clean_logits=rows(),
+        adv_logits=rows(),
+        labels=labels(),
+        teacher_logits=rows(),
+        alpha=0.5,
+        temperature=1.0,
+        beta=6.0,
+    ),
+    "functional.targeted_dlr": lambda _: call(f.targeted_dlr, logits=rows(width=5), y=labels(), target=labels() + 1),
+    "functional.trades": lambda _: call(f.trades, clean_logits=rows(), adv_logits=rows(), labels=labels(), beta=6.0),
+    "functional.uniformity": lambda _: call(f.uniformity, z=rows(), t=2.0),
+    "functional.warp": lambda _: call(f.warp, x=images(), flow=torch.zeros(4, 2, 8, 8)),
+    "losses.NTXentLoss": lambda _: call(losses.NTXentLoss, temperature=0.5, tile=2, gather=False),
+    "losses.NTXentLoss.forward": lambda _: call(losses.NTXentLoss(), z1=rows(), z2=rows()),
+    "losses.SemiSupervisedLoss": lambda _: call(losses.SemiSupervisedLoss, alpha=0.5, temperature=1.0, beta=6.0),
+    "losses.SemiSupervisedLoss.forward": lambda _: call(
+        losses.SemiSupervisedLoss(), clean_logits=rows(), adv_logits=rows(), labels=labels(), teacher_logits=rows()
+    ),
+    "losses.TRADESLoss": lambda _: call(losses.TRADESLoss, beta=6.0),
+    "losses.TRADESLoss.forward": lambda _: call(
+        losses.TRADESLoss(), clean_logits=rows(), adv_logits=rows(), labels=labels()
+    ),
+    "attacks.APGDAttack": lambda _: call(
+        a.APGDAttack, eps=0.1, steps=10, norm="linf", loss="ce", restarts=1, targets=2, bounds=(0.0, 1.0)
+    ),
+    "attacks.APGDAttack.__call__": lambda _: call(
+        a.APGDAttack(steps=2), objective=a.Classification(linear().eval(), labels()), x=images(), generator=seeded()
+    ),
+    "attacks.Classification": lambda _: call(a.Classification, model=linear(), y=labels()),
+    "attacks.Classification.logits": lambda _: call(a.Classification(linear().eval(), labels()).logits, x=images()),
+    "attacks.Classification.__call__": lambda _: call(a.Classification(linear().eval(), labels()), x=images()),
+    "attacks.ElasticAttack": lambda _: call(
+        a.ElasticAttack,
+        eps=1.0,
+        step_size=0.5,
+        steps=1,
+        random_start=True,
+        kernel_size=5,
+        kernel_std=0.5,
+        minimize=False,
+    ),
+    "attacks.ElasticAttack.__call__": lambda _: attacked(a.ElasticAttack(steps=1)),
+    "attacks.FrankWolfeAttack": lambda _: call(
+        a.FrankWolfeAttack, eps=1.0, steps=1, random_start=True, bounds=(0.0, 1.0), minimize=False
+    ),
+    "attacks.FrankWolfeAttack.__call__": lambda _: attacked(a.FrankWolfeAttack(steps=1)),
+    "attacks.FreeAttack": lambda _: call(a.FreeAttack, eps=0.1, step_size=0.1, norm="linf", bounds=(0.0, 1.0)),
+    "attacks.FreeAttack.forward": lambda _: attacked(a.FreeAttack()),
+    "attacks.JPEGAttack": lambda _: call(
+        a.JPEGAttack, eps=0.5, step_size=0.5, steps=1, norm="linf", random_start=True, minimize=False
+    ),
+    "attacks.JPEGAttack.__call__": lambda _: attacked(a.JPEGAttack(steps=1), side=16),
+    "attacks.PGDAttack": lambda _: call(
+        a.PGDAttack,
+        eps=0.1,
+        step_size=0.1,
+        steps=1,
+        norm="linf",
+        random_start=True,
+        bounds=(0.0, 1.0),
+        restarts=1,
+        minimize=False,
+    ),
+    "attacks.PGDAttack.__call__": lambda _: call(
+        pgd(), objective=objective, x=images(), generator=seeded(), start=images()
+    ),
+    "attacks.ProgressiveAttack": lambda _: call(a.ProgressiveAttack, stages=[(1, pgd()), (None, pgd())]),
+    "attacks.ProgressiveAttack.forward": lambda _: attacked(progressive()),
+    "attacks.ProgressiveAttack.get_extra_state": lambda _: call(progressive().get_extra_state),
+    "attacks.ProgressiveAttack.set_extra_state": lambda _: call(
+        progressive().set_extra_state, state=progressive().get_extra_state()
+    ),
+    "attacks.WarmStart": lambda _: call(a.WarmStart, attack=pgd()),
+    "attacks.WarmStart.forward": lambda _: attacked(a.WarmStart(pgd())),
+    "attacks.under_attack": lambda _: call(entered(a.under_attack), model=network()),
+    "augment.Corruption": lambda _: call(augment.Corruption, name="fog", severity=3),
+    "augment.Corruption.__call__": lambda _: call(augment.Corruption("contrast"), x=images(), generator=seeded()),
+    "augment.ContrastivePairAugment": lambda _: call(
+        augment.ContrastivePairAugment, size=8, strength=1.0, transform=simclr
+    ),
+    "augment.ContrastivePairAugment.__call__": lambda _: call(
+        augment.ContrastivePairAugment(8), x=images(), generator=seeded()
+    ),
+    "augment.CropFlip": lambda _: call(augment.CropFlip, padding=4, flip=0.5),
+    "augment.CropFlip.__call__": lambda _: call(augment.CropFlip(1), x=images(), generator=seeded()),
+    "augment.Replay": lambda _: call(augment.Replay, augment=simclr, times=2),
+    "augment.Replay.forward": lambda _: call(augment.Replay(simclr, times=2), x=images(), generator=seeded()),
+    "augment.Replay.get_extra_state": lambda _: call(augment.Replay(simclr, times=2).get_extra_state),
+    "augment.Replay.set_extra_state": lambda _: call(
+        augment.Replay(simclr, times=2).set_extra_state, state=augment.Replay(simclr, times=2).get_extra_state()
+    ),
+    "augment.SimCLRAugment": lambda _: call(augment.SimCLRAugment, size=8, strength=1.0, min_area=0.1),
+    "augment.SimCLRAugment.__call__": lambda _: call(simclr, x=images(), generator=seeded()),
+    "augment.SimCLRAugment.draw": lambda _: call(simclr.draw, n=4, height=8, width=8, generator=seeded()),
+    "augment.SimCLRAugment.apply": lambda _: call(simclr.apply, x=images(), parameters=simclr.draw(4, 8, 8, seeded())),
+    "norm.DualBatchNorm": lambda _: call(
+        n.DualBatchNorm,
+        num_features=3,
+        eps=1e-5,
+        momentum=0.1,
+        affine=True,
+        track_running_stats=True,
+        device="cpu",
+        dtype=torch.float32,
+    ),
+    "norm.DualBatchNorm.from_batchnorm": lambda _: call(
+        n.DualBatchNorm2d.from_batchnorm, bn=nn.BatchNorm2d(3), branches=("clean", "adv"), split="both"
+    ),
+    "norm.DualBatchNorm1d": lambda _: call(
+        n.DualBatchNorm1d,
+        num_features=3,
+        eps=1e-5,
+        momentum=0.1,
+        affine=True,
+        track_running_stats=True,
+        device="cpu",
+        dtype=torch.float32,
+    ),
+    "norm.DualBatchNorm2d": lambda _: call(
+        n.DualBatchNorm2d,
+        num_features=3,
+        eps=1e-5,
+        momentum=0.1,
+        affine=True,
+        track_running_stats=True,
+        device="cpu",
+        dtype=torch.float32,
+    ),
+    "norm.DualBatchNorm3d": lambda _: call(
+        n.DualBatchNorm3d,
+        num_features=3,
+        eps=1e-5,
+        momentum=0.1,
+        affine=True,
+        track_running_stats=True,
+        device="cpu",
+        dtype=torch.float32,
+    ),
+    "norm.DualNorm": lambda _: call(n.DualNorm, norm=nn.LayerNorm(3), branches=("clean", "adv"), split="both"),
+    "norm.DualNorm.forward": lambda _: call(n.DualNorm(nn.LayerNorm(3)), input=rows()),
+    "norm.bn_branch": lambda _: call(n.bn_branch, model=dual(), branch="adv"),
+    "norm.branch_parameters": lambda _: call(n.branch_parameters, model=dual(), branch="adv"),
+    "norm.checkpoint_context_fn": lambda _: call(n.checkpoint_context_fn, model=dual()),
+    "norm.set_bn_branch": lambda _: call(n.set_bn_branch, model=dual(), branch="adv"),
+    "norm.update_bn": lambda _: call(n.update_bn, model=dual(), loader=batches(), branch="adv"),
+    "surgery.blend": lambda _: call(
+        surgery.blend, model=dual(), alpha=0.5, loader=batches(), branches=("clean", "adv")
+    ),
+    "surgery.convert_to_dual_bn": lambda _: call(
+        surgery.convert_to_dual_bn,
+        model=network(),
+        norms=nn.BatchNorm2d,
+        branches=("clean", "adv"),
+        split="both",
+        filter_fn=lambda *_: True,
+        inplace=True,
+    ),
+    "surgery.export_branch": lambda _: call(surgery.export_branch, model=dual(), branch="adv"),
+    "surgery.load_acl_checkpoint": lambda _: call(
+        surgery.load_acl_checkpoint,
+        model=dual(),
+        state_dict={
+            k.replace("clean", "bn_list.0").replace("adv", "bn_list.1"): v for k, v in dual().state_dict().items()
+        },
+        ignore=("fc.",),
+    ),
+    "data.ImageSet": lambda _: call(data.ImageSet, x=(images() * 255).byte(), y=labels(), classes=("a", "b", "c")),
+    "data.ImageSet.to": lambda _: call(image_set().to, device="cpu"),
+    "data.ImageSet.subset": lambda _: call(image_set().subset, indices=torch.tensor([1, 2])),
+    "data.ImageSet.batches": lambda _: call(all_of(image_set().batches), size=2),
+    "data.ImageSet.fingerprint": lambda _: call(image_set().fingerprint),
+    "data.cifar10": lambda folder: call(partial(data.cifar10, download=False), root=folder, train=True),
+    "data.cifar100": lambda folder: call(partial(data.cifar100, download=False), root=folder, train=True),
+    "data.cifar10_c": lambda folder: call(data.cifar10_c, folder=folder, names=("fog",), verify=False),
+    "data.image_folder": lambda folder: call(
+        data.image_folder, root=pictures(folder), size=8, cache=None, outside_links=False
+    ),
+    "data.interleave": lambda _: call(data.interleave, groups=labels(), generator=seeded()),
+    "data.labelled_subset": lambda _: call(data.labelled_subset, labels=labels(30), fraction=0.5, seed=0),
+    "data.train_validation_split": lambda _: call(data.train_validation_split, n=30, seed=10),
+    "models.BasicBlock": lambda _: call(models.BasicBlock, **block),
+    "models.BasicBlock.forward": lambda _: call(models.BasicBlock(4, 4, 2), x=torch.rand(2, 4, 4, 4)),
+    "models.Bottleneck": lambda _: call(models.Bottleneck, **block),
+    "models.Bottleneck.forward": lambda _: call(models.Bottleneck(4, 4, 2), x=torch.rand(2, 4, 4, 4)),
+    "models.PreActivationBlock": lambda _: call(models.PreActivationBlock, **block),
+    "models.PreActivationBlock.forward": lambda _: call(models.PreActivationBlock(4, 4, 2), x=torch.rand(2, 4, 4, 4)),
+    "models.Normalize": lambda _: call(models.Normalize, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
+    "models.Normalize.forward": lambda _: call(models.Normalize(), x=images()),
+    "models.ResNet": lambda _: call(models.ResNet, block=models.BasicBlock, depths=(1, 1, 1, 1), **network_settings),
+    "models.ResNet.forward": lambda _: call(models.ResNet(models.BasicBlock, (1, 1, 1, 1), width=2), x=images()),
+    "models.WideResNet": lambda _: call(models.WideResNet, **network_settings),
+    "models.WideResNet.forward": lambda _: call(models.WideResNet(width=2), x=images()),
+    "models.acl_head": lambda _: call(models.acl_head, num_features=4, hidden=3, out=2),
+    "models.simclr_head": lambda _: call(models.simclr_head, num_features=4, hidden=3, out=2),
+    "models.backbone": lambda _: call(models.backbone, name="resnet18", width=2, small_images=True),
+    "models.cifar_stem": lambda _: call(models.cifar_stem, model=large()),
+    "models.resnet18": lambda _: call(models.resnet18, **network_settings),
+    "models.resnet34": lambda _: call(models.resnet34, **network_settings),
+    "models.resnet50": lambda _: call(models.resnet50, **network_settings),
+    "models.wide_resnet34_10": lambda _: call(models.wide_resnet34_10, **network_settings),
+    "engine.Checkpoint": lambda folder: call(engine.Checkpoint, folder=folder, keep=2),
+    "engine.Checkpoint.path": lambda folder: call(saved(folder).path, step=1),
+    "engine.Checkpoint.steps": lambda folder: call(saved(folder).steps),
+    "engine.Checkpoint.save": lambda folder: call(saved(folder).save, step=2, state={"x": 1}),
+    "engine.Checkpoint.load": lambda folder: call(saved(folder).load),
+    "engine.Checkpoint.read": lambda folder: call(saved(folder).read, step=1),
+    "engine.Checkpoint.locked": lambda folder: call(entered(saved(folder).locked)),
+    "engine.EMA": lambda _: call(engine.EMA, model=network(), decay=0.9),
+    "engine.EMA.update": lambda _: call(engine.EMA(network(), 0.9).update, model=network()),
+    "engine.EMA.state_dict": lambda _: call(engine.EMA(network(), 0.9).state_dict),
+    "engine.EMA.load_state_dict": lambda _: call(
+        engine.EMA(network(), 0.9).load_state_dict, state_dict=engine.EMA(network(), 0.9).state_dict()
+    ),
+    "engine.LARS": lambda _: call(
+        engine.LARS,
+        params=list(linear().parameters()),
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=1e-6,
+        trust=0.001,
+        exclude_1d=False,
+    ),
+    "engine.LARS.add_param_group": lambda _: call(
+        lars().add_param_group, param_group={"params": [nn.Parameter(rows())]}
+    ),
+    "engine.LARS.step": lambda _: call(lars().step, closure=None),
+    "engine.Constant": lambda _: call(engine.Constant),
+    "engine.Constant.__call__": lambda _: call(engine.Constant(), step=1),
+    "engine.MultiStep": lambda _: call(engine.MultiStep, milestones=(1, 2), gamma=0.1),
+    "engine.MultiStep.__call__": lambda _: call(engine.MultiStep((1, 2)), step=1),
+    "engine.WarmupCosine": lambda _: call(engine.WarmupCosine, steps=10, warmup=2, floor=0.1),
+    "engine.WarmupCosine.__call__": lambda _: call(engine.WarmupCosine(10), step=1),
+    "engine.fit": lambda folder: fitted(
+        optimizer=None,
+        schedule=None,
+        groups=torch.zeros(4, dtype=torch.int64),
+        evaluate=lambda epoch: {"score": 1.0},
+        select="score",
+        folder=folder,
+        accumulate=1,
+    ),
+    "engine.forward_equivalents": lambda _: call(
+        with_batch(engine.forward_equivalents), learner=learner(), images=images(), labels=labels()
+    ),
+    "engine.steps_per_epoch": lambda _: call(engine.steps_per_epoch, samples=10, batch_size=3),
+    "strategies.ACLTrainer": lambda _: call(
+        strategies.ACLTrainer,
+        model=dual(),
+        loss=losses.NTXentLoss(),
+        attack=pgd(),
+        augment=augment.ContrastivePairAugment(8),
+        mode="DS",
+        alpha=1.0,
+    ),
+    "strategies.ACLTrainer.forward": lambda _: call(
+        strategies.ACLTrainer(dual(), attack=pgd()), x1=images(), x2=images(), generator=seeded()
+    ),
+    "strategies.AdversarialTrainer": lambda _: call(
+        strategies.AdversarialTrainer, model=network(), attack=pgd(), augment=augment.CropFlip(1), frozen=False
+    ),
+    "strategies.AdversarialTrainer.forward": lambda _: call(
+        strategies.AdversarialTrainer(network(), attack=pgd()), images=images(), labels=labels()
+    ),
+    "strategies.AdversarialTrainer.attacked": lambda _: call(
+        strategies.AdversarialTrainer(network(), attack=pgd()).attacked, x=images(), objective=objective
+    ),
+    "strategies.AdversarialTrainer.calm_logits": lambda _: call(
+        strategies.AdversarialTrainer(network(), attack=pgd()).calm_logits, x=images()
+    ),
+    "strategies.SemiSupervisedTrainer": lambda _: call(
+        strategies.SemiSupervisedTrainer,
+        model=network(),
+        loss=losses.SemiSupervisedLoss(),
+        attack=pgd(),
+        augment=augment.CropFlip(1),
+    ),
+    "strategies.SemiSupervisedTrainer.forward": lambda _: call(
+        strategies.SemiSupervisedTrainer(network(), attack=pgd()),
+        images=images(),
+        labels=labels(),
+        teacher_logits=rows(),
+    ),
+    "strategies.StandardTrainer": lambda _: call(
+        strategies.StandardTrainer, model=network(), augment=augment.CropFlip(1), frozen=False
+    ),
+    "strategies.StandardTrainer.forward": lambda _: call(
+        strategies.StandardTrainer(network()), images=images(), labels=labels()
+    ),
+    "strategies.StandardTrainer.train": lambda _: call(strategies.StandardTrainer(network()).train, mode=True),
+    "strategies.TRADESTrainer": lambda _: call(
+        strategies.TRADESTrainer, model=network(), attack=pgd(), augment=augment.CropFlip(1), beta=6.0, frozen=False
+    ),
+    "strategies.TRADESTrainer.forward": lambda _: call(
+        strategies.TRADESTrainer(network(), attack=pgd()), images=images(), labels=labels()
+    ),
+    "evaluation.Accuracy": lambda _: call(e.Accuracy, correct=yes()),
+    "evaluation.Alarm": lambda _: call(e.Alarm, name="a", raised=True, reason="b", figures={"c": 1.0}),
+    "evaluation.AutoAttackResult": lambda _: call(
+        e.AutoAttackResult, correct=yes(), clean=yes(), broken_by=-torch.ones(4, dtype=torch.int8), attacks=("apgd-ce",)
+    ),
+    "evaluation.BranchGap": lambda _: call(e.BranchGap, **one_epoch),
+    "evaluation.Calibration": lambda _: call(
+        e.Calibration,
+        attack=lambda **settings: pgd(),
+        published=(1, 2, 3, 4, 5, 6),
+        scale=1.0,
+        ata=(9.0, 8.0, 7.0, 6.0, 5.0, 4.0),
+    ),
+    "evaluation.Comparison": lambda _: call(e.Comparison, a="a", b="b", metrics={}),
+    "evaluation.CorruptionAccuracy": lambda _: call(e.CorruptionAccuracy, verdicts={"fog": {1: verdicts()}}),
+    "evaluation.LabelFreeRobustness": lambda _: call(e.LabelFreeRobustness, **dict.fromkeys(label_free, 0.5)),
+    "evaluation.MaskingReport": lambda _: call(e.MaskingReport, alarms=(), images=4),
+    "evaluation.Overfitting": lambda _: call(e.Overfitting, clean=0.5, single=0.5, strong=0.5),
+    "evaluation.Protocol": lambda _: call(e.Protocol, **protocol_settings()),
+    "evaluation.ProtocolResult": lambda _: call(
+        e.ProtocolResult, protocol=probe(), model=linear(), ta=verdicts(), ra=verdicts(), history=[], epoch=0
+    ),
+    "evaluation.ResultCard": lambda _: call(
+        e.ResultCard, **card(branch="adv", attacks={}, settings={}, versions={}, revision=None)
+    ),
+    "evaluation.ResultCard.from_verdicts": lambda _: call(
+        e.ResultCard.from_verdicts,
+        name="DS",
+        verdicts={"TA": [verdicts()]},
+        seeds=[0],
+        data="four",
+        fingerprint="0" * 64,
+        dtype=torch.float32,
+        device="cpu",
+    ),
+    "evaluation.ResultCard.to_json": lambda _: call(e.ResultCard(**card()).to_json),
+    "evaluation.ResultCard.write": lambda folder: call(e.ResultCard(**card()).write, path=folder / "card.json"),
+    "evaluation.ResultCard.read": lambda folder: call(e.ResultCard.read, path=written(folder)),
+    "evaluation.RobustCurve": lambda _: call(
+        e.RobustCurve, parameter="eps", values=(0.0, 0.1), correct=torch.ones(2, 4, dtype=torch.bool)
+    ),
+    "evaluation.UAR": lambda _: call(e.UAR, name="pgd_linf", correct=torch.ones(6, 10, dtype=torch.bool)),
+    "evaluation.accuracy": lambda _: call(e.accuracy, model=linear(), batches=batches()),
+    "evaluation.autoattack": lambda folder: call(
+        e.autoattack,
+        model=sure(),
+        batches=[(images(), labels(4).clamp(1))],
+        eps=0.1,
+        norm="linf",
+        version="standard",
+        seed=0,
+        folder=folder,
+        progress=False,
+    ),
+    "evaluation.batch_dependence": lambda _: call(e.batch_dependence, model=network(), images=images()),
+    "evaluation.branch_gap": lambda _: call(e.branch_gap, model=dual(), batches=batches()),
+    "evaluation.calibrated_attacks": lambda _: call(e.calibrated_attacks, name="pgd_linf", steps=1),
+    "evaluation.catastrophic_overfitting": lambda _: call(
+        with_batch(e.catastrophic_overfitting),
+        learner=strategies.AdversarialTrainer(linear(), attack=pgd()),
+        images=images(),
+        labels=labels(),
+        eps=0.1,
+        steps=2,
+        seed=0,
+    ),
+    "evaluation.compare_cards": lambda _: call(
+        e.compare_cards, a=e.ResultCard(**card()), b=e.ResultCard(**card(name="S2S"))
+    ),
+    "evaluation.corrupted": lambda _: call(
+        all_of(e.corrupted), batches=batches(), names=("contrast",), severities=(1,), seed=0
+    ),
+    "evaluation.corruption_accuracy": lambda _: call(
+        e.corruption_accuracy, model=linear(), conditions=[("fog", 1, batches())]
+    ),
+    "evaluation.falling_loss": lambda _: call(e.falling_loss, losses={1: rows()[0], 20: rows()[1]}, parameter="steps"),
+    "evaluation.gradient_masking": lambda _: call(
+        e.gradient_masking,
+        model=sure(),
+        batches=[(images(), torch.zeros(4, dtype=torch.int64))],
+        attack=pgd(),
+        surrogate=linear(),
+    ),
+    "evaluation.incomplete_search": lambda _: call(e.incomplete_search, once=verdicts(), twice=verdicts()),
+    "evaluation.label_free_robustness": lambda _: call(
+        e.label_free_robustness, encoder=linear(), batches=batches(), attack=pgd(), generator=seeded()
+    ),
+    "evaluation.markdown_table": lambda _: call(e.markdown_table, cards=[e.ResultCard(**card())]),
+    "evaluation.plot_branches": lambda _: call(
+        figure(e.plot_branches), clean_features=rows(), adv_features=rows() + 1, y=labels(), classes=("a", "b", "c")
+    ),
+    "evaluation.plot_corruptions": lambda _: call(figure(e.plot_corruptions), accuracies={"DS": {"fog": 0.5}}),
+    "evaluation.plot_curves": lambda _: call(
+        figure(e.plot_curves), curves={"DS": e.RobustCurve("eps", (0.0, 0.1), torch.ones(2, 4, dtype=torch.bool))}
+    ),
+    "evaluation.plot_images": lambda _: call(
+        figure(e.plot_images),
+        clean=images(1),
+        adv=images(1),
+        y=labels(1),
+        clean_predictions=labels(1),
+        adv_predictions=labels(1),
+        classes=("a", "b", "c"),
+        amplification=2.0,
+    ),
+    "evaluation.probability_output": lambda _: call(e.probability_output, model=linear(), images=images()),
+    "evaluation.protocol": lambda _: call(e.protocol, preset="robustssl", kind="SLF"),
+    "evaluation.randomised_output": lambda _: call(e.randomised_output, model=linear(), images=images()),
+    "evaluation.revision": lambda folder: call(e.revision, folder=folder),
+    "evaluation.robust_accuracy": lambda _: call(
+        e.robust_accuracy, model=linear(), batches=batches(), attack=pgd(), generator=seeded()
+    ),
+    "evaluation.robust_curve": lambda _: call(
+        e.robust_curve, model=linear(), batches=batches(), attack=pgd(), eps=[0.0, 0.1], generator=seeded()
+    ),
+    "evaluation.run_protocol": lambda folder: call(
+        e.run_protocol,
+        encoder=linear(),
+        protocol=probe(),
+        train=image_set(),
+        validation=image_set(254),
+        test=image_set(253),
+        seed=0,
+        folder=folder,
+    ),
+    "evaluation.train_mode": lambda _: call(e.train_mode, model=network()),
+    "evaluation.uar": lambda _: call(
+        e.uar, model=linear(32), batches=[(images(2, 32), labels(2))], name="pgd_linf", steps=1, generator=seeded()
+    ),
+    "evaluation.unbounded_attack": lambda _: call(e.unbounded_attack, unbounded=verdicts()),
+    "evaluation.unchanged": lambda _: call(entered(e.unchanged), encoder=network().eval(), images=images()),
+    "evaluation.versions": lambda _: call(e.versions, device="cpu"),
+    "evaluation.white_box_beaten": lambda _: call(e.white_box_beaten, white=verdicts(), other=verdicts(), by="noise"),
+    "evaluation.zero_gradients": lambda _: call(e.zero_gradients, model=linear(), batches=batches()),
+}

@@ -1,0 +1,176 @@
+"""Whatever a public callable is given, it works or says what is wrong; and where it fails it has changed nothing."""
+
+import importlib
+import inspect
+import os
+import random
+import signal
+import traceback
+import warnings
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from tests.fuzz.calls import CALLS
+from tests.fuzz.pool import values
+from tests.fuzz.state import changes, everything
+from tests.scoreboard import PACKAGE, TEMPLATE, count, raised_by_the_library
+
+ROOMS = ("functional", "losses", "attacks", "augment", "norm", "surgery", "data", "models", "engine", "strategies")
+SECONDS = 5
+# Pairs of arguments to change for each callable, besides each argument alone.
+PAIRS = int(os.environ.get("ADVCONTRAST_FUZZ", "20"))
+
+# Arguments whose mistakes are not all answered as they should be. They are tried and counted all the same.
+UNMENDED = {
+    "norm.DualBatchNorm": {"device", "dtype"},
+    "norm.DualBatchNorm1d": {"device", "dtype"},
+    "norm.DualBatchNorm2d": {"device", "dtype"},
+    "norm.DualBatchNorm3d": {"device", "dtype"},
+    "engine.Checkpoint.path": {"step"},
+    "engine.Checkpoint.read": {"step"},
+    "engine.EMA.load_state_dict": {"state_dict"},
+    "engine.LARS": {"params"},
+    "engine.LARS.add_param_group": {"param_group"},
+    "engine.LARS.step": {"closure"},
+    "engine.fit": {"optimizer", "schedule", "evaluate", "select", "folder"},
+    "engine.forward_equivalents": {"images"},
+    "strategies.ACLTrainer.forward": {"generator"},
+    "strategies.AdversarialTrainer.forward": {"images", "labels"},
+    "strategies.AdversarialTrainer.attacked": {"x", "objective"},
+    "strategies.SemiSupervisedTrainer.forward": {"images", "labels", "teacher_logits"},
+    "strategies.StandardTrainer.forward": {"images", "labels"},
+}
+
+
+def public():
+    """Yield the name of every public callable and of every public method that its class defines."""
+    seen = set()
+    for room in (*ROOMS, "evaluation", ""):
+        module = importlib.import_module(f"advcontrast.{room}".strip("."))
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not callable(thing) or id(thing) in seen or _is_a_record(thing):
+                continue
+            seen.add(id(thing))
+            yield f"{room}.{name}"
+            if inspect.isclass(thing):
+                yield from (f"{room}.{name}.{method}" for method in vars(thing) if _is_called_by_users(thing, method))
+
+
+def _is_a_record(thing):
+    return inspect.isclass(thing) and issubclass(thing, (tuple, Exception))
+
+
+def _is_called_by_users(kind, name):
+    hidden = name.startswith("_") and name != "__call__"
+    return (
+        callable(getattr(kind, name))
+        and not hidden
+        and name != "extra_repr"
+        and not inspect.isclass(getattr(kind, name))
+    )
+
+
+def test_every_public_callable_has_a_valid_call():
+    assert sorted(public()) == sorted(CALLS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imported():
+    """Import first what the library imports late, lest the limit of time interrupts that."""
+    for name in ("matplotlib.pyplot", "timm", "torchvision.datasets", "torchvision.models"):
+        importlib.import_module(name)
+
+
+def attempt(name, folder, changed):
+    """Make a call with some of its arguments changed; return whether it failed, and what is wrong with how."""
+    torch.manual_seed(0)
+    function, arguments = CALLS[name](folder)
+    arguments |= {key: make() for key, make in changed.items()}
+    huge = any(isinstance(value, torch.Tensor) and value.numel() >= 2**50 for value in arguments.values())
+    held = [arguments, getattr(function, "__self__", function)]
+    before = everything(held, folder)
+    try:
+        with limited_time():
+            function(**arguments)
+    except Exception as error:
+        wrong = [] if is_clear(error, huge) else [f"{type(error).__name__}: {str(error)[:300]}"]
+        wrong += [f"changed {name}" for name in changes(before, everything(held, folder))]
+        failed = True
+    else:
+        failed, wrong = False, []
+    return failed, wrong
+
+
+@contextmanager
+def limited_time():
+    def stop(*_):
+        raise TimeoutError(f"computed for more than {SECONDS} s")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def is_clear(error, huge):
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return huge  # and of a shape that would be right
+    if came_from_the_user(error):
+        return True
+    ours = isinstance(error, (TypeError, ValueError, RuntimeError, OSError)) and raised_by_the_library(error)
+    return ours and TEMPLATE.fullmatch(str(error)) is not None
+
+
+def came_from_the_user(error):
+    """Tell whether the network or the function that was passed raised it, in what the library called it with."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [i for i, file in enumerate(files) if file.startswith(PACKAGE) and "/models/" not in file]
+    beyond = files[ours[-1] + 1 :] if ours else []
+    return bool(beyond) and ("tests/fuzz" in beyond[0] or beyond[0].endswith("nn/modules/module.py"))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_arguments(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    folders = (tmp_path / str(i) for i in range(1_000_000))
+
+    def tried(changed):
+        folder = next(folders)
+        folder.mkdir()
+        return attempt(name, folder, changed)
+
+    folder = next(folders)
+    folder.mkdir()
+    pools = {key: values(valid) for key, valid in CALLS[name](folder).arguments.items()}
+    trials = [{key: value} for key, pool in pools.items() for value in pool]
+    chance = random.Random(name)
+    for _ in range(PAIRS if len(pools) > 1 else 0):
+        trials.append({key: chance.choice(sorted(pools[key])) for key in chance.sample(sorted(pools), 2)})
+    found, unmended = {}, set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for trial in trials or [{}]:
+            failed, wrong = tried({key: pools[key][value] for key, value in trial.items()})
+            count("fuzz calls")
+            unclear = [reason for reason in wrong if not reason.startswith("changed ")]
+            count("fuzz calls with a clear outcome", not unclear)
+            count("failed fuzz calls", failed)
+            count("failed fuzz calls that changed nothing", failed and len(unclear) == len(wrong))
+            if wrong and UNMENDED.get(name, set()).isdisjoint(trial):
+                found[str(trial)] = wrong
+            unmended.update(key for key in trial if wrong and key in UNMENDED.get(name, ()))
+    assert found == {}
+    assert unmended == UNMENDED.get(name, set()), "mended: take it out of UNMENDED"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_valid_call_works(name, tmp_path):
+    _, wrong = attempt(name, tmp_path, {})
+    assert wrong == []
