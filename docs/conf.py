@@ -25,6 +25,7 @@ copyright = "the advcontrast authors"
 version = release = advcontrast.__version__
 
 extensions = [
+    "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
@@ -32,6 +33,7 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build"]
+myst_enable_extensions = ["deflist"]
 
 # A reference that leads nowhere is a mistake, unless it leads to another project.
 nitpicky = True

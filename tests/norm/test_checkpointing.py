@@ -132,3 +132,38 @@ def test_a_graph_that_is_kept_can_be_recomputed_twice():
     loss.backward()
     assert model[1].clean.weight.grad is None
     assert model[1].adv.weight.grad is not None
+
+
+def buffers(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("convert", [convert_to_dual_bn, lambda model: model])
+def test_statistics_count_a_recomputed_batch_once(momentum, convert):
+    found = []
+    for checkpointed in (True, False):
+        model = convert(Network(checkpointed))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.momentum = momentum
+        for _ in range(2):
+            model(torch.randn(5, 4, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+        found.append(buffers(model))
+        assert {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm1d)} == {momentum}
+    assert same(*found)
+
+
+def test_statistics_move_twice_without_the_context_function():
+    model = Network(True, False)
+    model(torch.randn(5, 4)).sum().backward()
+    assert model.body[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("split", ["affine", "stats"])
+def test_a_split_outlives_a_recomputation(split):
+    model = convert_to_dual_bn(Network(), split=split)
+    model(torch.randn(5, 4)).sum().backward()
+    norm = model.body[1]
+    assert (norm.clean.num_batches_tracked is norm.adv.num_batches_tracked) == (split == "affine")
+    assert norm.clean.num_batches_tracked == 1

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import check_module
 from .dual_norm import DualNorm, check_branch, dual_norms
@@ -113,22 +114,31 @@ def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
 
 
 class _Recomputation(AbstractContextManager[None]):
-    """Re-enters branches as often as it is entered: every backward pass through a graph that is kept recomputes it."""
+    """Re-enters branches as often as it is entered: every backward pass through a graph that is kept recomputes it.
 
-    def __init__(self, branches: dict[DualNorm, str]) -> None:
-        self._branches = branches
+    Batches that come a second time are not counted again: running statistics stay as they are.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._branches = {module: module.branch for module in model.modules() if isinstance(module, DualNorm)}
+        self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
     def __enter__(self) -> None:
-        self._switch = _switched(self._branches)
-        self._switch.__enter__()
+        self._kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+        for norm, _, count in self._kept:
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if count is None else count.new_empty(())
+        self._switched = _switched(self._branches)
+        self._switched.__enter__()
 
     def __exit__(self, *exception: Any) -> None:
-        self._switch.__exit__(*exception)
+        self._switched.__exit__(*exception)
+        for norm, momentum, count in self._kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    now = {module: module.branch for module in model.modules() if isinstance(module, DualNorm)}
-    return nullcontext(), _Recomputation(now)
+    return nullcontext(), _Recomputation(model)
 
 
 def checkpoint_context_fn(
@@ -138,11 +148,11 @@ def checkpoint_context_fn(
 
     ``torch.utils.checkpoint`` runs a part of the network a second time during the backward pass, when the ``with``
     block of :func:`bn_branch` is long over, and would silently recompute on whatever branch is then active. The
-    function returned here notes the branches at the forward pass and re-enters them for the recomputation.
+    function returned here notes the branches at the forward pass and re-enters them for the recomputation. It also
+    keeps the second run from moving running statistics again, those of single batch norms included.
 
     Args:
-        model: the network, or the part of it that is checkpointed. It may be converted later; a network without dual
-            norms has nothing to re-enter.
+        model: the network, or the part of it that is checkpointed. It may be converted later.
 
     Returns:
         The ``context_fn=`` of ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``. It may be used for any
