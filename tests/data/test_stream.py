@@ -106,7 +106,7 @@ def test_a_data_loader_reads_it(root):
 
 @pytest.mark.parametrize("index", [-1, 5, 6])
 def test_there_is_nothing_beyond_the_last_image(root, index):
-    message = f"ImageStream: expected an index from 0 to 4, got {index}. There are no more."
+    message = f"ImageStream: expected index to be an int from 0 to 4, got {index}. There are no more."
     with pytest.raises(IndexError, match=f"^{re.escape(message)}$"):
         ImageStream(root)[index]
 

@@ -1,5 +1,6 @@
 """One valid call of every public callable: its name, what is called, and fresh arguments by name."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,6 +149,19 @@ def entered(context: Callable[..., Any]) -> Callable[..., None]:
 
 def all_of(iterates: Callable[..., Any]) -> Callable[..., list[Any]]:
     return lambda **arguments: list(iterates(**arguments))
+
+
+def quietly(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(**arguments: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(**arguments)
+
+    return run
+
+
+def data_set() -> torch.utils.data.Dataset:
+    return torch.utils.data.TensorDataset(images())
 
 
 def figure(plot: Callable[..., Any]) -> Callable[..., None]:
@@ -385,6 +399,15 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "data.image_folder": lambda folder: call(
         data.image_folder, root=pictures(folder), size=8, cache=None, outside_links=False
     ),
+    "data.ImageStream": lambda folder: call(
+        data.ImageStream, root=pictures(folder), size=4, unreadable="skip", tolerance=0.5, outside_links=False
+    ),
+    "data.ImageStream.path": lambda folder: call(data.ImageStream(pictures(folder)).path, index=1),
+    "data.ImageStream.read": lambda folder: call(data.ImageStream(pictures(folder)).read, index=1),
+    "data.ImageStream.note": lambda folder: call(
+        quietly(data.ImageStream(pictures(folder), tolerance=0.5).note), index=1, reason="It is gone."
+    ),
+    "data.ImageStream.fingerprint": lambda folder: call(data.ImageStream(pictures(folder)).fingerprint),
     "data.interleave": lambda _: call(data.interleave, groups=labels(), generator=seeded()),
     "data.labelled_subset": lambda _: call(data.labelled_subset, labels=labels(30), fraction=0.5, seed=0),
     "data.train_validation_split": lambda _: call(data.train_validation_split, n=30, seed=10),
@@ -452,6 +475,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "engine.forward_equivalents": lambda _: call(
         with_batch(engine.forward_equivalents), learner=learner(), images=images(), labels=labels()
     ),
+    "engine.Reader": lambda _: call(engine.Reader, dataset=data_set(), workers=0, timeout=1.0, prefetch=1),
     "engine.steps_per_epoch": lambda _: call(engine.steps_per_epoch, samples=10, batch_size=3),
     "strategies.ACLTrainer": lambda _: call(
         strategies.ACLTrainer,

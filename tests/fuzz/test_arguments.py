@@ -24,10 +24,6 @@ PAIRS = int(os.environ.get("ADVCONTRAST_FUZZ", "20"))
 
 # Arguments whose mistakes are not all answered as they should be. They are tried and counted all the same.
 UNMENDED = {
-    "norm.DualBatchNorm": {"device", "dtype"},
-    "norm.DualBatchNorm1d": {"device", "dtype"},
-    "norm.DualBatchNorm2d": {"device", "dtype"},
-    "norm.DualBatchNorm3d": {"device", "dtype"},
     "engine.Checkpoint.path": {"step"},
     "engine.Checkpoint.read": {"step"},
     "engine.EMA.load_state_dict": {"state_dict"},
@@ -123,7 +119,10 @@ def is_clear(error, huge):
         return huge  # and of a shape that would be right
     if came_from_the_user(error):
         return True
-    ours = isinstance(error, (TypeError, ValueError, RuntimeError, OSError)) and raised_by_the_library(error)
+    # Whatever is indexed must end with an IndexError.
+    ours = isinstance(error, (TypeError, ValueError, RuntimeError, OSError, IndexError)) and raised_by_the_library(
+        error
+    )
     return ours and TEMPLATE.fullmatch(str(error)) is not None
 
 

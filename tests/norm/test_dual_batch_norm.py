@@ -77,6 +77,13 @@ def test_the_branches_of_a_new_dual_norm_are_separate():
             TypeError,
             r"track_running_stats to be True or False, got None\. It says whether",
         ),
+        ({"device": ""}, TypeError, r"expected device to be a device or its name, got ''\. Pass 'cpu', 'cuda' or a"),
+        (
+            {"dtype": "DS"},
+            TypeError,
+            r"expected dtype to be a floating-point torch\.dtype, got 'DS'\. Pass torch\.float",
+        ),
+        ({"dtype": torch.int64}, TypeError, r"expected dtype to be a floating-point torch\.dtype, got torch\.int64\."),
     ],
 )
 def test_a_bad_setting_is_refused(arguments, error, message):

@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._checks import check_bool, check_choice, check_int, check_real, complaint
+from .._checks import check_bool, check_choice, check_int, check_path, check_real, complaint, type_name
 from .decoding import SUFFIXES, UnreadableImageError, check_confined, decode
 
 _OWNER = "ImageStream"
@@ -63,6 +64,7 @@ class ImageStream(Dataset[Tensor]):
         tolerance: float = 0.01,
         outside_links: bool = False,
     ) -> None:
+        check_path(_OWNER, "root", root, remedy="Pass the folder that holds the images")
         check_int(_OWNER, "size", size, low=1, remedy="Pass the side of the images in pixels")
         check_choice(_OWNER, "unreadable", unreadable, ("raise", "skip"))
         check_real(_OWNER, "tolerance", tolerance, low=0, high=1, remedy="0.01 accepts one bad file in a hundred")
@@ -103,8 +105,11 @@ class ImageStream(Dataset[Tensor]):
 
     def path(self, index: int) -> Path:
         """Return the path of an image."""
+        expected = f"index to be an int from 0 to {len(self) - 1}"
+        if isinstance(index, bool) or not isinstance(index, Integral):
+            raise TypeError(complaint(_OWNER, expected, type_name(index), "Pass the place of one image"))
         if not 0 <= index < len(self):
-            raise IndexError(complaint(_OWNER, f"an index from 0 to {len(self) - 1}", str(index), "There are no more"))
+            raise IndexError(complaint(_OWNER, expected, str(index), "There are no more"))
         start = int(self._ends[index - 1]) if index else 0
         return self.root / os.fsdecode(self._names[start : int(self._ends[index])])
 
@@ -146,11 +151,12 @@ class ImageStream(Dataset[Tensor]):
         Raises:
             UnreadableImageError: these are now more than may be.
         """
+        path = self.path(index)
         if index in self._bad:
             return
         self._bad.add(index)
         if len(self._bad) > self._most():
-            raise self._too_many(f"{len(self._bad)}, the last one {str(self.path(index))!r}")
+            raise self._too_many(f"{len(self._bad)}, the last one {str(path)!r}")
         warnings.warn(f"{reason} It is skipped ({len(self._bad)} so far).", UserWarning, stacklevel=3)
 
     def _most(self) -> int:

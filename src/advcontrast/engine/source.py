@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .._checks import complaint, type_name
 from .reader import Reader
+from .reading import Reading
 from .sampling import Plan
 
 _OWNER = "fit"
@@ -75,7 +76,7 @@ def source_of(data: Any) -> Source:
         remedy = "Pass the data set that it reads, with __len__ and __getitem__: the order is that of seed="
         raise TypeError(complaint(_OWNER, "data to be tensors or a map-style data set", type_name(data), remedy))
     if isinstance(data, (Reader, Dataset)):
-        return data if isinstance(data, Reader) else Reader(data)
+        return Reading(data if isinstance(data, Reader) else Reader(data))
     if not isinstance(data, (Tensor, tuple, list)):
         raise TypeError(complaint(_OWNER, "data to be tensors", type_name(data), _REMEDY))
     tensors = [data] if isinstance(data, Tensor) else list(data)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
-from .._checks import check_bool, check_choice, check_int, check_real, complaint, type_name
+from .._checks import check_bool, check_choice, check_device, check_int, check_real, complaint, type_name
 from .._types import BRANCHES, SPLITS, Split
 from .dual_norm import DualNorm, check_branches
 
@@ -46,6 +46,11 @@ class DualBatchNorm(DualNorm):
             check_real(owner, "momentum", momentum, low=0, high=1, remedy="None asks for a cumulative average")
         check_bool(owner, "affine", affine, remedy="It says whether each branch has a scale and a shift")
         check_bool(owner, "track_running_stats", track_running_stats, remedy="It says whether statistics are kept")
+        if device is not None:
+            check_device(owner, device)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            remedy = "Pass torch.float32, or None for the default"
+            raise TypeError(complaint(owner, "dtype to be a floating-point torch.dtype", repr(dtype), remedy))
         super().__init__(
             self._kind(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         )
