@@ -65,8 +65,11 @@ def draw_figures(_app: Sphinx) -> None:
     write_tables([RESULTS / "small" / "tables.md"], HERE / "_build" / "results.rst")
     for kind in ("cpu", "cheaper"):
         write_tables(sorted((BENCHMARKS / kind).glob("*.md")), HERE / "_build" / f"benchmarks-{kind}.rst", prose=True)
+    for name in ("determinism", "long_run", "versions"):
+        write_tables([BENCHMARKS / f"{name}.md"], HERE / "_build" / f"{name}.rst", prose=True)
     write_tables([BENCHMARKS / "dial.md"], HERE / "_build" / "backbones-dial.rst", prose=True)
-    write_tables([BENCHMARKS / "backbones" / "summary.md"], HERE / "_build" / "backbones-tried.rst", prose=True)
+    tried = [BENCHMARKS / "backbones" / f"{kind}.md" for kind in ("batch", "batch-notes", "other", "other-notes")]
+    write_tables(tried, HERE / "_build" / "backbones-tried.rst", prose=True)
     for name in ("quickstart", "quickstart-autoattack", "cifar10"):
         write_tables([RESULTS / "evaluation" / name / "results.md"], HERE / "_build" / f"evaluation-{name}.rst")
 
