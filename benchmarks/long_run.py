@@ -111,6 +111,8 @@ def train(minutes: float, folder: Path) -> list[Reading]:
 
 def report(readings: list[Reading], command: str) -> str:
     """Return the readings as Markdown, under what they say: the growth of memory, and how steady the steps were."""
+    if len(readings) < 3:
+        raise SystemExit(f"long_run: expected three readings at least, got {len(readings)}. Pass more --minutes.")
     pairs = list(itertools.pairwise(readings))
     costs = [1e3 * (b.cpu_seconds - a.cpu_seconds) / (b.steps - a.steps) for a, b in pairs]
     settled = [reading for reading in readings if reading.minutes >= WARM * readings[-1].minutes]

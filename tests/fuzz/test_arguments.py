@@ -23,20 +23,19 @@ SECONDS = 5
 PAIRS = int(os.environ.get("ADVCONTRAST_FUZZ", "20"))
 
 # Arguments whose mistakes are not all answered as they should be. They are tried and counted all the same.
-UNMENDED = {
-    "engine.Checkpoint.path": {"step"},
-    "engine.Checkpoint.read": {"step"},
-    "engine.EMA.load_state_dict": {"state_dict"},
-    "engine.LARS": {"params"},
-    "engine.LARS.add_param_group": {"param_group"},
-    "engine.LARS.step": {"closure"},
-    "engine.fit": {"optimizer", "schedule", "evaluate", "select", "folder"},
-    "engine.forward_equivalents": {"images"},
-    "strategies.ACLTrainer.forward": {"generator"},
+UNMENDED = {}
+# Arguments whose mistakes may show only when something has changed, because nothing but the network, the function or
+# the loop that they are passed to can show them. What is wrong with them must be said all the same.
+LATE = {
+    # What a schedule returns shows when the folder is there; what an evaluation returns, and whether the metric to
+    # select by is among it, when the first epoch is over.
+    "engine.fit": {"schedule", "evaluate", "select"},
+    # How many classes a network has, only its output tells, when its batch norms have seen the images.
+    "strategies.StandardTrainer.forward": {"labels"},
+    # Whether a network takes the images, and how many classes it has, shows in the attack, which has drawn its start.
     "strategies.AdversarialTrainer.forward": {"images", "labels"},
     "strategies.AdversarialTrainer.attacked": {"x", "objective"},
-    "strategies.SemiSupervisedTrainer.forward": {"images", "labels", "teacher_logits"},
-    "strategies.StandardTrainer.forward": {"images", "labels"},
+    "strategies.SemiSupervisedTrainer.forward": {"images"},
 }
 
 
@@ -152,7 +151,7 @@ def test_arguments(name, tmp_path, monkeypatch):
     chance = random.Random(name)
     for _ in range(PAIRS if len(pools) > 1 else 0):
         trials.append({key: chance.choice(sorted(pools[key])) for key in chance.sample(sorted(pools), 2)})
-    found, unmended = {}, set()
+    found, unmended, late = {}, set(), set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for trial in trials or [{}]:
@@ -162,11 +161,15 @@ def test_arguments(name, tmp_path, monkeypatch):
             count("fuzz calls with a clear outcome", not unclear)
             count("failed fuzz calls", failed)
             count("failed fuzz calls that changed nothing", failed and len(unclear) == len(wrong))
+            late.update(key for key in trial if wrong and not unclear and key in LATE.get(name, ()))
+            if not LATE.get(name, set()).isdisjoint(trial):
+                wrong = unclear
             if wrong and UNMENDED.get(name, set()).isdisjoint(trial):
                 found[str(trial)] = wrong
             unmended.update(key for key in trial if wrong and key in UNMENDED.get(name, ()))
     assert found == {}
     assert unmended == UNMENDED.get(name, set()), "mended: take it out of UNMENDED"
+    assert late == LATE.get(name, set()), "in time: take it out of LATE"
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -64,7 +64,13 @@ class Checkpoint:
         return f"{_OWNER}({str(self.folder)!r}, keep={self.keep})"
 
     def path(self, step: int) -> Path:
-        """Return the folder that the checkpoint of a step has, or would have."""
+        """Return the folder that the checkpoint of a step has, or would have.
+
+        Raises:
+            ValueError: step < 0.
+            TypeError: the step is no int.
+        """
+        check_int(_OWNER, "step", step, low=0, remedy="Pass the number of steps taken")
         return self.folder / f"step-{step:08d}"
 
     def steps(self) -> list[int]:
@@ -98,8 +104,7 @@ class Checkpoint:
             CheckpointWriteError: the disk is full, read-only or failing. Earlier checkpoints are untouched.
             TypeError: the state holds anything else, which could not be read back.
         """
-        check_int(_OWNER, "step", step, low=0, remedy="Pass the number of steps taken")
-        step, path = int(step), self.path(step)
+        path, step = self.path(step), int(step)
         if not isinstance(state, Mapping):
             raise TypeError(complaint(_OWNER, "state to be a dict", type_name(state), "Pass the state under names"))
         _check_plain(dict(state), "state")
@@ -155,6 +160,8 @@ class Checkpoint:
             CheckpointCorruptError: it is damaged, or not written by this library, or not there.
             CheckpointVersionError: it was written by a later version of this library.
             CheckpointError: it may be good, but the disk or the system refuses to read it.
+            ValueError: step < 0.
+            TypeError: the step is no int.
         """
         path = self.path(step)
         try:

@@ -33,7 +33,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
 
     Raises:
         TypeError: ``learner`` is no module.
-        ValueError: ``learner.model`` is missing, or has nothing to count.
+        ValueError: ``learner.model`` is missing or has nothing to count, or the learner cannot train on the batch.
 
     Example:
         >>> from advcontrast.engine import forward_equivalents
@@ -53,7 +53,11 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     device = next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         with _Counter() as step:  # type: ignore[no-untyped-call]
-            learner(*batch)[0].backward()
+            try:
+                learner(*batch)[0].backward()
+            except RuntimeError as error:
+                got, remedy = str(error).partition("\n")[0], "Pass a batch of what fit passes to it"
+                raise ValueError(complaint(_OWNER, "a batch that the learner can train on", got, remedy)) from error
         handle.remove()
         model.eval()
         with _Counter() as forward, torch.no_grad():  # type: ignore[no-untyped-call]

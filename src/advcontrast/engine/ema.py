@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_module, check_real, complaint
+from .._checks import check_int, check_module, check_real, complaint, type_name
 
 _OWNER = "EMA"
 
@@ -91,13 +92,20 @@ class EMA:
 
         Raises:
             ValueError: it has other entries.
+            TypeError: it is no dict, or its entries are of the wrong kind.
             RuntimeError: its weights do not fit the network.
         """
+        remedy = "Pass what state_dict() returned"
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(complaint(_OWNER, "state_dict to be a dict", type_name(state_dict), remedy))
         if set(state_dict) != {"model", "updates"}:
-            remedy = "Pass what state_dict() returned"
-            raise ValueError(complaint(_OWNER, "entries model and updates", f"{sorted(state_dict)}", remedy))
-        self.model.load_state_dict(state_dict["model"])
-        self.updates = int(state_dict["updates"])
+            raise ValueError(complaint(_OWNER, "entries model and updates", f"{list(state_dict)}", remedy))
+        model, updates = state_dict["model"], state_dict["updates"]
+        if not isinstance(model, Mapping):
+            raise TypeError(complaint(_OWNER, "the entry model to be a dict", type_name(model), remedy))
+        check_int(_OWNER, "the entry updates", updates, low=0, remedy=remedy)
+        self.model.load_state_dict(model)
+        self.updates = int(updates)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

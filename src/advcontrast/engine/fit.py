@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -18,7 +17,8 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from .. import distributed
-from .._checks import check_bool, check_choice, check_int, check_module, check_tensor, complaint
+from .._checks import check_bool, check_choice, check_int, complaint
+from .arguments import check_data, check_parts, check_rate
 from .ema import EMA
 from .identity import identity
 from .lars import LARS
@@ -30,7 +30,7 @@ from .records import Records
 from .run import Run
 from .sampling import Plan
 from .schedules import WarmupCosine
-from .source import Batch, Source, source_of
+from .source import Batch
 from .termination import termination
 
 _OWNER = "fit"
@@ -127,7 +127,8 @@ def fit(
         >>> sorted(history[0])[:4]
         ['alignment_adv', 'alignment_clean', 'epoch', 'loss']
     """
-    source = _check_data(learner, data, batch_size, groups)
+    source = check_data(learner, data, batch_size, groups)
+    check_parts(optimizer, schedule, evaluate, select, folder, ema)
     samples = source.lengths[0]
     check_shares(learner, samples, batch_size)
     for name, number in (("epochs", epochs), ("accumulate", accumulate)):
@@ -143,9 +144,6 @@ def fit(
         raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", remedy))
     if folder is None and (tensorboard or save_every is not None):
         raise ValueError(complaint(_OWNER, "a folder to write to", "None", "Pass folder="))
-    if select is not None and "test" in re.split("[^a-z]+", select.lower()):
-        remedy = "Select on validation images, and look at the test images once, at the end"
-        raise ValueError(complaint(_OWNER, "a metric of validation images to select by", repr(select), remedy))
     if accumulate > 1 and getattr(learner, "couples_samples", False):
         expected = f"accumulate to be 1 for {type(learner).__name__}, whose loss compares all images of a batch"
         remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"
@@ -185,7 +183,7 @@ def fit(
             epoch, started = len(run.history), time.monotonic()
             learner.train()
             for batch, replaced in islice(batches, (epoch + 1) * plan.steps - run.step):
-                run.take_step(_cut(batch, accumulate), wrapped, schedule(run.step))
+                run.take_step(_cut(batch, accumulate), wrapped, check_rate(schedule(run.step)))
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
                 bar.update()
@@ -207,35 +205,6 @@ def fit(
                 asked.end()
     run.take_best()
     return run.history
-
-
-def _check_data(
-    learner: nn.Module, data: Tensor | Sequence[Tensor] | Dataset[Any] | Reader, batch_size: int, groups: Tensor | None
-) -> Source:
-    """Return where the batches come from, once learner and data can be trained with."""
-    check_module(_OWNER, learner)
-    if not any(parameter.requires_grad for parameter in learner.parameters()):
-        remedy = "Unfreeze what is to be trained"
-        raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", remedy))
-    source = source_of(data)
-    lengths, world = source.lengths, distributed.world_size()
-    fewest = 2 * world
-    if len(set(lengths)) != 1 or lengths[0] < fewest:
-        expected = f"data of one length, at least {fewest}"
-        remedy = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
-        raise ValueError(complaint(_OWNER, expected, f"lengths {lengths}", remedy))
-    check_int(_OWNER, "batch_size", batch_size, low=fewest, remedy="A batch has two samples at least a process")
-    if batch_size % world:
-        remedy = "Every process takes as many samples as the others"
-        raise ValueError(
-            complaint(_OWNER, f"batch_size to be a multiple of {world} processes", repr(batch_size), remedy)
-        )
-    if groups is not None:
-        remedy = "Pass the number of its group for each sample"
-        check_tensor(_OWNER, "groups", groups, (torch.int64,), remedy=remedy)
-        if list(groups.shape) != lengths[:1]:
-            raise ValueError(complaint(_OWNER, f"groups of shape {lengths[:1]}", str(list(groups.shape)), remedy))
-    return source
 
 
 def _cut(batch: Batch, parts: int) -> list[Batch]:

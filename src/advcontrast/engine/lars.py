@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .._checks import check_bool, check_real, complaint
+from .._checks import check_bool, check_iterable, check_real, complaint, type_name
 
 _OWNER = "LARS"
+_PARAMS = "Pass model.parameters(), or dicts with params and settings of their own"
 
 
 class LARS(Optimizer):
@@ -76,7 +77,12 @@ class LARS(Optimizer):
             "exclude_1d": exclude_1d,
         }
         _check_settings(defaults)
-        super().__init__(params, defaults)
+        check_iterable(_OWNER, "params", params, remedy=_PARAMS)
+        # A list, as an iterator may be looked at only once.
+        found: list[Any] = list(params)
+        if not found:
+            raise ValueError(complaint(_OWNER, "at least 1 parameter", "none", _PARAMS))
+        super().__init__(found, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with settings of their own.
@@ -88,8 +94,16 @@ class LARS(Optimizer):
             ValueError: a setting out of its range, or a parameter that is already there.
             TypeError: an argument of the wrong kind.
         """
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            got = f"one of {list(param_group)}" if isinstance(param_group, dict) else type_name(param_group)
+            raise TypeError(complaint(_OWNER, "a group to be a dict with params", got, _PARAMS))
         _check_settings({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+        params = param_group["params"]
+        if not isinstance(params, Tensor):
+            check_iterable(_OWNER, "params", params, remedy=_PARAMS)
+            params = list(params)
+            _check_parameters(params)
+        super().add_param_group({**param_group, "params": params})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -109,9 +123,13 @@ class LARS(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse; nothing was changed then.
+            TypeError: the closure is no function.
         """
         loss = None
         if closure is not None:
+            if not callable(closure):
+                remedy = "Pass a function that returns the loss, or None"
+                raise TypeError(complaint(_OWNER, "closure to be callable", type_name(closure), remedy))
             with torch.enable_grad():
                 loss = closure()
         active = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
@@ -150,6 +168,17 @@ def _updates(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     updates = torch._foreach_add(grads, params, alpha=weight_decay)
     torch._foreach_mul_(updates, (group["lr"] * rate).unbind())
     return list(updates)
+
+
+def _check_parameters(params: list[Any]) -> None:
+    for entry in params:
+        # named_parameters() are pairs of a name and a tensor.
+        parameter = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+        if not isinstance(parameter, Tensor):
+            raise TypeError(complaint(_OWNER, "params to hold tensors", type_name(parameter), _PARAMS))
+        if not (parameter.is_leaf or parameter.retains_grad):
+            remedy = "Pass the tensors that it was computed from"
+            raise ValueError(complaint(_OWNER, "params to be leaves", "the result of an operation", remedy))
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ _OWNER = "Reader"
 
 
 class Reader:
-    """A data set that :func:`fit` reads while it trains, with the settings of how.
+    """A data set that :func:`~advcontrast.engine.fit` reads while it trains, with the settings of how.
 
     Worker processes read ahead, in the order that the seed of :func:`fit` gives. How many they are changes nothing but
     the time: the weights are the same to the bit, also after a run was interrupted in the middle of an epoch. What a

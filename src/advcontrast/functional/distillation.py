@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_real, check_tensor, complaint
+from .devices import check_one_device
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -35,7 +36,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
         A tensor ``[N]``, in nats.
 
     Raises:
-        ValueError: shapes differ or are not ``[N, C]`` with C at least 2, or temperature <= 0.
+        ValueError: shapes or devices differ, shapes are not ``[N, C]`` with C at least 2, or temperature <= 0.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -57,6 +58,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
         expected = "logits and teacher_logits to have the same shape [N, C] with C >= 2"
         got = f"{list(logits.shape)} and {list(teacher_logits.shape)}"
         raise ValueError(complaint("distillation", expected, got, remedy))
+    check_one_device("distillation", logits=logits, teacher_logits=teacher_logits)
     return F.cross_entropy(logits / temperature, (teacher_logits / temperature).softmax(1), reduction="none")
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_real, check_tensor, check_within, complaint
+from .devices import check_one_device
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
         A tensor ``[N]``, in nats, at least 0 up to rounding.
 
     Raises:
-        ValueError: shapes differ or are not ``[N, C]`` with C at least 2.
+        ValueError: shapes or devices differ, or shapes are not ``[N, C]`` with C at least 2.
         TypeError: an argument is no floating-point tensor.
 
     Example:
@@ -39,6 +40,7 @@ def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
     if logits.shape != other.shape or logits.dim() != 2 or logits.shape[1] < 2:
         expected = "logits and other to have the same shape [N, C] with C >= 2"
         raise ValueError(complaint("kl_divergence", expected, f"{list(logits.shape)} and {list(other.shape)}", remedy))
+    check_one_device("kl_divergence", logits=logits, other=other)
     return F.kl_div(other.log_softmax(1), logits.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
@@ -63,7 +65,7 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
         The loss, a scalar.
 
     Raises:
-        ValueError: shapes do not fit, or beta < 0.
+        ValueError: shapes do not fit, devices differ, or beta < 0.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -80,5 +82,6 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
     check_tensor("trades", "labels", labels, (torch.int64,), remedy=remedy)
     if labels.shape != clean_logits.shape[:1]:
         raise ValueError(complaint("trades", f"labels of shape [{len(clean_logits)}]", f"{list(labels.shape)}", remedy))
+    check_one_device("trades", logits=clean_logits, labels=labels)
     check_within("trades", "labels", labels, (0, clean_logits.shape[1] - 1), remedy=remedy)
     return F.cross_entropy(clean_logits, labels) + beta * divergence.mean()

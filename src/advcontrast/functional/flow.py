@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_tensor, complaint
+from .devices import check_one_device
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -28,7 +29,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
         Images like ``x``.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or devices that differ.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -48,6 +49,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
         raise TypeError(
             complaint("warp", "x and flow of one dtype", f"{x.dtype} and {flow.dtype}", "Convert one of them")
         )
+    check_one_device("warp", x=x, flow=flow)
     height, width = x.shape[2:]
     right, down = flow[:, :1], flow[:, 1:]
     column = torch.arange(width, device=x.device) + right.detach().floor()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_tensor, check_within, complaint, readable
+from .devices import check_one_device
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         A tensor ``[N]``.
 
     Raises:
-        ValueError: another shape, or, on the CPU, a label out of range.
+        ValueError: another shape or device, or, on the CPU, a label out of range.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -67,7 +68,7 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         A tensor ``[N]``.
 
     Raises:
-        ValueError: another shape, or, on the CPU, a class out of range or a target that is the class itself.
+        ValueError: another shape or device, or, on the CPU, a class out of range or a target that is the class itself.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -108,6 +109,7 @@ def _check_classes(owner: str, name: str, classes: Tensor, logits: Tensor) -> No
     check_tensor(owner, name, classes, (torch.int64,), remedy=remedy)
     if classes.shape != logits.shape[:1]:
         raise ValueError(complaint(owner, f"{name} of shape [{len(logits)}]", f"{list(classes.shape)}", remedy))
+    check_one_device(owner, logits=logits, **{name: classes})
     check_within(owner, name, classes, (0, logits.shape[1] - 1), remedy=remedy)
 
 

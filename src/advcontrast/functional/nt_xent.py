@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_finite, check_int, check_real, check_tensor, complaint
+from .devices import check_one_device
 
 LARGEST_EXPONENT = 40  # the exponentials of similarities up to this, and their sums, are normal numbers of float32
 
@@ -107,9 +108,7 @@ def check_embeddings(owner: str, z1: Tensor, z2: Tensor, *, least: int = 2) -> N
     if z1.dtype != z2.dtype:
         remedy = "Cast them to one dtype, best to the wider one"
         raise TypeError(complaint(owner, "z1 and z2 of one dtype", f"{z1.dtype} and {z2.dtype}", remedy))
-    if z1.device != z2.device:
-        expected = "z1 and z2 on one device"
-        raise ValueError(complaint(owner, expected, f"{z1.device} and {z2.device}", "Move both to the model's device"))
+    check_one_device(owner, z1=z1, z2=z2)
     if len(z1) < least:
         expected = f"at least {least} pair{'s' if least > 1 else ''}"
         raise ValueError(complaint(owner, expected, str(len(z1)), "Skip a short last batch with drop_last=True"))

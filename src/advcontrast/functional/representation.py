@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int, check_real, check_tensor, complaint
+from .devices import check_one_device
 from .nt_xent import unit_rows
 
 # Two copies of an image in different batches get features that differ by a few 1e-7 of their length in float32. Of two
@@ -291,9 +292,7 @@ def _check_features(owner: str, features: dict[str, Tensor], *, least: int) -> N
         rule = f"{names} of {'one ' if len(features) > 1 else ''}shape [N, D] with N >= {least} and D >= 1"
         got = " and ".join(str(list(z.shape)) for z in features.values())
         raise ValueError(complaint(owner, rule, got, "Pass a flat row of features for each image"))
-    if any(z.device != first.device for z in features.values()):
-        got = " and ".join(str(z.device) for z in features.values())
-        raise ValueError(complaint(owner, f"{names} on one device", got, "Move them to the device of the model"))
+    check_one_device(owner, **features)
     for name, z in features.items():
         _check_finite(owner, name, z, "The network has diverged, or its input was not finite")
 

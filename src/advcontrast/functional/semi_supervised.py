@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_real, check_tensor, check_within, complaint
+from .devices import check_one_device
 from .distillation import check_temperature, distillation
 from .divergence import kl_divergence
 
@@ -52,7 +53,8 @@ def semi_supervised(
         The loss, a scalar.
 
     Raises:
-        ValueError: shapes do not fit, a number out of its range or, on the CPU, a label out of its range.
+        ValueError: shapes do not fit, devices differ, a number out of its range or, on the CPU, a label out of its
+            range.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -73,6 +75,7 @@ def semi_supervised(
     check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
     if labels.shape != clean_logits.shape[:1]:
         raise ValueError(complaint(owner, f"labels of shape [{len(clean_logits)}]", f"{list(labels.shape)}", remedy))
+    check_one_device(owner, logits=clean_logits, labels=labels)
     check_within(owner, "labels", labels, (-1, clean_logits.shape[1] - 1), remedy=remedy)
     hard = F.cross_entropy(adv_logits, labels.clamp(min=0), reduction="none")
     supervised = torch.where(labels >= 0, alpha * hard + (1 - alpha) * soft, soft)

@@ -8,6 +8,8 @@ from .. import distributed
 from .._checks import check_bool, complaint
 from ..functional.nt_xent import check_embeddings, check_settings, contrast, nt_xent, unit_views
 
+_UNUSABLE = "unusable embeddings"
+
 
 class NTXentLoss(nn.Module):
     """The NT-Xent loss of SimCLR and of ACL; see :func:`advcontrast.functional.nt_xent` for its definition.
@@ -76,11 +78,13 @@ def _check_everywhere(z1: Tensor, z2: Tensor) -> None:
         check_embeddings("NTXentLoss", z1, z2, least=1)
         mine = f"{list(z1.shape)} {z1.dtype}"
     except (TypeError, ValueError) as error:
-        problem, mine = error, "unusable embeddings"
+        problem, mine = error, _UNUSABLE
     shapes = distributed.exchange(mine)
     if problem is not None:
         raise problem
     if len(set(shapes)) > 1:
         got = ", ".join(f"{shape} on rank {rank}" for rank, shape in enumerate(shapes))
         remedy = "Use a sampler that gives every process as many images, and drop_last=True"
+        if _UNUSABLE in shapes:
+            remedy = "Read the message of the first rank that has them: it says what is wrong with them"
         raise ValueError(complaint("NTXentLoss", "the same number of pairs on every rank", got, remedy))

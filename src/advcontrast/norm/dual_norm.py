@@ -15,7 +15,7 @@ from .._types import BRANCHES, SPLITS, Split
 
 
 class DualNorm(nn.Module):
-    """A norm for each branch; :attr:`branch` says which one ``forward`` uses.
+    """A norm for each branch, of which ``forward`` uses one.
 
     The branches are ordinary norms that this module *owns*, under their names, so that whatever knows norms still finds
     them: ``nn.SyncBatchNorm.convert_sync_batchnorm``, weight-decay filters, quantisation. Whoever asks for what a dual
@@ -27,7 +27,7 @@ class DualNorm(nn.Module):
 
     Args:
         norm: the norm to have several of: ``nn.LayerNorm``, ``nn.GroupNorm``, a batch norm, or a norm of your own. For
-            batch norms there are subclasses, :class:`DualBatchNorm2d` and its siblings.
+            batch norms there are subclasses, :class:`~advcontrast.DualBatchNorm2d` and its siblings.
         branches: names of the branches, at least two; the first one is in use at the beginning.
         split: what each branch has for itself: ``"both"`` affine parameters and running statistics; ``"affine"`` the
             parameters, while all branches update and use the same statistics; ``"stats"`` the statistics, while the

@@ -156,7 +156,8 @@ class ACLTrainer(nn.Module):
                 ``augment``.
             TypeError: a view is no floating-point tensor.
         """
-        check_generator(_OWNER, generator, getattr(generator, "device", torch.device("cpu")))
+        device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
+        check_generator(_OWNER, generator, device)
         source: dict[str, Any] = {} if generator is None else {"generator": generator}
         x1, x2 = self._views(x1, x2, source)
         losses: list[Tensor] = []

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_tensor, complaint, type_name
+from .._checks import check_tensor, check_within, complaint, type_name
+from ..functional.devices import check_one_device
 from ..losses import SemiSupervisedLoss
 from .acl import ACLOutput
 from .supervised import AdversarialTrainer, percent_right
@@ -69,11 +70,11 @@ class SemiSupervisedTrainer(AdversarialTrainer):
             clean images, ``"train_ra"`` on attacked ones.
 
         Raises:
-            ValueError: shapes do not fit or, on the CPU, a label is out of its range.
+            ValueError: shapes do not fit, devices differ or, on the CPU, a label is out of its range.
             TypeError: an argument of the wrong kind.
         """
-        x = self._augmented(images)
         targets = targets_of(labels, teacher_logits)
+        x = self._augmented(images, labels, lowest=-1)
         x_adv = self.attacked(x, lambda logits: self._errors(logits, targets))
         clean, adv = self.model(x), self.model(x_adv)
         terms = {"train_ta": percent_right(clean, targets), "train_ra": percent_right(adv, targets)}
@@ -91,7 +92,7 @@ def targets_of(labels: Tensor, logits: Tensor) -> Tensor:
         Classes, int64 ``[N]``.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, devices differ or, on the CPU, a label is out of its range.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -102,7 +103,9 @@ def targets_of(labels: Tensor, logits: Tensor) -> Tensor:
     remedy = "Pass one class index an image, -1 where there is none, and a row of logits an image"
     check_tensor("targets_of", "labels", labels, (torch.int64,), remedy=remedy)
     check_tensor("targets_of", "logits", logits, remedy=remedy)
-    if labels.dim() != 1 or logits.dim() != 2 or len(labels) != len(logits):
+    if labels.dim() != 1 or logits.dim() != 2 or len(labels) != len(logits) or logits.shape[1] < 2:
         got = f"{list(labels.shape)} and {list(logits.shape)}"
-        raise ValueError(complaint("targets_of", "labels [N] and logits [N, C]", got, remedy))
+        raise ValueError(complaint("targets_of", "labels [N] and logits [N, C] with C >= 2", got, remedy))
+    check_one_device("targets_of", labels=labels, logits=logits)
+    check_within("targets_of", "labels", labels, (-1, logits.shape[1] - 1), remedy=remedy)
     return torch.where(labels >= 0, labels, logits.argmax(1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from typing_extensions import Self
 
 from .._checks import check_bool, check_module, check_tensor, check_within, complaint, type_name
 from ..attacks import PGDAttack, under_attack
+from ..functional.devices import check_one_device
 from .acl import ACLOutput
 
 
@@ -81,10 +84,10 @@ class StandardTrainer(nn.Module):
             attacked ones, as far as the loss looks at them.
 
         Raises:
-            ValueError: shapes do not fit or, on the CPU, a label is out of its range.
+            ValueError: shapes do not fit, devices differ or, on the CPU, a label is out of its range.
             TypeError: an argument of the wrong kind.
         """
-        logits = self.model(self._augmented(images))
+        logits = self.model(self._augmented(images, labels))
         self._check_labels(logits, labels)
         return ACLOutput(F.cross_entropy(logits, labels), {"train_ta": percent_right(logits, labels)})
 
@@ -93,24 +96,32 @@ class StandardTrainer(nn.Module):
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return ", ".join(f"{name}={value!r}" for name, value in settings.items() if name != "training")
 
-    def _augmented(self, images: Tensor) -> Tensor:
-        x = images if self.augment is None else self.augment(images)
-        remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip()"
-        check_tensor(type(self).__name__, "images", x, remedy=remedy)
+    def _augmented(self, images: Tensor, labels: Tensor, *, lowest: int = 0) -> Tensor:
+        """Return what the model sees, once all is right that can be known before it is run."""
+        owner, remedy = type(self).__name__, "Pass one class index an image"
+        _check_images(owner, images, augmented=self.augment is None)
+        check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
+        if labels.dim() != 1 or labels.shape != images.shape[:1] or len(labels) == 0:
+            expected = "images of shape [N, ...] and labels of shape [N] with N >= 1"
+            raise ValueError(complaint(owner, expected, f"{list(images.shape)} and {list(labels.shape)}", remedy))
+        check_within(owner, "labels", labels, (lowest, math.inf), remedy=remedy)
+        if self.augment is None:
+            return images
+        x = self.augment(images)
+        _check_images(owner, x, augmented=True)
         return x
 
-    def _check_labels(self, logits: Tensor, labels: Tensor, *, lowest: int = 0) -> None:
+    def _check_labels(self, logits: Tensor, labels: Tensor) -> None:
         owner, remedy = type(self).__name__, "Pass a classifier whose output is its logits"
         check_tensor(owner, "the output of the model", logits, remedy=remedy)
         if logits.dim() != 2 or logits.shape[1] < 2:
             expected = "the output of the model of shape [N, C] with C >= 2"
             raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
-        remedy = "Pass one class index an image"
-        check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
-        if labels.shape != logits.shape[:1]:
-            expected = f"labels of shape [{len(logits)}]"
-            raise ValueError(complaint(owner, expected, f"{list(labels.shape)}", remedy))
-        check_within(owner, "labels", labels, (lowest, logits.shape[1] - 1), remedy=remedy)
+        if len(logits) != len(labels):
+            expected = f"the output of the model of shape [{len(labels)}, C], a row a label"
+            raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
+        check_one_device(owner, logits=logits, labels=labels)
+        check_within(owner, "labels", labels, (0, logits.shape[1] - 1), remedy="Pass one class index an image")
 
 
 class AdversarialTrainer(StandardTrainer):
@@ -159,7 +170,7 @@ class AdversarialTrainer(StandardTrainer):
 
     def forward(self, images: Tensor, labels: Tensor) -> ACLOutput:
         """Return the loss of a batch; arguments and errors are those of :meth:`StandardTrainer.forward`."""
-        x = self._augmented(images)
+        x = self._augmented(images, labels)
         adv = self.model(self.attacked(x, lambda logits: self._errors(logits, labels)))
         self._check_labels(adv, labels)
         return ACLOutput(F.cross_entropy(adv, labels), {"train_ra": percent_right(adv, labels)})
@@ -173,7 +184,13 @@ class AdversarialTrainer(StandardTrainer):
 
         Returns:
             Images like ``x``, detached.
+
+        Raises:
+            TypeError: the objective is no function.
         """
+        if not callable(objective):
+            remedy = "Pass a function such as lambda logits: loss(logits, y)"
+            raise TypeError(complaint(type(self).__name__, "objective to be callable", type_name(objective), remedy))
         with under_attack(self.model):
             return self.attack(lambda images: objective(self.model(images)), x)
 
@@ -193,6 +210,13 @@ class AdversarialTrainer(StandardTrainer):
     def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
         self._check_labels(logits, labels)
         return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _check_images(owner: str, x: Any, *, augmented: bool) -> None:
+    """Require a tensor, of floats if the model is what sees it next."""
+    if augmented or not isinstance(x, Tensor):
+        remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip()"
+        check_tensor(owner, "images", x, remedy=remedy)
 
 
 def percent_right(logits: Tensor, labels: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class TRADESTrainer(AdversarialTrainer):
 
     def forward(self, images: Tensor, labels: Tensor) -> ACLOutput:
         """Return the loss of a batch; arguments and errors are those of :meth:`StandardTrainer.forward`."""
-        x = self._augmented(images)
+        x = self._augmented(images, labels)
         calm = self.calm_logits(x)
         self._check_labels(calm, labels)
         x_adv = self.attacked(x, lambda logits: kl_divergence(calm, logits))

@@ -56,7 +56,7 @@ def blend(
     ``alpha`` 0 and 1 the copy is that of :func:`export_branch`, bit for bit.
 
     Interpolated statistics are those of no network. With a ``loader`` they are estimated anew, by
-    :func:`advcontrast.norm.update_bn`, from the images that the copy will see: clean ones, attacked ones, or some of
+    :func:`advcontrast.update_bn`, from the images that the copy will see: clean ones, attacked ones, or some of
     each.
 
     Args:

@@ -1,0 +1,81 @@
+"""What a run is made of must fit together before it begins."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from .. import distributed
+from .._checks import check_int, check_module, check_path, check_real, check_tensor, complaint, type_name
+from .ema import EMA
+from .reader import Reader
+from .source import Source, source_of
+
+_OWNER = "fit"
+
+
+def check_data(
+    learner: nn.Module, data: Tensor | Sequence[Tensor] | Dataset[Any] | Reader, batch_size: int, groups: Tensor | None
+) -> Source:
+    """Return where the batches come from, once learner and data can be trained with."""
+    check_module(_OWNER, learner)
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        remedy = "Unfreeze what is to be trained"
+        raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", remedy))
+    source = source_of(data)
+    lengths, world = source.lengths, distributed.world_size()
+    fewest = 2 * world
+    if len(set(lengths)) != 1 or lengths[0] < fewest:
+        expected = f"data of one length, at least {fewest}"
+        remedy = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
+        raise ValueError(complaint(_OWNER, expected, f"lengths {lengths}", remedy))
+    check_int(_OWNER, "batch_size", batch_size, low=fewest, remedy="A batch has two samples at least a process")
+    if batch_size % world:
+        remedy = "Every process takes as many samples as the others"
+        raise ValueError(
+            complaint(_OWNER, f"batch_size to be a multiple of {world} processes", repr(batch_size), remedy)
+        )
+    if groups is not None:
+        remedy = "Pass the number of its group for each sample"
+        check_tensor(_OWNER, "groups", groups, (torch.int64,), remedy=remedy)
+        if list(groups.shape) != lengths[:1]:
+            raise ValueError(complaint(_OWNER, f"groups of shape {lengths[:1]}", str(list(groups.shape)), remedy))
+    return source
+
+
+def check_parts(
+    optimizer: Any, schedule: Any, evaluate: Any, select: Any, folder: str | os.PathLike[str] | None, ema: Any
+) -> None:
+    """Require each of these that is not ``None`` to be of its kind; what its calls return only they can show."""
+    kinds = (
+        ("optimizer", optimizer, Optimizer, "Pass the optimizer itself, such as LARS(learner.parameters(), lr=5.0)"),
+        ("ema", ema, EMA, "Pass EMA(learner.model, decay=0.999)"),
+        ("select", select, str, "Pass the name of a metric"),
+    )
+    for name, part, kind, remedy in kinds:
+        if part is not None and not isinstance(part, kind):
+            expected = f"{name} to be of type {kind.__name__} or None"
+            raise TypeError(complaint(_OWNER, expected, type_name(part), remedy))
+    for name, function in (("schedule", schedule), ("evaluate", evaluate)):
+        if function is not None and not callable(function):
+            remedy = "Pass a function, or None"
+            raise TypeError(complaint(_OWNER, f"{name} to be callable", type_name(function), remedy))
+    if folder is not None:
+        check_path(_OWNER, "folder", folder, remedy="Pass a string or a Path, or None")
+    if select is not None and "test" in re.split("[^a-z]+", select.lower()):
+        remedy = "Select on validation images, and look at the test images once, at the end"
+        raise ValueError(complaint(_OWNER, "a metric of validation images to select by", repr(select), remedy))
+
+
+def check_rate(rate: Any) -> float:
+    """Return what a schedule has returned, once an optimizer can be given it."""
+    remedy = "Let it return the fraction of the learning rate to use"
+    check_real(_OWNER, "what schedule returns", rate, low=0, remedy=remedy)
+    return float(rate)
