@@ -20,7 +20,7 @@ def long_run():
 
 
 def readings(long_run, leak=0.0, slower=0.0):
-    """Return eleven readings in two hours; memory grows by ``leak`` MiB a reading, steps by ``slower`` of their cost."""
+    """Return readings of two hours; each has ``leak`` MiB more and steps dearer by ``slower`` of the first cost."""
     found, cpu = [], 0.0
     for i in range(11):
         found.append(long_run.Reading(12.0 * i, 1000 * i, cpu, 500 + leak * i, 7, 100))
