@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._checks import complaint
+from ._checks import check_real, complaint
 
 # Gloo has no error class of its own; its messages begin with the file of the transport that gave up.
 _TRANSPORT = ("gloo/transport/", "NCCL error", "Connection closed by peer")
@@ -22,9 +22,24 @@ _TRANSPORT = ("gloo/transport/", "NCCL error", "Connection closed by peer")
 def join(timeout: float) -> None:
     """Join the processes that ``torchrun`` has started, also after it has started them again.
 
+    Tensors of an accelerator are sent by its own backend, small objects by gloo, so that comparing shapes does not wait
+    for the device, as it would in a group made with ``backend="nccl"`` alone.
+
     Args:
-        timeout: seconds that a process waits for the others, here and in every collective later.
+        timeout: seconds that a process waits for the others, here and in every collective later, > 0.
+
+    Raises:
+        RuntimeError: ``torchrun`` has not started this process, or it has joined already.
+        ValueError: ``timeout`` is not positive.
+        TypeError: ``timeout`` is no number.
     """
+    check_real("join", "timeout", timeout, low=0, above=True, remedy="Pass seconds")
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        remedy = "Start the script with torchrun, or do not call this"
+        raise RuntimeError(complaint("join", "a process that torchrun has started", f"no {missing[0]}", remedy))
+    if dist.is_initialized():
+        raise RuntimeError(complaint("join", "no process group yet", "one", "Call this once, in the place of yours"))
     patience = timedelta(seconds=timeout)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
     environment = os.environ

@@ -1,0 +1,38 @@
+"""Joining the processes of a job."""
+
+import re
+
+import pytest
+
+from advcontrast import distributed
+
+VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Pretend that torchrun started this process."""
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error", "got"), [(0, ValueError, "0"), (-1.0, ValueError, "-1.0"), ("60", TypeError, "str")]
+)
+def test_a_timeout_is_positive(started, timeout, error, got):
+    with pytest.raises(error, match=re.escape(f"join: expected timeout to be a finite number > 0, got {got}. Pass")):
+        distributed.join(timeout)
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_process_that_torchrun_did_not_start_is_told(started, monkeypatch, name):
+    monkeypatch.delenv(name)
+    message = f"join: expected a process that torchrun has started, got no {name}. Start the script with torchrun"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        distributed.join(60)
+
+
+def test_a_process_joins_once(started, monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    with pytest.raises(RuntimeError, match=r"join: expected no process group yet, got one\. Call this once"):
+        distributed.join(60)
