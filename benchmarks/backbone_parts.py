@@ -40,6 +40,9 @@ def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
             elif name.endswith("running_var") or (name.endswith("weight") and tensor.dim() == 1):
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            elif tensor.dim() > 1 and tensor.is_floating_point() and not tensor.any():
+                # A last layer of zeros, as some networks begin with, would hide everything before it.
+                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
     return model
 
 
