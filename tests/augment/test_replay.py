@@ -44,14 +44,19 @@ def test_views_at_hand_travel_in_the_state_dict():
 
 
 def test_training_uses_every_second_batch(tmp_path):
-    seen = []
+    def batches(times):
+        seen = []
 
-    def augment(x):
-        seen.append(len(x))
-        return ContrastivePairAugment(8)(x)
+        def augment(x):
+            seen.append(x.clone())
+            return ContrastivePairAugment(8)(x)
 
-    train(acl(augment=Replay(augment, times=2)), images(), folder=tmp_path)
-    assert seen == [8, 6, 8]
+        train(acl(augment=Replay(augment, times=times)), images(), folder=tmp_path / str(times))
+        return seen
+
+    every, second = batches(1), batches(2)
+    assert [len(batch) for batch in every] == [8] * 6
+    assert same(second, every[::2])
 
 
 def test_resumed_training_goes_on_with_the_views_at_hand(tmp_path):

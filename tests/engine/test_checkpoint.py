@@ -113,6 +113,14 @@ def test_a_step_that_is_not_there_cannot_be_read(tmp_path):
         checkpoint.read(2)
 
 
+@pytest.mark.parametrize("method", ["path", "read"])
+@pytest.mark.parametrize(("step", "error", "got"), [(None, TypeError, "NoneType"), (-1, ValueError, "-1")])
+def test_wrong_step_has_no_folder(tmp_path, method, step, error, got):
+    message = f"Checkpoint: expected step to be an int >= 0, got {got}. Pass the number of steps taken."
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        getattr(filled(tmp_path, (1,)), method)(step)
+
+
 def test_tensors_are_written_to_the_cpu_of_the_reader(tmp_path):
     loaded = filled(tmp_path, (1,)).read(1)
     assert loaded["learner"]["weight"].device.type == "cpu"

@@ -135,3 +135,9 @@ def test_network_with_nothing_to_count_is_refused():
     text = "forward_equivalents: expected learner.model with convolutions or matrix products, got none."
     with pytest.raises(ValueError, match=re.escape(text)):
         forward_equivalents(acl, *views())
+
+
+def test_batch_that_the_learner_cannot_take_is_refused():
+    text = "forward_equivalents: expected a batch that the learner can train on, got "
+    with pytest.raises(ValueError, match=rf"^{re.escape(text)}.+\. Pass a batch of what fit passes to it\.$"):
+        forward_equivalents(learner("S2S", 0), *(view.double() for view in views()))

@@ -191,7 +191,22 @@ def test_wrapped_model_is_refused_with_the_remedy():
         EMA(nn.Linear(2, 1), 0.5).update(nn.Sequential(nn.Linear(2, 1)))
 
 
-def test_wrong_state_is_refused():
-    message = "EMA: expected entries model and updates, got ['weight']. Pass what state_dict() returned."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        EMA(nn.Linear(2, 1), 0.5).load_state_dict({"weight": torch.zeros(1)})
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        (None, TypeError, "state_dict to be a dict, got NoneType."),
+        ({"weight": torch.zeros(1)}, ValueError, "entries model and updates, got ['weight']."),
+        ({"model": 1, "updates": 1}, TypeError, "the entry model to be a dict, got int."),
+        (
+            {"model": nn.Linear(2, 1).state_dict(), "updates": -1},
+            ValueError,
+            "the entry updates to be an int >= 0, got -1.",
+        ),
+    ],
+)
+def test_wrong_state_is_refused(state, error, message):
+    ema = EMA(nn.Linear(2, 1), 0.5)
+    before = copy.deepcopy(ema.model)
+    with pytest.raises(error, match=re.escape(f"EMA: expected {message} Pass what state_dict() returned.")):
+        ema.load_state_dict(state)
+    assert states_equal(ema.model, before)

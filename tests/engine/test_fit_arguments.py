@@ -80,6 +80,22 @@ BATCH = "A batch has two samples at least a process."
             TypeError,
             "expected tensorboard to be True or False, got 'logs'. True writes folder/tensorboard.",
         ),
+        (
+            {"optimizer": "SGD"},
+            TypeError,
+            "expected optimizer to be of type Optimizer or None, got str. Pass the optimizer itself, such as "
+            "LARS(learner.parameters(), lr=5.0).",
+        ),
+        (
+            {"ema": 0.999},
+            TypeError,
+            "expected ema to be of type EMA or None, got float. Pass EMA(learner.model, decay=0.999).",
+        ),
+        ({"select": 1}, TypeError, "expected select to be of type str or None, got int. Pass the name of a metric."),
+        ({"schedule": 0.5}, TypeError, "expected schedule to be callable, got float. Pass a function, or None."),
+        ({"evaluate": {}}, TypeError, "expected evaluate to be callable, got dict. Pass a function, or None."),
+        ({"folder": -1}, TypeError, "expected folder to be a path, got int. Pass a string or a Path, or None."),
+        ({"folder": ""}, ValueError, "expected folder to be a path, got ''. Pass a string or a Path, or None."),
         ({"save_every": 5}, ValueError, "expected a folder to write to, got None. Pass folder=."),
         ({"tensorboard": True}, ValueError, "expected a folder to write to, got None. Pass folder=."),
         (
@@ -147,6 +163,20 @@ def test_groups_of_a_wrong_kind_are_refused(groups):
     learner = Separable()
     with pytest.raises((TypeError, ValueError), match=r"^\w+: expected groups "):
         train(learner, groups=groups)
+    assert learner.seen == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "error", "got"), [(None, TypeError, "NoneType"), (math.nan, ValueError, "nan"), (-0.1, ValueError, "-0.1")]
+)
+def test_schedule_that_returns_no_rate_is_named_before_a_step(rate, error, got):
+    learner = Separable()
+    message = (
+        f"fit: expected what schedule returns to be a finite number >= 0, got {got}. "
+        "Let it return the fraction of the learning rate to use."
+    )
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        train(learner, schedule=lambda step: rate)
     assert learner.seen == []
 
 

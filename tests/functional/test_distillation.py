@@ -209,6 +209,26 @@ def test_distillation_refuses_wrong_logits(z, t, error, message):
 
 
 @pytest.mark.parametrize(
+    ("call", "owner"),
+    [
+        (lambda: distillation(GOOD, GOOD.to("meta")), "distillation: expected logits and teacher_logits"),
+        (
+            lambda: semi_supervised(GOOD, GOOD, LABELS, GOOD.to("meta")),
+            "distillation: expected logits and teacher_logits",
+        ),
+        (
+            lambda: semi_supervised(GOOD, GOOD, LABELS.to("meta"), GOOD),
+            "semi_supervised: expected logits and labels",
+        ),
+    ],
+)
+def test_tensors_on_two_devices(call, owner):
+    message = f"{owner} on one device, got cpu and meta. Move them to the device of the model."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call()
+
+
+@pytest.mark.parametrize(
     ("temperature", "error", "got"),
     [(0, ValueError, "0"), (-1, ValueError, "-1"), (math.nan, ValueError, "nan"), ("1", TypeError, "str")],
 )

@@ -141,6 +141,20 @@ def test_wrong_logits(function, p, q, error, message):
         function(p, q)
 
 
+ELSEWHERE = "on one device, got cpu and meta. Move them to the device of the model."
+
+
+@pytest.mark.parametrize("function", [kl_divergence, lambda p, q: trades(p, q, LABELS)], ids=["kl", "trades"])
+def test_logits_on_two_devices(function):
+    with pytest.raises(ValueError, match=re.escape(f"kl_divergence: expected logits and other {ELSEWHERE}")):
+        function(GOOD, GOOD.to("meta"))
+
+
+def test_trades_refuses_labels_on_another_device():
+    with pytest.raises(ValueError, match=re.escape(f"trades: expected logits and labels {ELSEWHERE}")):
+        trades(GOOD, GOOD, LABELS.to("meta"))
+
+
 @pytest.mark.parametrize(
     ("beta", "error", "got"),
     [(-1, ValueError, "-1"), (math.nan, ValueError, "nan"), (math.inf, ValueError, "inf"), ("6", TypeError, "str")],

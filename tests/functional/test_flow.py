@@ -101,6 +101,12 @@ KIND = "to be a torch.float32 or torch.float64 tensor, got "
         (X, torch.zeros(1, 2, 4, 5), ValueError, f"{SHAPES}[2, 3, 4, 5] and [1, 2, 4, 5]{PAIR}"),
         (X[0], torch.zeros(3, 2, 5), ValueError, f"{SHAPES}[3, 4, 5] and [3, 2, 5]{PAIR}"),
         (X.byte(), torch.zeros(2, 2, 4, 5), TypeError, f"warp: expected x {KIND}torch.uint8. Pass float images."),
+        (
+            X,
+            torch.zeros(2, 2, 4, 5, device="meta"),
+            ValueError,
+            "warp: expected x and flow on one device, got cpu and meta. Move them to the device of the model.",
+        ),
         (X, [[0.0]], TypeError, f"warp: expected flow {KIND}list. Pass displacements in pixels."),
     ],
 )

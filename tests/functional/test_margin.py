@@ -190,6 +190,12 @@ BAD = [
     (Z, Y[:, None], ValueError, "y of shape [4], got [4, 1]." + INDEX),
     (Z, Y + 2, ValueError, "y within bounds [0, 4], got values in [2, 5]." + INDEX),
     (Z, Y - 1, ValueError, "y within bounds [0, 4], got values in [-1, 2]." + INDEX),
+    (
+        Z,
+        Y.to("meta"),
+        ValueError,
+        "logits and y on one device, got cpu and meta. Move them to the device of the model.",
+    ),
 ]
 
 
@@ -212,6 +218,7 @@ def test_three_classes_are_too_few_for_a_target():
         (Y.float(), TypeError, "target to be a torch.int64 tensor, got torch.float32." + INDEX),
         (3, TypeError, "target to be a torch.int64 tensor, got int." + INDEX),
         (Y[:2], ValueError, "target of shape [4], got [2]." + INDEX),
+        (Y.to("meta"), ValueError, "logits and target on one device, got cpu and meta. Move them to the device"),
         (Y + 2, ValueError, "target within bounds [0, 4], got values in [2, 5]." + INDEX),
         (
             torch.tensor([0, 2, 2, 4]),

@@ -257,7 +257,7 @@ REMEDY = "Pass what the projection head returns."
         (GOOD.tolist(), GOOD, TypeError, f"z1 to be a floating point tensor, got list. {REMEDY}"),
         (None, GOOD, TypeError, f"z1 to be a floating point tensor, got NoneType. {REMEDY}"),
         (GOOD, GOOD.double(), TypeError, "z1 and z2 of one dtype, got torch.float32 and torch.float64. Cast them to"),
-        (GOOD, GOOD.to("meta"), ValueError, "z1 and z2 on one device, got cpu and meta. Move both to the model's"),
+        (GOOD, GOOD.to("meta"), ValueError, "z1 and z2 on one device, got cpu and meta. Move them to the"),
         (GOOD, HOLES, ValueError, "z2 to be finite, got 3 non-finite of 32 values. The network has diverged, or its"),
         (GOOD * math.nan, GOOD, ValueError, "z1 to be finite, got 32 non-finite of 32 values. The network has dive"),
     ],

@@ -167,3 +167,11 @@ def test_a_split_outlives_a_recomputation(split):
     norm = model.body[1]
     assert (norm.clean.num_batches_tracked is norm.adv.num_batches_tracked) == (split == "affine")
     assert norm.clean.num_batches_tracked == 1
+
+
+def test_norms_without_statistics_are_recomputed_too():
+    model = convert_to_dual_bn(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)))
+    with bn_branch(model, "adv"):
+        y = checkpoint(model, torch.randn(6, 4), use_reentrant=False, context_fn=checkpoint_context_fn(model))
+    y.exp().sum().backward()
+    assert model[1].adv.weight.grad is not None

@@ -1,9 +1,11 @@
 """A step of adversarial contrastive learning, in every mode and inside any loop."""
 
 import math
+import re
 import warnings
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -596,3 +598,13 @@ def test_a_loss_must_be_a_scalar(mode):
 def test_an_attack_must_return_images(attack, error, match, mode):
     with pytest.raises(error, match=f"^ACLTrainer: expected {match}"):
         ACLTrainer(network(), attack=attack, mode=mode)(*views())
+
+
+@pytest.mark.parametrize("generator", [np.ones(3), 7], ids=["array", "int"])
+def test_a_generator_that_is_none_is_refused(generator):
+    message = (
+        f"ACLTrainer: expected generator to be a torch.Generator on cpu or None, got {type(generator).__name__}. "
+        "Create it with torch.Generator('cpu')."
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        ACLTrainer(network(), attack=FAST)(*views(), generator=generator)

@@ -270,6 +270,7 @@ def test_wrong_settings(make, error, message):
 
 X = torch.full((4, 3, 2, 2), 0.5)
 LABEL = "Pass one class index an image."
+SHAPES = "expected images of shape [N, ...] and labels of shape [N] with N >= 1"
 
 
 @pytest.mark.parametrize("trainer", [StandardTrainer, AdversarialTrainer, TRADESTrainer])
@@ -283,16 +284,77 @@ LABEL = "Pass one class index an image."
             "expected images to be a floating point tensor, got torch.uint8. "
             "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip().",
         ),
-        (X, LABELS[:3], ValueError, f"expected labels of shape [4], got [3]. {LABEL}"),
+        (
+            None,
+            LABELS,
+            TypeError,
+            "expected images to be a floating point tensor, got NoneType. "
+            "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip().",
+        ),
+        (X, LABELS[:3], ValueError, f"{SHAPES}, got [4, 3, 2, 2] and [3]. {LABEL}"),
+        (X[:3], LABELS, ValueError, f"{SHAPES}, got [3, 3, 2, 2] and [4]. {LABEL}"),
+        (X, LABELS[:, None], ValueError, f"{SHAPES}, got [4, 3, 2, 2] and [4, 1]. {LABEL}"),
+        (X[0, 0, 0, 0], LABELS[0], ValueError, f"{SHAPES}, got [] and []. {LABEL}"),
+        (X[:0], LABELS[:0], ValueError, f"{SHAPES}, got [0, 3, 2, 2] and [0]. {LABEL}"),
         (X, LABELS.float(), TypeError, f"expected labels to be a torch.int64 tensor, got torch.float32. {LABEL}"),
         (X, LABELS.tolist(), TypeError, f"expected labels to be a torch.int64 tensor, got list. {LABEL}"),
-        (X, LABELS + 1, ValueError, f"expected labels within bounds [0, 2], got values in [1, 3]. {LABEL}"),
-        (X, LABELS - 1, ValueError, f"expected labels within bounds [0, 2], got values in [-1, 1]. {LABEL}"),
+        (X, LABELS - 1, ValueError, f"expected labels within bounds [0, inf], got values in [-1, 1]. {LABEL}"),
     ],
 )
-def test_wrong_batches(trainer, x, y, error, message):
+def test_wrong_batches_are_refused_before_anything_moves(trainer, x, y, error, message):
+    model, draw = network(), torch.random.get_rng_state()
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(error, match=re.escape(f"{trainer.__name__}: {message}")):
-        trainer(network())(x, y)
+        trainer(model)(x, y)
+    assert torch.equal(torch.random.get_rng_state(), draw)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("trainer", [StandardTrainer, AdversarialTrainer, TRADESTrainer])
+def test_labels_beyond_the_classes_of_the_model(trainer):
+    message = f"{trainer.__name__}: expected labels within bounds [0, 2], got values in [1, 3]. {LABEL}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trainer(network())(X, LABELS + 1)
+
+
+@pytest.mark.parametrize("trainer", [StandardTrainer, AdversarialTrainer, TRADESTrainer])
+def test_labels_on_another_device(trainer):
+    message = f"{trainer.__name__}: expected logits and labels on one device, got cpu and meta. Move them to the device"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trainer(network())(X, LABELS.to("meta"))
+
+
+@pytest.mark.parametrize("y", [LABELS[:3], LABELS - 1])
+def test_wrong_labels_are_refused_before_the_augmentation_draws(y):
+    trainer, draw = StandardTrainer(network(), augment=CropFlip(1)), torch.random.get_rng_state()
+    with pytest.raises(ValueError, match=re.escape("StandardTrainer: expected ")):
+        trainer((X * 255).byte(), y)
+    assert torch.equal(torch.random.get_rng_state(), draw)
+
+
+def test_an_augmentation_must_return_float_images():
+    trainer = StandardTrainer(network(), augment=lambda x: x)
+    message = "StandardTrainer: expected images to be a floating point tensor, got torch.uint8. "
+    with pytest.raises(TypeError, match=re.escape(message)):
+        trainer(X.byte(), LABELS)
+
+
+@pytest.mark.parametrize("trainer", [StandardTrainer, AdversarialTrainer, TRADESTrainer])
+def test_a_model_must_return_a_row_an_image(trainer):
+    message = f"{trainer.__name__}: expected the output of the model of shape [4, C], a row a label, got [8, 6]. "
+    with pytest.raises(ValueError, match=re.escape(message)):
+        trainer(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (8, 6))))(X, LABELS)
+
+
+def test_an_objective_must_be_callable():
+    trainer, draw = AdversarialTrainer(network()), torch.random.get_rng_state()
+    message = (
+        "AdversarialTrainer: expected objective to be callable, got NoneType. "
+        "Pass a function such as lambda logits: loss(logits, y)."
+    )
+    with pytest.raises(TypeError, match=re.escape(message)):
+        trainer.attacked(X, None)
+    assert torch.equal(torch.random.get_rng_state(), draw)
 
 
 @pytest.mark.parametrize("trainer", [StandardTrainer, AdversarialTrainer, TRADESTrainer])
@@ -308,22 +370,33 @@ def test_a_model_that_does_not_classify(trainer, model, got):
         trainer(model)(X, LABELS)
 
 
+ROWS = "expected labels [N] and logits [N, C] with C >= 2"
+
+
 @pytest.mark.parametrize(
     ("labels", "logits", "error", "message"),
     [
-        (SOME[:3], TEACHER, ValueError, "expected labels [N] and logits [N, C], got [3] and [4, 3]. "),
-        (SOME[:, None], TEACHER, ValueError, "expected labels [N] and logits [N, C], got [4, 1] and [4, 3]. "),
-        (SOME, TEACHER[:, 0], ValueError, "expected labels [N] and logits [N, C], got [4] and [4]. "),
+        (SOME[:3], TEACHER, ValueError, f"{ROWS}, got [3] and [4, 3]. "),
+        (SOME[:, None], TEACHER, ValueError, f"{ROWS}, got [4, 1] and [4, 3]. "),
+        (SOME, TEACHER[:, 0], ValueError, f"{ROWS}, got [4] and [4]. "),
+        (SOME, TEACHER[:, :0], ValueError, f"{ROWS}, got [4] and [4, 0]. "),
+        (SOME, TEACHER[:, :1], ValueError, f"{ROWS}, got [4] and [4, 1]. "),
+        (SOME + 1, TEACHER, ValueError, "expected labels within bounds [-1, 2], got values in [0, 3]. "),
+        (SOME - 1, TEACHER, ValueError, "expected labels within bounds [-1, 2], got values in [-2, 1]. "),
         (SOME.float(), TEACHER, TypeError, "expected labels to be a torch.int64 tensor, got torch.float32. "),
         (SOME, TEACHER.argmax(1), TypeError, "expected logits to be a floating point tensor, got torch.int64. "),
     ],
 )
 def test_pseudo_labels_that_do_not_fit(labels, logits, error, message):
     remedy = "Pass one class index an image, -1 where there is none, and a row of logits an image."
+    model, draw = network(), torch.random.get_rng_state()
     with pytest.raises(error, match=re.escape(f"targets_of: {message}{remedy}")):
-        SemiSupervisedTrainer(network())(X, labels, logits)
+        SemiSupervisedTrainer(model)(X, labels, logits)
+    assert torch.equal(torch.random.get_rng_state(), draw)
+    assert model.encoder[2].num_batches_tracked == 0
 
 
-def test_a_label_below_minus_one_is_no_missing_label():
-    with pytest.raises(ValueError, match=re.escape("expected labels within bounds [-1, 2], got values in [-2, 2]. ")):
-        SemiSupervisedTrainer(network())(X, torch.tensor([-2, 0, 1, 2]), TEACHER)
+def test_pseudo_labels_on_another_device():
+    message = "targets_of: expected labels and logits on one device, got cpu and meta. Move them to the device"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SemiSupervisedTrainer(network())(X, SOME, TEACHER.to("meta"))

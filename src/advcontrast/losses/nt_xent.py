@@ -84,7 +84,9 @@ def _check_everywhere(z1: Tensor, z2: Tensor) -> None:
         raise problem
     if len(set(shapes)) > 1:
         got = ", ".join(f"{shape} on rank {rank}" for rank, shape in enumerate(shapes))
+        expected = "the same number of pairs on every rank"
         remedy = "Use a sampler that gives every process as many images, and drop_last=True"
         if _UNUSABLE in shapes:
-            remedy = "Read the message of the first rank that has them: it says what is wrong with them"
-        raise ValueError(complaint("NTXentLoss", "the same number of pairs on every rank", got, remedy))
+            expected = "usable embeddings on every rank"
+            remedy = "The message of the rank without them says what is wrong there"
+        raise ValueError(complaint("NTXentLoss", expected, got, remedy))

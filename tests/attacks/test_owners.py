@@ -1,0 +1,165 @@
+"""An error names the attack that was called, whichever of its checks failed."""
+
+import pytest
+import torch
+from torch import nn
+
+from advcontrast.attacks import (
+    APGDAttack,
+    Classification,
+    ElasticAttack,
+    FrankWolfeAttack,
+    FreeAttack,
+    JPEGAttack,
+    PGDAttack,
+    ProgressiveAttack,
+    WarmStart,
+    under_attack,
+)
+
+X, Y = torch.full((2, 3, 16, 16), 0.5), torch.tensor([0, 1])
+ATTACKS = (APGDAttack, ElasticAttack, FrankWolfeAttack, JPEGAttack, PGDAttack)
+CLASSIFIER = nn.Sequential(nn.Flatten(), nn.Linear(768, 2)).eval()
+
+
+def brightness(x):
+    return x.flatten(1).sum(1)
+
+
+def nowhere(x):
+    return torch.ones(len(x), requires_grad=True)
+
+
+def steep(x):
+    return (0 * x.flatten(1)).sqrt().sum(1)
+
+
+SETTINGS = [
+    (APGDAttack, {"eps": -1}),
+    (APGDAttack, {"loss": "bce"}),
+    (APGDAttack, {"restarts": 0}),
+    (APGDAttack, {"targets": 0}),
+    (ElasticAttack, {"eps": -1}),
+    (ElasticAttack, {"step_size": 0}),
+    (ElasticAttack, {"steps": -1}),
+    (ElasticAttack, {"random_start": None}),
+    (ElasticAttack, {"kernel_size": 0}),
+    (ElasticAttack, {"kernel_size": 4}),
+    (ElasticAttack, {"kernel_std": 0}),
+    (ElasticAttack, {"minimize": None}),
+    (FrankWolfeAttack, {"eps": -1}),
+    (FrankWolfeAttack, {"steps": -1}),
+    (FrankWolfeAttack, {"random_start": None}),
+    (FrankWolfeAttack, {"minimize": None}),
+    (FrankWolfeAttack, {"bounds": None}),
+    (FrankWolfeAttack, {"bounds": (0.0, float("inf"))}),
+    (FreeAttack, {"norm": "l1"}),
+    (FreeAttack, {"step_size": 0}),
+    (JPEGAttack, {"eps": -1}),
+    (JPEGAttack, {"norm": "l0"}),
+    (JPEGAttack, {"step_size": 0}),
+    (JPEGAttack, {"norm": "l1", "step_size": 1.0}),
+    (JPEGAttack, {"steps": -1}),
+    (JPEGAttack, {"random_start": None}),
+    (JPEGAttack, {"minimize": None}),
+    (PGDAttack, {"eps": -1}),
+    (PGDAttack, {"eps": 8}),
+    (PGDAttack, {"steps": -1}),
+    (PGDAttack, {"norm": "l1"}),
+    (PGDAttack, {"bounds": None}),
+    (PGDAttack, {"step_size": 0}),
+    (PGDAttack, {"random_start": None}),
+    (PGDAttack, {"minimize": None}),
+    (PGDAttack, {"restarts": 0}),
+    (ProgressiveAttack, {"stages": None}),
+    (ProgressiveAttack, {"stages": []}),
+    (ProgressiveAttack, {"stages": [None]}),
+    (ProgressiveAttack, {"stages": [(0, PGDAttack()), (None, PGDAttack())]}),
+    (ProgressiveAttack, {"stages": [(1, PGDAttack())]}),
+    (WarmStart, {"attack": None}),
+    (Classification, {"model": None, "y": Y}),
+    (Classification, {"model": CLASSIFIER, "y": None}),
+    (Classification, {"model": CLASSIFIER, "y": Y[0]}),
+]
+
+
+@pytest.mark.parametrize(("owner", "settings"), SETTINGS)
+def test_a_refused_setting_is_one_of_the_attack(owner, settings):
+    with pytest.raises((TypeError, ValueError), match=f"^{owner.__name__}: expected "):
+        owner(**settings)
+
+
+@pytest.mark.parametrize("owner", [*ATTACKS, FreeAttack])
+@pytest.mark.parametrize(
+    ("objective", "x", "generator"),
+    [
+        (None, X, None),
+        (brightness, X.half(), None),
+        (brightness, X[0, 0, 0, 0], None),
+        (brightness, X, 0),
+        (brightness, X + 1, None),
+        (brightness, X * torch.nan, None),
+    ],
+    ids=["objective", "dtype", "shape", "generator", "bounds", "not finite"],
+)
+def test_a_refused_call_is_one_of_the_attack(owner, objective, x, generator):
+    with pytest.raises((TypeError, ValueError), match=f"^{owner.__name__}: expected "):
+        owner()(objective, x, generator=generator)
+
+
+@pytest.mark.parametrize("owner", ATTACKS)
+@pytest.mark.parametrize("objective", [lambda x: None, lambda x: x, lambda x: brightness(x) * torch.nan])
+def test_a_refused_objective_is_one_of_the_attack(owner, objective):
+    with pytest.raises((TypeError, ValueError), match=f"^{owner.__name__}: expected "):
+        owner()(objective, X)
+
+
+@pytest.mark.parametrize("owner", [APGDAttack, FrankWolfeAttack, PGDAttack])
+@pytest.mark.parametrize("objective", [nowhere, steep])
+def test_a_refused_gradient_is_one_of_the_attack(owner, objective):
+    with pytest.raises(ValueError, match=f"^{owner.__name__}: expected "):
+        owner()(objective, X)
+
+
+@pytest.mark.parametrize("start", [None, X[:1], X * torch.nan], ids=["type", "shape", "not finite"])
+def test_a_refused_start_is_one_of_the_attack(start):
+    with pytest.raises((TypeError, ValueError), match=r"^PGDAttack: expected "):
+        PGDAttack()(brightness, X, start=start if start is not None else X.half())
+
+
+@pytest.mark.parametrize("loss", ["dlr", "dlr-targeted"])
+@pytest.mark.parametrize("objective", [brightness, Classification(CLASSIFIER, Y)])
+def test_a_refused_classifier_is_one_of_the_attack(loss, objective):
+    with pytest.raises(ValueError, match=r"^APGDAttack: expected "):
+        APGDAttack(loss=loss)(objective, X)
+
+
+def test_a_refused_flow_is_one_of_the_attack():
+    with pytest.raises(ValueError, match=r"^ElasticAttack: expected x of shape"):
+        ElasticAttack()(brightness, X[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "error"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), X, RuntimeError),
+        (CLASSIFIER, None, TypeError),
+        (lambda x: None, X, TypeError),
+        (lambda x: x, X, ValueError),
+        (lambda x: x.flatten(1)[:, :1], X, ValueError),
+    ],
+    ids=["mode", "images", "type", "shape", "labels"],
+)
+def test_a_refused_model_is_one_of_the_objective(model, x, error):
+    with pytest.raises(error, match=r"^Classification: expected "):
+        Classification(model, Y).logits(x)
+
+
+def test_a_refused_state_is_one_of_the_attack():
+    with pytest.raises(TypeError, match=r"^ProgressiveAttack: expected calls of the state"):
+        ProgressiveAttack([(None, PGDAttack())]).set_extra_state({})
+
+
+def test_a_model_that_is_none_is_one_of_the_context():
+    with pytest.raises(TypeError, match=r"^under_attack: expected model"), under_attack(None):
+        pass
