@@ -1,27 +1,34 @@
 """Change the library in small ways and count how many of the changes the tests notice.
 
     python benchmarks/mutation.py                                # 40 changes a file, of the five rooms below
-    python benchmarks/mutation.py functional losses              # some rooms
+    python benchmarks/mutation.py norm surgery --sample 100      # some rooms
+    python benchmarks/mutation.py functional/flow                # a file
     python benchmarks/mutation.py --sample 10000                 # every change there is: hours
+    python benchmarks/mutation.py --again                        # those that survived, against all tests
 
 The changes are those of mutmut, one at a time in a copy of the repository. They are drawn with a fixed seed for each
 file, so that the same source gives the same sample, and a larger one holds the smaller. Each one runs the doctests and
-the tests of its file, then those of its room and the property tests, up to the first failure, in a process forked from
-one that has imported PyTorch. (``mutmut run`` itself keeps all variants in one file behind a switch, which neither
-``torch.compile`` nor pickle nor a doctest sees through.) A run continues where the last one stopped; a change that
-survived is tried again.
+the tests of its file, then those of its room, up to the first failure; with ``--again`` those that start processes and
+the property tests as well. It does so in a process forked from one that has imported PyTorch. (``mutmut run`` itself
+keeps all variants in one file behind a switch, which neither ``torch.compile`` nor pickle nor a doctest sees through.)
+What became of a file's changes counts only if the unchanged file passes the same tests before and after.
 
-Survivors that change nothing observable are listed with a reason in ``results/mutation/equivalent.json``, by their key
-in ``results/mutation/results.json``.
+A run continues where the last one stopped. Survivors that change nothing observable are listed with a reason in
+``results/mutation/equivalent.json``, by their key in ``results/mutation/results.json``; ``results/mutation/table.md``
+has the figures and every survivor.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import difflib
+import functools
 import importlib
+import importlib.metadata
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -29,33 +36,36 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "mutation"
-ROOMS = {
-    "functional": ["tests/functional", "tests/properties/test_nt_xent.py"],
-    "losses": ["tests/losses", "tests/properties/test_nt_xent.py"],
-    "attacks": ["tests/attacks", "tests/properties/test_pgd.py"],
-    "norm": ["tests/norm", "tests/surgery", "tests/properties/test_dual_bn.py"],
-    "surgery": ["tests/surgery", "tests/norm", "tests/properties/test_dual_bn.py"],
+PROPERTIES = {
+    "functional": "nt_xent",
+    "losses": "nt_xent",
+    "attacks": "pgd",
+    "norm": "dual_bn",
+    "surgery": "dual_bn",
 }
-WARM = ("hypothesis", "numpy", "pytest", "torch", "torch._dynamo", "torchvision")
-SECONDS = 300
+WARM = ("hypothesis", "numpy", "pytest", "torch", "torch._dynamo", "torchvision", "timm")
+SECONDS = 60  # on top of five times what the tests of the unchanged file take
 
 
 def main() -> None:
     """Try the changes that were asked for and write down what became of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}; by default all")
+    parser.add_argument("rooms", nargs="*", help=f"of {', '.join(PROPERTIES)}, or files in them; by default all")
     parser.add_argument("--sample", type=int, default=40, help="changes a file")
+    parser.add_argument("--again", action="store_true", help="try those that survived again, against all tests")
     given = parser.parse_args()
-    unknown = [room for room in given.rooms if room not in ROOMS]
+    unknown = [room for room in given.rooms if room.split("/")[0] not in PROPERTIES]
     if unknown or given.sample < 1:
-        parser.error(f"expected rooms of {', '.join(ROOMS)} and a sample of at least 1")
+        parser.error(f"expected rooms of {', '.join(PROPERTIES)} and a sample of at least 1")
+    os.environ |= {"HYPOTHESIS_PROFILE": "dev", "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True  # a changed file of the same size and second would be read from the cache
-    os.environ["HYPOTHESIS_PROFILE"] = "dev"
     for name in WARM:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,48 +74,45 @@ def main() -> None:
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         for part in ("conftest.py", "pyproject.toml"):
             shutil.copy(ROOT / part, copy)
+        compileall.compile_dir(copy / "src", quiet=2)
         os.chdir(copy)
-        for room in given.rooms or ROOMS:
-            for source in _sources(copy, room):
-                _try_file(copy, room, source, given.sample)
+        for chosen in given.rooms or PROPERTIES:
+            room, _, file = chosen.partition("/")
+            for source in sorted(Path("src", "advcontrast", room).glob(f"{file or '[!_]*'}.py")):
+                _try_file(room, source, given.sample, given.again)
+                (RESULTS / "table.md").write_text(_table())
 
 
-def _sources(copy: Path, room: str) -> list[Path]:
-    package = copy / "src" / "advcontrast" / room
-    files = sorted(package.glob("*.py")) or [package.with_suffix(".py")]
-    return [file for file in files if file.name != "__init__.py"]
-
-
-def _try_file(copy: Path, room: str, source: Path, sample: int) -> None:
+def _try_file(room: str, source: Path, sample: int, again: bool) -> None:
     """Run the tests over a sample of the changes of one file."""
-    name = f"{room}/{source.stem}" if source.parent.name == room else source.stem
+    name = f"{room}/{source.stem}"
     original = source.read_text()
     variants = dict(_variants(source, original))
     keys = sorted(variants)
     random.Random(name).shuffle(keys)
-    keys = keys[:sample]
-    record = _read(RESULTS / "results.json")
+    record = _read("results")
     known = record.get(name, {}).get("verdicts", {})
-    own = sorted(str(path) for path in Path("tests", room).glob(f"test_{source.stem}*.py"))
-    tests = [str(source.relative_to(copy)), *own, *(path for path in ROOMS[room] if Path(path).exists())]
-    assert _fails(tests) == 0, f"the tests of {name} fail before any change"
-    verdicts = {}
-    for key in keys:
-        verdicts[key] = known.get(key, "survived")
-        if verdicts[key] != "survived":
-            continue
+    verdicts = {key: known[key] for key in (keys if again else keys[:sample]) if key in known}
+    equivalent = _read("equivalent").get(name, {})
+    missing = [key for key in keys[:sample] if key not in known]
+    survived = [key for key, verdict in verdicts.items() if verdict == "survived" and key not in equivalent]
+    suites = _suites(room, source, again)
+    left = survived if again else missing
+    limits = [SECONDS + 5 * _time_unchanged(tuple(suite)) for suite in suites if left]
+    for cached in source.parent.glob(f"__pycache__/{source.stem}.*"):
+        cached.unlink()
+    for key in left:
         source.write_text(variants[key])
         started = time.monotonic()
-        verdicts[key] = {None: "killed by time", 0: "survived"}.get(_fails(tests), "killed")
+        failures = (_first_failure(suite, limit) for suite, limit in zip(suites, limits, strict=True))
+        killer = next((failure for failure in failures if failure), None)
         source.write_text(original)
-        print(f"{name} {verdicts[key]} in {time.monotonic() - started:.0f} s: {key}", flush=True)
-        partly = known | verdicts
-        _write(
-            record | {name: {"changes": len(variants), "verdicts": {key: partly[key] for key in keys if key in partly}}}
-        )
-    record = _read(RESULTS / "results.json")
+        verdicts[key] = f"killed by {killer}" if killer else "survived"
+        print(f"{time.monotonic() - started:3.0f} s {name} {verdicts[key]}: {key}", flush=True)
+    if left and (failure := _first_failure(suites[0], limits[0])):
+        raise SystemExit(f"the tests of {name} fail without a change: {failure}")
     _write(record | {name: {"changes": len(variants), "verdicts": verdicts}})
-    print(name, dict(Counter(verdicts.values())), flush=True)
+    print(name, len(variants), dict(Counter(verdict.split()[0] for verdict in verdicts.values())), flush=True)
 
 
 def _variants(source: Path, original: str) -> Iterator[tuple[str, str]]:
@@ -115,35 +122,76 @@ def _variants(source: Path, original: str) -> Iterator[tuple[str, str]]:
     module, changes, *_ = create_mutations(str(source), original)
     seen: Counter[str] = Counter()
     for change in changes:
-        if change.contained_by_top_level_function is None:
+        function = change.contained_by_top_level_function
+        if function is None:
             continue
         text = deep_replace(module, change.original_node, change.mutated_node).code
         lines = difflib.unified_diff(original.splitlines(), text.splitlines(), n=0, lineterm="")
         lines = [" ".join([line[0], line[1:].strip()]) for line in list(lines)[2:] if line[0] in "+-"]
-        key = f"{change.contained_by_top_level_function.name.value}: {'  '.join(lines)}"
+        name = getattr(function, "name", None)  # a statement in the body of a class has none
+        key = f"{name.value if name else 'class'}: {'  '.join(lines)}"
         seen[key] += 1
         yield (key if seen[key] == 1 else f"{key}  ({seen[key]})"), text
 
 
-def _fails(tests: list[str]) -> int | None:
-    """Run tests in a fork; the exit status of pytest, or ``None`` where they took too long."""
+def _suites(room: str, source: Path, thorough: bool) -> list[list[str]]:
+    """Return the arguments of pytest for the tests of a file, of its room and, where asked for, all others."""
+    quick = ["-m", "not slow and not distributed"]
+    files = sorted(Path("tests", room).glob("test_*.py"), key=lambda file: file.stat().st_size)
+    own = [str(file) for file in files if file.stem.startswith((f"test_{source.stem}", "test_owners", "test_errors"))]
+    suites = [[*quick, str(source), *own], [*quick, *map(str, files)]]
+    if thorough:
+        related = {"norm": ["tests/surgery"], "surgery": ["tests/norm"], "functional": ["tests/losses"]}.get(room, [])
+        suites.append([*related, f"tests/properties/test_{PROPERTIES[room]}.py"])
+        suites.append(["-m", "slow or distributed", f"tests/{room}"])
+    return suites
+
+
+@functools.cache
+def _time_unchanged(suite: tuple[str, ...]) -> float:
+    started = time.monotonic()
+    failure = _first_failure(suite, 600)
+    if failure:
+        raise SystemExit(f"the tests fail before any change: {failure}")
+    return time.monotonic() - started
+
+
+def _first_failure(suite: Sequence[str], seconds: float) -> str | None:
+    """Run tests in a fork and return the first that fails, "time" if they take too long, ``None`` if all pass."""
+    report = Path("first_failure.txt")
+    report.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
         os.setsid()
-        _run_tests(tests)
-    deadline = time.monotonic() + SECONDS
+        _run_tests(suite, report.resolve())
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            return os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            if code == -signal.SIGKILL:
+                raise SystemExit("The tests were killed from outside, perhaps for lack of memory.")
+            failure = report.read_text() if report.exists() else f"exit status {code}"
+            return None if code in (0, 5) else failure  # 5: nothing to run
         time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return None
+    return "time"
 
 
-def _run_tests(tests: list[str]) -> None:
+def _run_tests(suite: Sequence[str], report: Path) -> None:
     import pytest
+
+    class FirstFailure:
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            self.note(report)
+
+        def pytest_collectreport(self, report: Any) -> None:
+            self.note(report)
+
+        def note(self, result: Any) -> None:
+            if result.failed and not report.exists():
+                report.write_text(result.nodeid)
 
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -153,18 +201,55 @@ def _run_tests(tests: list[str]) -> None:
     code = 1
     try:
         options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-k", "not compile"]
-        code = pytest.main([*options, "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests])
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        code = pytest.main([*options, *suite], plugins=[FirstFailure()])
         package = sys.modules["advcontrast"].__file__ or ""
         assert Path(package).is_relative_to(Path.cwd()), package
     finally:
         os._exit(int(code))
 
 
-def _read(path: Path) -> dict[str, dict]:
+def _table() -> str:
+    """Return the figures of every room and file, and all survivors, in Markdown."""
+    record, equivalent = _read("results"), _read("equivalent")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mutmut", "torch", "pytest"))
+    text = [
+        "# Changes that the tests notice\n",
+        f"`python {' '.join(['benchmarks/mutation.py', *sys.argv[1:]])}`, {datetime.now(timezone.utc):%Y-%m-%d}, "
+        f"Python {platform.python_version()}, {versions}; drawn for each file by `random.Random(file)`.\n",
+        "The score is killed / (drawn - equivalent). mutmut changes no decorated function.\n",
+        "| | changes there are | drawn | killed | equivalent | survived | score |\n" + "| --- " * 7 + "|",
+    ]
+    verdicts = {
+        name: {
+            key: "equivalent" if verdict == "survived" and key in equivalent.get(name, {}) else verdict.split()[0]
+            for key, verdict in file["verdicts"].items()
+        }
+        for name, file in record.items()
+    }
+    for room in PROPERTIES:
+        files = [name for name in record if name.startswith(f"{room}/")]
+        for title, names in [(f"**{room}**", files), *((name, [name]) for name in files)]:
+            count = Counter(verdict for name in names for verdict in verdicts[name].values())
+            real = count["killed"] + count["survived"]
+            score = f"{100 * count['killed'] / real:.1f} %" if real else "-"
+            there = sum(record[name]["changes"] for name in names)
+            figures = [there, count.total(), count["killed"], count["equivalent"], count["survived"], score]
+            text.append("| " + " | ".join([title, *map(str, figures)]) + " |")
+    for title, verdict in (("Survived", "survived"), ("Without effect", "equivalent")):
+        text += [f"\n## {title}\n"]
+        for name, file in verdicts.items():
+            for key in (key for key in file if file[key] == verdict):
+                text.append(f"- `{name}`, `{key}` {equivalent.get(name, {}).get(key, '')}".rstrip())
+    return "\n".join(text) + "\n"
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _write(record: dict[str, dict]) -> None:
+def _write(record: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "results.json").write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n")
 
