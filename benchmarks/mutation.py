@@ -30,6 +30,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import signal
 import sys
@@ -92,27 +93,36 @@ def _try_file(room: str, source: Path, sample: int, again: bool) -> None:
     random.Random(name).shuffle(keys)
     record = _read("results")
     known = record.get(name, {}).get("verdicts", {})
-    verdicts = {key: known[key] for key in (keys if again else keys[:sample]) if key in known}
+    verdicts = {key: known[key] for key in keys if key in known}
     equivalent = _read("equivalent").get(name, {})
     missing = [key for key in keys[:sample] if key not in known]
     survived = [key for key, verdict in verdicts.items() if verdict == "survived" and key not in equivalent]
     suites = _suites(room, source, again)
     left = survived if again else missing
-    limits = [SECONDS + 5 * _time_unchanged(tuple(suite)) for suite in suites if left]
     for cached in source.parent.glob(f"__pycache__/{source.stem}.*"):
         cached.unlink()
     for key in left:
-        source.write_text(variants[key])
         started = time.monotonic()
-        failures = (_first_failure(suite, limit) for suite, limit in zip(suites, limits, strict=True))
-        killer = next((failure for failure in failures if failure), None)
-        source.write_text(original)
+        killer = _killer(source, variants[key], suites)
         verdicts[key] = f"killed by {killer}" if killer else "survived"
         print(f"{time.monotonic() - started:3.0f} s {name} {verdicts[key]}: {key}", flush=True)
-    if left and (failure := _first_failure(suites[0], limits[0])):
+    if left and (failure := _first_failure(suites[0], 600)):
         raise SystemExit(f"the tests of {name} fail without a change: {failure}")
     _write(record | {name: {"changes": len(variants), "verdicts": verdicts}})
     print(name, len(variants), dict(Counter(verdict.split()[0] for verdict in verdicts.values())), flush=True)
+
+
+def _killer(source: Path, changed: str, suites: list[list[str]]) -> str | None:
+    """Return the test that notices a change of a file, or ``None``."""
+    original = source.read_text()
+    for suite in suites:
+        limit = SECONDS + 5 * _time_unchanged(tuple(suite))
+        source.write_text(changed)
+        failure = _first_failure(suite, limit)
+        source.write_text(original)
+        if failure:
+            return failure
+    return None
 
 
 def _variants(source: Path, original: str) -> Iterator[tuple[str, str]]:
@@ -137,7 +147,9 @@ def _variants(source: Path, original: str) -> Iterator[tuple[str, str]]:
 def _suites(room: str, source: Path, thorough: bool) -> list[list[str]]:
     """Return the arguments of pytest for the tests of a file, of its room and, where asked for, all others."""
     quick = ["-m", "not slow and not distributed"]
+    defined = re.findall(r"^(?:class|def) ([a-zA-Z]\w+)", source.read_text(), re.MULTILINE)
     files = sorted(Path("tests", room).glob("test_*.py"), key=lambda file: file.stat().st_size)
+    files.sort(key=lambda file: not any(name in file.read_text() for name in defined))
     own = [str(file) for file in files if file.stem.startswith((f"test_{source.stem}", "test_owners", "test_errors"))]
     suites = [[*quick, str(source), *own], [*quick, *map(str, files)]]
     if thorough:
