@@ -113,3 +113,8 @@ KIND = "to be a torch.float32 or torch.float64 tensor, got "
 def test_wrong_arguments(x, flow, error, message):
     with pytest.raises(error, match=re.escape(message)):
         warp(x, flow)
+
+
+def test_warping_stays_on_the_device_of_the_images():
+    x, flow = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(2, 2, 8, 8, device="meta")
+    assert warp(x, flow).device == x.device

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advcontrast import bn_branch, convert_to_dual_bn, export_branch
 from advcontrast.norm import DualBatchNorm
-from advcontrast.norm.dual_batch_norm import dual_class
+from advcontrast.norm.dual_batch_norm import dual_of
 from tests.properties.dual_bn_cases import LAYOUTS, Case
 from tests.properties.dual_bn_invariants import BRANCHES, INVARIANTS, Implementation, norms_of
 
@@ -201,9 +201,9 @@ def _tolerant(base):
 def _walk(model, slots):
     """Convert the norms in ``slots(model)``, which are triples of parent, name and norm, one dual norm for each."""
     if isinstance(model, _BatchNorm):
-        return dual_class(model).from_batchnorm(model)
+        return dual_of(model, BRANCHES, "both", [{}])
     for parent, name, norm in slots(model):
-        setattr(parent, name, dual_class(norm).from_batchnorm(norm))
+        setattr(parent, name, dual_of(norm, BRANCHES, "both", [{}]))
     return model
 
 
