@@ -110,7 +110,7 @@ def main(settings: Settings) -> None:
         return
     experiment.describe(images)
     if settings.stream:
-        experiment.record(stream=f"{len(data)} images, {data.dataset.fingerprint()[:16]}")
+        experiment.record(stream=f"ImageStream of {len(data)} samples {data.dataset.fingerprint()[:16]}")
     cost = mean_cost(learner, images.everything.x[: settings.batch_size], steps)
     say(f"{settings.out}: {cost:.1f} forward passes an image and epoch; SimCLR takes 6, ACL with PGD-5 takes 32")
     history = fit(
