@@ -2,6 +2,8 @@
 
 import math
 import os
+import sys
+from collections.abc import Iterator
 
 # Property tests want reproducible sums, and DDP tests start processes of their own on the same cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +20,15 @@ pytest_plugins = ["tests.scoreboard"]
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _tracing() -> Iterator[None]:
+    """Give the tracer of coverage back what other libraries take from it: AutoAttack's own checks end all tracing."""
+    before = sys.gettrace()
+    yield
+    if sys.gettrace() is not before:
+        sys.settrace(before)
 
 
 @pytest.fixture(autouse=True)

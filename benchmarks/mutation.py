@@ -14,8 +14,8 @@ keeps all variants in one file behind a switch, which neither ``torch.compile`` 
 What became of a file's changes counts only if the unchanged file passes the same tests before and after.
 
 A run continues where the last one stopped. Survivors that change nothing observable are listed with a reason in
-``results/mutation/equivalent.json``, by their key in ``results/mutation/results.json``; ``results/mutation/table.md``
-has the figures and every survivor.
+``results/mutation/equivalent.json``, by their key in ``results/mutation/results.json``, and why others survive in
+``results/mutation/survivors.json``; ``results/mutation/table.md`` has the figures and every survivor.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _run_tests(suite: Sequence[str], report: Path) -> None:
 
 def _table() -> str:
     """Return the figures of every room and file, and all survivors, in Markdown."""
-    record, equivalent = _read("results"), _read("equivalent")
+    record, equivalent, survivors = _read("results"), _read("equivalent"), _read("survivors")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mutmut", "torch", "pytest"))
     text = [
         "# Changes that the tests notice\n",
@@ -248,11 +248,11 @@ def _table() -> str:
             there = sum(record[name]["changes"] for name in names)
             figures = [there, count.total(), count["killed"], count["equivalent"], count["survived"], score]
             text.append("| " + " | ".join([title, *map(str, figures)]) + " |")
-    for title, verdict in (("Survived", "survived"), ("Without effect", "equivalent")):
+    for title, verdict, reasons in (("Survived", "survived", survivors), ("Without effect", "equivalent", equivalent)):
         text += [f"\n## {title}\n"]
         for name, file in verdicts.items():
             for key in (key for key in file if file[key] == verdict):
-                text.append(f"- `{name}`, `{key}` {equivalent.get(name, {}).get(key, '')}".rstrip())
+                text.append(f"- `{name}`, `{key}`: {reasons.get(name, {}).get(key, 'not looked at yet')}")
     return "\n".join(text) + "\n"
 
 

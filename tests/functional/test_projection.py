@@ -1,6 +1,7 @@
 """Balls whose edges are exact: checked with rational numbers, which do not round."""
 
 import math
+import re
 from fractions import Fraction
 
 import pytest
@@ -200,3 +201,11 @@ def test_the_default_device_does_not_matter():
     expected = linf_box(x, 0.1)
     with torch.device("meta"):
         assert all(map(torch.equal, linf_box(x, 0.1), expected))
+
+
+@pytest.mark.parametrize(("point", "x"), [((2, 3), (1, 3)), ((2, 3), (2, 4)), ((), ())])
+def test_points_of_another_shape_than_their_centres_are_refused(point, x):
+    expected = "project_l2: expected point and x of one shape [N, ...], got "
+    message = f"{expected}{list(point)} and {list(x)}. Pass a point for each centre."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        project_l2(torch.zeros(point), torch.zeros(x), 1.0)
