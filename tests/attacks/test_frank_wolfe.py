@@ -152,3 +152,10 @@ def test_infinite_gradients_are_refused():
     message = "FrankWolfeAttack: expected the gradient of the objective to be finite, got 8 non-finite of 8 values."
     with pytest.raises(ValueError, match=re.escape(message)):
         FrankWolfeAttack(random_start=False)(lambda x: (x - x.detach()).sqrt().sum(1), images(2, 4))
+
+
+def test_of_equally_steep_pixels_the_first_take_the_budget():
+    x = torch.full((2, 100), 0.25, dtype=torch.float64)
+    adv = FrankWolfeAttack(eps=10.0, steps=1, random_start=False)(lambda x: x.sum(1), x)
+    expected = torch.cat([torch.ones(13), torch.tensor([0.5]), torch.full((86,), 0.25)]).double().expand(2, -1)
+    torch.testing.assert_close(adv, expected, rtol=0, atol=1e-9)
