@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, get_worker_info
 
-from tests.engine.learners import images, network
+from tests.engine.learners import images, network, outcome, scramble, train
 
 
 class Pictures(nn.Module):
@@ -29,6 +29,13 @@ class Pictures(nn.Module):
         x = x.float() / 255
         labels = (x[..., :4].mean((1, 2, 3)) > x[..., 4:].mean((1, 2, 3))).long()
         return nn.functional.cross_entropy(self.model(x), labels), {}
+
+
+def trained(data, learner=None, **settings):
+    """Train on ``data``; return what came of it, and what the learner has seen."""
+    scramble(3)
+    learner = Pictures() if learner is None else learner
+    return outcome(learner, train(learner, data, **settings)), getattr(learner, "seen", None)
 
 
 class Drawn(Dataset):

@@ -23,14 +23,12 @@ from tests.engine.learners import (
     acl,
     images,
     labelled,
-    outcome,
     same,
-    scramble,
     timeless,
     train,
     weights,
 )
-from tests.engine.streams import Drawn, Misbehaving, Pictures, nobody_left, write
+from tests.engine.streams import Drawn, Misbehaving, Pictures, nobody_left, trained, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,12 +42,6 @@ def folder(tmp_path):
 def _nobody_left():
     with nobody_left():
         yield
-
-
-def trained(data, learner=None, **settings):
-    scramble(3)
-    learner = Pictures() if learner is None else learner
-    return outcome(learner, train(learner, data, **settings)), getattr(learner, "seen", None)
 
 
 # The same weights.

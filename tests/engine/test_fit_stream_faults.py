@@ -19,12 +19,10 @@ from advcontrast.engine.reader import Reader
 from tests.engine.learners import (
     images,
     last_checkpoint,
-    outcome,
     same,
-    scramble,
     train,
 )
-from tests.engine.streams import Misbehaving, Pictures, nobody_left, write
+from tests.engine.streams import Misbehaving, Pictures, nobody_left, trained, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,12 +36,6 @@ def folder(tmp_path):
 def _nobody_left():
     with nobody_left():
         yield
-
-
-def trained(data, learner=None, **settings):
-    scramble(3)
-    learner = Pictures() if learner is None else learner
-    return outcome(learner, train(learner, data, **settings)), getattr(learner, "seen", None)
 
 
 # Workers that die or hang.

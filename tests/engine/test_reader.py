@@ -12,8 +12,6 @@ from advcontrast.engine.reader import Reader
 from tests.engine.learners import (
     Separable,
     images,
-    outcome,
-    scramble,
     train,
 )
 from tests.engine.streams import Pictures, nobody_left, write
@@ -30,12 +28,6 @@ def folder(tmp_path):
 def _nobody_left():
     with nobody_left():
         yield
-
-
-def trained(data, learner=None, **settings):
-    scramble(3)
-    learner = Pictures() if learner is None else learner
-    return outcome(learner, train(learner, data, **settings)), getattr(learner, "seen", None)
 
 
 # Data that makes no sense.

@@ -118,3 +118,10 @@ def test_wrong_arguments(x, flow, error, message):
 def test_warping_stays_on_the_device_of_the_images():
     x, flow = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(2, 2, 8, 8, device="meta")
     assert warp(x, flow).device == x.device
+
+
+def test_the_default_device_does_not_matter_to_smoothing():
+    flow = flows(1)
+    expected = smooth(flow, kernel_size=3, std=1.0)
+    with torch.device("meta"):
+        assert torch.equal(smooth(flow, kernel_size=3, std=1.0), expected)
