@@ -50,7 +50,7 @@ def blend(
 ) -> nn.Module:
     r"""Return a plain copy of ``model`` whose norms lie between two branches: a dial from accuracy to robustness.
 
-    .. math:: 	heta = (1 - lpha)\,	heta_\mathrm{clean} + lpha\,	heta_\mathrm{adv}
+    .. math:: \theta = (1 - \alpha)\,\theta_\mathrm{clean} + \alpha\,\theta_\mathrm{adv}
 
     for scales, shifts and running statistics. What convolutions and linear layers compute, both branches share. At
     ``alpha`` 0 and 1 the copy is that of :func:`export_branch`, bit for bit.
