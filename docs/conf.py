@@ -79,6 +79,8 @@ def readable_numbers(*event: Any) -> tuple[str | None, str | None]:
     signature, annotation = event[-2:]
     for number in (2, 8):
         signature = signature and signature.replace(repr(number / 255), f"{number}/255")
+    # A class as a default is shown as no Python, and the signature that holds it then stays unformatted.
+    signature = signature and re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", signature)
     return signature, annotation
 
 

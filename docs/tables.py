@@ -15,7 +15,7 @@ def write_tables(sources: Sequence[Path], target: Path, *, prose: bool = False) 
         if line.startswith("## "):
             heading = ["", line[3:], "~" * len(line[3:]), ""]
         elif line.startswith("| ") and lines[i + 1 : i + 2] and lines[i + 1].startswith("| ---"):
-            pages += [*heading, ".. list-table::", "   :header-rows: 1", "   :class: cards", ""]
+            pages += [*heading, ".. list-table::", "   :header-rows: 1", ""]
             pages += _row(line)
         elif line.startswith("| ") and not line.startswith("| ---"):
             pages += _row(line)
