@@ -43,11 +43,11 @@ rounding in the first step grows, since the attack takes the signs of gradients.
 ADVICE = """\
 To get the same weights to the bit on a CPU, hold fixed: the seed of torch's global generator before the model is built
 and before ``fit`` is called, ``fit(seed=)``, data and batch size, the number of threads and of processes, the versions
-of torch and of its kernels, the kind of processor, and whether the network is compiled, recomputed, in half precision
-or channels last. Interruptions, checkpoints, metrics that draw no random numbers, how many workers read the images, and
-torch's switch for deterministic algorithms do not matter there. GPUs were not measured. Two processes differ from one
-by more than rounding: each normalises its own half of the batch, and draws its own random numbers. Activation
-checkpointing leaves the gradients equal, but runs the network a second time, which moves running statistics twice."""
+of torch and of its kernels, the kind of processor, and whether the network is compiled, in half precision
+or channels last. Interruptions, checkpoints, metrics that draw no random numbers, how many workers read the images,
+torch's switch for deterministic algorithms, and activation checkpointing with ``checkpoint_context_fn`` do not matter
+there. GPUs were not measured. Two processes differ from one
+by more than rounding: each normalises its own half of the batch, and draws its own random numbers."""
 
 Weights = dict[str, Tensor]
 BATCH, IMAGES, EPOCHS = 16, 64, 2
