@@ -149,6 +149,7 @@ def unlisted():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "listdir", refuse)
+        patch.setattr(Path, "iterdir", refuse)  # which has a listdir of its own before Python 3.11
         patch.setattr(os, "scandir", refuse)
         yield
 

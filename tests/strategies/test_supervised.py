@@ -109,7 +109,7 @@ def test_adversarial_training_has_by_default_the_attack_of_the_protocols():
 
 
 def test_trades_is_the_loss_of_its_authors():
-    model, x = network(), images()
+    model, x = network().double(), images().double()
     twin, draw = copy.deepcopy(model), torch.random.get_rng_state()
     calm = copy.deepcopy(model).eval()(x).detach()
     output = TRADESTrainer(model, attack=ATTACK, beta=3.0)(x, LABELS)
@@ -122,14 +122,14 @@ def test_trades_is_the_loss_of_its_authors():
 
 
 def test_semi_supervised_is_equation_3_on_an_attack_of_labels_and_pseudo_labels():
-    model, x = network(), images()
+    model, x, teacher = network().double(), images().double(), TEACHER.double()
     twin, draw = copy.deepcopy(model), torch.random.get_rng_state()
     loss = SemiSupervisedLoss(alpha=0.25, temperature=1.0, beta=6.0)
-    output = SemiSupervisedTrainer(model, loss=loss, attack=ATTACK)(x, SOME, TEACHER)
+    output = SemiSupervisedTrainer(model, loss=loss, attack=ATTACK)(x, SOME, teacher)
     targets = torch.tensor([0, 2, 2, 1])
     clean_and_adv = by_hand(twin, x, lambda logits: cross_entropy(logits, targets), draw)
     clean, adv = twin(x), twin(clean_and_adv)
-    distilled = -(TEACHER.softmax(1) * adv.log_softmax(1)).sum(1)
+    distilled = -(teacher.softmax(1) * adv.log_softmax(1)).sum(1)
     labelled = 0.25 * cross_entropy(adv, targets) + 0.75 * distilled
     terms = torch.where(SOME >= 0, labelled, distilled)
     same_step(model, twin, output, terms.mean() + 6 * divergence(clean, adv).mean())
