@@ -40,6 +40,10 @@ def join(timeout: float) -> None:
         raise RuntimeError(complaint("join", "a process that torchrun has started", f"no {missing[0]}", remedy))
     if dist.is_initialized():
         raise RuntimeError(complaint("join", "no process group yet", "one", "Call this once, in the place of yours"))
+    # Imported while there is a group, as DDP does, this module keeps it for good. A group that ends with the
+    # interpreter, not with destroy_process_group, may abort the process: its threads find no Python to return to.
+    import torch.distributed.nn.functional  # noqa: F401
+
     patience = timedelta(seconds=timeout)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
     environment = os.environ

@@ -100,6 +100,33 @@ def test_elastic_restart_ends_as_if_nothing_had_happened(tmp_path, undisturbed, 
     assert same(final(tmp_path / "run", 1), undisturbed)
 
 
+LEAVES = """
+import gc, os
+from torch import distributed as dist, nn
+from advcontrast.distributed import join
+
+def threads():
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    return [name for name in names if "gloo" in name]
+
+join(timeout=30)
+assert threads()
+nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+gc.collect()
+dist.destroy_process_group()
+print(threads())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the threads of a process from /proc")
+def test_a_process_group_ends_before_the_interpreter_does():
+    network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "1", "RANK": "0"}
+    words = [sys.executable, "-c", LEAVES]
+    env = environment(**network)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_two_machines_are_as_good_as_one(tmp_path, undisturbed):
     port = free_port()
     nodes = [
