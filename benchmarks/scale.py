@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py                                     # ResNet-18 of width 64 on CIFAR's size, PGD-5
     python benchmarks/scale.py --quick                             # tiny: does it run?
-    python benchmarks/scale.py --out benchmarks/results/scale      # writes the tables that docs/scale.rst shows
+    python benchmarks/scale.py --out benchmarks/results/scale      # writes the tables that docs/guides/scale.rst shows
 
 The counts are exact and hold for any network of processes: every call of ``torch.distributed`` in the forward and the
 backward pass of ``DistributedDataParallel(ACLTrainer)`` passes by a dispatch mode that writes it down, with the bytes

@@ -26,13 +26,17 @@ version = release = advcontrast.__version__
 
 extensions = [
     "myst_parser",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "sphinx-mathjax-offline",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery", "**/README.rst"]
 myst_enable_extensions = ["deflist"]
 
 # A reference that leads nowhere is a mistake, unless it leads to another project.
@@ -40,6 +44,21 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|nn|collections|contextlib|copy|os|pathlib|typing|Tensor|Callable|Any|Curve|Figure)\b.*")
 ]
+
+# Every page of the gallery is a script that runs when the site is built. One that fails ends the build.
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "_gallery",
+    "within_subsection_order": "FileNameSortKey",
+    "copyfile_regex": r".*\.rst",
+    "matplotlib_animations": False,
+    "min_reported_time": 1,
+    "show_signature": False,
+    "show_memory": False,
+    "write_computation_times": False,
+    "download_all_examples": False,
+    "abort_on_example_error": True,
+}
 
 autodoc_class_signature = "mixed"
 autodoc_member_order = "bysource"

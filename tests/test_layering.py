@@ -26,6 +26,7 @@ FLOORS = {
     "engine": 5,
     "strategies": 5,
     "evaluation": 6,
+    "adapters": 7,
 }
 
 
