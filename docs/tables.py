@@ -27,5 +27,5 @@ def write_tables(sources: Sequence[Path], target: Path, *, prose: bool = False) 
 
 
 def _row(line: str) -> list[str]:
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    cells = [cell.strip().replace(" %", "\u00a0%") for cell in line.strip("|").split("|")]
     return [f"   {'* -' if i == 0 else '  -'} {cell}".rstrip() for i, cell in enumerate(cells)] + [""]
