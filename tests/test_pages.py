@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,15 @@ def bench(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page.read_text())], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page, bench):
     text = page.read_text()
-    for package in OPTIONAL:
-        if re.search(rf"^   (?:import|from) {package}\b", text, re.M):
-            pytest.importorskip(package)
+    others = [package for package in OPTIONAL if re.search(rf"^   (?:import|from) {package}\b", text, re.M)]
+    for package in others:
+        pytest.importorskip(package)
     names = {"torch": torch, "__name__": page.stem}
-    for line, code in blocks(text):
-        exec(compile("\n" * (line - 1) + code, page.name, "exec"), names)
+    with warnings.catch_warnings():
+        if others:  # which may warn about themselves
+            warnings.simplefilter("ignore")
+        for line, code in blocks(text):
+            exec(compile("\n" * (line - 1) + code, page.name, "exec"), names)
 
 
 def test_a_page_whose_code_does_not_run_is_noticed():
