@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,15 +10,17 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-import advcontrast
-
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "examples" / "cifar" / "results"
 BENCHMARKS = HERE.parent / "benchmarks" / "results"
 sys.path.insert(0, str(HERE))
+os.environ["TQDM_DISABLE"] = "1"  # a page shows what a run found, not how it went; torch imports tqdm
 
-from figures import draw_all  # noqa: E402
+from diagrams import DIAGRAMS  # noqa: E402
+from figures import DRAWINGS, draw_all  # noqa: E402
 from tables import write_tables  # noqa: E402
+
+import advcontrast  # noqa: E402
 
 project = "advcontrast"
 author = "The advcontrast authors"
@@ -80,7 +83,7 @@ html_show_sphinx = False
 
 def draw_figures(_app: Sphinx) -> None:
     """Draw the figures and tables where the pages expect them; git ignores the folder."""
-    draw_all(HERE / "_build" / "figures")
+    draw_all(HERE / "_build" / "figures", {**DRAWINGS, **DIAGRAMS})
     write_tables([RESULTS / "small" / "tables.md"], HERE / "_build" / "results.rst")
     for kind in ("cpu", "cheaper"):
         write_tables(sorted((BENCHMARKS / kind).glob("*.md")), HERE / "_build" / f"benchmarks-{kind}.rst", prose=True)

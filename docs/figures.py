@@ -1,14 +1,11 @@
-"""Draw the figures of these pages, each for a light and for a dark background.
-
-python docs/figures.py FOLDER
-"""
+"""Draw the modes, for a light and for a dark background."""
 
 from __future__ import annotations
 
 import random
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -142,15 +139,14 @@ def reproducible() -> Iterator[None]:
         yield
 
 
-def draw_all(folder: Path) -> None:
-    """Write every figure into ``folder``."""
+def draw_all(folder: Path, drawings: Mapping[str, Callable[[dict[str, str]], Figure]]) -> None:
+    """Write figures into ``folder``, each by its name."""
     folder.mkdir(parents=True, exist_ok=True)
     with reproducible():
-        for mode in MODES:
+        for name, draw in drawings.items():
             for background, inks in INKS.items():
-                path = folder / f"{mode.lower()}-{background}.svg"
-                draw_mode(mode, inks).savefig(path, transparent=True, metadata={"Date": None})
+                path = folder / f"{name}-{background}.svg"
+                draw(inks).savefig(path, transparent=True, metadata={"Date": None})
 
 
-if __name__ == "__main__":
-    draw_all(Path(sys.argv[1]))
+DRAWINGS = {mode.lower(): partial(draw_mode, mode) for mode in MODES}

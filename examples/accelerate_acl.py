@@ -3,8 +3,8 @@
     python examples/accelerate_acl.py
     torchrun --nproc-per-node=2 examples/accelerate_acl.py --out encoder.pt    # or accelerate launch
 
-The loop is plain PyTorch; accelerate wraps the trainer and shares the batches among the processes. Needs
-``pip install accelerate``.
+``advcontrast.adapters.accelerate.pretrain`` is a page of plain PyTorch, should you want a loop of your own. accelerate
+wraps the trainer and shares the batches among the processes. Needs ``pip install accelerate``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn
+from advcontrast.adapters.accelerate import pretrain
 
 IMAGES = Path(__file__).parent / "data" / "fashion-mini.npz"
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="images a step and process")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file for the weights")
+    parser.add_argument("--state", type=Path, help="folder to keep the run in: started again, it goes on")
     given = parser.parse_args()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or else it ignores what torchrun says
     set_seed(1)  # the same weights everywhere
@@ -48,20 +50,16 @@ def main() -> None:
     loss = NTXentLoss(gather=True)  # negatives from all processes
     acl = ACLTrainer(model, loss=loss, attack=attack, augment=ContrastivePairAugment(28))
     optimizer = torch.optim.SGD(acl.parameters(), lr=0.1, momentum=0.9)
-    acl, optimizer, batches = accelerator.prepare(acl, optimizer, loader(given.images, given.batch_size))
     set_seed(1, device_specific=True)  # and noise of its own in each process
-    for epoch in range(given.epochs):
-        losses = []
-        for images in batches:
-            out = acl(images)
-            accelerator.backward(out.loss)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(out.loss.detach())
-        mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-        accelerator.print(f"epoch {epoch + 1}: loss {mean:.4f} over {accelerator.num_processes} processes")
+
+    def report(epoch: int, mean: float) -> None:
+        accelerator.print(f"epoch {epoch}: loss {mean:.4f} over {accelerator.num_processes} processes")
+
+    batches = loader(given.images, given.batch_size)
+    settings = {"epochs": given.epochs, "accelerator": accelerator, "folder": given.state, "report": report}
+    pretrain(acl, batches, optimizer=optimizer, **settings)
     if given.out is not None:
-        accelerator.save(accelerator.unwrap_model(acl).model.state_dict(), given.out)  # by the first process
+        accelerator.save(model.state_dict(), given.out)  # by the first process
     accelerator.end_training()
 
 

@@ -11,6 +11,7 @@ for themselves; what you differentiate yourself does not. Hence ``Trainer(infere
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn
+from advcontrast.adapters.lightning import LightningLearner
 
 try:
     import lightning.pytorch as pl
@@ -27,28 +29,12 @@ except ImportError:
     import pytorch_lightning as pl
 
 
-class Pretraining(pl.LightningModule):
-    """A step of ACL, with and without an update."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        model, augment = convert_to_dual_bn(resnet18(num_classes=64)), ContrastivePairAugment(28)
-        attack, loss = PGDAttack(eps=0.1, step_size=0.05, steps=2), NTXentLoss(gather=True)
-        self.acl = ACLTrainer(model, loss=loss, attack=attack, augment=augment)
-
-    def training_step(self, images: torch.Tensor, _: int) -> torch.Tensor:
-        """Return the loss of a batch."""
-        loss, terms = self.acl(images)
-        self.log_dict({f"train_{name}": value for name, value in terms.items()})
-        return loss
-
-    def validation_step(self, images: torch.Tensor, _: int) -> None:
-        """Log the loss of a batch, with the attack that is a part of it."""
-        self.log("val_loss", self.acl(images).loss, sync_dist=True)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimizer."""
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+def learner() -> LightningLearner:
+    """Return ACL as Lightning trains it: every step, and every batch of the validation, with its attack."""
+    model, augment = convert_to_dual_bn(resnet18(num_classes=64)), ContrastivePairAugment(28)
+    attack, loss = PGDAttack(eps=0.1, step_size=0.05, steps=2), NTXentLoss(gather=True)
+    acl = ACLTrainer(model, loss=loss, attack=attack, augment=augment)
+    return LightningLearner(acl, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9))
 
 
 def batches(split: str, count: int, size: int) -> DataLoader[torch.Tensor]:
@@ -72,7 +58,7 @@ def main() -> None:
     where = {"devices": given.devices, "default_root_dir": given.out}
     trainer = pl.Trainer(max_epochs=given.epochs, log_every_n_steps=1, inference_mode=False, **where)
     size = given.batch_size
-    trainer.fit(Pretraining(), batches("train", given.images, size), batches("test", 2 * size, size))
+    trainer.fit(learner(), batches("train", given.images, size), batches("test", 2 * size, size))
     print({name: round(float(value), 4) for name, value in sorted(trainer.callback_metrics.items())})
 
 

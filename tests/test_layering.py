@@ -27,6 +27,7 @@ FLOORS = {
     "strategies": 5,
     "evaluation": 6,
     "adapters": 7,
+    "__main__": 8,
 }
 
 

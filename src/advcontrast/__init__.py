@@ -22,6 +22,7 @@ from .surgery import blend as blend
 from .surgery import convert_to_dual_bn as convert_to_dual_bn
 from .surgery import export_branch as export_branch
 from .surgery import load_acl_checkpoint as load_acl_checkpoint
+from .surgery import load_published as load_published
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "fit",
     "functional",
     "load_acl_checkpoint",
+    "load_published",
     "set_bn_branch",
     "update_bn",
 ]

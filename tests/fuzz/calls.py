@@ -388,6 +388,15 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         },
         ignore=("fc.",),
     ),
+    "surgery.load_published": lambda _: call(
+        surgery.load_published,
+        model=dual(),
+        state_dict={
+            k.replace("clean", "bn_list.0").replace("adv", "bn_list.1"): v for k, v in dual().state_dict().items()
+        },
+        layout="acl",
+        ignore=("fc.",),
+    ),
     "data.ImageSet": lambda _: call(data.ImageSet, x=(images() * 255).byte(), y=labels(), classes=("a", "b", "c")),
     "data.ImageSet.to": lambda _: call(image_set().to, device="cpu"),
     "data.ImageSet.subset": lambda _: call(image_set().subset, indices=torch.tensor([1, 2])),

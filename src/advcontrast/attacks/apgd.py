@@ -34,7 +34,11 @@ class APGDAttack:
 
     Auto-PGD steps by ``2 * eps`` at first, with momentum:
 
-    .. math:: z_{k+1} = \Pi(x_k + \eta_k d_k), \quad x_{k+1} = \Pi(x_k + 0.75\,(z_{k+1} - x_k) + 0.25\,(x_k - x_{k-1}))
+    .. math::
+
+        z_{k+1} &= \Pi(x_k + \eta_k d_k) \\
+        x_{k+1} &= \Pi(x_k + 0.75\,(z_{k+1} - x_k) \\
+                & \qquad + 0.25\,(x_k - x_{k-1}))
 
     with :math:`d_k` and :math:`\Pi` as in ``PGDAttack``. At checkpoints, which begin at 22% of the steps and become
     denser, it halves the step of each sample whose objective rose in fewer than 75% of the steps since the last

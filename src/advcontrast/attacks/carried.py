@@ -108,8 +108,8 @@ class FreeAttack(_Carried):
     :class:`advcontrast.augment.Replay` does that for contrastive learning.
 
     The step is taken by ``loss.backward()``; ``torch.autograd.grad`` for the weights alone does not come by. Gradients
-    are those of the network as it trains, in train mode. Nothing is kept of a call under ``no_grad``. State dict and
-    DDP are as for :class:`WarmStart`. An attack for training: against a fixed network it finds little.
+    are those of the network as it trains, in train mode. A call that nobody differentiates takes no step. State dict
+    and DDP are as for :class:`WarmStart`. An attack for training: against a fixed network it finds little.
 
     Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].

@@ -23,7 +23,7 @@ class ElasticAttack:
 
     Every pixel is taken from a place at most ``eps`` pixels to either side and up or down,
 
-    .. math:: x_{\mathrm{adv}} = \mathrm{warp}(x, G * f), \qquad \|f\|_\infty \le \mathrm{eps},
+    .. math:: x_{\mathrm{adv}} = \mathrm{warp}(x, G * f), \; \|f\|_\infty \le \mathrm{eps},
 
     with :math:`G` a Gaussian kernel, interpolation between the pixels, and black outside the image. The search for
     :math:`f` is that of :class:`~advcontrast.PGDAttack` in the L-infinity norm, around zero. With ``eps=0`` the result

@@ -24,11 +24,11 @@ class FrankWolfeAttack:
     The perturbation is a point of the L1 ball that keeps the image within the bounds. From a start drawn from there,
     ``steps`` times
 
-    .. math:: \delta_{k+1} = \delta_k + \frac{1}{k + 1} (s_k - \delta_k), \qquad k = 0, 1, \dots
+    .. math:: \delta_{k+1} = \delta_k + \frac{1}{k + 1} (s_k - \delta_k)
 
-    with :math:`s_k` the point of that set that maximises the objective's linear approximation: the pixels with the
-    largest gradient are pushed to the bounds, one after the other, until the budget is used up. So the result is the
-    mean of the :math:`s_k`, and needs no step size and no projection.
+    for k from 0 on, with :math:`s_k` the point of that set that maximises the objective's linear approximation: the
+    pixels with the largest gradient are pushed to the bounds, one after the other, until the budget is used up. So the
+    result is the mean of the :math:`s_k`, and needs no step size and no projection.
 
     Nothing leaves the bounds. The budget of a sample is reduced by the most that rounding its pixels can add, 4e-4 for
     float32 CIFAR images, so the L1 norm of the perturbation does not exceed ``eps`` after rounding either. What

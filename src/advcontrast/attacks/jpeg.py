@@ -31,12 +31,12 @@ class JPEGAttack:
     With :math:`E` and :math:`D` the coding and decoding of 4:2:0 JPEG at quality 50, without the rounding
     (:func:`~advcontrast.functional.jpeg_encode`), the adversarial image is
 
-    .. math:: x_{\mathrm{adv}} = D(E(x) + v / 2) \text{ clamped to } [0, 1], \qquad \|v\| \le \mathrm{eps},
+    .. math:: x_{\mathrm{adv}} = D(E(x) + v / 2), \quad \|v\| \le \mathrm{eps},
 
-    so :math:`v` counts in half quantisation steps, and ``eps=1`` in the L-infinity norm is what rounding itself can do.
-    The search for :math:`v` is that of :class:`~advcontrast.PGDAttack` for ``"linf"`` and ``"l2"`` and that of
-    :class:`FrankWolfeAttack` for ``"l1"``, around zero; the latter two move no coefficient by more than 2.
-    Kang et al. use the same unit.
+    clamped to [0, 1]. So :math:`v` counts in half quantisation steps, and ``eps=1`` in the L-infinity norm is what
+    rounding itself can do. The search for :math:`v` is that of :class:`~advcontrast.PGDAttack` for ``"linf"`` and
+    ``"l2"`` and that of :class:`FrankWolfeAttack` for ``"l1"``, around zero; the latter two move no coefficient by more
+    than 2. Kang et al. use the same unit.
 
     Coding alone averages the colours of 2 x 2 pixels: with ``eps=0`` the result is :math:`D(E(x))`, not ``x``.
     What ``PGDAttack`` says of models, modes, gradients and the global random state holds here too.

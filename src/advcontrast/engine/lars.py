@@ -22,16 +22,15 @@ class LARS(Optimizer):
 
     .. math::
 
-        \mathrm{rate} &= \frac{\mathrm{trust} \cdot \|w\|}{\|g\| + \mathrm{weight\_decay} \cdot \|w\|},
-        \quad \text{1 where } \|w\| \text{ or } \|g\| \text{ is 0} \\
-        v &\leftarrow \mathrm{momentum} \cdot v + \mathrm{lr} \cdot \mathrm{rate}
-        \cdot (g + \mathrm{weight\_decay} \cdot w) \\
+        r &= \frac{\mathrm{trust} \cdot \|w\|}{\|g\| + \lambda \|w\|} \\
+        v &\leftarrow \mu v + \mathrm{lr} \cdot r \, (g + \lambda w) \\
         w &\leftarrow w - v
 
-    so a bias that starts at zero takes its first step at the full ``lr``. The learning rate is inside the momentum: a
-    change of ``lr`` acts on later gradients only, unlike in :class:`torch.optim.SGD`. With these defaults and a peak of
-    5.0 this is the optimizer of the ACL code, which adapts every tensor; SimCLR leaves norms and biases out, as
-    ``exclude_1d=True`` does. No value is read on the host, so an accelerator is not stalled.
+    with ``momentum`` :math:`\mu`, ``weight_decay`` :math:`\lambda`, and :math:`r = 1` where :math:`\|w\|` or
+    :math:`\|g\|` is 0, so a bias that starts at zero takes its first step at the full ``lr``. The learning rate is
+    inside the momentum: a change of ``lr`` acts on later gradients only, unlike in :class:`torch.optim.SGD`. With these
+    defaults and a peak of 5.0 this is the optimizer of the ACL code, which adapts every tensor; SimCLR leaves norms and
+    biases out, as ``exclude_1d=True`` does. No value is read on the host, so an accelerator is not stalled.
 
     Args:
         params: parameters, or dicts of parameters with settings of their own, as for every optimizer of PyTorch.
@@ -39,7 +38,7 @@ class LARS(Optimizer):
         momentum: share of the last step that is taken again, in [0, 1].
         weight_decay: at least 0.
         trust: the factor above, positive.
-        exclude_1d: whether tensors of one dimension or none have ``rate`` 1 and no weight decay.
+        exclude_1d: whether tensors of one dimension or none have :math:`r = 1` and no weight decay.
 
     Raises:
         ValueError: a number out of its range, or no parameters.

@@ -16,8 +16,9 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
 
     .. math::
 
-        H_i = -\sum_c p_{ic} \log q_{ic}, \qquad
-        p_i = \mathrm{softmax}(t_i / T), \quad q_i = \mathrm{softmax}(z_i / T)
+        H_i &= -\sum_c p_{ic} \log q_{ic} \\
+        p_i &= \mathrm{softmax}(t_i / T) \\
+        q_i &= \mathrm{softmax}(z_i / T)
 
     for logits :math:`z` and teacher's logits :math:`t`. Where both agree this is the entropy of the prediction, which
     is the least it can be; as :math:`T` grows it tends to :math:`\log C`. Value and gradients are finite at any scale

@@ -49,7 +49,8 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
 
     .. math::
 
-        L = \frac{1}{N} \sum_i \big[ \mathrm{CE}(x_i, y_i) + \beta\, \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i)) \big]
+        L &= \frac{1}{N} \sum_i \big[ \mathrm{CE}(x_i, y_i) \\
+          & \quad + \beta\, \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i)) \big]
 
     The gradient flows through both sets of logits. ``adv_logits`` belong to images that maximise the divergence, found
     by ``PGDAttack`` with :func:`kl_divergence` as objective; start it at random, at the clean image its gradient is

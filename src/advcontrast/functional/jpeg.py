@@ -44,8 +44,11 @@ def jpeg_encode(x: Tensor) -> Tensor:
     into blocks of 8 x 8 values; and each block goes through the orthonormal cosine transform and is divided by the
     quantisation table,
 
-    .. math:: c_{uv} = \frac{a_u a_v}{4 q_{uv}} \sum_{i,j} p_{ij} \cos\frac{(2i + 1) u \pi}{16}
-              \cos\frac{(2j + 1) v \pi}{16}, \qquad a_0 = 1/\sqrt 2, \; a_{k > 0} = 1,
+    .. math::
+
+        c_{uv} &= \frac{a_u a_v}{4 q_{uv}} \sum_{i,j} p_{ij} C_{iu} C_{jv} \\
+        C_{iu} &= \cos\frac{(2i + 1) u \pi}{16} \\
+        a_0 &= 1/\sqrt 2, \; a_{k > 0} = 1,
 
     with 128 taken off the luma, so that every channel is centred at zero. Computed in the dtype of ``x``, also under
     autocast.

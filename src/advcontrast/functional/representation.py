@@ -23,7 +23,7 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
 
     With :math:`c_i` the features of image i and :math:`a_i` those of the image under an attack that drives them away,
 
-    .. math:: \frac{1}{N (N - 1)} \sum_{i \ne j} \big[ \lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert \big]
+    .. math:: \frac{1}{N (N - 1)} \sum_{i \ne j} [\lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert]
 
     the mean over all ordered pairs of different images. Distances are Euclidean, on the features as they are: scale
     them to length one before to measure angles.
@@ -66,8 +66,8 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
 
     .. math::
 
-        \frac{1}{N} \sum_{i=1}^N \big[ r_i < \mathrm{top} \big], \qquad
-        r_i = \big| \{ j \ne i : \lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert \} \big|
+        & \frac{1}{N} \sum_{i=1}^N \big[ r_i < \mathrm{top} \big] \\
+        & r_i = \big| \{ j \ne i : \lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert \} \big|
 
     in the notation of :func:`breakaway_risk`, and with its rule for copies of an image: a tie goes to the image itself.
     Other than that risk the accuracy depends on N, since more images are more rivals: compare encoders on the same
@@ -221,7 +221,10 @@ def effective_rank(z: Tensor) -> Tensor:
 
     With :math:`\sigma_k` the singular values of the matrix of features, not centred,
 
-    .. math:: \exp \Big( -\sum_k p_k \log p_k \Big), \qquad p_k = \sigma_k / \sum_l \sigma_l
+    .. math::
+
+        & \exp \Big( -\sum_k p_k \log p_k \Big) \\
+        & p_k = \sigma_k / \sum_l \sigma_l
 
     It is 1 if all features are multiples of one vector, as those of a collapsed encoder are, and D if they extend alike
     in D orthogonal directions. Features that are all zero count as collapsed too. Computed in float64, since rounding

@@ -28,10 +28,10 @@ def semi_supervised(
 
     .. math::
 
-        L = \frac{1}{N} \Big[ \sum_{i\ \mathrm{labelled}} \big(
-            \alpha\, \mathrm{CE}(x_i + \delta_i, y_i) + (1 - \alpha)\, T^2 H_i \big)
-            + \sum_{i\ \mathrm{unlabelled}} T^2 H_i \Big]
-            + \frac{\beta}{N} \sum_i \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i))
+        L &= \frac{1}{N} \Big[ \sum_{i\ \mathrm{labelled}} \alpha\, \mathrm{CE}(x_i + \delta_i, y_i) \\
+          & \quad + \sum_{i\ \mathrm{labelled}} (1 - \alpha)\, T^2 H_i \\
+          & \quad + \sum_{i\ \mathrm{unlabelled}} T^2 H_i \\
+          & \quad + \beta \sum_i \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i)) \Big]
 
     where :math:`H_i` is the :func:`distillation` of the teacher's prediction for the clean image into that for the
     adversarial one. This is the paper's form, with :math:`\alpha` on the labels; the authors' code has

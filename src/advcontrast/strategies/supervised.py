@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -171,7 +172,9 @@ class AdversarialTrainer(StandardTrainer):
     def forward(self, images: Tensor, labels: Tensor) -> ACLOutput:
         """Return the loss of a batch; arguments and errors are those of :meth:`StandardTrainer.forward`."""
         x = self._augmented(images, labels)
-        adv = self.model(self.attacked(x, lambda logits: self._errors(logits, labels)))
+        with under_attack(self.model):
+            x_adv = self.attack(_Errors(self.model, labels, self._errors), x)
+        adv = self.model(x_adv)
         self._check_labels(adv, labels)
         return ACLOutput(F.cross_entropy(adv, labels), {"train_ra": percent_right(adv, labels)})
 
@@ -210,6 +213,20 @@ class AdversarialTrainer(StandardTrainer):
     def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
         self._check_labels(logits, labels)
         return F.cross_entropy(logits, labels, reduction="none")
+
+
+@dataclass(frozen=True, eq=False)
+class _Errors:
+    """What a training attack maximises. Attacks of other libraries ask it for the model and the labels."""
+
+    # No Classification: an attack on accuracy stops where an image is misclassified.
+
+    model: nn.Module
+    y: Tensor
+    errors: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.errors(self.model(x), self.y)
 
 
 def _check_images(owner: str, x: Any, *, augmented: bool) -> None:

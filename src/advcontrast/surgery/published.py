@@ -1,13 +1,99 @@
-"""Load what the authors of the paper published."""
+"""Load what the authors of papers published."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from .._checks import complaint, type_name
+from .._checks import check_choice, check_module, complaint, type_name
+from .._types import BRANCHES
+from ..models.normalize import Normalize
+from ..norm import DualNorm
 from ..norm.dual_norm import dual_norms
+
+Layout: TypeAlias = Literal["acl", "dynacl", "advcl", "deacl"]
+
+
+class _Facts(NamedTuple):
+    """Where the encoder is in a file of its authors, and what it takes to run it as they did."""
+
+    key: str  # what holds the state dict in the file
+    encoder: str  # what may stand in front of the encoder's names
+    others: tuple[str, ...]  # what the names of everything else begin with
+    padding: int = 1  # of a first convolution of 3x3
+
+
+_ADVCL_HEADS = ("fc_002.", "fc_010.", "fc_050.", "fc_100.", "fc_500.", "head_ce.", "head_proj.", "head_pred.")
+_DEACL_OTHERS = ("momentum_backbone.", "classifier.", "classifier_adv.", "momentum_classifier.")
+_LAYOUTS: dict[str, _Facts] = {
+    "acl": _Facts("state_dict", "", ("fc.",)),
+    "dynacl": _Facts("state_dict", "encoder_k.", ("encoder_q.", "fc.")),
+    "advcl": _Facts("model", "", _ADVCL_HEADS),
+    "deacl": _Facts("state_dict", "backbone.", _DEACL_OTHERS, padding=2),
+}
+_STATISTICS = ("normalize.mean", "normalize.std")
+
+
+def load_published(
+    model: nn.Module, state_dict: Mapping[str, Tensor], *, layout: Layout, ignore: str | tuple[str, ...] = ()
+) -> None:
+    """Load the encoder of a published checkpoint into the network that it was saved from.
+
+    Names are translated, heads and copies for training are left out, and everything else must match: names and shapes,
+    the number of branches, the normalisation, and the padding of the first convolution, which no name tells. The
+    networks, for images in [0, 1], and the branches that their norms become:
+
+    - ``"acl"``, ``"dynacl"``: ``convert_to_dual_bn(resnet18(0))``; ``normal`` is clean, ``pgd`` is adv. Of a DynACL
+      checkpoint of the whole training the momentum encoder is taken, which its authors evaluate. What DynACL++
+      leaves with single norms goes into ``resnet18(0)``.
+    - ``"advcl"``: ``convert_to_dual_bn(resnet18(0, normalize=None), branches=("clean", "adv", "adv_ce"))``; ``normal``,
+      ``pgd``, and ``pgd_ce`` of the attack on pseudo-labels. Its authors evaluate ``adv``.
+    - ``"deacl"``: ``resnet18(0, normalize=((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)))``, then
+      ``model.conv1.padding = (2, 2)``. It has single norms; convert it afterwards, where you like.
+
+    Here ``resnet18`` is that of :mod:`advcontrast.models`; any network with the names of torchvision's will do. The
+    layouts are those that the authors' code writes. :func:`~advcontrast.load_acl_checkpoint` reads ACL's head too.
+
+    Args:
+        model: the network.
+        state_dict: names and tensors; of a published file, what it holds under ``"state_dict"``, or ``"model"`` for
+            AdvCL. Files of DeACL hold settings of Lightning beside it.
+        layout: whose file it is.
+        ignore: prefix or prefixes of translated names that are not to be loaded or compared, for example ``"fc."`` for
+            a classifier of your own, or ``"normalize."``; the model then keeps its own values for them.
+
+    Raises:
+        ValueError: something does not match; all names are listed, and the model is left as it was.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
+        >>> published = {"backbone.0.weight": torch.ones(1, 2), "classifier.weight": torch.zeros(10, 1)}
+        >>> load_published(model, published, layout="deacl")
+        >>> model[0].weight.tolist()
+        [[1.0, 1.0]]
+
+    References:
+        Luo et al., "Rethinking the Effect of Data Augmentation in Adversarial Contrastive Learning", ICLR 2023
+        (DynACL). Fan et al., "When Does Contrastive Learning Preserve Adversarial Robustness from Pretraining to
+        Finetuning?", NeurIPS 2021 (AdvCL). Zhang et al., "Decoupled Adversarial Contrastive Learning for
+        Self-supervised Adversarial Robustness", ECCV 2022 (DeACL).
+    """
+    owner = "load_published"
+    check_module(owner, model)
+    check_choice(owner, "layout", layout, get_args(Layout))
+    facts = _LAYOUTS[layout]
+    prefixes = _check(owner, state_dict, ignore, facts.key)
+    branches = _check_branches(owner, model, state_dict)
+    _check_stem(owner, model, facts.padding)
+    bare = [(name.removeprefix("module.").removeprefix(facts.encoder), value) for name, value in state_dict.items()]
+    named = [(_translate(name, branches), value) for name, value in bare if not name.startswith(facts.others)]
+    compared = [name for name in _STATISTICS if name not in model.state_dict() and not name.startswith(prefixes)]
+    others = list(_other_statistics(model, {name: dict(named).get(name) for name in compared}))
+    _fill(owner, model, [(name, value) for name, value in named if name not in compared], prefixes, others)
 
 
 def load_acl_checkpoint(
@@ -23,7 +109,8 @@ def load_acl_checkpoint(
         model: a network whose norms are dual, for example ``convert_to_dual_bn(resnet18())`` with a CIFAR stem.
         state_dict: names and tensors; of a published file, what its key ``"state_dict"`` holds.
         ignore: prefix or prefixes of the names that are not wanted, for example ``"fc."`` to leave out the projection
-            head; the model then keeps its own values for them.
+            head, and ``"normalize."`` for the constants that the authors' network keeps in its state; the model then
+            keeps its own values for them.
 
     Raises:
         ValueError: the model holds no dual norm, or names or shapes do not match; every one of them is listed, and
@@ -41,18 +128,73 @@ def load_acl_checkpoint(
     """
     owner = "load_acl_checkpoint"
     dual_norms(owner, model)
+    prefixes = _check(owner, state_dict, ignore, "state_dict")
+    _fill(owner, model, [(_translate(name, BRANCHES), value) for name, value in state_dict.items()], prefixes)
+
+
+def _check(owner: str, state_dict: object, ignore: object, key: str) -> tuple[str, ...]:
+    """Require tensors by name, and prefixes; return the prefixes."""
     tensors = isinstance(state_dict, Mapping) and all(isinstance(value, Tensor) for value in state_dict.values())
-    if not tensors or not all(isinstance(name, str) for name in state_dict):
-        remedy = 'Pass what torch.load(path, weights_only=True) holds under "state_dict"'
+    if not isinstance(state_dict, Mapping) or not tensors or not all(isinstance(name, str) for name in state_dict):
+        remedy = f'Pass what torch.load(path, weights_only=True) holds under "{key}"'
         raise TypeError(complaint(owner, "a state dict of tensors", type_name(state_dict), remedy))
     prefixes = (ignore,) if isinstance(ignore, str) else ignore
     if not isinstance(prefixes, tuple) or not all(isinstance(prefix, str) and prefix for prefix in prefixes):
         raise TypeError(complaint(owner, "ignore to be prefixes, a str or a tuple", repr(ignore), 'Pass ignore="fc."'))
+    return prefixes
+
+
+def _check_branches(owner: str, model: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Require as many branches as the file has, and return their names."""
+    numbers = {int(found[1]) for name in state_dict if (found := re.search(r"\.bn_list\.(\d+)\.", f".{name}"))}
+    branches = next((module.branches for module in model.modules() if isinstance(module, DualNorm)), ())
+    published = max(numbers, default=-1) + 1
+    if published != len(branches):
+        remedy = "Call convert_to_dual_bn(model, branches=...) with so many names first"
+        if not published:
+            remedy = "Load into the plain network, and convert it afterwards"
+        expected = f"norms with {published} branches, as in the file" if published else "plain norms, as in the file"
+        raise ValueError(complaint(owner, expected, f"{branches or 'plain ones'}", remedy))
+    return branches
+
+
+def _check_stem(owner: str, model: nn.Module, padding: int) -> None:
+    """Require the padding of the authors' network; no name and no shape would tell another one."""
+    first = getattr(model, "conv1", None)
+    if isinstance(first, nn.Conv2d) and first.kernel_size == (3, 3) and first.padding != (padding, padding):
+        remedy = f"Set model.conv1.padding = ({padding}, {padding})"
+        raise ValueError(complaint(owner, f"conv1 with a padding of {padding}", f"{first.padding}", remedy))
+
+
+def _other_statistics(model: nn.Module, published: Mapping[str, Tensor | None]) -> Iterator[str]:
+    """Yield where the normalisation of a network is another one than that of the file."""
+    layers = [layer.values for layer in model.modules() if type(layer) is Normalize]
+    for index, name in enumerate(_STATISTICS):
+        if name in published:
+            value = published[name]
+            theirs = _digits(None if value is None else value.flatten().tolist())
+            for own in [_digits(values[index]) for values in layers] or [_digits(None)]:
+                if theirs != own:
+                    yield f"{name} {theirs} for {own}"
+
+
+def _digits(numbers: Sequence[float] | None) -> str:
+    """Return numbers as far as single precision knows them."""
+    return "none" if numbers is None else str([round(number, 6) for number in numbers])
+
+
+def _fill(
+    owner: str,
+    model: nn.Module,
+    named: Sequence[tuple[str, Tensor]],
+    ignored: tuple[str, ...],
+    other_values: Sequence[str] = (),
+) -> None:
+    """Load tensors by their names in the model, all or none."""
     own = model.state_dict()
-    translated = [(_translate(name), value) for name, value in state_dict.items()]
-    theirs = {name: value for name, value in translated if not name.startswith(prefixes)}
-    wanted = {name for name in own if not name.startswith(prefixes)}
-    names = [name for name, _ in translated]
+    theirs = {name: value for name, value in named if not name.startswith(ignored)}
+    wanted = {name for name in own if not name.startswith(ignored)}
+    names = [name for name, _ in named]
     problems = {
         "missing": sorted(wanted - theirs.keys()),
         "unexpected": sorted(theirs.keys() - own.keys()),
@@ -62,6 +204,7 @@ def load_acl_checkpoint(
             for name in wanted & theirs.keys()
             if theirs[name].shape != own[name].shape
         ),
+        "of another value": list(other_values),
     }
     found = "; ".join(f"{len(which)} {kind}: {', '.join(which)}" for kind, which in problems.items() if which)
     if found:
@@ -71,13 +214,8 @@ def load_acl_checkpoint(
     model.load_state_dict(own)
 
 
-def _translate(name: str) -> str:
+def _translate(name: str, branches: Sequence[str]) -> str:
     name = f".{name.removeprefix('module.')}"
-    for published, ours in (
-        (".bn_list.0.", ".clean."),
-        (".bn_list.1.", ".adv."),
-        (".downsample.conv.", ".downsample.0."),
-        (".downsample.bn.", ".downsample.1."),
-    ):
-        name = name.replace(published, ours)
-    return name.removeprefix(".")
+    for number, branch in enumerate(branches):
+        name = name.replace(f".bn_list.{number}.", f".{branch}.")
+    return name.replace(".downsample.conv.", ".downsample.0.").replace(".downsample.bn.", ".downsample.1.")[1:]

@@ -1,0 +1,61 @@
+"""What attacks of other libraries need: a model and its labels, and room to leave traces that are wiped afterwards."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._checks import complaint, type_name
+from .._types import Objective
+from ..attacks import under_attack
+from ..attacks.ascent import check_call
+from ..engine.randomness import capture, restore
+from ..norm import bn_branch
+
+
+@contextmanager
+def lent(model: nn.Module, branch: str | None = None) -> Iterator[None]:
+    """Put a model into the state in which it is attacked, on a branch of its dual norms or on that which is active."""
+    with under_attack(model), nullcontext() if branch is None else bn_branch(model, branch):
+        yield
+
+
+@contextmanager
+def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """Seed torch, Python and NumPy by a draw of a generator or the global one; on the way out they are as before."""
+    source = torch.default_generator if generator is None else generator
+    seed = int(torch.randint(2**62, (), generator=source, device=source.device))
+    before = capture(device)
+    try:
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        restore(before, device)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let an old library be imported without the warnings that new versions of others have for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def known(owner: str, objective: Objective, x: Tensor, generator: torch.Generator | None) -> tuple[nn.Module, Tensor]:
+    """Check what an attack is called with, and return the model and the labels that the objective knows."""
+    check_call(owner, objective, x, generator, (0.0, 1.0))
+    model, y = getattr(objective, "model", None), getattr(objective, "y", None)
+    if not isinstance(model, nn.Module) or not isinstance(y, Tensor):
+        expected = "an objective that knows a model and labels, as Classification(model, y) does"
+        remedy = "Use it in robust_accuracy or AdversarialTrainer; without labels there are the attacks of advcontrast"
+        raise TypeError(complaint(owner, expected, type_name(objective), remedy))
+    return model, y

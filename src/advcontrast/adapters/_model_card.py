@@ -1,0 +1,47 @@
+"""The text of a model card: how to load an encoder, what it takes, and what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .._checks import complaint, type_name
+from ..evaluation import ResultCard
+
+_TEXT = """# {title}
+
+An encoder, from images `[N, C, H, W]` in [0, 1] to {features} features. They are normalised inside.
+
+```python
+from advcontrast.adapters.hub import HubEncoder
+
+encoder = HubEncoder.from_pretrained("name of the repository, or a folder")
+features = encoder(images)
+```
+
+It was built by `HubEncoder({call})`.
+
+{results}"""
+
+
+def card_text(owner: str, config: Mapping[str, Any], features: int, result: ResultCard | None) -> str:
+    """Return what stands below the front matter; figures come from ``result`` and nowhere else."""
+    if result is not None and not isinstance(result, ResultCard):
+        remedy = "Pass what ResultCard.read returns"
+        raise TypeError(complaint(owner, "result to be a ResultCard", type_name(result), remedy))
+    branch = config["branch"]
+    return _TEXT.format(
+        title=config["name"] + (f", branch {branch!r}" if branch else ""),
+        features=features,
+        call=", ".join(f"{name}={value!r}" for name, value in config.items()),
+        results="No figures were given with it.\n" if result is None else _results(result),
+    )
+
+
+def _results(card: ResultCard) -> str:
+    """Return the metrics of a card in percent, and below them the settings that they hold for."""
+    figures = "".join(f"- {metric}: {result.percent()} %\n" for metric, result in card.results.items())
+    names = ("name", "data", "fingerprint", "images", "branch", "seeds", "attacks", "settings", "versions", "revision")
+    details = json.dumps({name: getattr(card, name) for name in names}, indent=2)
+    return f"## Results\n\nTA is accuracy, RA that under attack.\n\n{figures}\n```json\n{details}\n```\n"

@@ -1,0 +1,43 @@
+"""What other libraries take: a network of its own, with single norms and in eval mode."""
+
+from __future__ import annotations
+
+import copy
+from itertools import zip_longest
+from typing import Any
+
+from torch import nn
+
+from .._checks import complaint
+from ..norm import DualNorm
+from ..surgery import export_branch
+from ..surgery.modules import check_surgery
+
+
+def plain_copy(owner: str, model: nn.Module, branch: str | None) -> Any:
+    """Return a copy of ``model`` in eval mode, with one branch only where it has several.
+
+    Raises:
+        ValueError: it has branches and none is named, or the other way round.
+        TypeError: it is no module, is wrapped or scripted.
+    """
+    check_surgery(owner, model)
+    branches = next((module.branches for module in model.modules() if isinstance(module, DualNorm)), ())
+    if bool(branches) != (branch is not None):
+        expected = f"branch to be one of {', '.join(map(repr, branches))}" if branches else "branch to be None"
+        remedy = 'Choose one, such as branch="adv"' if branches else "Leave it out, as the model has no dual norms"
+        raise ValueError(complaint(owner, expected, repr(branch), remedy))
+    return (copy.deepcopy(model) if branch is None else export_branch(model, branch)).eval()
+
+
+def fill(owner: str, model: nn.Module, source: nn.Module, expected: str) -> None:
+    """Load ``model`` with the state of a network that is made of the same layers with the same settings.
+
+    Raises:
+        ValueError: it is made of others; constants and paddings are no part of a state, so names alone do not tell.
+    """
+    for theirs, ours in zip_longest(repr(source).splitlines(), repr(model).splitlines()):
+        if theirs != ours:
+            got = " instead of ".join("nothing" if line is None else line.strip() for line in (theirs, ours))
+            raise ValueError(complaint(owner, expected, got, "Pass the settings that it was made with, and no head"))
+    model.load_state_dict(source.state_dict())

@@ -1,0 +1,59 @@
+"""foolbox, both ways: our models for its attacks, and its attacks where ours go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_bounds, check_module, check_real, complaint, type_name
+from .._types import Objective
+from ..evaluation._guests import device_of
+from ._lending import known, lent, quiet, seeded
+
+try:
+    with quiet():
+        from foolbox.attacks.base import Attack
+        from foolbox.models.pytorch import PyTorchModel
+except ImportError as error:
+    raise ImportError(complaint(__name__, "foolbox", str(error), "Install it with pip install foolbox")) from error
+
+
+class _View(nn.Module):
+    def __init__(self, model: nn.Module, branch: str | None) -> None:
+        super().__init__()
+        self._lent = (model, branch)  # in a tuple, where neither eval() nor to() reaches it
+
+    def forward(self, x: Tensor) -> object:
+        with lent(*self._lent):
+            return self._lent[0](x)
+
+
+def as_foolbox_model(
+    model: nn.Module, *, branch: str | None = None, bounds: tuple[float, float] = (0.0, 1.0)
+) -> PyTorchModel:
+    """Return a model, no copy of it, for foolbox: in eval mode, on a ``branch`` of its dual norms if one is named."""
+    check_module("as_foolbox_model", model)
+    check_bounds("as_foolbox_model", bounds)
+    with lent(model, branch):
+        return PyTorchModel(_View(model, branch).eval(), bounds, device_of(model))
+
+
+@dataclass(frozen=True)
+class FoolboxAttack:
+    """An attack of foolbox, called as this library calls its own, its perturbations clipped to ``eps``."""
+
+    attack: Attack
+    eps: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.attack, Attack):
+            raise TypeError(complaint("FoolboxAttack", "an attack", type_name(self.attack), "Pass one of foolbox"))
+        check_real("FoolboxAttack", "eps", self.eps, low=0, remedy="For images in [0, 1] it is usually 8/255")
+
+    def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
+        model, y = known("FoolboxAttack", objective, x, generator)
+        with seeded(generator, x.device):
+            return self.attack(as_foolbox_model(model), x.clamp(0, 1), y.clone(), epsilons=self.eps)[1]

@@ -1,0 +1,60 @@
+"""Lightning: any learner of this library as a ``LightningModule``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_module, complaint
+
+try:
+    try:
+        if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+            raise ImportError("the caller uses the other one; neither takes the modules of its twin")
+        import lightning.pytorch as pl
+    except ImportError:
+        import pytorch_lightning as pl  # type: ignore[no-redef, unused-ignore]
+except ImportError as error:
+    raise ImportError(complaint(__name__, "lightning", str(error), "Install it with pip install lightning")) from error
+
+
+class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
+    """Train ``ACLTrainer`` or another ``learner`` of this library under Lightning.
+
+    ``optimizer(parameters)`` returns the optimizer, ``schedule(step)`` the fraction of its learning rate to use. A
+    batch is a tensor, or a tuple of what the learner takes. Loss and terms are logged as ``train_...`` and ``val_...``;
+    validation attacks too, whatever ``Trainer(inference_mode=...)``. DDP learns what gets no gradient in the mode.
+    """
+
+    def __init__(self, learner: nn.Module, *, optimizer: Callable[..., Any], schedule: Any = None) -> None:
+        check_module("LightningLearner", learner)
+        if not callable(optimizer) or not callable(schedule or (lambda _: 1.0)):
+            got, remedy = f"{optimizer!r} and {schedule!r}", "Pass functools.partial(torch.optim.SGD, lr=0.1)"
+            raise TypeError(complaint("LightningLearner", "functions", got, remedy))
+        super().__init__()
+        self.learner, self._optimizer, self._schedule = learner, optimizer, schedule or (lambda _: 1.0)
+        idle: list[str] = getattr(learner, "_ddp_params_and_buffers_to_ignore", [])
+        self._ddp_params_and_buffers_to_ignore = [f"learner.{name}" for name in idle]
+
+    def training_step(self, batch: Any, _: int, stage: str = "train") -> Tensor:
+        """Return the loss of a batch, and log it with the terms."""
+        parts = [part.clone() for part in (batch if isinstance(batch, (tuple, list)) else [batch])]
+        loss, terms = self.learner(*parts)
+        named = {f"{stage}_{name.removeprefix('train_')}": value for name, value in {"loss": loss, **terms}.items()}
+        self.log_dict(named, batch_size=len(parts[0]), sync_dist=stage != "train")
+        return loss  # type: ignore[no-any-return]
+
+    def validation_step(self, batch: Any, index: int) -> Tensor:
+        """Return the loss of a batch, and log it with the terms."""
+        with torch.inference_mode(False), torch.no_grad():  # clones of the batch can then be differentiated through
+            return self.training_step(batch, index, "val")
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer, and the schedule to ask after every step."""
+        optimizer = self._optimizer(self.parameters())
+        rates = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": rates}

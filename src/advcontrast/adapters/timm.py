@@ -1,0 +1,56 @@
+"""timm: its networks in, and folders out that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._checks import complaint, type_name
+from ..models import Normalize
+from ._folder import new_folder
+from ._plain import plain_copy
+
+try:
+    import timm
+except ImportError as error:
+    raise ImportError(complaint("adapters.timm", "timm", "no such package", "Call pip install timm")) from error
+
+
+def from_timm(model: nn.Module) -> nn.Sequential:
+    """Return a network of timm behind the :class:`Normalize` of its config: it takes images in [0, 1] from now on."""
+    config = _checked("from_timm", model).pretrained_cfg
+    return nn.Sequential(Normalize(config["mean"], config["std"]), model)
+
+
+def save_timm(model: nn.Module, folder: str | os.PathLike[str], *, branch: str | None = None) -> None:
+    """Write a network of timm, or a branch of one, to a new folder that timm loads to the same outputs, bit for bit.
+
+    The constants of a :class:`Normalize` in front move to the config, for the transforms of timm. The folder appears
+    once it was loaded and compared. What timm cannot build, such as a ``cifar_stem``, is refused.
+    """
+    plain = plain_copy("save_timm", model, branch).cpu()
+    first, network = plain if type(plain) is nn.Sequential and len(plain) == 2 else (None, plain)
+    config = _checked("save_timm", network if first is None or type(first) is Normalize else plain).pretrained_cfg
+    config.update(zip(("mean", "std"), getattr(first, "values", ()), strict=False))
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    with new_folder("save_timm", folder) as draft, torch.random.fork_rng([]), torch.device("cpu"), torch.no_grad():
+        try:
+            timm.models.save_for_hf(network, str(draft), safe_serialization=True)
+            loaded: Any = timm.create_model(f"local-dir:{draft}", pretrained=True).to(next(network.parameters())).eval()
+            x = torch.randn(2, *loaded.pretrained_cfg["input_size"]).to(next(network.parameters()))
+            torch.testing.assert_close(
+                *([f(x), f.state_dict()] for f in (loaded, network)), rtol=0, atol=0, equal_nan=True
+            )
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            rule, got = "a network that timm can build again", " ".join(str(error).split())[:300]
+            raise ValueError(complaint("save_timm", rule, got, "Change classifiers with reset_classifier")) from error
+
+
+def _checked(owner: str, network: Any) -> Any:
+    if isinstance(network, nn.Module) and "architecture" in getattr(network, "pretrained_cfg", {}):
+        return network
+    raise TypeError(complaint(owner, "a network of timm, bare or normalized", type_name(network), "Leave heads out"))

@@ -1,0 +1,60 @@
+"""torchattacks, both ways. Nothing of it is imported: its attacks bring it along, and ours can do without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_module, complaint, type_name
+from .._types import Objective
+from ..attacks import Classification
+from ..evaluation._guests import device_of
+from ._lending import known, lent, seeded
+
+
+@dataclass(frozen=True)
+class TorchattacksStyle:
+    """An attack of this library, called as torchattacks calls its own: ``attack(images, labels)``.
+
+    The model is attacked in eval mode, on a ``branch`` of its dual norms if one is named, and left as it was. The
+    labels are target classes where the attack is ``PGDAttack(minimize=True)``. ``MultiAttack`` takes it among its own.
+    """
+
+    attack: Callable[..., Tensor]
+    model: nn.Module = field(repr=False)
+    branch: str | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.attack):
+            raise TypeError(complaint("TorchattacksStyle", "an attack", type_name(self.attack), "Pass PGDAttack(...)"))
+        check_module("TorchattacksStyle", self.model)
+        with lent(self.model, self.branch):
+            """There is such a branch."""
+
+    def __call__(self, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return adversarial versions of ``images`` on the device of the model."""
+        x, y = (part.to(device_of(self.model)) if isinstance(part, Tensor) else part for part in (images, labels))
+        with lent(self.model, self.branch):
+            return self.attack(Classification(self.model, y), x, generator=generator)
+
+
+@dataclass(frozen=True)
+class TorchattacksAttack:
+    """An attack of torchattacks, called as this library calls its own: for ``robust_accuracy``, or to train on."""
+
+    attack: Any
+
+    def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
+        model, y = known("TorchattacksAttack", objective, x, generator)
+        if getattr(self.attack, "model", None) is not model or self.attack.normalization_used is not None:
+            expected, remedy = "an attack on raw images and on the model at hand", "Build it with that very model"
+            raise ValueError(complaint("TorchattacksAttack", expected, repr(self.attack), remedy))
+        self.attack.set_device(x.device)
+        with lent(model), seeded(generator, x.device):
+            adv: Tensor = self.attack(x.clone(), y.clone())
+        return adv.detach()

@@ -1,0 +1,222 @@
+"""The training loop under accelerate."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import advcontrast
+import tests
+from advcontrast import ACLTrainer, PGDAttack, convert_to_dual_bn
+from advcontrast.attacks import WarmStart
+from advcontrast.strategies import StandardTrainer
+
+accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+from advcontrast.adapters.accelerate import pretrain  # noqa: E402
+
+ATTACK = PGDAttack(eps=0.1, step_size=0.05, steps=1)
+X = torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+VIEWS = TensorDataset(X, X.flip(3))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """Accelerate keeps its state for the process."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def learner(mode="DS", attack=ATTACK):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    return ACLTrainer(convert_to_dual_bn(model), attack=attack, mode=mode)
+
+
+def sgd(module):
+    return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+
+
+def loader(data=VIEWS, size=8, shuffle=True):
+    return DataLoader(data, batch_size=size, shuffle=shuffle)
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.state_dict().items() if torch.is_tensor(value)}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("mode", ["S2S", "A2A", "A2S", "DS"])
+def test_it_trains_as_a_plain_loop_does(mode):
+    plain, losses = learner(mode), []
+    optimizer = sgd(plain)
+    torch.manual_seed(1)
+    for x1, x2 in loader():
+        out = plain(x1, x2)
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(out.loss.item())
+    under = learner(mode)
+    torch.manual_seed(1)
+    found = pretrain(under, loader(), optimizer=sgd(under), epochs=1)
+    assert same(weights(under), weights(plain))
+    assert found == pytest.approx([sum(losses) / 2])
+
+
+def test_a_batch_may_be_one_tensor():
+    acl = learner()
+    acl.augment = lambda x: (x, x.flip(3))
+    assert len(pretrain(acl, DataLoader(X, batch_size=8), optimizer=sgd(acl), epochs=2)) == 2
+
+
+def test_the_schedule_is_asked_once_an_update_and_each_epoch_is_reported():
+    acl, steps, seen = learner(), [], []
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    losses = pretrain(
+        acl,
+        loader(size=4),
+        optimizer=sgd(acl),
+        epochs=2,
+        schedule=lambda step: steps.append(step) or 1.0,
+        accelerator=accelerator,
+        report=lambda epoch, loss: seen.append((epoch, loss)),
+    )
+    assert steps == [0, 1, 2, 3, 4]  # the first before the first update
+    assert seen == [(1, losses[0]), (2, losses[1])]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.model = nn.Linear(4, 1)
+
+        def forward(self, x, y):
+            return StandardTrainer(nn.Linear(4, 2))(x, y)._replace(loss=(self.model(x)[:, 0] - y).square().mean())
+
+    data = TensorDataset(torch.rand(8, 4), torch.ones(8).long())
+    whole, parts = Linear(), Linear()
+    pretrain(whole, loader(data, 8, shuffle=False), optimizer=sgd(whole), epochs=1)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=4)
+    pretrain(parts, loader(data, 2, shuffle=False), optimizer=sgd(parts), epochs=1, accelerator=accelerator)
+    torch.testing.assert_close(parts.model.weight, whole.model.weight)
+
+
+@pytest.mark.parametrize("carried", [False, True], ids=["PGD", "WarmStart"])
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, carried, done):
+    def run(epochs, folder):
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        acl = learner(attack=WarmStart(ATTACK) if carried else ATTACK)
+        torch.manual_seed(1)
+        losses = pretrain(
+            acl, loader(), optimizer=sgd(acl), epochs=epochs, schedule=lambda step: 0.9**step, folder=folder
+        )
+        return losses, weights(acl)
+
+    whole, expected = run(4, None)
+    first, _ = run(done, tmp_path)
+    torch.rand(7)
+    resumed, found = run(4, tmp_path)
+    assert first == whole[:done]
+    assert resumed == whole
+    assert same(found, expected)
+
+
+def test_a_complete_run_is_not_run_again(tmp_path):
+    acl = learner()
+    losses = pretrain(acl, loader(), optimizer=sgd(acl), epochs=2, folder=tmp_path)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    again, seen = learner(), []
+    report = lambda *of: seen.append(of)  # noqa: E731
+    assert pretrain(again, loader(), optimizer=sgd(again), epochs=2, folder=tmp_path, report=report) == losses
+    assert same(weights(again), weights(acl))
+    assert seen == []
+
+
+def test_a_state_that_was_cut_off_while_it_was_written_does_not_count(tmp_path):
+    acl = learner()
+    losses = pretrain(acl, loader(), optimizer=sgd(acl), epochs=2, folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+    (tmp_path / "0" / "progress.json").unlink()  # as it is while the second epoch is being written
+    (tmp_path / "0" / "pytorch_model.bin").write_bytes(b"half")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    again = learner()
+    assert pretrain(again, loader(), optimizer=sgd(again), epochs=2, folder=tmp_path) == losses
+    assert same(weights(again), weights(acl))
+    assert json.loads((tmp_path / "0" / "progress.json").read_text()) == [losses, 4]
+
+
+SCRIPT = """
+import sys, torch
+from tests.adapters.test_accelerate import *
+if __name__ == "__main__":
+    acl = learner("{mode}")
+    accelerator = accelerate.Accelerator(cpu=True)
+    torch.manual_seed(10 + accelerator.process_index)
+    folder = None if sys.argv[2] == "none" else sys.argv[2]
+    settings = {{"epochs": int(sys.argv[1]), "accelerator": accelerator, "folder": folder}}
+    losses = pretrain(acl, loader(size=4), optimizer=sgd(acl), **settings)
+    sums = accelerator.gather(torch.stack([p.detach().double().sum() for p in acl.parameters()]).sum()[None])
+    assert accelerator.num_processes == 2 and sums[0] == sums[1]
+    accelerator.print("found", losses, sums[0].item())
+    accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("mode", ["A2A"])
+def test_two_processes_resume_exactly_too_also_with_an_idle_branch(tmp_path, mode):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT.format(mode=mode))
+    roots = [str(Path(package.__file__).parents[1]) for package in (advcontrast, tests)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1"}
+
+    def run(*words):
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+        done = subprocess.run(
+            [*start, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return re.search(r"found (.*)", done.stdout).group(1)
+
+    whole = run(3, "none")
+    run(1, tmp_path / "state")
+    assert run(3, tmp_path / "state") == whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"learner": 1}, TypeError, "pretrain: expected model to be an nn.Module, got int"),
+        ({"batches": 3}, TypeError, "pretrain: expected batches to be an iterable, got int. Pass a DataLoader."),
+        ({"epochs": 0}, ValueError, "pretrain: expected epochs to be an int >= 1, got 0. "),
+        ({"batches": []}, ValueError, "pretrain: expected at least one batch an epoch, got none. "),
+    ],
+)
+def test_mistakes_are_named(settings, error, message):
+    acl = learner()
+    arguments = {"learner": acl, "batches": loader(), "optimizer": sgd(acl), "epochs": 1, **settings}
+    with pytest.raises(error, match=re.escape(message)):
+        pretrain(**arguments)
+
+
+def test_without_accelerate_the_adapter_says_what_to_install():
+    code = "import sys; sys.modules['accelerate'] = None; import advcontrast.adapters.accelerate"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: advcontrast.adapters.accelerate: expected accelerate, got " in done.stderr
+    assert "Install it with pip install accelerate." in done.stderr

@@ -1,0 +1,296 @@
+"""An encoder that is saved for the hub is rebuilt by it, to the bit and without pickle, and describes itself."""
+
+import copy
+import json
+import re
+import sys
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from advcontrast import PGDAttack, bn_branch, convert_to_dual_bn
+from advcontrast.evaluation import Accuracy, ResultCard
+from advcontrast.models import backbone, cifar_stem, resnet18
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
+pytest.importorskip("safetensors")
+
+from advcontrast.adapters.hub import HubEncoder  # noqa: E402 (needs huggingface_hub)
+
+
+def trained(name="resnet18", **settings):
+    """Return a converted encoder of which all tensors differ from what another one would have."""
+    encoder, _ = backbone(name, **settings)
+    convert_to_dual_bn(encoder)
+    with torch.no_grad():
+        for tensor in encoder.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(1 + 0.1 * torch.rand_like(tensor))
+    return encoder.eval()
+
+
+def images(side=32):
+    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def result():
+    verdicts = {
+        "TA": [Accuracy(torch.tensor([True, True, True, False]))],
+        "RA": [Accuracy(torch.tensor([True, False, False, False]))],
+    }
+    return ResultCard.from_verdicts(
+        "DS, fine-tuned",
+        verdicts,
+        seeds=[7],
+        data="four images",
+        fingerprint="ab" * 32,
+        branch="adv",
+        attacks={"RA": PGDAttack(steps=20)},
+        settings={"epochs": 25},
+    )
+
+
+def saved(folder, encoder=None, card=None, **settings):
+    hub = HubEncoder.of(trained(width=2) if encoder is None else encoder, "resnet18", branch="adv", width=2)
+    hub.save_pretrained(folder, model_card_kwargs={"result": card, **settings})
+    return huggingface_hub.ModelCard.load(folder / "README.md")
+
+
+@pytest.mark.parametrize("branch", ["clean", "adv"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("resnet18", {"width": 2}),
+        ("wide_resnet34_10", {"width": 1}),
+        ("torchvision/resnet18", {"small_images": False}),
+        ("timm/test_resnet", {}),
+    ],
+)
+def test_a_branch_comes_back_to_the_bit(name, settings, branch, tmp_path):
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    encoder, x = trained(name, **settings), images()
+    HubEncoder.of(encoder, name, branch=branch, **settings).save_pretrained(tmp_path)
+    with bn_branch(encoder, branch):
+        assert torch.equal(HubEncoder.from_pretrained(tmp_path)(x), encoder(x))
+
+
+def test_an_encoder_with_single_norms_comes_back(tmp_path):
+    encoder, x = resnet18(0, width=2).eval(), images()
+    HubEncoder.of(encoder, "resnet18", width=2).save_pretrained(tmp_path)
+    assert torch.equal(HubEncoder.from_pretrained(tmp_path)(x), encoder(x))
+
+
+def test_its_normalisation_comes_back(tmp_path):
+    encoder, x = resnet18(0, width=2, normalize=((0.1, 0.2, 0.3), (0.4, 0.5, 0.7))).eval(), images()
+    HubEncoder.of(encoder, "resnet18", width=2).save_pretrained(tmp_path)
+    assert torch.equal(HubEncoder.from_pretrained(tmp_path)(x), encoder(x))
+
+
+def test_what_comes_back_can_be_saved_again(tmp_path):
+    saved(tmp_path / "a")
+    HubEncoder.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    assert (tmp_path / "a" / "config.json").read_text() == (tmp_path / "b" / "config.json").read_text()
+
+
+def test_what_comes_back_is_in_eval_mode_and_knows_its_features(tmp_path):
+    saved(tmp_path)
+    hub = HubEncoder.from_pretrained(tmp_path)
+    assert (hub.training, hub.num_features) == (False, 16)
+
+
+def test_weights_in_channels_last_are_saved(tmp_path):
+    encoder = trained(width=2)
+    saved(tmp_path, copy.deepcopy(encoder).to(memory_format=torch.channels_last))
+    with bn_branch(encoder, "adv"):
+        torch.testing.assert_close(HubEncoder.from_pretrained(tmp_path)(images()), encoder(images()))
+
+
+def test_the_folder_holds_no_pickle(tmp_path):
+    saved(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_the_encoder_is_left_as_it_was():
+    encoder = trained(width=2).train()
+    before = copy.deepcopy(encoder.state_dict())
+    HubEncoder.of(encoder, "resnet18", branch="adv", width=2)
+    assert encoder.training
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_the_copy_is_in_eval_mode():
+    assert not HubEncoder.of(resnet18(0, width=2).train(), "resnet18", width=2).training
+
+
+def test_the_encoder_is_copied():
+    encoder = resnet18(0, width=2)
+    hub = HubEncoder.of(encoder, "resnet18", width=2)
+    assert hub.encoder.conv1.weight.data_ptr() != encoder.conv1.weight.data_ptr()
+
+
+def test_weights_that_lack_a_tensor_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    saved(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["encoder.bn1.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=r"encoder\.bn1\.weight"):
+        HubEncoder.from_pretrained(tmp_path)
+
+
+def test_the_card_says_what_it_is_in_its_front_matter(tmp_path):
+    data = saved(tmp_path).data
+    assert (data.library_name, data.pipeline_tag) == ("advcontrast", "image-feature-extraction")
+
+
+def test_the_licence_is_left_to_the_user(tmp_path):
+    assert "license" not in saved(tmp_path).data.to_dict()
+
+
+def test_what_the_user_knows_is_added_to_the_front_matter(tmp_path):
+    data = saved(tmp_path, license="mit", datasets=["cifar10"]).data
+    assert (data.license, data.datasets) == ("mit", ["cifar10"])
+
+
+def test_the_front_matter_is_yaml(tmp_path):
+    saved(tmp_path)
+    _, front, _ = (tmp_path / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "advcontrast"
+
+
+def test_the_card_without_figures_claims_none(tmp_path):
+    text = saved(tmp_path).text
+    assert "No figures were given with it." in text
+    assert "Results" not in text
+
+
+def test_the_card_names_branch_and_features(tmp_path):
+    text = saved(tmp_path).text
+    assert "# resnet18, branch 'adv'" in text
+    assert "to 16 features" in text
+
+
+def test_the_card_shows_the_figures(tmp_path):
+    text = saved(tmp_path, card=result()).text
+    assert "- RA: 25.00 %\n- TA: 75.00 %\n" in text
+
+
+def test_the_card_shows_the_settings(tmp_path):
+    text = saved(tmp_path, card=result()).text
+    details = json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
+    assert details["attacks"]["RA"]["steps"] == 20
+    assert (details["data"], details["fingerprint"], details["seeds"]) == ("four images", "ab" * 32, [7])
+
+
+def test_the_example_of_the_card_runs(tmp_path):
+    text = saved(tmp_path).text
+    example = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    names = {"images": images()}
+    exec(example.replace('"name of the repository, or a folder"', repr(str(tmp_path))), names)
+    assert names["features"].shape == (2, 16)
+
+
+def test_the_call_of_the_card_makes_such_an_encoder(tmp_path):
+    text = saved(tmp_path).text
+    made = eval(re.search(r"`(HubEncoder\(.*\))`", text)[1])
+    assert made.config == json.loads((tmp_path / "config.json").read_text(), object_hook=_tuples)
+
+
+def _tuples(entries):
+    return {k: tuple(map(tuple, v)) if k == "normalize" else v for k, v in entries.items()}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "settings", "error", "message"),
+    [
+        (
+            lambda: resnet18(0, width=2, normalize=None),
+            {"width": 2},
+            ValueError,
+            "HubEncoder.of: expected what backbone makes of 'resnet18' and the settings, got (normalize): Identity() "
+            "instead of (normalize): Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)). "
+            "Pass the settings that it was made with, and no head.",
+        ),
+        (lambda: resnet18(0, width=2), {}, ValueError, "HubEncoder.of: expected what backbone makes of 'resnet18'"),
+        (lambda: resnet18(10, width=2), {"width": 2}, ValueError, "HubEncoder.of: expected what backbone makes of"),
+        (lambda: nn.Sequential(resnet18(0, width=2), nn.ReLU()), {"width": 2}, ValueError, "HubEncoder.of: expected"),
+        (
+            lambda: trained(width=2),
+            {"width": 2},
+            ValueError,
+            "HubEncoder.of: expected branch to be one of 'clean', 'adv', got None. Choose one, such as branch=\"adv\".",
+        ),
+        (
+            lambda: resnet18(0, width=2),
+            {"width": 2, "branch": "adv"},
+            ValueError,
+            "HubEncoder.of: expected branch to be None, got 'adv'. Leave it out, as the model has no dual norms.",
+        ),
+        (
+            lambda: trained(width=2),
+            {"width": 2, "branch": "pgd"},
+            ValueError,
+            "export_branch: expected branch to be one",
+        ),
+        (lambda: "resnet18", {}, TypeError, "HubEncoder.of: expected model to be an nn.Module, got str"),
+        (lambda: resnet18(0, width=2), {"width": 0}, ValueError, "ResNet: expected width to be an int >= 1, got 0"),
+    ],
+)
+def test_other_networks_are_refused(encoder, settings, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        HubEncoder.of(encoder(), "resnet18", **settings)
+
+
+def test_a_padding_that_no_name_tells_is_refused():
+    encoder = resnet18(0, width=2)
+    encoder.conv1.padding = (2, 2)
+    with pytest.raises(ValueError, match=r"padding=\(2, 2\), bias=False\) instead of "):
+        HubEncoder.of(encoder, "resnet18", width=2)
+
+
+def test_another_stem_is_refused():
+    encoder, _ = backbone("torchvision/resnet18", small_images=False)
+    cifar_stem(encoder[1])
+    with pytest.raises(ValueError, match="kernel_size"):
+        HubEncoder.of(encoder, "torchvision/resnet18", small_images=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"name": "resnet1"}, ValueError, "backbone: expected the name of a network of "),
+        ({"name": None}, TypeError, "backbone: expected name to be a string, got NoneType"),
+        ({"width": 0}, ValueError, "ResNet: expected width to be an int >= 1, got 0"),
+        ({"normalize": 3}, TypeError, "HubEncoder: expected normalize to be a tuple (mean, std), got int"),
+        ({"normalize": "abc"}, TypeError, "HubEncoder: expected normalize to be a tuple (mean, std), got str"),
+        (
+            {"normalize": [[0.5] * 3]},
+            ValueError,
+            "HubEncoder: expected normalize to be a tuple (mean, std), got 1 items",
+        ),
+        ({"normalize": [[0.5], [0.5]]}, ValueError, "HubEncoder: expected normalize for in_channels=3, got 1 numbers"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        HubEncoder(**{"name": "resnet18", "width": 2} | arguments)
+
+
+def test_a_result_that_is_no_card_is_refused(tmp_path):
+    message = "HubEncoder: expected result to be a ResultCard, got dict. Pass what ResultCard.read returns."
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        HubEncoder("resnet18", width=2).generate_model_card(result={"TA": 1.0})
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.delitem(sys.modules, "advcontrast.adapters.hub")
+    message = (
+        "adapters.hub: expected huggingface_hub, got no such package. Call pip install huggingface_hub safetensors."
+    )
+    with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
+        import advcontrast.adapters.hub  # noqa: F401

@@ -1,0 +1,169 @@
+"""Losses of other libraries as the contrastive term of ACL."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from advcontrast import ACLTrainer, NTXentLoss, PGDAttack, convert_to_dual_bn
+from advcontrast.adapters.losses import NumberedPairs, Remembering
+
+lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed")
+metric = pytest.importorskip("pytorch_metric_learning.losses", reason="pytorch-metric-learning is not installed")
+
+# What lightly itself does in its DCLWLoss.
+pytestmark = pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")
+
+MODES = ("S2S", "A2A", "A2S", "DS")
+ATTACK = PGDAttack(eps=0.1, step_size=0.05, steps=3)
+VIEWS = torch.rand(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+AS_THEY_ARE = {
+    "lightly NTXentLoss": lightly.NTXentLoss,
+    "lightly DCLLoss": lightly.DCLLoss,
+    "lightly DCLWLoss": lightly.DCLWLoss,
+    "lightly VICRegLoss": lightly.VICRegLoss,
+    "lightly BarlowTwinsLoss": lightly.BarlowTwinsLoss,
+    "lightly NegativeCosineSimilarity": lightly.NegativeCosineSimilarity,
+    "lightly TiCoLoss": lightly.TiCoLoss,
+    "lightly DirectCLRLoss": lightly.DirectCLRLoss,
+    "PML SelfSupervisedLoss": lambda: metric.SelfSupervisedLoss(metric.TripletMarginLoss()),
+    "PML VICRegLoss": lambda: lambda z1, z2: metric.VICRegLoss()(z1, ref_emb=z2),
+}
+LABELLED = ("NTXentLoss", "SupConLoss", "TripletMarginLoss", "MultiSimilarityLoss", "ContrastiveLoss", "CircleLoss")
+LABELLED += ("FastAPLoss", "NPairsLoss", "SmoothAPLoss", "LiftedStructureLoss", "AngularLoss", "NCALoss", "MarginLoss")
+LOSSES = {
+    **AS_THEY_ARE,
+    **{f"PML {name}": lambda name=name: NumberedPairs(getattr(metric, name)()) for name in LABELLED},
+    "bank": lambda: lightly.NTXentLoss(memory_bank_size=(16, 8)),
+}
+
+
+def network():
+    torch.manual_seed(0)
+    return convert_to_dual_bn(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8))
+    )
+
+
+def embeddings(seed=0):
+    return torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_it_trains_in_every_mode(name, mode):
+    acl = ACLTrainer(network(), loss=LOSSES[name](), attack=ATTACK, mode=mode)
+    out = acl(*VIEWS)
+    out.loss.backward()
+    found = [parameter.grad for parameter in acl.model[0].parameters()]
+    assert out.loss.isfinite()
+    assert all(grad.isfinite().all() and grad.any() for grad in found)
+
+
+@pytest.mark.parametrize("mode", ["A2A", "A2S"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_it_guides_the_attack(name, mode):
+    """The same loss at the same weights is larger for views that were attacked."""
+    idle = ACLTrainer(network(), loss=LOSSES[name](), attack=lambda objective, x: x, mode=mode).eval()
+    busy = ACLTrainer(network(), loss=LOSSES[name](), attack=ATTACK, mode=mode).eval()
+    torch.manual_seed(1)
+    calm = idle(*VIEWS).loss
+    torch.manual_seed(1)
+    assert busy(*VIEWS).loss > calm
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        lambda t: lightly.NTXentLoss(temperature=t),
+        lambda t: NumberedPairs(metric.NTXentLoss(temperature=t)),
+        lambda t: metric.SelfSupervisedLoss(metric.NTXentLoss(temperature=t)),
+        lambda t: NumberedPairs(metric.SupConLoss(temperature=t)),
+    ],
+    ids=["lightly", "PML", "PML SelfSupervised", "PML SupCon"],
+)
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_nt_xent_is_the_same_everywhere(theirs, temperature):
+    z = embeddings()
+    ours, other = NTXentLoss(temperature)(*z), theirs(temperature)(*z)
+    torch.testing.assert_close(ours, other, rtol=1e-6, atol=0)
+    (first,), (second,) = (torch.autograd.grad(loss, z) for loss in (ours, other))
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-8)
+
+
+def test_numbered_pairs_are_what_pml_makes_of_two_views():
+    z = embeddings()
+    assert torch.equal(
+        NumberedPairs(metric.TripletMarginLoss())(*z), metric.SelfSupervisedLoss(metric.TripletMarginLoss())(*z)
+    )
+
+
+def moved(loss, mode="A2A", steps=3):
+    """Return how many embeddings a memory bank takes in one step of training."""
+    attack = PGDAttack(eps=0.1, step_size=0.05, steps=steps)
+    model = network()
+    loss = loss(model)
+    bank = (loss.loss if isinstance(loss, Remembering) else loss).memory_bank
+    before = bank.bank.clone()
+    ACLTrainer(model, loss=loss, attack=attack, mode=mode)(*VIEWS)
+    return int((bank.bank != before).any(1).sum())
+
+
+def bank():
+    return lightly.NTXentLoss(memory_bank_size=(64, 8))
+
+
+def test_a_memory_bank_remembers_every_step_of_the_attack():
+    """What ``Remembering`` is for; should lightly change, the page that says so must."""
+    assert moved(lambda model: bank()) == 4 * 8
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_remembering_one_remembers_training_passes_alone(mode):
+    assert moved(lambda model: Remembering(bank(), model), mode) == (16 if mode == "DS" else 8)
+
+
+def test_a_running_covariance_is_that_of_the_training_passes():
+    model = network()
+    tico = Remembering(lightly.TiCoLoss(), model)
+    acl = ACLTrainer(model, loss=tico, attack=ATTACK, mode="A2A")
+    seen = []
+    model.register_forward_hook(lambda module, x, z: seen.append(z.detach()) if module.training else None)
+    acl(*VIEWS)
+    z1 = nn.functional.normalize(seen[0][:8], dim=1)
+    torch.testing.assert_close(tico.loss.C, 0.1 * z1.T @ z1 / 8)
+
+
+def test_validation_is_not_remembered():
+    model = network()
+    loss = Remembering(bank(), model)
+    acl, before = ACLTrainer(model, loss=loss, attack=ATTACK).eval(), loss.loss.memory_bank.bank.clone()
+    acl(*VIEWS)
+    assert torch.equal(loss.loss.memory_bank.bank, before)
+
+
+def test_the_parameters_of_the_network_are_counted_once():
+    model = network()
+    acl = ACLTrainer(model, loss=Remembering(bank(), model))
+    assert list(acl.state_dict()) == [f"model.{name}" for name in model.state_dict()]
+
+
+def test_a_copy_watches_the_network_that_was_copied_with_it():
+    model = network()
+    acl = copy.deepcopy(ACLTrainer(model, loss=Remembering(bank(), model)))
+    assert acl.loss._model[0] is acl.model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NumberedPairs(3), "NumberedPairs: expected loss to be callable, got int. "),
+        (lambda: Remembering(3, nn.ReLU()), "Remembering: expected loss to be callable, got int. "),
+        (lambda: Remembering(nn.ReLU(), 3), "Remembering: expected model to be an nn.Module, got int. "),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make()

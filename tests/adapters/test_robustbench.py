@@ -1,0 +1,286 @@
+"""What is exported for robustbench is a plain classifier, and robustbench takes it."""
+
+import copy
+import dataclasses
+import json
+import pickle
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from advcontrast import PGDAttack, bn_branch, convert_to_dual_bn
+from advcontrast.adapters.robustbench import claim, export_plain
+from advcontrast.evaluation import Accuracy, ResultCard
+from advcontrast.models import Normalize, resnet18
+from advcontrast.norm import DualNorm
+
+ABOUT = {
+    "link": "https://arxiv.org/abs/2010.13337",
+    "name": "Robust Pre-Training by Adversarial Contrastive Learning",
+    "authors": "Ziyu Jiang, Tianlong Chen, Ting Chen, Zhangyang Wang",
+    "dataset": "cifar10",
+    "venue": "NeurIPS 2020",
+    "architecture": "ResNet-18",
+    "additional_data": False,
+}
+
+
+def network():
+    model = convert_to_dual_bn(resnet18(10, width=2))
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if ".adv." in name and tensor.is_floating_point():
+                tensor.mul_(1.2)
+    return model
+
+
+def images(count=4):
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("branch", ["clean", "adv"])
+def test_the_logits_are_those_of_the_branch(branch):
+    model = network().eval()
+    plain = export_plain(model, images(), branch=branch)
+    with bn_branch(model, branch):
+        assert torch.equal(plain(images()), model(images()))
+
+
+def test_no_dual_norm_is_left_and_nothing_trains():
+    plain = export_plain(network().train(), images(), branch="adv")
+    assert not any(isinstance(module, DualNorm) or module.training for module in plain.modules())
+
+
+def test_the_model_is_left_as_it_was():
+    model = network().train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    export_plain(model, images(), branch="adv")
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_network_that_draws_leaves_random_numbers_as_they_were():
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="expected the same logits twice"):
+        export_plain(Returns(lambda x: classes(x) + torch.rand(4, 10)), images())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_it_has_the_names_of_the_plain_network():
+    plain = export_plain(network(), images(), branch="adv")
+    resnet18(10, width=2).load_state_dict(plain.state_dict())
+
+
+def test_it_can_be_pickled():
+    plain = export_plain(network(), images(), branch="adv")
+    assert torch.equal(pickle.loads(pickle.dumps(plain))(images()), plain(images()))
+
+
+def test_a_normalisation_goes_in_front():
+    model, constants = resnet18(10, width=2, normalize=None).eval(), ((0.5,) * 3, (0.25,) * 3)
+    plain = export_plain(model, images(), normalize=constants)
+    assert torch.equal(plain(images()), model(Normalize(*constants)(images())))
+    assert not plain.training
+
+
+class Returns(nn.Module):
+    """A network that returns what a function makes of its images."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def classes(x):
+    return x.flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (
+            lambda x: x,
+            ValueError,
+            "export_plain: expected the output of the model of shape [4, C] with C >= 2, got [4, 3",
+        ),
+        (lambda x: (classes(x),), TypeError, "export_plain: expected the output of the model to be a floating point"),
+        (lambda x: classes(x)[:2], ValueError, "export_plain: expected the output of the model of shape [4, C]"),
+        (
+            lambda x: classes(x).softmax(1),
+            ValueError,
+            "export_plain: expected logits, got probabilities, which sum to 1 for every image. Leave out the softmax",
+        ),
+        (
+            lambda x: classes(x) + torch.rand(4, 10),
+            ValueError,
+            "export_plain: expected the same logits twice, got others the second time. Take out what draws random "
+            "numbers; robustbench ranks deterministic models only.",
+        ),
+        (
+            lambda x: classes(x) / 0,
+            ValueError,
+            "export_plain: expected the logits to be finite, got 40 non-finite of 40 values. Look for a division by",
+        ),
+    ],
+)
+def test_what_is_no_classifier_is_refused(function, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        export_plain(Returns(function), images())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"model": None}, TypeError, "export_plain: expected model to be an nn.Module, got NoneType"),
+        ({"branch": None}, ValueError, "export_plain: expected branch to be one of 'clean', 'adv', got None. Choose"),
+        ({"branch": "pgd"}, ValueError, "export_branch: expected branch to be one of 'clean', 'adv', got 'pgd'"),
+        ({"images": images() * 255}, ValueError, "export_plain: expected images within bounds [0.0, 1.0], got values"),
+        ({"images": images() - 0.5}, ValueError, "export_plain: expected images within bounds [0.0, 1.0], got values"),
+        ({"images": (images() * 255).byte()}, TypeError, "export_plain: expected images to be a floating point tensor"),
+        ({"images": [1]}, TypeError, "export_plain: expected images to be a floating point tensor, got list"),
+        (
+            {"images": images()[0]},
+            ValueError,
+            "export_plain: expected images of shape [N, C, H, W] with N >= 1, got [3, 32, 32]. Pass a few images "
+            "of the test set.",
+        ),
+        (
+            {"images": images(0)},
+            ValueError,
+            "export_plain: expected images of shape [N, C, H, W] with N >= 1, got [0, 3",
+        ),
+        ({"images": torch.tensor(0.5)}, ValueError, "export_plain: expected images of shape [N, C, H, W] with N >= 1"),
+        ({"images": images() * torch.nan}, ValueError, "export_plain: expected images to be finite"),
+        ({"normalize": ((0.5,), (0.0,))}, ValueError, "Normalize: expected each of std to be a finite number > 0"),
+    ],
+)
+def test_wrong_arguments(arguments, error, message):
+    given = {"model": network(), "images": images(), "branch": "adv"} | arguments
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        export_plain(given.pop("model"), given.pop("images"), **given)
+
+
+def card(runs=1):
+    verdicts = {"TA": [True, True, True, False], "RA": [True, True, False, False], "AA": [True, False, False, False]}
+    return ResultCard.from_verdicts(
+        "DS",
+        {metric: [Accuracy(torch.tensor(right))] * runs for metric, right in verdicts.items()},
+        seeds=list(range(runs)),
+        data="four images",
+        fingerprint="0" * 64,
+        attacks={"RA": PGDAttack(steps=20), "AA": {"version": "standard"}},
+    )
+
+
+def test_the_claim_of_a_card_has_its_figures():
+    found = json.loads(claim(card(), eps=8 / 255, **ABOUT))
+    figures = {"eps": "8/255", "clean_acc": "75.00", "reported": "25.00", "autoattack_acc": "25.00"}
+    assert found == {**ABOUT, **figures, "number_forward_passes": 1}
+
+
+def test_the_claim_of_figures_has_two_decimals():
+    found = json.loads(claim({"TA": 0.82194, "AA": 0.5}, eps=8 / 255, **ABOUT))
+    assert (found["clean_acc"], found["autoattack_acc"]) == ("82.19", "50.00")
+
+
+@pytest.mark.parametrize(
+    ("eps", "written"), [(8 / 255, "8/255"), (4 / 255, "4/255"), (0.5, "0.5"), (0.031, "0.031"), (1e-9, "1e-09")]
+)
+def test_a_radius_is_written_as_robustbench_does(eps, written):
+    assert json.loads(claim({"TA": 1, "AA": 1}, eps=eps, **ABOUT))["eps"] == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"figures": card(2)}, ValueError, "claim: expected a card of one run, got 2 runs. Claim one model."),
+        (
+            {"figures": {"TA": 0.5}},
+            ValueError,
+            "claim: expected figures with TA and AA, got TA. Evaluate with autoattack",
+        ),
+        (
+            {"figures": {}},
+            ValueError,
+            "claim: expected figures with TA and AA, got none. Evaluate with autoattack first.",
+        ),
+        (
+            {"figures": 0.5},
+            ValueError,
+            "claim: expected figures with TA and AA, got float. Evaluate with autoattack first.",
+        ),
+        (
+            {"figures": {"TA": 82, "AA": 50}},
+            ValueError,
+            "claim: expected TA to be a finite number >= 0 and <= 1, got 82.",
+        ),
+        (
+            {"figures": {"TA": 0.5, "AA": 0.6}},
+            ValueError,
+            "claim: expected AA to be a finite number >= 0 and <= 0.5, got",
+        ),
+        ({"figures": {"TA": None, "AA": 0.6}}, TypeError, "claim: expected TA to be a finite number"),
+        (
+            {"eps": 0},
+            ValueError,
+            "claim: expected eps to be a finite number > 0, got 0. Pass the radius in units of pix",
+        ),
+        (
+            {"eps": "8/255"},
+            TypeError,
+            "claim: expected eps to be a finite number > 0, got str. Pass the radius in units",
+        ),
+        ({"link": 3}, TypeError, "claim: expected link to be a str, got int. Pass one."),
+        ({"additional_data": "no"}, TypeError, "claim: expected additional_data to be a bool, got str. Pass one."),
+        (
+            {"footnote": "x"},
+            TypeError,
+            "claim: expected link, name, authors, dataset, venue, architecture, additional_data, got link, name, "
+            "authors, dataset, venue, architecture, additional_data, footnote. Pass these and no others.",
+        ),
+    ],
+)
+def test_a_claim_that_cannot_be_is_refused(arguments, error, message):
+    given = {"figures": {"TA": 0.8, "AA": 0.5}, "eps": 8 / 255} | ABOUT | arguments
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        claim(given.pop("figures"), **given)
+
+
+@pytest.fixture
+def robustbench():
+    """Return robustbench, whose imports warn of what they import; not the old copy that torchattacks brings."""
+    pytest.importorskip("geotorch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("robustbench")
+
+
+def test_robustbench_knows_every_entry_of_the_claim(robustbench):
+    known = {field.name for field in dataclasses.fields(robustbench.utils.ModelInfo)}
+    assert json.loads(claim(card(), eps=8 / 255, **ABOUT)).keys() <= known
+
+
+def test_robustbench_finds_the_clean_accuracy(robustbench):
+    plain, x = export_plain(network(), images(), branch="adv"), images(8)
+    y = plain(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 10
+    assert robustbench.utils.clean_accuracy(plain, x, y, batch_size=3) == 0.75
+
+
+@pytest.mark.slow
+def test_robustbench_benchmarks_it(robustbench, monkeypatch):
+    plain, x = export_plain(network(), images(), branch="adv"), images(2)[:, :, :16, :16]
+    y = plain(x).argmax(1)
+    y[0] = (y[0] + 1) % 10
+    monkeypatch.setattr(robustbench.eval, "load_clean_dataset", lambda *_: (x, y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pandas and of the attacks
+        found = robustbench.benchmark(plain, n_examples=2, threat_model="Linf", eps=1e-7, batch_size=2)
+    assert found == (0.5, 0.5)
