@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "examples" / "cifar" / "results"
 BENCHMARKS = HERE.parent / "benchmarks" / "results"
 sys.path.insert(0, str(HERE))
-os.environ["TQDM_DISABLE"] = "1"  # a page shows what a run found, not how it went; torch imports tqdm
 
 from diagrams import DIAGRAMS  # noqa: E402
 from figures import DRAWINGS, draw_all  # noqa: E402
@@ -44,9 +42,8 @@ myst_enable_extensions = ["deflist"]
 
 # A reference that leads nowhere is a mistake, unless it leads to another project.
 nitpicky = True
-nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|nn|collections|contextlib|copy|os|pathlib|typing|Tensor|Callable|Any|Curve|Figure)\b.*")
-]
+others = "foolbox|huggingface_hub|torch|nn|collections|contextlib|copy|os|pathlib|typing"
+nitpick_ignore_regex = [("py:.*", rf"({others}|Tensor|Callable|Any|Curve|Figure)\b.*")]
 
 # Every page of the gallery is a script that runs when the site is built. One that fails ends the build.
 sphinx_gallery_conf = {
@@ -58,6 +55,8 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
     "show_signature": False,
     "show_memory": False,
+    "remove_config_comments": True,
+    "reset_modules_order": "both",
     "write_computation_times": False,
     "download_all_examples": False,
     "abort_on_example_error": True,

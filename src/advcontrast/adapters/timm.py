@@ -20,7 +20,7 @@ except ImportError as error:
 
 
 def from_timm(model: nn.Module) -> nn.Sequential:
-    """Return a network of timm behind the :class:`Normalize` of its config: it takes images in [0, 1] from now on."""
+    """Return a network of timm behind the normalisation of its config: it takes images in [0, 1] from now on."""
     config = _checked("from_timm", model).pretrained_cfg
     return nn.Sequential(Normalize(config["mean"], config["std"]), model)
 
@@ -28,7 +28,7 @@ def from_timm(model: nn.Module) -> nn.Sequential:
 def save_timm(model: nn.Module, folder: str | os.PathLike[str], *, branch: str | None = None) -> None:
     """Write a network of timm, or a branch of one, to a new folder that timm loads to the same outputs, bit for bit.
 
-    The constants of a :class:`Normalize` in front move to the config, for the transforms of timm. The folder appears
+    The constants of a ``Normalize`` in front move to the config, for the transforms of timm. The folder appears
     once it was loaded and compared. What timm cannot build, such as a ``cifar_stem``, is refused.
     """
     plain = plain_copy("save_timm", model, branch).cpu()

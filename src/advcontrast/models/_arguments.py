@@ -26,7 +26,9 @@ def check_maps(owner: str, x: Any, first: nn.Module) -> None:
         raise ValueError(complaint(owner, expected, f"{list(x.shape)}", "Pass a batch of images"))
     weight = getattr(first, "weight", None)
     # Autocast, and what shards or quantises weights, converts on its own.
-    plain = type(weight) is nn.Parameter and not torch.is_autocast_enabled(x.device.type)
+    kind = x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    plain = type(weight) is nn.Parameter and not autocast
     if plain and isinstance(weight, Tensor) and weight.dtype != x.dtype:
         got, remedy = f"{x.dtype}", "Convert the images or the network"
         raise TypeError(complaint(owner, f"x in the dtype of the weights, {weight.dtype}", got, remedy))
