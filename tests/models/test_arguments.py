@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast.models import BasicBlock, Bottleneck, PreActivationBlock, ResNet, WideResNet
+from advcontrast.models import BasicBlock, Bottleneck, PreActivationBlock, ResNet, WideResNet, resnet18
 
 BLOCKS = [BasicBlock, Bottleneck, PreActivationBlock]
 
@@ -71,3 +71,8 @@ def test_a_resnet_has_four_stages(depths):
 def test_every_stage_has_a_block():
     with pytest.raises(ValueError, match=re.escape("ResNet: expected each of depths to be an int >= 1, got 0.")):
         ResNet(BasicBlock, (1, 0, 1, 1))
+
+
+def test_a_network_without_values_runs_where_nothing_autocasts():
+    with torch.device("meta"):
+        assert resnet18(0, width=4)(torch.empty(2, 3, 16, 16)).shape == (2, 32)
