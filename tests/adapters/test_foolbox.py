@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from advcontrast import ACLTrainer, PGDAttack, export_branch
-from advcontrast.attacks import Classification, under_attack
+from advcontrast.attacks import Classification
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.strategies import AdversarialTrainer
-from tests.adapters.networks import classifier, everything, images, random_states
+from tests.adapters.networks import everything, images, random_states
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -28,17 +28,6 @@ ATTACKS = {
     "Boundary": lambda: foolbox.attacks.BoundaryAttack(steps=5),
     "SaltAndPepper": lambda: foolbox.attacks.SaltAndPepperNoiseAttack(steps=5),
 }
-
-
-@pytest.fixture
-def model():
-    return classifier()
-
-
-@pytest.fixture
-def labels(model):
-    with under_attack(model):
-        return model(X).argmax(1)
 
 
 # Our models for its attacks

@@ -30,17 +30,6 @@ ATTACKS = {
 }
 
 
-@pytest.fixture
-def model():
-    return classifier()
-
-
-@pytest.fixture
-def labels(model):
-    with under_attack(model):
-        return model(X).argmax(1)
-
-
 def objective_of(model, labels):
     return Classification(model, labels)
 
