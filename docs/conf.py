@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "examples" / "cifar" / "results"
 BENCHMARKS = HERE.parent / "benchmarks" / "results"
 sys.path.insert(0, str(HERE))
+os.environ["TQDM_DISABLE"] = "1"  # a page shows what a run found, not how it went; torch imports tqdm
 
 from diagrams import DIAGRAMS  # noqa: E402
 from figures import DRAWINGS, draw_all  # noqa: E402

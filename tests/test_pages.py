@@ -51,7 +51,7 @@ def test_the_code_of_a_page_runs(page, bench):
     others = [package for package in OPTIONAL if re.search(rf"^   (?:import|from) {package}\b", text, re.M)]
     for package in others:
         pytest.importorskip(package)
-    names = {"torch": torch, "__name__": page.stem}
+    names = {"__name__": page.stem}
     with warnings.catch_warnings():
         if others:  # which may warn about themselves
             warnings.simplefilter("ignore")

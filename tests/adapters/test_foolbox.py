@@ -120,6 +120,7 @@ def test_images_a_rounding_error_out_of_range_are_let_pass(model, labels):
 
 
 def test_a_network_is_trained_on_what_its_attack_finds(model, labels):
+    model = export_branch(model, "clean")
     attack = foolbox.attacks.LinfPGD(steps=3, random_start=False)
     adv, seen = attack(as_foolbox_model(model), X, labels, epsilons=EPS)[1], []
     trainer = AdversarialTrainer(model, attack=FoolboxAttack(attack, eps=EPS))

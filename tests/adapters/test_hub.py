@@ -213,7 +213,7 @@ def _tuples(entries):
             ValueError,
             "HubEncoder.of: expected what backbone makes of 'resnet18' and the settings, got (normalize): Identity() "
             "instead of (normalize): Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)). "
-            "Pass the settings that it was made with, and no head.",
+            "Pass what it was made with, such as small_images=False, and no head.",
         ),
         (lambda: resnet18(0, width=2), {}, ValueError, "HubEncoder.of: expected what backbone makes of 'resnet18'"),
         (lambda: resnet18(10, width=2), {"width": 2}, ValueError, "HubEncoder.of: expected what backbone makes of"),

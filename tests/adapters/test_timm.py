@@ -252,7 +252,7 @@ def test_what_timm_cannot_build_is_refused_and_nothing_is_left(change, tmp_path)
 def test_the_remedy_names_the_way_to_change_a_classifier(tmp_path):
     model = network()
     model.fc = nn.Linear(model.num_features, 10)
-    with pytest.raises(ValueError, match=r"size mismatch for fc\..*Change classifiers with reset_classifier"):
+    with pytest.raises(ValueError, match=r"size mismatch for fc\..*use reset_classifier"):
         save_timm(model, tmp_path / "saved")
 
 
@@ -309,3 +309,26 @@ def test_without_timm_the_error_says_what_to_install(monkeypatch):
     message = "adapters.timm: expected timm, got no such package. Call pip install timm."
     with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
         import advcontrast.adapters.timm  # noqa: F401
+
+
+def test_the_config_tells_the_transforms_of_timm_the_size_of_the_images(tmp_path):
+    save_timm(network(), tmp_path / "net", size=48)
+    config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True))
+    assert (config["input_size"], config["crop_pct"]) == ((3, 48, 48), 1.0)
+
+
+def test_the_config_does_not_speak_of_the_weights_that_timm_has(tmp_path):
+    model = network()
+    model.pretrained_cfg |= {"tag": "a1_in1k", "license": "apache-2.0", "test_input_size": (3, 288, 288)}
+    save_timm(model, tmp_path / "net", size=48)
+    config = json.loads((tmp_path / "net" / "config.json").read_text())["pretrained_cfg"]
+    assert not {"tag", "license", "url", "hf_hub_id", "test_input_size"} & set(config)
+    assert model.pretrained_cfg["tag"] == "a1_in1k"
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_size_below_one_is_refused_before_anything_is_written(tmp_path, size):
+    text = f"save_timm: expected size to be an int >= 1, got {size}. Pass the side of the images in pixels."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        save_timm(network(), tmp_path / "net", size=size)
+    assert list(tmp_path.iterdir()) == []

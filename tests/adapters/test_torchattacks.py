@@ -126,6 +126,7 @@ def test_it_attacks_the_branch_that_is_active(model, labels):
 
 
 def test_a_network_is_trained_on_what_its_attack_finds(model, labels):
+    model = export_branch(model, "clean")
     attack = torchattacks.PGD(model, eps=EPS, random_start=False)
     adv, seen = attack(X, labels), []
     trainer = AdversarialTrainer(model, attack=TorchattacksAttack(attack))
@@ -142,6 +143,7 @@ def test_the_repr_says_which_attack(model):
 
 @pytest.mark.parametrize("trainer", [ACLTrainer, TRADESTrainer])
 def test_an_objective_without_labels_is_refused(model, labels, trainer):
+    model = model if trainer is ACLTrainer else export_branch(model, "adv")
     learner = trainer(model, attack=TorchattacksAttack(ATTACKS["PGD"](model)))
     expected = "TorchattacksAttack: expected an objective that knows a model and labels, as Classification(model, y)"
     with pytest.raises(TypeError, match=re.escape(expected)):
@@ -227,7 +229,11 @@ def test_the_repr_is_the_call_without_the_model(model):
         (lambda m: TorchattacksStyle("pgd", m), TypeError, "TorchattacksStyle: expected an attack, got str. "),
         (lambda m: TorchattacksStyle(PGDAttack(), 1), TypeError, "TorchattacksStyle: expected model to be an nn.Mod"),
         (lambda m: TorchattacksStyle(PGDAttack(), m, "no"), ValueError, "bn_branch: expected"),
-        (lambda m: TorchattacksStyle(PGDAttack(), nn.ReLU(), "adv"), ValueError, "bn_branch: expected a model with"),
+        (
+            lambda m: TorchattacksStyle(PGDAttack(), nn.ReLU(), "adv"),
+            ValueError,
+            "branch: expected None for a network with",
+        ),
         (lambda m: TorchattacksStyle(PGDAttack(), m)(X, [0] * 12), TypeError, "Classification: expected y to be a"),
         (lambda m: TorchattacksStyle(PGDAttack(), m)([X], torch.zeros(12).long()), TypeError, "PGDAttack: expected x"),
         (lambda m: TorchattacksStyle(PGDAttack(), m)(X, torch.full((12,), 7)), ValueError, "expected labels within"),
@@ -248,3 +254,18 @@ def test_our_attacks_need_no_torchattacks():
         "print(TorchattacksStyle(PGDAttack(), torch.nn.Flatten())(torch.rand(2, 3), torch.tensor([0, 1])).shape)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_branch_of_a_plain_network_is_refused_with_the_right_advice(model):
+    plain = export_branch(model, "adv")
+    text = "branch: expected None for a network with single norms, got 'adv'. Leave it out."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        TorchattacksStyle(PGDAttack(), plain, branch="adv")
+
+
+def test_a_bare_attack_of_theirs_is_told_from_ours(model, labels):
+    text = (
+        "robust_accuracy: expected an attack of advcontrast, got one of torchattacks. Wrap it with advcontrast.adapters"
+    )
+    with pytest.raises(TypeError, match=re.escape(text)):
+        robust_accuracy(model, [(X, labels)], torchattacks.FGSM(model))

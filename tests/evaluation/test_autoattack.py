@@ -464,24 +464,21 @@ def test_batches_of_an_image_set_will_do():
     assert len(run(trained(), data.batches(5)).correct) == 12
 
 
-def test_progress_bar_counts_batches(capsys, monkeypatch):
+def test_progress_bar_counts_batches(capsys):
     pytest.importorskip("tqdm")
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     run(trained(), batches(), progress=True)
     shown = capsys.readouterr().err
     assert "2/2" in shown
     assert "square on " in shown
 
 
-def test_progress_bar_of_unknown_length(capsys, monkeypatch):
+def test_progress_bar_of_unknown_length(capsys):
     pytest.importorskip("tqdm")
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     run(trained(), iter(batches()), progress=True)
     assert "2step" in capsys.readouterr().err
 
 
-def test_nothing_is_printed_without_progress(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+def test_nothing_is_printed_without_progress(capsys):
     run(trained(), batches())
     assert capsys.readouterr() == ("", "")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast import PGDAttack, fit
+from advcontrast import PGDAttack, convert_to_dual_bn, export_branch, fit
 from advcontrast.augment import CropFlip
 from advcontrast.losses import SemiSupervisedLoss
 from advcontrast.strategies.semi_supervised import SemiSupervisedTrainer, targets_of
@@ -400,3 +400,12 @@ def test_pseudo_labels_on_another_device():
     message = "targets_of: expected labels and logits on one device, got cpu and meta. Move them to the device"
     with pytest.raises(ValueError, match=re.escape(message)):
         SemiSupervisedTrainer(network())(X, SOME, TEACHER.to("meta"))
+
+
+@pytest.mark.parametrize("kind", [StandardTrainer, AdversarialTrainer, TRADESTrainer])
+def test_dual_norms_of_which_one_branch_would_be_trained_are_warned_of(kind):
+    model = convert_to_dual_bn(nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)))
+    text = f"{kind.__name__}: expected a network with single norms, got dual norms, of which the branch in use alone is"
+    with pytest.warns(UserWarning, match=re.escape(text)):
+        kind(model)
+    kind(export_branch(model, "adv"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -16,12 +15,14 @@ from .._types import Objective
 from ..attacks import under_attack
 from ..attacks.ascent import check_call
 from ..engine.randomness import capture, restore
-from ..norm import bn_branch
+from ..norm import DualNorm, bn_branch
 
 
 @contextmanager
 def lent(model: nn.Module, branch: str | None = None) -> Iterator[None]:
     """Put a model into the state in which it is attacked, on a branch of its dual norms or on that which is active."""
+    if branch is not None and not any(isinstance(module, DualNorm) for module in model.modules()):
+        raise ValueError(complaint("branch", "None for a network with single norms", repr(branch), "Leave it out"))
     with under_attack(model), nullcontext() if branch is None else bn_branch(model, branch):
         yield
 
@@ -42,20 +43,12 @@ def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[
         restore(before, device)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let an old library be imported without the warnings that new versions of others have for it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-
-
 def known(owner: str, objective: Objective, x: Tensor, generator: torch.Generator | None) -> tuple[nn.Module, Tensor]:
     """Check what an attack is called with, and return the model and the labels that the objective knows."""
     check_call(owner, objective, x, generator, (0.0, 1.0))
     model, y = getattr(objective, "model", None), getattr(objective, "y", None)
     if not isinstance(model, nn.Module) or not isinstance(y, Tensor):
-        expected = "an objective that knows a model and labels, as Classification(model, y) does"
+        rule = "an objective that knows a model and labels, as Classification(model, y) does"
         remedy = "Use it in robust_accuracy or AdversarialTrainer; without labels there are the attacks of advcontrast"
-        raise TypeError(complaint(owner, expected, type_name(objective), remedy))
+        raise TypeError(complaint(owner, rule, type_name(objective), remedy))
     return model, y

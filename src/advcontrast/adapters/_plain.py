@@ -39,5 +39,7 @@ def fill(owner: str, model: nn.Module, source: nn.Module, expected: str) -> None
     for theirs, ours in zip_longest(repr(source).splitlines(), repr(model).splitlines()):
         if theirs != ours:
             got = " instead of ".join("nothing" if line is None else line.strip() for line in (theirs, ours))
-            raise ValueError(complaint(owner, expected, got, "Pass the settings that it was made with, and no head"))
+            raise ValueError(
+                complaint(owner, expected, got, "Pass what it was made with, such as small_images=False, and no head")
+            )
     model.load_state_dict(source.state_dict())

@@ -12,6 +12,7 @@ from .._checks import complaint, type_name
 from ..models import Normalize
 from ._folder import new_folder
 from ._plain import plain_copy
+from ._timm_config import describe
 
 try:
     import timm
@@ -25,16 +26,18 @@ def from_timm(model: nn.Module) -> nn.Sequential:
     return nn.Sequential(Normalize(config["mean"], config["std"]), model)
 
 
-def save_timm(model: nn.Module, folder: str | os.PathLike[str], *, branch: str | None = None) -> None:
+def save_timm(
+    model: nn.Module, folder: str | os.PathLike[str], *, branch: str | None = None, size: int | None = None
+) -> None:
     """Write a network of timm, or a branch of one, to a new folder that timm loads to the same outputs, bit for bit.
 
-    The constants of a ``Normalize`` in front move to the config, for the transforms of timm. The folder appears
-    once it was loaded and compared. What timm cannot build, such as a ``cifar_stem``, is refused.
+    For the transforms of timm the config gets the constants of a ``Normalize`` in front, and ``size``, the side of the
+    images, if given. The folder appears once loaded and compared; what timm cannot build, as a stem, is refused.
     """
     plain = plain_copy("save_timm", model, branch).cpu()
     first, network = plain if type(plain) is nn.Sequential and len(plain) == 2 else (None, plain)
     config = _checked("save_timm", network if first is None or type(first) is Normalize else plain).pretrained_cfg
-    config.update(zip(("mean", "std"), getattr(first, "values", ()), strict=False))
+    describe(config, getattr(first, "values", ()), size)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     with new_folder("save_timm", folder) as draft, torch.random.fork_rng([]), torch.device("cpu"), torch.no_grad():
@@ -47,7 +50,7 @@ def save_timm(model: nn.Module, folder: str | os.PathLike[str], *, branch: str |
             )
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             rule, got = "a network that timm can build again", " ".join(str(error).split())[:300]
-            raise ValueError(complaint("save_timm", rule, got, "Change classifiers with reset_classifier")) from error
+            raise ValueError(complaint("save_timm", rule, got, "Keep its stem; use reset_classifier")) from error
 
 
 def _checked(owner: str, network: Any) -> Any:

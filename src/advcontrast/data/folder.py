@@ -133,5 +133,5 @@ def _with_progress(paths: list[Path]) -> Iterable[Path]:
         from tqdm import tqdm
     except ImportError:
         return paths
-    bar: Iterable[Path] = tqdm(paths, desc="decode", unit="image", disable=None)
+    bar: Iterable[Path] = tqdm(paths, desc="decode", unit="image")
     return bar

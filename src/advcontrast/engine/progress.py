@@ -26,14 +26,11 @@ class _Silent:
 
 
 def progress(steps: int, done: int) -> Any:
-    """Return a bar over so many steps, some of them done, for a ``with`` block.
-
-    The first process shows one, on a terminal; a log has the rows of ``metrics.csv``.
-    """
+    """Return a bar over so many steps, some of them done, for a ``with`` block; only the first process shows one."""
     if distributed.rank() != 0:
         return _Silent()
     try:
         from tqdm import tqdm
     except ImportError:
         return _Silent()
-    return tqdm(total=steps, initial=done, unit="step", disable=None)
+    return tqdm(total=steps, initial=done, unit="step")

@@ -95,6 +95,10 @@ def check_attack(owner: str, attack: object) -> None:
     if not callable(attack):
         remedy = "Pass PGDAttack(...) or a function (objective, x, generator) -> x_adv"
         raise TypeError(complaint(owner, "attack to be callable", type_name(attack), remedy))
+    library = type(attack).__module__.partition(".")[0]
+    if library in ("torchattacks", "foolbox"):
+        remedy = f"Wrap it with advcontrast.adapters.{library}"
+        raise TypeError(complaint(owner, "an attack of advcontrast", f"one of {library}", remedy))
 
 
 def perturbed(

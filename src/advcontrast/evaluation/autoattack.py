@@ -103,7 +103,7 @@ def autoattack(
             gradients averaged over 20 passes), with the budgets of ``pyautoattack``.
         seed: of the attacks, at least 0.
         folder: where to keep the verdicts, ``None`` for nowhere.
-        progress: whether to show a progress bar over the batches, on a terminal and where tqdm is installed.
+        progress: whether to show a progress bar over the batches, where tqdm is installed.
 
     Returns:
         The verdicts, with their mean as ``accuracy``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing_extensions import Self
 from .._checks import check_bool, check_module, check_tensor, check_within, complaint, type_name
 from ..attacks import PGDAttack, under_attack
 from ..functional.devices import check_one_device
+from ..norm import DualNorm
 from .acl import ACLOutput
 
 
@@ -61,6 +63,9 @@ class StandardTrainer(nn.Module):
         if frozen and not isinstance(getattr(model, "encoder", None), nn.Module):
             remedy = "Build it as nn.Sequential(OrderedDict(encoder=..., head=...))"
             raise ValueError(complaint(owner, "a model with a part named encoder", type(model).__name__, remedy))
+        if any(isinstance(module, DualNorm) for module in model.modules()):
+            got, remedy = "dual norms, of which the branch in use alone is trained", 'Pass export_branch(model, "adv")'
+            warnings.warn(complaint(owner, "a network with single norms", got, remedy), UserWarning, stacklevel=2)
         super().__init__()
         self.model, self.augment, self.frozen = model, augment, frozen
         if frozen:
