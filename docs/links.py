@@ -22,12 +22,12 @@ class Page(HTMLParser):
         self.places: set[str] = set()
         self.feed(text)
 
-    def handle_starttag(self, _tag: str, attributes: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         """Note links and names of a tag."""
         for name, value in attributes:
             if name in ("href", "src") and value is not None:
                 self.links.append(value)
-            elif name in ("id", "name") and value:
+            elif value and (name == "id" or (name, tag) == ("name", "a")):  # "name" of a form is no place
                 self.places.add(value)
 
 
@@ -39,7 +39,10 @@ def page(path: Path) -> Page:
 
 def mistake(source: Path, link: str, site: Path) -> str | None:
     """Return what is wrong with a link of the page ``source``, or None."""
-    address = urlsplit(link)
+    try:
+        address = urlsplit(link)
+    except ValueError as error:
+        return f"is no address: {error}"
     if address.scheme in ("data", "mailto"):
         return None
     if address.scheme or address.netloc:

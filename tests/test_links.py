@@ -40,6 +40,7 @@ def test_a_site_in_order_has_no_mistakes(site):
         ("http://example.org", "is no https address"),
         ("https://localhost", "is no https address"),
         ("file:///etc/hostname", "is no https address"),
+        ("https://[example.org", "is no address: Invalid IPv6 URL"),
     ],
 )
 @pytest.mark.parametrize("tag", ['<a href="{}">x</a>', '<img src="{}">'])
@@ -62,3 +63,9 @@ def test_files_that_a_page_of_the_repository_names_exist(page):
     named = re.findall(r"`((?:docs|examples|benchmarks|tests|src)/[\w./-]+\.\w+)`", text)
     missing = [target for target in (*local, *named) if not (ROOT / target).exists()]
     assert missing == []
+
+
+def test_the_name_of_a_field_or_a_setting_is_no_place(site):
+    links.page.cache_clear()
+    (site / "c.html").write_text('<meta name="viewport"><input name="q"><a href="#viewport">x</a><a href="#q">y</a>')
+    assert links.mistakes(site) == [f"c.html: #{name} leads to no such place in c.html" for name in ("viewport", "q")]

@@ -133,6 +133,10 @@ def test_what_takes_the_place_of_each_other_is_one_need():
     assert main.needs([ROOT / "src/advcontrast/adapters/lightning.py"]) == [["lightning", "pytorch_lightning"]]
 
 
+def test_what_is_tried_together_is_needed_together():
+    assert main.needs([ROOT / "src/advcontrast/adapters/hub.py"]) == [["huggingface_hub"], ["safetensors"]]
+
+
 def test_every_need_has_the_name_that_pip_knows():
     known = metadata.packages_distributions()
     plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()  # noqa: E731

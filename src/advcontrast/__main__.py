@@ -68,10 +68,9 @@ def _imports(statements: Iterable[ast.stmt]) -> set[tuple[str, ...]]:
         elif isinstance(statement, (ast.With, ast.If)):
             found |= _imports(statement.body)
         elif isinstance(statement, ast.Try):
-            spare = [line for handler in statement.handlers for line in handler.body]
-            names = dict.fromkeys(name for group in sorted(_imports(statement.body)) for name in group)
-            names |= dict.fromkeys(name for group in sorted(_imports(spare)) for name in group)
-            found |= {tuple(names)} if names else set()
+            lines = [line for handler in statement.handlers for line in handler.body]
+            spare = [name for group in sorted(_imports(lines)) for name in group]
+            found |= {tuple(dict.fromkeys([*group, *spare])) for group in _imports(statement.body)}
     return found
 
 

@@ -220,3 +220,19 @@ def test_without_accelerate_the_adapter_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: advcontrast.adapters.accelerate: expected accelerate, got " in done.stderr
     assert "Install it with pip install accelerate." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"optimizer": None}, "an optimizer, got NoneType. Pass torch.optim.SGD(learner.parameters(), lr=0.1)."),
+        ({"schedule": "cosine"}, "schedule to be callable, got str. Pass a function."),
+        ({"report": None}, "report to be callable, got NoneType. Pass a function."),
+        ({"folder": 3}, "folder to be a path, got int. Pass a string or a Path, or None."),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_refused_before_anything_changes(wrong, message):
+    module = learner().eval()
+    with pytest.raises(TypeError, match=f"^{re.escape(f'pretrain: expected {message}')}$"):
+        pretrain(module, loader(), **{"optimizer": sgd(module), "epochs": 1, **wrong})
+    assert not module.training

@@ -286,11 +286,13 @@ def test_a_result_that_is_no_card_is_refused(tmp_path):
         HubEncoder("resnet18", width=2).generate_model_card(result={"TA": 1.0})
 
 
-def test_without_the_library_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+@pytest.mark.parametrize("library", ["huggingface_hub", "safetensors"])
+def test_without_the_library_the_error_says_what_to_install(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.delitem(sys.modules, "advcontrast.adapters.hub")
     message = (
-        "adapters.hub: expected huggingface_hub, got no such package. Call pip install huggingface_hub safetensors."
+        "adapters.hub: expected huggingface_hub and safetensors, got no such package. "
+        "Call pip install huggingface_hub safetensors."
     )
     with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
         import advcontrast.adapters.hub  # noqa: F401

@@ -233,3 +233,10 @@ def test_without_lightning_the_adapter_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: advcontrast.adapters.lightning: expected lightning, got " in done.stderr
     assert "Install it with pip install lightning." in done.stderr
+
+
+@pytest.mark.parametrize("images", [{"images": torch.zeros(1)}, [torch.zeros(1), torch.zeros(1)], None])
+def test_the_learner_says_what_is_wrong_with_a_batch(images):
+    module = LightningLearner(AdversarialTrainer(network()), optimizer=SGD)
+    with pytest.raises(TypeError, match=r"^AdversarialTrainer: expected images to be a floating point tensor, got "):
+        module.training_step((images, torch.zeros(1, dtype=torch.int64)), 0)

@@ -158,7 +158,11 @@ def test_what_is_no_classifier_is_refused(function, error, message):
         ),
         ({"images": torch.tensor(0.5)}, ValueError, "export_plain: expected images of shape [N, C, H, W] with N >= 1"),
         ({"images": images() * torch.nan}, ValueError, "export_plain: expected images to be finite"),
-        ({"normalize": ((0.5,), (0.0,))}, ValueError, "Normalize: expected each of std to be a finite number > 0"),
+        (
+            {"model": resnet18(10, width=2, normalize=None), "branch": None, "normalize": ((0.5,) * 3, (0.0,) * 3)},
+            ValueError,
+            "Normalize: expected each of std to be a finite number > 0",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, error, message):
@@ -284,3 +288,22 @@ def test_robustbench_benchmarks_it(robustbench, monkeypatch):
         warnings.simplefilter("ignore")  # of pandas and of the attacks
         found = robustbench.benchmark(plain, n_examples=2, threat_model="Linf", eps=1e-7, batch_size=2)
     assert found == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "error", "got"),
+    [
+        (((0.5, 0.5, 0.5),), ValueError, "1 items"),
+        ("cifar10", TypeError, "str"),
+        (((0.5,), (0.5,)), ValueError, "1 numbers"),
+    ],
+)
+def test_a_normalisation_of_other_form_is_refused(statistics, error, got):
+    with pytest.raises(error, match=rf"^export_plain: expected normalize .*, got {got}\. "):
+        export_plain(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2), normalize=statistics)
+
+
+def test_images_are_not_normalised_twice():
+    text = "export_plain: expected a model without Normalize, got one with it. Leave out normalize, as the model"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        export_plain(network(), images(), branch="adv", normalize=((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)))

@@ -332,3 +332,21 @@ def test_a_size_below_one_is_refused_before_anything_is_written(tmp_path, size):
     with pytest.raises(ValueError, match=re.escape(text)):
         save_timm(network(), tmp_path / "net", size=size)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_for_grey_images_gets_one_mean_and_one_deviation():
+    model = from_timm(timm.create_model("test_resnet", in_chans=1, pretrained_cfg_overlay={"mean": (0.2, 0.3, 0.4)}))
+    assert [[round(value, 6) for value in values] for values in model[0].values] == [[0.3], [0.5]]
+    assert model(torch.rand(2, 1, 32, 32)).shape == (2, 1000)
+
+
+def test_what_returns_lists_of_features_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^save_timm: expected a network that timm can build again, got "):
+        save_timm(network(features_only=True), tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_is_no_new_folder(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError, match=r"^save_timm: expected folder to be a new one, got .*, which exists\. "):
+        save_timm(network(), tmp_path / "link")

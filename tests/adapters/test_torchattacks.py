@@ -269,3 +269,16 @@ def test_a_bare_attack_of_theirs_is_told_from_ours(model, labels):
     )
     with pytest.raises(TypeError, match=re.escape(text)):
         robust_accuracy(model, [(X, labels)], torchattacks.FGSM(model))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((12,), 9), "labels within bounds [0, 4], got values in [9, 9]. The model knows 5 classes."),
+        (torch.zeros(3, dtype=torch.int64), "12 labels, one an image, got [3]. Pass labels [N]."),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_the_attack(labels, message):
+    model = classifier().eval()
+    with pytest.raises(ValueError, match=f"^{re.escape(f'TorchattacksAttack: expected {message}')}"):
+        TorchattacksAttack(torchattacks.FGSM(model))(Classification(model, labels), images())

@@ -373,3 +373,22 @@ def test_wrong_arguments(arguments, error, message):
     given = {"model": nn.Sequential(nn.Linear(2, 1)), "state_dict": {}, "layout": "acl"} | arguments
     with pytest.raises(error, match=f"^load_published: .*{re.escape(message)}"):
         load_published(**given)
+
+
+def test_the_file_says_which_branch_is_clean():
+    model = convert_to_dual_bn(resnet18(0), branches=("adv", "clean"))
+    message = "expected branches that begin with ('clean', 'adv'), got ('adv', 'clean'). Call"
+    refused(model, acl(), "acl", re.escape(message))
+
+
+def test_the_normalisation_of_a_file_in_half_precision_is_recognised():
+    half = {name: value.half() if value.is_floating_point() else value for name, value in acl().items()}
+    model = dual()
+    load_published(model, half, layout="acl")
+    assert model.conv1.weight.dtype == torch.float32
+
+
+def test_a_tensor_that_cannot_be_copied_changes_nothing():
+    published = acl()
+    published["layer4.1.conv2.weight"] = published["layer4.1.conv2.weight"].to_sparse()
+    refused(dual(), published, "acl", "copy", RuntimeError)

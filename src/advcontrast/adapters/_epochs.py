@@ -10,19 +10,28 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .._checks import complaint
+from .._checks import check_int, check_path, complaint, type_name
 
 Folder: TypeAlias = str | os.PathLike[str]
 
 _WHOLE = "progress.json"  # the last file of a state to be written, and the first to go
 
 
-def mean(accelerator: Any, losses: list[Tensor]) -> float:
-    """Return the mean of the losses of all processes.
+def check(optimizer: Any, epochs: Any, schedule: Any, report: Any, folder: Any) -> None:
+    """Require each to be of its kind, before anything changes."""
+    check_int("pretrain", "epochs", epochs, low=1, remedy="An epoch is one pass over the batches")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        remedy = "Pass torch.optim.SGD(learner.parameters(), lr=0.1)"
+        raise TypeError(complaint("pretrain", "an optimizer", type_name(optimizer), remedy))
+    for name, function in (("schedule", schedule), ("report", report)):
+        if not callable(function):
+            raise TypeError(complaint("pretrain", f"{name} to be callable", type_name(function), "Pass a function"))
+    if folder is not None:
+        check_path("pretrain", "folder", folder, remedy="Pass a string or a Path, or None")
 
-    Raises:
-        ValueError: there are none.
-    """
+
+def mean(accelerator: Any, losses: list[Tensor]) -> float:
+    """Return the mean of the losses of all processes, of which there must be one at least."""
     if not losses:
         remedy = "An iterator can be walked only once; pass a DataLoader, with fewer images a batch than there are"
         raise ValueError(complaint("pretrain", "at least one batch an epoch", "none", remedy))

@@ -22,7 +22,7 @@ def new_folder(owner: str, folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     check_path(owner, "folder", folder, remedy="Pass the folder to write")
     target = Path(folder).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
         remedy = "Pass another one, or remove it first"
         raise FileExistsError(complaint(owner, "folder to be a new one", f"{str(folder)!r}, which exists", remedy))
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")

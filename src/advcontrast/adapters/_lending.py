@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checks import complaint, type_name
+from .._checks import check_tensor, complaint, type_name
 from .._types import Objective
 from ..attacks import under_attack
 from ..attacks.ascent import check_call
 from ..engine.randomness import capture, restore
+from ..evaluation._guests import checked_logits
 from ..norm import DualNorm, bn_branch
 
 
@@ -51,4 +52,9 @@ def known(owner: str, objective: Objective, x: Tensor, generator: torch.Generato
         rule = "an objective that knows a model and labels, as Classification(model, y) does"
         remedy = "Use it in robust_accuracy or AdversarialTrainer; without labels there are the attacks of advcontrast"
         raise TypeError(complaint(owner, rule, type_name(objective), remedy))
+    check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index an image")
+    if y.shape != x.shape[:1]:
+        raise ValueError(complaint(owner, f"{len(x)} labels, one an image", f"{list(y.shape)}", "Pass labels [N]"))
+    with lent(model), torch.no_grad():  # their errors would come from deep inside
+        checked_logits(owner, model, x[:1], y)
     return model, y

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from .._checks import check_int, check_iterable, check_module, complaint
-from ._epochs import Folder, load, mean, save
+from .._checks import check_iterable, check_module, complaint
+from ._epochs import Folder, check, load, mean, save
 
 try:
     from accelerate import Accelerator
@@ -35,7 +35,7 @@ def pretrain(
     """
     check_module("pretrain", learner)
     check_iterable("pretrain", "batches", batches, remedy="Pass a DataLoader")
-    check_int("pretrain", "epochs", epochs, low=1, remedy="An epoch is one pass over the batches")
+    check(optimizer, epochs, schedule, report, folder)
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     step, update, loader = accelerator.prepare(learner.train(), optimizer, batches)

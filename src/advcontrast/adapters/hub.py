@@ -14,10 +14,11 @@ from ._model_card import card_text
 from ._plain import fill, plain_copy
 
 try:
+    import safetensors.torch  # noqa: F401 (the mixin needs it, and does not ask for it)
     from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 except ImportError as error:
-    remedy = "Call pip install huggingface_hub safetensors"
-    raise ImportError(complaint("adapters.hub", "huggingface_hub", "no such package", remedy)) from error
+    needed, remedy = "huggingface_hub and safetensors", "Call pip install huggingface_hub safetensors"
+    raise ImportError(complaint("adapters.hub", needed, "no such package", remedy)) from error
 
 
 class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pipeline_tag="image-feature-extraction"):

@@ -42,8 +42,8 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
 
     def training_step(self, batch: Any, _: int, stage: str = "train") -> Tensor:
         """Return the loss of a batch, and log it with the terms."""
-        parts = [part.clone() for part in (batch if isinstance(batch, (tuple, list)) else [batch])]
-        loss, terms = self.learner(*parts)
+        parts = batch if isinstance(batch, (tuple, list)) else [batch]
+        loss, terms = self.learner(*(part.clone() if isinstance(part, Tensor) else part for part in parts))
         named = {f"{stage}_{name.removeprefix('train_')}": value for name, value in {"loss": loss, **terms}.items()}
         self.log_dict(named, batch_size=len(parts[0]), sync_dist=stage != "train")
         return loss  # type: ignore[no-any-return]

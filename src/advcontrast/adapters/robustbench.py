@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from .._checks import check_finite, check_tensor, check_within, complaint
 from ..evaluation._guests import checked_logits, device_of, refuse_probabilities
-from ..models import Normalize
-from ..models.normalize import Statistics
+from ..models.normalize import Normalize, Statistics, input_layer
 from ._claim import claim
 from ._plain import plain_copy
 
@@ -23,13 +22,18 @@ def export_plain(
     ``normalize=(mean, std)`` is for a model that does not normalise by itself. The copy is tried on ``images``
     ``[N, C, H, W]``: it must yield finite logits ``[N, classes]``, the same ones twice, and no probabilities.
     """
-    owner, plain = "export_plain", plain_copy("export_plain", model, branch)
-    plain = plain if normalize is None else nn.Sequential(Normalize(*normalize), plain).to(device_of(plain)).eval()
+    owner = "export_plain"
+    plain: nn.Module = plain_copy(owner, model, branch)
     check_tensor(owner, "images", images, remedy="Convert 8-bit images with images.float() / 255")
     if images.dim() != 4 or not images.numel():
         got, remedy = f"{list(images.shape)}", "Pass a few images of the test set"
         raise ValueError(complaint(owner, "images of shape [N, C, H, W] with N >= 1", got, remedy))
     check_within(owner, "images", images, (0.0, 1.0), remedy="Pass images of the test set as they are")
+    if normalize is not None:
+        if any(isinstance(module, Normalize) for module in plain.modules()):
+            remedy = "Leave out normalize, as the model normalises by itself"
+            raise ValueError(complaint(owner, "a model without Normalize", "one with it", remedy))
+        plain = nn.Sequential(input_layer(owner, normalize, images.shape[1]), plain).to(device_of(plain)).eval()
     x, labels = images.to(device_of(plain)), torch.zeros(len(images), dtype=torch.int64)
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
         logits, again = (checked_logits(owner, plain, x, labels) for _ in range(2))

@@ -22,7 +22,8 @@ except ImportError as error:
 
 def from_timm(model: nn.Module) -> nn.Sequential:
     """Return a network of timm behind the normalisation of its config: it takes images in [0, 1] from now on."""
-    config = _checked("from_timm", model).pretrained_cfg
+    data: Any = timm.data
+    config = data.resolve_input_data_config(_checked("from_timm", model))  # with one number a channel
     return nn.Sequential(Normalize(config["mean"], config["std"]), model)
 
 
@@ -48,7 +49,7 @@ def save_timm(
             torch.testing.assert_close(
                 *([f(x), f.state_dict()] for f in (loaded, network)), rtol=0, atol=0, equal_nan=True
             )
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
             rule, got = "a network that timm can build again", " ".join(str(error).split())[:300]
             raise ValueError(complaint("save_timm", rule, got, "Keep its stem; use reset_classifier")) from error
 

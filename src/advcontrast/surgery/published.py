@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
+import torch
 from torch import Tensor, nn
 
 from .._checks import check_choice, check_module, complaint, type_name
@@ -155,6 +156,9 @@ def _check_branches(owner: str, model: nn.Module, state_dict: Mapping[str, Tenso
             remedy = "Load into the plain network, and convert it afterwards"
         expected = f"norms with {published} branches, as in the file" if published else "plain norms, as in the file"
         raise ValueError(complaint(owner, expected, f"{branches or 'plain ones'}", remedy))
+    if set(BRANCHES) <= set(branches) and branches[: len(BRANCHES)] != BRANCHES:
+        remedy = "Call convert_to_dual_bn(model, branches=...) with the names in this order"
+        raise ValueError(complaint(owner, f"branches that begin with {BRANCHES}", f"{branches}", remedy))
     return branches
 
 
@@ -173,7 +177,9 @@ def _other_statistics(model: nn.Module, published: Mapping[str, Tensor | None]) 
         if name in published:
             value = published[name]
             theirs = _digits(None if value is None else value.flatten().tolist())
-            for own in [_digits(values[index]) for values in layers] or [_digits(None)]:
+            dtype = None if value is None else value.dtype  # a file may be in half precision
+            rounded = [_digits(torch.tensor(values[index], dtype=dtype).tolist()) for values in layers]
+            for own in rounded or [_digits(None)]:
                 if theirs != own:
                     yield f"{name} {theirs} for {own}"
 
@@ -210,7 +216,7 @@ def _fill(
     if found:
         remedy = 'Build the network that was saved, or leave parts out with ignore="fc."'
         raise ValueError(complaint(owner, "names and shapes to match the model's", found, remedy))
-    own.update(theirs)
+    own |= {name: torch.empty_like(own[name]).copy_(value) for name, value in theirs.items()}  # may fail: not halfway
     model.load_state_dict(own)
 
 
