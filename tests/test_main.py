@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,11 @@ import advcontrast
 from advcontrast import __main__ as main
 
 ROOT = Path(__file__).parents[1]
+
+
+needs_lightning = pytest.mark.skipif(
+    not any(map(find_spec, ("lightning", "pytorch_lightning"))), reason="lightning is not installed"
+)
 
 
 def lines(*, before="", path=ROOT / "src", **environment):
@@ -191,6 +197,7 @@ def test_either_name_of_lightning_will_do(monkeypatch, name):
     assert main._missing(main.needs([ROOT / "examples/lightning_acl.py"])) == []
 
 
+@needs_lightning
 def test_a_broken_torchvision_is_told_from_a_missing_one(tmp_path):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     before = f"sys.path.insert(0, {str(tmp_path)!r})"
@@ -200,6 +207,7 @@ def test_a_broken_torchvision_is_told_from_a_missing_one(tmp_path):
     assert found["adapters.lightning"] == "can run"
 
 
+@needs_lightning
 def test_a_missing_torchvision_is_told_too():
     found = rows(lines(before=without("torchvision")))
     assert found["torchvision"] == "missing"

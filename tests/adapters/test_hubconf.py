@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(not (ROOT / "hubconf.py").exists(), reason="need
 NOT_INSTALLED = """
 import sys, importlib.util
 sys.path[:] = [path for path in sys.path if not path.rstrip("/").endswith("/src")]
-assert importlib.util.find_spec("advcontrast") is None
+if importlib.util.find_spec("advcontrast"):
+    sys.exit(77)
 import torch
 root, before = sys.argv[1], list(sys.path)
 """
@@ -26,6 +27,8 @@ def run(code):
     """Run code in a process that cannot import the package, and return what it prints."""
     command = [sys.executable, "-W", "error", "-c", NOT_INSTALLED + code, str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode == 77:
+        pytest.skip("the package is installed, and not as a link to a clone")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
