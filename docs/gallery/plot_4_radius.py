@@ -54,7 +54,7 @@ learners = {
 }
 for learner in learners.values():
     optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
-    fit(learner, train, epochs=5, batch_size=125, optimizer=optimizer)
+    fit(learner, train, epochs=5, batch_size=100, optimizer=optimizer)
 
 # %%
 # :func:`~advcontrast.evaluation.robust_curve` attacks with one radius after the other. An image that was broken once

@@ -59,7 +59,7 @@ plain = ResNet(
 )
 learner = StandardTrainer(plain)
 adam = torch.optim.Adam(learner.parameters(), lr=3e-3)
-fit(learner, train, epochs=6, batch_size=125, optimizer=adam)
+fit(learner, train, epochs=6, batch_size=100, optimizer=adam)
 defended = Rounded(plain).eval()
 
 # %%
