@@ -46,6 +46,14 @@ def test_its_attack_gives_what_it_gives_itself_from_the_same_seed(model, labels)
     assert torch.equal(found, attack(X, labels))
 
 
+def test_devices_that_are_not_put_back_are_not_seeded(model, labels, monkeypatch):
+    attack = TorchattacksAttack(ATTACKS["PGD"](model))
+    seeded = []
+    monkeypatch.setattr(torch, "manual_seed", seeded.append)
+    attack(objective_of(model, labels), X)
+    assert seeded == []
+
+
 def test_robust_accuracy_under_its_attack_is_what_its_own_calls_give(model, labels):
     attack = torchattacks.PGD(model, eps=0.03, alpha=0.01, steps=3)
     batches = [(X[:7], labels[:7]), (X[7:], labels[7:])]

@@ -127,7 +127,7 @@ def test_stream_that_branches_off_depends_on_all_that_was_there_and_on_the_proce
     before = capture(CPU)
     states = []
     for state, rank in ((before, 1), (before, 2), (before | {"torch": before["torch"].flip(0)}, 1), (before, 1)):
-        branch_off(state, rank)
+        branch_off(state, rank, CPU)
         states.append(capture(CPU))
     assert same(states[0], states[3])
     for generator in ("torch", "python", "numpy"):

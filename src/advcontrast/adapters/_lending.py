@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +12,7 @@ from .._checks import check_tensor, complaint, type_name
 from .._types import Objective
 from ..attacks import under_attack
 from ..attacks.ascent import check_call
-from ..engine.randomness import capture, restore
+from ..engine.randomness import capture, reseed, restore
 from ..evaluation._guests import checked_logits
 from ..norm import DualNorm, bn_branch
 
@@ -35,9 +33,7 @@ def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[
     seed = int(torch.randint(2**62, (), generator=source, device=source.device))
     before = capture(device)
     try:
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
+        reseed(seed, device)
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:

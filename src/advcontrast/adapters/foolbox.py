@@ -24,7 +24,7 @@ except ImportError as error:
 class _View(nn.Module):
     def __init__(self, model: nn.Module, branch: str | None) -> None:
         super().__init__()
-        self._lent = (model, branch)  # in a tuple, where neither eval() nor to() reaches it
+        self._lent = (model, branch)  # in a tuple, out of reach of changes of mode and device
 
     def forward(self, x: Tensor) -> object:
         with lent(*self._lent):

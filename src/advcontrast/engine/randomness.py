@@ -31,14 +31,20 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
         sys.modules["numpy"].random.set_state(("MT19937", *state["numpy"]))
 
 
-def branch_off(state: dict[str, Any], rank: int) -> None:
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed what :func:`capture` captures. ``torch.manual_seed`` would seed other devices too."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def branch_off(state: dict[str, Any], rank: int, device: torch.device) -> None:
     """Seed every generator from a captured state and the number of a process: one that joins a run has no stream yet.
 
     Its stream is neither that of another process nor one that a process of this number has had before.
     """
     digest = hashlib.sha256(repr((rank, state["torch"].tolist(), state["python"])).encode()).digest()
-    seed = int.from_bytes(digest[:8], "big")
-    torch.manual_seed(seed)
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
+    reseed(int.from_bytes(digest[:8], "big"), device)

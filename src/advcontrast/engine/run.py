@@ -192,7 +192,7 @@ class Run:
         if rank < len(streams):
             randomness.restore(streams[rank], self.device)
         else:
-            randomness.branch_off(streams[0], rank)
+            randomness.branch_off(streams[0], rank, self.device)
 
     def _require_finite(self, expected: str, values: Sequence[Tensor], losses: Sequence[Tensor] = ()) -> None:
         """Stop before the weights are hurt, where looking at values is free; elsewhere before the next save.
