@@ -6,7 +6,6 @@ import re
 import struct
 import warnings
 import zlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -78,16 +77,18 @@ def test_a_folder_may_be_called_like_an_image(tmp_path):
 
 
 def test_folders_may_be_deep(tmp_path):
-    here = Path.cwd()
-    os.chdir(tmp_path)
+    deep = 1100  # deeper than Python calls functions in functions
+    folders = [tmp_path.joinpath(*["d"] * depth) for depth in range(1, deep + 1)]
+    image = folders[-1] / "a.png"
     try:
-        for _ in range(1100):  # deeper than Python calls functions in functions
-            Path("d").mkdir()
-            os.chdir("d")
-        Image.new("RGB", (8, 8)).save("a.png")
-    finally:
-        os.chdir(here)
-    assert len(ImageStream(tmp_path)) == 1
+        for folder in folders:
+            folder.mkdir()
+        Image.new("RGB", (8, 8)).save(image)
+        assert len(ImageStream(tmp_path)) == 1
+    finally:  # with such functions pytest deletes what a run left, and would end in an error
+        image.unlink(missing_ok=True)
+        for folder in reversed(folders):
+            folder.rmdir()
 
 
 def test_only_names_are_held(root):
