@@ -259,6 +259,18 @@ def test_report_is_a_table():
     assert repr(MaskingReport(alarms[1:], 7)) == "MaskingReport(0 of 1 raised)"
 
 
+def test_what_to_do_is_printed_below_what_is_raised():
+    what = "breaks 9", {"only": 9}, "Report the worst."
+    assert str(Alarm("one step", True, *what)) == f"RAISED  one step              breaks 9\n{' ' * 30}Report the worst."
+    assert str(Alarm("one step", False, *what)) == "clear   one step              breaks 9"
+
+
+def test_every_alarm_has_advice(model):
+    found = gradient_masking(model("linear"), batches(64), SHORT, surrogate=model("linear"))
+    assert len(found.alarms) == 13
+    assert [alarm.name for alarm in found.alarms if not alarm.advice.endswith(".")] == []
+
+
 # What the model itself shows.
 
 

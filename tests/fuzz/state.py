@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,12 @@ def _look(found: dict[str, Any], name: str, held: Any, seen: set[int]) -> None:
     elif isinstance(held, (list, tuple)):
         for i, value in enumerate(held):
             _look(found, f"{name}[{i}]", value, seen)
-    elif hasattr(held, "__dict__") and not callable(held):
+    elif hasattr(held, "__dict__") and (not callable(held) or _is_a_record(held)):
         _look(found, name, vars(held), seen)
+
+
+def _is_a_record(held: Any) -> bool:
+    return is_dataclass(held) and not isinstance(held, type)
 
 
 def _hooks(module: nn.Module) -> list[int]:

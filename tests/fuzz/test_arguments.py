@@ -12,11 +12,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tests.fuzz.calls import CALLS
+from tests.fuzz import adapter_calls, calls
 from tests.fuzz.pool import values
 from tests.fuzz.state import changes, everything
 from tests.scoreboard import PACKAGE, TEMPLATE, count, raised_by_the_library
 
+CALLS = calls.CALLS | adapter_calls.CALLS
 ROOMS = ("functional", "losses", "attacks", "augment", "norm", "surgery", "data", "models", "engine", "strategies")
 SECONDS = 5
 # Pairs of arguments to change for each callable, besides each argument alone.
@@ -37,12 +38,12 @@ LATE = {
 }
 
 
-def public():
+def public(*rooms):
     """Yield the name of every public callable and of every public method that its class defines."""
     seen = set()
-    for room in (*ROOMS, "evaluation", ""):
+    for room in rooms:
         module = importlib.import_module(f"advcontrast.{room}".strip("."))
-        for name in module.__all__:
+        for name in getattr(module, "__all__", None) or _written_in(module):
             thing = getattr(module, name)
             if not callable(thing) or id(thing) in seen or _is_a_record(thing):
                 continue
@@ -50,6 +51,12 @@ def public():
             yield f"{room}.{name}"
             if inspect.isclass(thing):
                 yield from (f"{room}.{name}.{method}" for method in vars(thing) if _is_called_by_users(thing, method))
+
+
+def _written_in(module):
+    """Return what a file without ``__all__`` defines."""
+    names = (name for name in vars(module) if not name.startswith("_"))
+    return [name for name in names if getattr(vars(module)[name], "__module__", None) == module.__name__]
 
 
 def _is_a_record(thing):
@@ -67,7 +74,14 @@ def _is_called_by_users(kind, name):
 
 
 def test_every_public_callable_has_a_valid_call():
-    assert sorted(public()) == sorted(CALLS)
+    assert sorted(public(*ROOMS, "evaluation", "")) == sorted(calls.CALLS)
+
+
+@pytest.mark.parametrize("name", adapter_calls.ADAPTERS)
+def test_every_public_callable_of_an_adapter_has_a_valid_call(name):
+    adapter_calls.adapter(name)
+    room = f"adapters.{name}"
+    assert sorted(public(room)) == sorted(call for call in adapter_calls.CALLS if call.startswith(f"{room}."))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -36,19 +36,23 @@ class Alarm:
         raised: whether it looks as if the gradient were masked.
         reason: the observation in words, whether or not the alarm is raised.
         figures: the numbers behind it.
+        advice: what to do where it is raised; printed then, and only then.
 
     Example:
-        >>> print(Alarm("zero gradients", True, "12.0% of the gradients are zero", {"zero": 0.12}))
-        RAISED  zero gradients        12.0% of the gradients are zero
+        >>> print(Alarm("zero gradients", True, "12.0% are zero", {"zero": 0.12}, "Attack without gradients too."))
+        RAISED  zero gradients        12.0% are zero
+                                      Attack without gradients too.
     """
 
     name: str
     raised: bool
     reason: str
     figures: dict[str, float]
+    advice: str = ""
 
     def __str__(self) -> str:
-        return f"{'RAISED' if self.raised else 'clear':<8}{self.name:<22}{self.reason}"
+        verdict = f"{'RAISED' if self.raised else 'clear':<8}{self.name:<22}{self.reason}"
+        return f"{verdict}\n{'':30}{self.advice}" if self.raised and self.advice else verdict
 
 
 def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
@@ -81,7 +85,9 @@ def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
         error = drop.std().item() / len(drop) ** 0.5
         raised |= drop.mean().item() > LOSS_DROP * abs(means[weaker]) + SLACK * error
     reason = "mean loss " + ", ".join(f"{mean:.3g} at {value:.3g}" for value, mean in means.items())
-    return Alarm(f"loss against {parameter}", raised, reason, {f"{value:g}": mean for value, mean in means.items()})
+    figures = {f"{value:g}": mean for value, mean in means.items()}
+    advice = "An attack that may do more should reach more: try smaller steps, and report a gradient-free attack too."
+    return Alarm(f"loss against {parameter}", raised, reason, figures, advice)
 
 
 def incomplete_search(once: Accuracy, twice: Accuracy) -> Alarm:
@@ -107,7 +113,8 @@ def incomplete_search(once: Accuracy, twice: Accuracy) -> Alarm:
     excess = lost - won - STEPS_MATTER * len(once.correct)
     reason = f"doubling the steps takes accuracy from {once.accuracy:.1%} to {twice.accuracy:.1%}"
     figures = {"once": once.accuracy, "twice": twice.accuracy}
-    return Alarm("incomplete search", excess > SLACK * (lost + won) ** 0.5, reason, figures)
+    advice = "Take more steps, until accuracy no longer falls."
+    return Alarm("incomplete search", excess > SLACK * (lost + won) ** 0.5, reason, figures, advice)
 
 
 def unbounded_attack(unbounded: Accuracy) -> Alarm:
@@ -129,7 +136,9 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
     """
     _check_accuracy("unbounded_attack", unbounded)
     left = unbounded.accuracy
-    return Alarm("unbounded attack", left > SURVIVORS, f"{left:.1%} survive in the largest ball", {"accuracy": left})
+    reason = f"{left:.1%} survive in the largest ball"
+    advice = "Every image may become any other there: the attack goes wrong, or is led astray by the gradient."
+    return Alarm("unbounded attack", left > SURVIVORS, reason, {"accuracy": left}, advice)
 
 
 def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
@@ -158,7 +167,8 @@ def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
     more, fewer = _only("white_box_beaten", white, other)
     reason = f"breaks {more} images that the attack leaves, leaves {fewer} that it breaks"
     figures = {"only": more, "only white box": fewer, "accuracy": other.accuracy, "white box": white.accuracy}
-    return Alarm(by, more - fewer > SLACK * (more + fewer) ** 0.5, reason, figures)
+    advice = "Robust accuracy is lower than the attack says: report the worst case over both, or autoattack()."
+    return Alarm(by, more - fewer > SLACK * (more + fewer) ** 0.5, reason, figures, advice)
 
 
 def _only(owner: str, first: Accuracy, second: Accuracy) -> tuple[int, int]:

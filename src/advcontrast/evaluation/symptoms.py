@@ -41,7 +41,8 @@ def train_mode(model: nn.Module) -> Alarm:
     check_module("train_mode", model)
     awake = sum(module.training for module in model.modules())
     every = sum(1 for _ in model.modules())
-    return Alarm("train mode", awake > 0, f"{awake} of {every} modules are in train mode", {"modules": awake})
+    reason, advice = f"{awake} of {every} modules are in train mode", "Call model.eval() before attacking it elsewhere."
+    return Alarm("train mode", awake > 0, reason, {"modules": awake}, advice)
 
 
 def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
@@ -68,7 +69,8 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
         x = _some("randomised_output", images, device)
         difference = _difference(*(_output("randomised_output", model, x) for _ in range(2)))
     reason = f"two forward passes differ by {difference:.1e} of the spread of the outputs"
-    return Alarm("randomised output", difference > ROUNDING, reason, {"difference": difference})
+    advice = "Attack with the gradient averaged over many passes a step, or take out what draws random numbers."
+    return Alarm("randomised output", difference > ROUNDING, reason, {"difference": difference}, advice)
 
 
 def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
@@ -102,7 +104,8 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
                 outputs.append(_output("batch_dependence", model, torch.cat([x, others]))[: len(x)])
         difference = _difference(*outputs)
     reason = f"other images in the batch change the output by {difference:.1e} of its spread"
-    return Alarm("batch dependence", difference > ROUNDING, reason, {"difference": difference})
+    advice = "Let norms use running statistics in eval mode."
+    return Alarm("batch dependence", difference > ROUNDING, reason, {"difference": difference}, advice)
 
 
 def probability_output(model: nn.Module, images: Tensor) -> Alarm:
@@ -131,7 +134,8 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
         rows = _output("probability_output", model, torch.cat([x, torch.zeros_like(x)])).float()
     smallest, error = rows.min().item(), (rows.sum(1) - 1).abs().max().item()
     reason = f"outputs are at least {smallest:.2g} and sum to 1 up to {error:.2g}"
-    return Alarm("probability output", smallest >= 0 and error < 1e-2, reason, {"smallest": smallest, "error": error})
+    figures, advice = {"smallest": smallest, "error": error}, "Return logits: leave out the softmax at the end."
+    return Alarm("probability output", smallest >= 0 and error < 1e-2, reason, figures, advice)
 
 
 def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Alarm:
@@ -172,7 +176,8 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     if missing:
         reason = "no gradient reaches the images: the model leaves the graph"
     figures = {"zero": zero, "not finite": bad, "no graph": missing}
-    return Alarm("zero gradients", zero + bad > ZERO_GRADIENTS, reason, figures)
+    advice = "Report an attack without gradients, such as autoattack(), and one on a smooth stand-in for the model."
+    return Alarm("zero gradients", zero + bad > ZERO_GRADIENTS, reason, figures, advice)
 
 
 @contextmanager

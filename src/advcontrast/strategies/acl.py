@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, get_args
@@ -17,6 +16,7 @@ from ..attacks import PGDAttack, under_attack
 from ..functional import alignment
 from ..losses import NTXentLoss
 from ..norm import DualNorm, bn_branch
+from ._caution import warn_of_single_norms, watched
 
 _OWNER = "ACLTrainer"
 
@@ -87,7 +87,8 @@ class ACLTrainer(nn.Module):
         TypeError: an argument of the wrong kind.
 
     Warns:
-        UserWarning: A2S or DS on a model without dual norms.
+        UserWarning: A2S or DS on a model without dual norms, or with batch norms that are single beside them; or an
+            attack that leaves traces in the buffers of ``loss``, such as a memory bank.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 8), torch.nn.BatchNorm1d(8))
@@ -134,11 +135,8 @@ class ACLTrainer(nn.Module):
                 expected = f"dual norms to have the branches {' and '.join(map(repr, BRANCHES))}"
                 remedy = "Convert with these among branches="
                 raise ValueError(complaint(_OWNER, expected, repr(found), remedy))
-        if len(self._branches()) > 1 and not names:
-            expected = f"dual batch norms for mode {mode!r}"
-            remedy = "Call convert_to_dual_bn(model) first, unless this is the single-norm ablation"
-            text = complaint(_OWNER, expected, f"none in {type(model).__name__}", remedy)
-            warnings.warn(text, UserWarning, stacklevel=2)
+        if len(self._branches()) > 1:
+            warn_of_single_norms(_OWNER, model, mode)
 
     def forward(self, x1: Tensor, x2: Tensor | None = None, *, generator: torch.Generator | None = None) -> ACLOutput:
         """Attack the views, embed them, and return the loss of the mode.
@@ -210,7 +208,7 @@ class ACLTrainer(nn.Module):
         """Return the views of a stream, those on branch ``"adv"`` perturbed so that the loss of the stream grows."""
         if "adv" not in stream:
             return x1, x2
-        with under_attack(self.model):
+        with under_attack(self.model), watched(_OWNER, self.loss):
             if stream == ("adv", "adv"):
                 both = torch.cat([x1, x2])
                 x1, x2 = self._attacked(lambda x: self._contrast(*self._on("adv", x).chunk(2)), both, source).chunk(2)
