@@ -18,6 +18,7 @@ from tests.engine.learners import (
 )
 
 SHAPES = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)."
+TENSORS = "Pass the images as a tensor [N, C, H, W], or with labels as (images, labels): x and y of an ImageSet."
 
 
 @pytest.mark.parametrize(
@@ -32,11 +33,11 @@ SHAPES = "Pass the images as a tensor [N, C, H, W], and labels beside them as (i
         (images(1), ValueError, f"expected data of one length, at least 2, got lengths [1]. {SHAPES}"),
         ([], ValueError, f"expected data of one length, at least 2, got lengths []. {SHAPES}"),
         (torch.tensor(3), ValueError, f"expected data of one length, at least 2, got lengths [0]. {SHAPES}"),
-        (np.zeros((4, 3, 8, 8)), TypeError, f"expected data to be tensors, got ndarray. {SHAPES}"),
-        ((images(4), [0, 1, 2, 3]), TypeError, f"expected data to be tensors, got list. {SHAPES}"),
-        ("images", TypeError, f"expected data to be tensors, got str. {SHAPES}"),
-        (None, TypeError, f"expected data to be tensors, got NoneType. {SHAPES}"),
-        (7, TypeError, f"expected data to be tensors, got int. {SHAPES}"),
+        (np.zeros((4, 3, 8, 8)), TypeError, f"expected data to be tensors, got ndarray. {TENSORS}"),
+        ((images(4), [0, 1, 2, 3]), TypeError, f"expected data to be tensors, got list. {TENSORS}"),
+        ("images", TypeError, f"expected data to be tensors, got str. {TENSORS}"),
+        (None, TypeError, f"expected data to be tensors, got NoneType. {TENSORS}"),
+        (7, TypeError, f"expected data to be tensors, got int. {TENSORS}"),
     ],
 )
 def test_wrong_data(data, error, message):

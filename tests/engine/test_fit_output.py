@@ -94,6 +94,16 @@ def test_bar_shows_the_last_row(capsys):
     assert f"epoch 2, lr 0.04204, loss {history[1]['loss']:.4g}, accuracy {history[1]['accuracy']:.4g}" in shown
 
 
+def test_an_epoch_is_a_line_of_the_log(caplog):
+    with caplog.at_level("INFO", logger="advcontrast"):
+        history = train(Separable())
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"epoch {row['epoch']}, lr {row['lr']:.4g}, loss {row['loss']:.4g}, accuracy {row['accuracy']:.4g}"
+        for row in history
+    ]
+
+
 def test_constant_schedule_of_the_package():
     learner = Separable()
     assert [row["lr"] for row in fit(learner, labelled(), epochs=2, optimizer=sgd(learner), schedule=Constant())] == [

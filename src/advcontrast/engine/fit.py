@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from .source import Batch
 from .termination import termination
 
 _OWNER = "fit"
+_LOG = logging.getLogger(__name__)
 _ASK_EVERY = 16
 
 
@@ -200,7 +202,10 @@ def fit(
             records.save(run)
             records.report(run)
             shown = {name: value for name, value in row.items() if name not in ("step", "seconds")}
-            bar.set_postfix_str(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+            line = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            bar.set_postfix_str(line)
+            if distributed.rank() == 0:
+                _LOG.info(line)
             if asked.wanted():
                 asked.end()
     run.take_best()

@@ -17,7 +17,7 @@ from .reading import Reading
 from .sampling import Plan
 
 _OWNER = "fit"
-_REMEDY = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
+_REMEDY = "Pass the images as a tensor [N, C, H, W], or with labels as (images, labels): x and y of an ImageSet"
 Batch = tuple[Tensor, ...]
 
 

@@ -55,7 +55,7 @@ def checked_batches(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield images and labels on the device, and the labels where they came from, to be read without waiting."""
     images = 0
-    check_iterable(owner, "batches", batches, remedy="Pass a DataLoader or a list of (images, labels)")
+    check_iterable(owner, "batches", batches, remedy="Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)")
     for batch in batches:
         x, y = _images_and_labels(owner, batch)
         if len(x):

@@ -136,7 +136,7 @@ def autoattack(
     check_choice(_OWNER, "version", version, tuple(SUITES))
     check_int(_OWNER, "seed", seed, low=0, remedy="Keep it the same to get the same verdicts")
     check_bool(_OWNER, "progress", progress, remedy="True shows a progress bar")
-    check_iterable(_OWNER, "batches", batches, remedy="Pass a DataLoader or a list of (images, labels)")
+    check_iterable(_OWNER, "batches", batches, remedy="Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)")
     package = pyautoattack()
     suite = Suite(package, model, float(eps), norm, version, int(seed))
     checkpoint = None if folder is None else Checkpoint(folder)
