@@ -78,8 +78,12 @@ def test_uint8_images_become_floats():
     assert torch.allclose(result, torch.tensor(0.2), rtol=0, atol=1e-7)
 
 
-def test_the_result_is_in_channels_last_format():
-    assert CropFlip()(images(size=16)).is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_layout_is_kept(layout):
+    x = images(size=16)
+    views = CropFlip()(x.contiguous(memory_format=layout), seeded())
+    assert views.is_contiguous(memory_format=layout)
+    assert torch.equal(views, CropFlip()(x, seeded()))
 
 
 def test_a_generator_repeats_the_views_and_spares_the_global_one():

@@ -49,7 +49,7 @@ class CropFlip:
             generator: source of all randomness; by default the global one of the CPU.
 
         Returns:
-            Images ``[N, C, H, W]`` in [0, 1] on the device of ``x``, in channels-last format; float32 for uint8.
+            Images ``[N, C, H, W]`` in [0, 1] on the device of ``x``, in its memory layout; float32 for uint8.
 
         Raises:
             ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1].
@@ -68,4 +68,7 @@ class CropFlip:
         # Bytes are moved before they become floats, a quarter of the traffic; one index serves all channels.
         pixel = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(n, 1, height * width)
         cut = padded.flatten(2).gather(2, pixel.expand(-1, channels, -1)).view(x.shape)
-        return as_floats(cut).contiguous(memory_format=torch.channels_last)
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        return as_floats(cut).contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )

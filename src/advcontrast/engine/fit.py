@@ -23,6 +23,7 @@ from .arguments import check_data, check_parts, check_rate
 from .ema import EMA
 from .identity import identity
 from .lars import LARS
+from .layout import lay_out
 from .metrics import Row
 from .parallel import LOST, agree, check_shares
 from .progress import progress
@@ -151,8 +152,7 @@ def fit(
         remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"
         raise ValueError(complaint(_OWNER, expected, repr(accumulate), remedy))
 
-    if all(parameter.dim() <= 4 for parameter in learner.parameters()):
-        learner.to(memory_format=torch.channels_last)
+    layout = lay_out(learner)
     device = next(learner.parameters()).device
     plan = Plan(samples=samples, batch_size=batch_size, seed=seed, groups=groups)
     steps = epochs * plan.steps
@@ -185,7 +185,7 @@ def fit(
             epoch, started = len(run.history), time.monotonic()
             learner.train()
             for batch, replaced in islice(batches, (epoch + 1) * plan.steps - run.step):
-                run.take_step(_cut(batch, accumulate), wrapped, check_rate(schedule(run.step)))
+                run.take_step(_cut(batch, accumulate, layout), wrapped, check_rate(schedule(run.step)))
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
                 bar.update()
@@ -212,7 +212,7 @@ def fit(
     return run.history
 
 
-def _cut(batch: Batch, parts: int) -> list[Batch]:
+def _cut(batch: Batch, parts: int, layout: torch.memory_format) -> list[Batch]:
     """Cut a batch into so many parts, or into single samples."""
-    batch = tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in batch)
+    batch = tuple(x.contiguous(memory_format=layout) if x.dim() == 4 else x for x in batch)
     return [*zip(*(x.tensor_split(min(parts, len(x))) for x in batch), strict=True)]

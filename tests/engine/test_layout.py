@@ -1,0 +1,65 @@
+"""The memory layout in which to train."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from advcontrast.engine.layout import lay_out
+
+CRASH = """
+import torch
+from torch import nn
+from advcontrast import fit
+from advcontrast.augment import CropFlip
+from advcontrast.strategies import StandardTrainer
+
+torch.set_num_threads(2)
+model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+images, labels = torch.zeros(126, 3, 32, 32, dtype=torch.uint8), torch.zeros(126, dtype=torch.int64)
+fit(StandardTrainer(model, augment=CropFlip()), (images, labels), epochs=4, batch_size=63)
+print("lived")
+"""
+
+
+def narrow(channels=8, kernel=1, stride=2):
+    return nn.Sequential(nn.Conv2d(channels, 16, kernel, stride), nn.Conv2d(16, 8, 3))
+
+
+def is_channels_last(module):
+    return [p.is_contiguous(memory_format=torch.channels_last) for p in module.parameters() if p.dim() == 4][-1]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [narrow(channels=16), narrow(kernel=3), narrow(stride=1), nn.Conv2d(3, 8, 3)],
+    ids=["16 channels", "3x3", "no stride", "one convolution"],
+)
+def test_weights_become_channels_last(module):
+    assert lay_out(module) is torch.channels_last
+    assert is_channels_last(module)
+
+
+@pytest.mark.parametrize("stride", [2, (1, 2), 3])
+@pytest.mark.parametrize("channels", [3, 15])
+def test_where_that_crashes_they_become_contiguous(channels, stride):
+    module = narrow(channels, stride=stride).to(memory_format=torch.channels_last)
+    assert lay_out(module) is torch.contiguous_format
+    assert all(parameter.is_contiguous() for parameter in module.parameters())
+
+
+def test_on_other_devices_it_does_not_crash():
+    assert lay_out(narrow().to("meta")) is torch.channels_last
+
+
+def test_weights_of_five_dimensions_stay_contiguous():
+    module = nn.Sequential(nn.Conv3d(2, 2, 3), nn.Conv2d(2, 2, 3))
+    assert lay_out(module) is torch.contiguous_format
+    assert not is_channels_last(module)
+
+
+def test_a_narrow_network_is_trained_on_odd_batches():
+    run = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "lived\n"), run.stderr
