@@ -79,8 +79,8 @@ def fit(
     process; ``torch.nn.SyncBatchNorm`` makes them those of the whole batch.
 
     Args:
-        learner: on the device to train on. It is put into train mode and, unless it has 3-d convolutions, into
-            channels-last format.
+        learner: on the device to train on. It is put into train mode and into channels-last format, but for networks
+            with 3-d convolutions, and on a CPU for those so narrow that PyTorch crashes in that format.
         data: tensors with one entry a sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and whatever else
             the learner takes. They are moved to the device of the learner as a whole. Or a map-style data set, such as
             :class:`advcontrast.data.ImageStream`, that is read while it is trained on; :class:`Reader` says how.
