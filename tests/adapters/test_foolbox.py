@@ -119,6 +119,24 @@ def test_images_a_rounding_error_out_of_range_are_let_pass(model, labels):
     assert attack(Classification(model, labels), X.clone().fill_(1 + 5e-7)).max() <= 1
 
 
+class OwnTensor(torch.Tensor):
+    """A subclass as users write them."""
+
+
+@pytest.mark.parametrize("change", [lambda x: x.as_subclass(OwnTensor), lambda x: x.clone().requires_grad_()])
+def test_subclasses_and_images_with_a_gradient_are_attacked_as_others(model, labels, change):
+    attack, x = FoolboxAttack(foolbox.attacks.LinfPGD(steps=3, random_start=False), eps=EPS), change(X)
+    expected = attack(Classification(model, labels), X)
+    assert torch.equal(attack(Classification(model, labels), x), expected)
+    assert x.grad is None
+
+
+def test_labels_of_a_subclass_are_labels(model, labels):
+    attack = FoolboxAttack(foolbox.attacks.LinfPGD(steps=3, random_start=False), eps=EPS)
+    expected = attack(Classification(model, labels), X)
+    assert torch.equal(attack(Classification(model, labels.as_subclass(OwnTensor)), X), expected)
+
+
 def test_a_network_is_trained_on_what_its_attack_finds(model, labels):
     model = export_branch(model, "clean")
     attack = foolbox.attacks.LinfPGD(steps=3, random_start=False)

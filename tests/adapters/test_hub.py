@@ -265,6 +265,11 @@ def test_another_stem_is_refused():
         ({"name": "resnet1"}, ValueError, "backbone: expected the name of a network of "),
         ({"name": None}, TypeError, "backbone: expected name to be a string, got NoneType"),
         ({"width": 0}, ValueError, "ResNet: expected width to be an int >= 1, got 0"),
+        (
+            {"branch": 1},
+            TypeError,
+            'HubEncoder: expected branch to be a name or None, got int. For example "adv".',
+        ),
         ({"normalize": 3}, TypeError, "HubEncoder: expected normalize to be a tuple (mean, std), got int"),
         ({"normalize": "abc"}, TypeError, "HubEncoder: expected normalize to be a tuple (mean, std), got str"),
         (
@@ -296,3 +301,52 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch, library
     )
     with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
         import advcontrast.adapters.hub  # noqa: F401
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_that_would_be_rounded_or_widened_are_refused(dtype):
+    message = (
+        f"HubEncoder.of: expected conv1.weight in torch.float32, got conv1.weight in {dtype}. "
+        "Pass encoder.float(), and evaluate that."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        HubEncoder.of(resnet18(0, width=2).to(dtype), "resnet18", width=2)
+
+
+@pytest.mark.parametrize("branch", [None, "adv"])
+def test_an_encoder_without_values_is_refused(branch):
+    encoder = (resnet18(0, width=2) if branch is None else trained(width=2)).to("meta")
+    message = (
+        "HubEncoder.of: expected model to hold values, got 'conv1.weight' on the meta device. Load its weights first."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        HubEncoder.of(encoder, "resnet18", branch=branch, width=2)
+
+
+def test_values_are_copied_and_loaded_whatever_device_is_the_default(tmp_path):
+    encoder, x = resnet18(0, width=2).eval(), images()
+    with torch.device("meta"):
+        HubEncoder.of(encoder, "resnet18", width=2).save_pretrained(tmp_path)
+        again = HubEncoder.from_pretrained(tmp_path)
+    assert torch.equal(again(x), encoder(x))
+
+
+def test_no_random_number_is_used_up(tmp_path):
+    encoder = trained(width=2)
+    before = torch.get_rng_state()
+    saved(tmp_path, encoder)
+    HubEncoder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^HubEncoder\.of: expected what backbone makes"):
+        HubEncoder.of(encoder, "resnet18", branch="adv", width=4)
+    with pytest.raises(TypeError, match="expected normalize to be a tuple"):
+        HubEncoder("resnet18", normalize=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "metadata", [{"license": object()}, {"license": (1, 2)}, {"datasets": (i for i in "ab")}, {"eval_results": [1]}]
+)
+def test_metadata_that_no_card_can_hold_is_refused(metadata):
+    message = r"^HubEncoder: expected metadata that a model card can hold, got .+\. Pass strings, numbers, and lists"
+    with pytest.raises(ValueError, match=message):
+        HubEncoder("resnet18", width=2).generate_model_card(**metadata)

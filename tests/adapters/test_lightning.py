@@ -190,8 +190,17 @@ def test_a_mode_with_an_idle_branch_trains_under_ddp_with_its_default_flags(tmp_
     ("make", "message"),
     [
         (lambda: LightningLearner(1, optimizer=SGD), "LightningLearner: expected model to be an nn.Module, got int. "),
-        (lambda: LightningLearner(nn.ReLU(), optimizer=3), "LightningLearner: expected functions, got 3 and None. "),
-        (lambda: LightningLearner(nn.ReLU(), optimizer=SGD, schedule=3), "LightningLearner: expected functions, got"),
+        (
+            lambda: LightningLearner(nn.ReLU(), optimizer=3),
+            "expected optimizer to be callable, got int. Pass a function.",
+        ),
+        (lambda: LightningLearner(nn.ReLU(), optimizer=SGD, schedule=3), "expected schedule to be callable, got int. "),
+        (lambda: LightningLearner(nn.ReLU(), optimizer=SGD, schedule=0), "expected schedule to be callable, got int. "),
+        (
+            lambda: LightningLearner(nn.ReLU(), optimizer=list).configure_optimizers(),
+            "LightningLearner: expected an optimizer, got list. Take one of torch.optim, such as "
+            "SGD(learner.parameters(), lr=0.1).",
+        ),
     ],
 )
 def test_mistakes_are_named(make, message):

@@ -172,3 +172,21 @@ def test_a_copy_watches_the_network_that_was_copied_with_it():
 def test_mistakes_are_named(make, message):
     with pytest.raises(TypeError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize(
+    ("z1", "z2", "error", "message"),
+    [
+        (None, torch.ones(2, 3), TypeError, "z1 to be a floating point tensor, got NoneType. "),
+        (
+            torch.ones(2, 3),
+            torch.ones(3, 3),
+            ValueError,
+            "z1 and z2 to have the same shape [N, D], got [2, 3] and [3, 3]. ",
+        ),
+        (torch.ones(0, 3), torch.ones(0, 3), ValueError, "at least 1 pair, got 0. "),
+    ],
+)
+def test_numbered_pairs_are_pairs(z1, z2, error, message):
+    with pytest.raises(error, match=f"^{re.escape('NumberedPairs: expected ' + message)}"):
+        NumberedPairs(lambda z, numbers: z.sum())(z1, z2)

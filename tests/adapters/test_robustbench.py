@@ -307,3 +307,15 @@ def test_images_are_not_normalised_twice():
     text = "export_plain: expected a model without Normalize, got one with it. Leave out normalize, as the model"
     with pytest.raises(ValueError, match=re.escape(text)):
         export_plain(network(), images(), branch="adv", normalize=((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)))
+
+
+def test_a_huge_radius_is_written_as_it_is():
+    assert json.loads(claim({"TA": 0.8, "AA": 0.5}, eps=1e308, **ABOUT))["eps"] == "1e+308"
+
+
+def test_a_model_without_values_is_refused():
+    message = (
+        "export_plain: expected model to hold values, got 'conv1.weight' on the meta device. Load its weights first."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        export_plain(network().to("meta"), images(), branch="adv")

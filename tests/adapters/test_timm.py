@@ -350,3 +350,50 @@ def test_a_link_is_no_new_folder(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError, match=r"^save_timm: expected folder to be a new one, got .*, which exists\. "):
         save_timm(network(), tmp_path / "link")
+
+
+def test_a_network_without_values_is_refused(tmp_path):
+    message = (
+        "save_timm: expected model to hold values, got 'conv1.0.weight' on the meta device. Load its weights first."
+    )
+    refused(tmp_path, ValueError, message, network().to("meta"))
+
+
+def test_the_names_of_the_classes_are_in_the_config_that_timm_loads(tmp_path):
+    save_timm(dual(num_classes=2), tmp_path / "net", branch="adv", labels=("cat", "dog"))
+    assert loaded(tmp_path / "net").pretrained_cfg["label_names"] == ["cat", "dog"]
+
+
+def test_without_names_the_config_has_none(tmp_path):
+    save_timm(network(num_classes=2), tmp_path / "net")
+    assert "label_names" not in loaded(tmp_path / "net").pretrained_cfg
+
+
+def test_names_stay_when_what_was_loaded_is_saved_again_unless_there_are_others(tmp_path):
+    save_timm(network(num_classes=2), tmp_path / "a", labels=["cat", "dog"])
+    model = loaded(tmp_path / "a")
+    model.pretrained_cfg["label_descriptions"] = {"cat": "it purrs"}
+    save_timm(model, tmp_path / "b")
+    save_timm(model, tmp_path / "c", labels=["sky", "sea"])
+    same, other = (loaded(tmp_path / name).pretrained_cfg for name in "bc")
+    assert (same["label_names"], same["label_descriptions"]) == (["cat", "dog"], {"cat": "it purrs"})
+    assert other["label_names"] == ["sky", "sea"]
+    assert "label_descriptions" not in other
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "got"),
+    [
+        (("cat",), ValueError, "1"),
+        ((), ValueError, "0"),
+        ("ab", TypeError, "str"),
+        (("cat", 1), TypeError, "int"),
+        ({"cat": 0, "dog": 1}, TypeError, "dict"),
+        ((name for name in ("cat", "dog")), TypeError, "generator"),
+    ],
+)
+def test_other_names_than_those_of_the_classes_are_refused(tmp_path, labels, error, got):
+    message = (
+        f"save_timm: expected labels to be 2 names in a tuple, got {got}. Pass one for each class, in their order."
+    )
+    refused(tmp_path, error, message, network(num_classes=2), labels=labels)

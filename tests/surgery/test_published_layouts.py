@@ -392,3 +392,33 @@ def test_a_tensor_that_cannot_be_copied_changes_nothing():
     published = acl()
     published["layer4.1.conv2.weight"] = published["layer4.1.conv2.weight"].to_sparse()
     refused(dual(), published, "acl", "copy", RuntimeError)
+
+
+def test_a_network_without_values_is_refused():
+    model = dual().to("meta")
+    message = (
+        "load_published: expected model to hold values, got 'conv1.weight' on the meta device. "
+        'Give it memory with model.to_empty(device="cpu").'
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_published(model, acl(), layout="acl")
+
+
+def test_a_network_that_was_given_memory_is_loaded():
+    model, filled = dual().to("meta").to_empty(device="cpu"), dual()
+    for network in (model, filled):
+        load_published(network, acl(), layout="acl")
+    ours, theirs = model.state_dict(), filled.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_file_without_values_is_refused_and_the_network_is_left_as_it_was():
+    model, published = dual(), {name: value.to("meta") for name, value in acl().items()}
+    before = copy.deepcopy(model.state_dict())
+    message = (
+        "load_published: expected state_dict to hold values, got 'normalize.mean' on the meta device. "
+        'Load the file with map_location="cpu".'
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_published(model, published, layout="acl")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -37,8 +37,8 @@ def claim(figures: ResultCard | Mapping[str, float], *, eps: float, **about: Any
     for name, kind in _KINDS.items():
         if not isinstance(about[name], kind):
             raise TypeError(complaint("claim", f"{name} to be a {kind.__name__}", type_name(about[name]), "Pass one"))
-    pixels = round(255 * eps)
-    radius = f"{pixels}/255" if pixels and eps < 1 and abs(255 * eps - pixels) < 1e-6 else f"{eps:g}"
+    pixels = round(255 * eps) if eps < 1 else 0
+    radius = f"{pixels}/255" if pixels and abs(255 * eps - pixels) < 1e-6 else f"{eps:g}"
     clean, robust = (f"{100 * found[name]:.2f}" for name in ("TA", "AA"))
     entries = {"number_forward_passes": 1, "eps": radius, "clean_acc": clean, "reported": robust}
     return json.dumps({**about, **entries, "autoattack_acc": robust}, indent=2) + "\n"

@@ -1,60 +1,55 @@
-"""What is left of an epoch under accelerate: its mean loss, and a state on the disk."""
+"""An epoch under accelerate."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from .._checks import check_int, check_path, complaint, type_name
-
-Folder: TypeAlias = str | os.PathLike[str]
-
-_WHOLE = "progress.json"  # the last file of a state to be written, and the first to go
+from .._checks import check_real, complaint
 
 
-def check(optimizer: Any, epochs: Any, schedule: Any, report: Any, folder: Any) -> None:
-    """Require each to be of its kind, before anything changes."""
-    check_int("pretrain", "epochs", epochs, low=1, remedy="An epoch is one pass over the batches")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        remedy = "Pass torch.optim.SGD(learner.parameters(), lr=0.1)"
-        raise TypeError(complaint("pretrain", "an optimizer", type_name(optimizer), remedy))
-    for name, function in (("schedule", schedule), ("report", report)):
-        if not callable(function):
-            raise TypeError(complaint("pretrain", f"{name} to be callable", type_name(function), "Pass a function"))
-    if folder is not None:
-        check_path("pretrain", "folder", folder, remedy="Pass a string or a Path, or None")
+@contextmanager
+def rates(optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> Iterator[Callable[[int], None]]:
+    """Yield what sets the learning rates of an update; at the end they are what they were."""
+    peaks = [group["lr"] for group in optimizer.param_groups]
+
+    def scale(fraction: float) -> None:
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * fraction
+
+    def take(update: int) -> None:
+        fraction = schedule(update)
+        remedy = "Return the fraction of the learning rate, such as 1.0"
+        check_real("pretrain", "what schedule returns", fraction, low=0, remedy=remedy)
+        scale(float(fraction))
+
+    try:
+        yield take
+    finally:
+        scale(1.0)
 
 
-def mean(accelerator: Any, losses: list[Tensor]) -> float:
-    """Return the mean of the losses of all processes, of which there must be one at least."""
+def epoch(accelerator: Any, prepared: Any, take_rate: Callable[[int], None], updates: int) -> tuple[float, int]:
+    """Train for an epoch; return the mean loss over all processes, and the number of updates there were by then."""
+    step, optimizer, loader = prepared
+    step.train()
+    if order := getattr(loader, "synchronized_generator", None):  # that of several processes, which nobody saves
+        order.manual_seed(int(torch.randint(2**62, ())))
+    losses = []
+    for batch in loader:
+        with accelerator.accumulate(step):
+            if accelerator.sync_gradients:
+                take_rate(updates)
+                updates += 1
+            out = step(*batch) if isinstance(batch, (tuple, list)) else step(batch)
+            accelerator.backward(out.loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(out.loss.detach())
     if not losses:
         remedy = "An iterator can be walked only once; pass a DataLoader, with fewer images a batch than there are"
         raise ValueError(complaint("pretrain", "at least one batch an epoch", "none", remedy))
-    return float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
-
-
-def load(accelerator: Any, folder: Folder) -> tuple[list[float], int]:
-    """Give the accelerator the newest state in a folder; return the loss of each epoch and the number of updates."""
-    found = [json.loads(file.read_text()) for file in Path(folder).glob(f"[01]/{_WHOLE}")]
-    losses, updates = max(found, key=lambda progress: len(progress[0]), default=([], 0))
-    if losses:
-        accelerator.load_state(str(Path(folder, str(len(losses) % 2))))
-    return losses, updates
-
-
-def save(accelerator: Any, folder: Folder, losses: list[float], updates: int) -> None:
-    """Write the state of the accelerator; that of the epoch before stays until the next one."""
-    place = Path(folder, str(len(losses) % 2))
-    if accelerator.is_main_process:
-        (place / _WHOLE).unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(place), safe_serialization=False)  # safetensors holds nothing but tensors
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (place / "new").write_text(json.dumps([losses, updates]))
-        (place / "new").replace(place / _WHOLE)
+    return float(accelerator.reduce(torch.stack(losses).mean(), "mean")), updates

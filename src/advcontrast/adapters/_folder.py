@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .._checks import check_path, complaint
@@ -22,9 +22,7 @@ def new_folder(owner: str, folder: str | os.PathLike[str]) -> Iterator[Path]:
     """
     check_path(owner, "folder", folder, remedy="Pass the folder to write")
     target = Path(folder).absolute()
-    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
-        remedy = "Pass another one, or remove it first"
-        raise FileExistsError(complaint(owner, "folder to be a new one", f"{str(folder)!r}, which exists", remedy))
+    _check_new(owner, target)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     draft.mkdir(parents=True)
     try:
@@ -33,9 +31,19 @@ def new_folder(owner: str, folder: str | os.PathLike[str]) -> Iterator[Path]:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         flush_folder(draft)
-        if target.exists():
-            target.rmdir()
-        draft.rename(target)
+        try:
+            with suppress(OSError):
+                target.rmdir()  # an empty one
+            draft.rename(target)
+        except OSError:
+            _check_new(owner, target)  # another process may have been first
+            raise
         flush_folder(target.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_new(owner: str, target: Path) -> None:
+    if target.is_symlink() or (target.exists() and not (target.is_dir() and not any(target.iterdir()))):
+        remedy = "Pass another one, or remove it first"
+        raise FileExistsError(complaint(owner, "folder to be a new one", f"{str(target)!r}, which exists", remedy))

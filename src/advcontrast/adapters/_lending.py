@@ -40,8 +40,10 @@ def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[
         restore(before, device)
 
 
-def known(owner: str, objective: Objective, x: Tensor, generator: torch.Generator | None) -> tuple[nn.Module, Tensor]:
-    """Check what an attack is called with, and return the model and the labels that the objective knows."""
+def known(
+    owner: str, objective: Objective, x: Tensor, generator: torch.Generator | None
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return the model that the objective knows, the images without traces, and the labels, all of them checked."""
     check_call(owner, objective, x, generator, (0.0, 1.0))
     model, y = getattr(objective, "model", None), getattr(objective, "y", None)
     if not isinstance(model, nn.Module) or not isinstance(y, Tensor):
@@ -53,4 +55,4 @@ def known(owner: str, objective: Objective, x: Tensor, generator: torch.Generato
         raise ValueError(complaint(owner, f"{len(x)} labels, one an image", f"{list(y.shape)}", "Pass labels [N]"))
     with lent(model), torch.no_grad():  # their errors would come from deep inside
         checked_logits(owner, model, x[:1], y)
-    return model, y
+    return model, x.detach().as_subclass(Tensor), y.as_subclass(Tensor)

@@ -25,18 +25,27 @@ It was built by `HubEncoder({call})`.
 {results}"""
 
 
-def card_text(owner: str, config: Mapping[str, Any], features: int, result: ResultCard | None) -> str:
-    """Return what stands below the front matter; figures come from ``result`` and nowhere else."""
+def model_card(
+    owner: str, config: Mapping[str, Any], features: int, result: ResultCard | None, metadata: Mapping[str, Any]
+) -> Any:
+    """Return the card, with ``metadata`` in front; figures come from ``result`` and nowhere else."""
+    from huggingface_hub import ModelCard, ModelCardData
+
     if result is not None and not isinstance(result, ResultCard):
         remedy = "Pass what ResultCard.read returns"
         raise TypeError(complaint(owner, "result to be a ResultCard", type_name(result), remedy))
     branch = config["branch"]
-    return _TEXT.format(
+    text = _TEXT.format(
         title=config["name"] + (f", branch {branch!r}" if branch else ""),
         features=features,
         call=", ".join(f"{name}={value!r}" for name, value in config.items()),
         results="No figures were given with it.\n" if result is None else _results(result),
     )
+    try:
+        return ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{text}")
+    except Exception as error:  # of YAML, of pickle, or of huggingface_hub
+        rule, remedy = "metadata that a model card can hold", "Pass strings, numbers, and lists of them"
+        raise ValueError(complaint(owner, rule, " ".join(str(error).split()), remedy)) from error
 
 
 def _results(card: ResultCard) -> str:

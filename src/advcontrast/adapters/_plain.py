@@ -12,13 +12,14 @@ from .._checks import complaint
 from ..norm import DualNorm
 from ..surgery import export_branch
 from ..surgery.modules import check_surgery
+from ..surgery.published import check_values
 
 
 def plain_copy(owner: str, model: nn.Module, branch: str | None) -> Any:
     """Return a copy of ``model`` in eval mode, with one branch only where it has several.
 
     Raises:
-        ValueError: it has branches and none is named, or the other way round.
+        ValueError: it has branches and none is named, or the other way round, or it is on the meta device.
         TypeError: it is no module, is wrapped or scripted.
     """
     check_surgery(owner, model)
@@ -27,6 +28,7 @@ def plain_copy(owner: str, model: nn.Module, branch: str | None) -> Any:
         expected = f"branch to be one of {', '.join(map(repr, branches))}" if branches else "branch to be None"
         remedy = 'Choose one, such as branch="adv"' if branches else "Leave it out, as the model has no dual norms"
         raise ValueError(complaint(owner, expected, repr(branch), remedy))
+    check_values(owner, "model", model.state_dict(), remedy="Load its weights first")
     return (copy.deepcopy(model) if branch is None else export_branch(model, branch)).eval()
 
 
@@ -34,7 +36,8 @@ def fill(owner: str, model: nn.Module, source: nn.Module, expected: str) -> None
     """Load ``model`` with the state of a network that is made of the same layers with the same settings.
 
     Raises:
-        ValueError: it is made of others; constants and paddings are no part of a state, so names alone do not tell.
+        ValueError: it is made of others; constants and paddings are no part of a state, so names alone do not tell. Or
+            its numbers are of another kind, and would be rounded.
     """
     for theirs, ours in zip_longest(repr(source).splitlines(), repr(model).splitlines()):
         if theirs != ours:
@@ -42,4 +45,9 @@ def fill(owner: str, model: nn.Module, source: nn.Module, expected: str) -> None
             raise ValueError(
                 complaint(owner, expected, got, "Pass what it was made with, such as small_images=False, and no head")
             )
+    ours = model.state_dict()
+    for name, tensor in source.state_dict().items():
+        if tensor.dtype != ours[name].dtype:
+            got, remedy = f"{name} in {tensor.dtype}", "Pass encoder.float(), and evaluate that"
+            raise ValueError(complaint(owner, f"{name} in {ours[name].dtype}", got, remedy))
     model.load_state_dict(source.state_dict())

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from .._checks import check_iterable, check_module, complaint
-from ._epochs import Folder, check, load, mean, save
+from .._checks import complaint, type_name
+from ._epochs import epoch, rates
+from ._progress import Folder, parts, progress
+from ._state import load, save
+from ._training import check, check_functions
 
 try:
     from accelerate import Accelerator
@@ -33,28 +36,21 @@ def pretrain(
     A batch is a tensor, or a tuple of what the learner takes; ``schedule(step)`` is the fraction of the learning rate.
     With a ``folder`` a run that was cut off goes on after its last epoch; ``report(epoch, loss)`` is called after each.
     """
-    check_module("pretrain", learner)
-    check_iterable("pretrain", "batches", batches, remedy="Pass a DataLoader")
-    check(optimizer, epochs, schedule, report, folder)
+    check(learner, batches, optimizer, epochs)
+    check_functions("pretrain", schedule=schedule, report=report)
+    if not isinstance(accelerator, Accelerator | None):
+        raise TypeError(complaint("pretrain", "an Accelerator", type_name(accelerator), "Leave it out, or pass yours"))
+    ours = parts(learner, optimizer)
+    losses, updates = ([], 0) if folder is None else progress(folder, ours)
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-    step, update, loader = accelerator.prepare(learner.train(), optimizer, batches)
-    losses, rates.last_epoch = ([], 0) if folder is None else load(accelerator, folder)
-    while len(losses) < epochs:
-        if order := getattr(loader, "synchronized_generator", None):  # that of several processes, which nobody saves
-            order.manual_seed(int(torch.randint(2**62, ())))
-        found = []
-        for batch in loader:
-            with accelerator.accumulate(step):
-                out = step(*batch) if isinstance(batch, (tuple, list)) else step(batch)
-                accelerator.backward(out.loss)
-                update.step()
-                update.zero_grad()
-            found.append(out.loss.detach())
-            if accelerator.sync_gradients:
-                rates.step()
-        losses.append(mean(accelerator, found))
-        if folder is not None:
-            save(accelerator, folder, losses, rates.last_epoch)
-        report(len(losses), losses[-1])
+    prepared = accelerator.prepare(learner, optimizer, batches)
+    with rates(optimizer, schedule) as take_rate:
+        if folder is not None and losses:
+            load(accelerator, folder, len(losses))
+        while len(losses) < epochs:
+            loss, updates = epoch(accelerator, prepared, take_rate, updates)
+            losses.append(loss)
+            if folder is not None:
+                save(accelerator, folder, losses, updates, ours)
+            report(len(losses), loss)
     return losses

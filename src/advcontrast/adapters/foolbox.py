@@ -55,6 +55,6 @@ class FoolboxAttack:
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
-        model, y = known("FoolboxAttack", objective, x, generator)
+        model, x, y = known("FoolboxAttack", objective, x, generator)
         with seeded(generator, x.device):
             return self.attack(as_foolbox_model(model), x.clamp(0, 1), y.clone(), epsilons=self.eps)[1]

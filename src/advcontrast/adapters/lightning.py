@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_module, complaint
+from ._training import check_functions, checked
 
 try:
     try:
@@ -30,13 +31,11 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
     validation attacks too, whatever ``Trainer(inference_mode=...)``. DDP learns what gets no gradient in the mode.
     """
 
-    def __init__(self, learner: nn.Module, *, optimizer: Callable[..., Any], schedule: Any = None) -> None:
+    def __init__(self, learner: nn.Module, *, optimizer: Callable[..., Any], schedule: Any = lambda _: 1.0) -> None:
         check_module("LightningLearner", learner)
-        if not callable(optimizer) or not callable(schedule or (lambda _: 1.0)):
-            got, remedy = f"{optimizer!r} and {schedule!r}", "Pass functools.partial(torch.optim.SGD, lr=0.1)"
-            raise TypeError(complaint("LightningLearner", "functions", got, remedy))
+        check_functions("LightningLearner", optimizer=optimizer, schedule=schedule)
         super().__init__()
-        self.learner, self._optimizer, self._schedule = learner, optimizer, schedule or (lambda _: 1.0)
+        self.learner, self._optimizer, self._schedule = learner, optimizer, schedule
         idle: list[str] = getattr(learner, "_ddp_params_and_buffers_to_ignore", [])
         self._ddp_params_and_buffers_to_ignore = [f"learner.{name}" for name in idle]
 
@@ -55,6 +54,6 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule to ask after every step."""
-        optimizer = self._optimizer(self.parameters())
+        optimizer = checked("LightningLearner", self._optimizer(self.parameters()))
         rates = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": rates}

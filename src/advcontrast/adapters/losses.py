@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_module, complaint, type_name
+from ..functional.nt_xent import check_embeddings
 
 
 class NumberedPairs(nn.Module):
@@ -28,6 +29,7 @@ class NumberedPairs(nn.Module):
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the loss of two views, ``[N, D]`` each."""
+        check_embeddings("NumberedPairs", z1, z2, least=1)
         return self.loss(torch.cat([z1, z2]), torch.arange(len(z1), device=z1.device).repeat(2))
 
 

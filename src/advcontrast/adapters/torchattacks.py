@@ -50,7 +50,7 @@ class TorchattacksAttack:
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
-        model, y = known("TorchattacksAttack", objective, x, generator)
+        model, x, y = known("TorchattacksAttack", objective, x, generator)
         if getattr(self.attack, "model", None) is not model or self.attack.normalization_used is not None:
             expected, remedy = "an attack on raw images and on the model at hand", "Build it with that very model"
             raise ValueError(complaint("TorchattacksAttack", expected, repr(self.attack), remedy))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,8 @@ def load_published(
             a classifier of your own, or ``"normalize."``; the model then keeps its own values for them.
 
     Raises:
-        ValueError: something does not match; all names are listed, and the model is left as it was.
+        ValueError: something does not match, or a tensor is on the meta device; names are listed, and the model is left
+            as it was.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -139,10 +140,18 @@ def _check(owner: str, state_dict: object, ignore: object, key: str) -> tuple[st
     if not isinstance(state_dict, Mapping) or not tensors or not all(isinstance(name, str) for name in state_dict):
         remedy = f'Pass what torch.load(path, weights_only=True) holds under "{key}"'
         raise TypeError(complaint(owner, "a state dict of tensors", type_name(state_dict), remedy))
+    check_values(owner, "state_dict", state_dict, remedy='Load the file with map_location="cpu"')
     prefixes = (ignore,) if isinstance(ignore, str) else ignore
     if not isinstance(prefixes, tuple) or not all(isinstance(prefix, str) and prefix for prefix in prefixes):
         raise TypeError(complaint(owner, "ignore to be prefixes, a str or a tuple", repr(ignore), 'Pass ignore="fc."'))
     return prefixes
+
+
+def check_values(owner: str, what: str, tensors: Mapping[str, Any], *, remedy: str) -> None:
+    """Require tensors that hold values; those on the meta device would take and give none, without a word."""
+    name = next((name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta), None)
+    if name is not None:
+        raise ValueError(complaint(owner, f"{what} to hold values", f"{name!r} on the meta device", remedy))
 
 
 def _check_branches(owner: str, model: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -198,6 +207,7 @@ def _fill(
 ) -> None:
     """Load tensors by their names in the model, all or none."""
     own = model.state_dict()
+    check_values(owner, "model", own, remedy='Give it memory with model.to_empty(device="cpu")')
     theirs = {name: value for name, value in named if not name.startswith(ignored)}
     wanted = {name for name in own if not name.startswith(ignored)}
     names = [name for name, _ in named]

@@ -1,0 +1,47 @@
+"""A folder appears when it is complete, and only one of several processes makes it."""
+
+import os
+import re
+
+import pytest
+
+from advcontrast.adapters._folder import new_folder
+
+
+def write(path, text="mine"):
+    path.mkdir(exist_ok=True)
+    (path / "file").write_text(text)
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["nothing there", "an empty folder there"])
+@pytest.mark.parametrize("first", [write, lambda path: path.write_text("mine")], ids=["folder", "file"])
+def test_the_slower_of_two_processes_is_told_that_the_folder_exists(tmp_path, first, empty):
+    target = tmp_path / "target"
+    if empty:
+        target.mkdir()
+    message = f"owner: expected folder to be a new one, got {str(target)!r}, which exists. Pass another one, or remove"
+    with pytest.raises(FileExistsError, match=f"^{re.escape(message)}"), new_folder("owner", target) as draft:  # noqa: PT012
+        (draft / "file").write_text("slower")
+        if empty:
+            target.rmdir()  # as the faster one does
+        first(target)
+    kept = target if target.is_file() else target / "file"
+    assert kept.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_empty_folder_that_another_process_removed_is_made(tmp_path):
+    (target := tmp_path / "target").mkdir()
+    with new_folder("owner", target) as draft:
+        (draft / "file").write_text("mine")
+        target.rmdir()
+    assert (target / "file").read_text() == "mine"
+
+
+def test_an_error_of_the_disk_stays_what_it_is(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device"), new_folder("owner", tmp_path / "target"):
+        monkeypatch.setattr(os, "rename", full)
+    assert list(tmp_path.iterdir()) == []
