@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,15 @@ def write_tables(sources: Sequence[Path], target: Path, *, prose: bool = False) 
         elif line.startswith("| ") and not line.startswith("| ---"):
             pages += _row(line)
         elif prose and line and line[0] not in "#|":
-            pages += [*heading, line.replace("`", "``"), ""]
+            pages += [*heading, re.sub(r"(?<!`)`(?!`)", "``", line), *([] if _goes_on(lines[i + 1 : i + 2]) else [""])]
             heading = []
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text("\n".join(pages) + "\n")
+
+
+def _goes_on(following: Sequence[str]) -> bool:
+    """Tell whether a paragraph has another line."""
+    return bool(following and following[0] and following[0][0] not in "#|")
 
 
 def _row(line: str) -> list[str]:

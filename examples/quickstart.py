@@ -287,7 +287,11 @@ def folder(where: Path, limit: int) -> tuple[Images, Images, list[str]]:
         chosen = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:most].tolist()
         x = torch.empty(len(chosen), 3, 32, 32, dtype=torch.uint8)
         for i, index in enumerate(tqdm(chosen, desc=f"read {name}", unit="image")):
-            image = files[index][0]
+            try:
+                image = files[index][0]
+            except OSError as error:
+                path = files.samples[index][0]
+                raise SystemExit(f"quickstart: expected an image in {path}, got {error}. Remove the file.") from error
             x[i] = TF.pil_to_tensor(TF.resize(TF.center_crop(image, min(image.size)), [32, 32]))
         return Images(x, torch.tensor([files.targets[index] for index in chosen])), files.classes
 

@@ -26,6 +26,7 @@ import advcontrast
 _PACKAGE = Path(__file__).parent
 _EXAMPLES = _PACKAGE.parents[1] / "examples"  # beside the source, in a clone
 _DISTRIBUTIONS = {"PIL": "pillow"}  # under another name than the module
+_GUESTS = ("robustbench", "torchattacks")  # there are adapters for them that import nothing
 _WIDTH = 80
 
 Rows = dict[str, str]
@@ -118,7 +119,7 @@ def report() -> Iterator[str]:
             scripts[f"examples/{path.name}"] = needs(files, [file.stem for file in files])
     found = extras()
     optional = {_distribution(name) for groups in scripts.values() for group in groups for name in group}
-    optional |= {name for names in found.values() for name in names}
+    optional |= {*_GUESTS, *(name for names in found.values() for name in names)}
     yield from _section("Optional packages", {name: version(name) for name in sorted(optional - {"torchvision"})})
     unknown = {"unknown": "advcontrast is not installed: pip install -e . in its folder"}
     gaps = {extra: [name for name in names if version(name) == "missing"] for extra, names in sorted(found.items())}

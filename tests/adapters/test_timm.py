@@ -96,6 +96,14 @@ def test_the_constants_of_the_normalisation_are_in_the_config(tmp_path):
     assert (config["mean"], config["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
 
 
+def test_a_bare_network_takes_images_as_they_are(tmp_path):
+    model = network().eval()
+    save_timm(model, tmp_path / "saved")
+    again = loaded(tmp_path / "saved")
+    assert (again.pretrained_cfg["mean"], again.pretrained_cfg["std"]) == ([0.0] * 3, [1.0] * 3)
+    assert torch.equal(from_timm(again)(images(model)), model(images(model)))
+
+
 def test_from_timm_takes_the_constants_of_the_config():
     model = timm.create_model("mobilevit_xxs")
     assert from_timm(model)[0].values == (model.pretrained_cfg["mean"], model.pretrained_cfg["std"])

@@ -12,6 +12,7 @@ from advcontrast.engine import EMA, fit
 from tests.engine.learners import (
     Separable,
     images,
+    labelled,
     same,
     train,
     weights,
@@ -34,7 +35,11 @@ TENSORS = "Pass the images as a tensor [N, C, H, W], or with labels as (images, 
         ([], ValueError, f"expected data of one length, at least 2, got lengths []. {SHAPES}"),
         (torch.tensor(3), ValueError, f"expected data of one length, at least 2, got lengths [0]. {SHAPES}"),
         (np.zeros((4, 3, 8, 8)), TypeError, f"expected data to be tensors, got ndarray. {TENSORS}"),
-        ((images(4), [0, 1, 2, 3]), TypeError, f"expected data to be tensors, got list. {TENSORS}"),
+        (
+            (images(4), [0, 1, 2, 3]),
+            TypeError,
+            "expected data[1] to be a tensor, got list. Pass torch.as_tensor(data[1]).",
+        ),
         ("images", TypeError, f"expected data to be tensors, got str. {TENSORS}"),
         (None, TypeError, f"expected data to be tensors, got NoneType. {TENSORS}"),
         (7, TypeError, f"expected data to be tensors, got int. {TENSORS}"),
@@ -247,3 +252,22 @@ def test_nan_metric_is_never_the_best():
 
     train(learner, evaluate=score, select="score")
     assert same(weights(learner), kept[1])
+
+
+def test_an_optimizer_that_lacks_parameters_is_warned_about():
+    learner = Separable()
+    optimizer = torch.optim.SGD(learner.model[-1].parameters(), lr=0.1)
+    others = [name for name, _ in learner.named_parameters()][:-2]
+    message = (
+        f"fit: expected an optimizer of all parameters that require gradients, got one without {len(others)} of them: "
+        f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}. "
+        "Make it when the network has been converted and is whole, or set their requires_grad to False."
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        fit(learner, labelled(), epochs=1, optimizer=optimizer)
+
+
+def test_what_needs_no_gradient_needs_no_optimizer():
+    learner = Separable()
+    learner.model[:-1].requires_grad_(False)
+    fit(learner, labelled(), epochs=1, optimizer=torch.optim.SGD(learner.model[-1].parameters(), lr=0.1))

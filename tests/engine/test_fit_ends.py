@@ -149,12 +149,13 @@ def signalled(*signals, step=1):
     ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["SIGTERM", "SIGINT"]
 )
 @pytest.mark.parametrize("step", range(6))
-def test_signal_ends_the_run_after_the_step_is_saved(tmp_path, obeyed, number, error, step):
+def test_signal_ends_the_run_after_the_step_is_saved(tmp_path, obeyed, caplog, number, error, step):
     learner, again, expected = signalled(number, step=step), Separable(), Separable()
     with pytest.raises(error) as caught:
         train(learner, folder=tmp_path)
     if error is SystemExit:
         assert caught.value.code == 0
+    assert ("fit was stopped by SIGTERM and has saved a checkpoint" in caplog.text) == (error is SystemExit)
     assert len(learner.seen) == step + 1
     assert last_step(tmp_path) == step + 1
     train(again, folder=tmp_path)

@@ -88,6 +88,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:fit. expected an optimizer of all parameters:UserWarning")
 @pytest.mark.parametrize("name", OTHERS)
 def test_resumed_otherwise_is_refused_and_named_and_changes_nothing(tmp_path, name):
     with pytest.raises(Interrupted):

@@ -275,7 +275,7 @@ def test_repr_shows_the_counts():
 
 X, Y = torch.linspace(0, 1, 48).view(4, 3, 2, 2), torch.arange(4)
 LABELS = "Pass one class index an image."
-RAW = "Put the normalisation inside the model and evaluate the raw images."
+RAW = "Divide 8-bit values by 255, and put the normalisation inside the model."
 
 
 @pytest.mark.parametrize(

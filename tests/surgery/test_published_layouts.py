@@ -153,6 +153,18 @@ def three():
     return convert_to_dual_bn(resnet18(0, normalize=None), branches=("clean", "adv", "adv_ce"))
 
 
+def strided():
+    model = resnet18(0, normalize=CIFAR)
+    model.conv1 = nn.Conv2d(3, 64, 3, 2, 2, bias=False)
+    return model
+
+
+def pooled():
+    model = resnet18(0, normalize=CIFAR)
+    model.maxpool = nn.MaxPool2d(3, 2, 1)
+    return model
+
+
 def padded():
     model = resnet18(0, normalize=CIFAR)
     model.conv1.padding = (2, 2)
@@ -316,12 +328,26 @@ def test_one_statistic_can_be_ignored():
         (
             "deacl",
             lambda: resnet18(0, normalize=CIFAR),
-            "expected conv1 with a padding of 2, got (1, 1). Set model.conv1.padding = (2, 2).",
+            "expected conv1 with stride 1 and a padding of 2, got (1, 1) and (1, 1). "
+            "Set model.conv1.padding = (2, 2), and stride likewise.",
         ),
         (
             "acl",
             lambda: convert_to_dual_bn(padded()),
-            "expected conv1 with a padding of 1, got (2, 2). Set model.conv1.padding = (1, 1).",
+            "expected conv1 with stride 1 and a padding of 1, got (1, 1) and (2, 2). "
+            "Set model.conv1.padding = (1, 1), and stride likewise.",
+        ),
+        (
+            "deacl",
+            strided,
+            "expected conv1 with stride 1 and a padding of 2, got (2, 2) and (2, 2). "
+            "Set model.conv1.padding = (2, 2), and stride likewise.",
+        ),
+        (
+            "acl",
+            lambda: convert_to_dual_bn(pooled()),
+            "expected no pooling after conv1, got MaxPool2d. "
+            "Set model.maxpool = torch.nn.Identity(), as cifar_stem(model) does.",
         ),
         (
             "advcl",

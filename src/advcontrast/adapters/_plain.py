@@ -11,8 +11,7 @@ from torch import nn
 from .._checks import complaint
 from ..norm import DualNorm
 from ..surgery import export_branch
-from ..surgery.modules import check_surgery
-from ..surgery.published import check_values
+from ..surgery.modules import check_surgery, check_values
 
 
 def plain_copy(owner: str, model: nn.Module, branch: str | None) -> Any:

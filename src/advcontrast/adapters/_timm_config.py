@@ -10,17 +10,18 @@ from .._checks import check_int, complaint, type_name
 _OF_OTHER_WEIGHTS = ("tag", "url", "hf_hub_id", "license", "origin_url", "test_input_size", "test_crop_pct")
 
 
-def describe(network: Any, constants: Sequence[Any], size: int | None, labels: Any) -> dict[str, Any]:
+def describe(network: Any, constants: Sequence[Any] | None, size: int | None, labels: Any) -> dict[str, Any]:
     """Change the config of a pretrained network to that of one with other weights; return what to write beside it.
 
-    ``constants`` are the mean and the deviation that images are normalised by, or nothing; ``size`` is the side of the
+    ``constants`` are the mean and the deviation that images are normalised by, if they are; ``size`` is the side of the
     images, or None for that of the architecture; ``labels`` are the names of the classes, or None.
     """
     config = network.pretrained_cfg
     if size is not None:
         check_int("save_timm", "size", size, low=1, remedy="Pass the side of the images in pixels")
         config.update(input_size=(config["input_size"][0], int(size), int(size)), crop_pct=1.0)
-    config.update(zip(("mean", "std"), constants, strict=False))
+    channels = config["input_size"][0]
+    config.update(zip(("mean", "std"), constants or ((0.0,) * channels, (1.0,) * channels), strict=True))
     for name in _OF_OTHER_WEIGHTS:
         config.pop(name, None)
     if labels is None:

@@ -39,14 +39,14 @@ def save_timm(
 ) -> None:
     """Write a network of timm, or a branch of one, to a new folder that timm loads to the same outputs, bit for bit.
 
-    For the transforms of timm the config gets the constants of a ``Normalize`` in front, and ``size``, the side of the
-    images, if given; ``labels`` are the names of the classes, in their order, and become its ``label_names``. The
-    folder appears once loaded and compared; what timm cannot build, as a stem, is refused.
+    For the transforms of timm the config gets the constants of a ``Normalize`` in front, mean 0 and deviation 1 without
+    one; ``size``, the side of the images, if given; and ``labels``, the names of the classes in their order, as
+    ``label_names``. The folder appears once loaded and compared; what timm cannot build, as a stem, is refused.
     """
     plain = plain_copy("save_timm", model, branch).cpu()
     first, network = plain if type(plain) is nn.Sequential and len(plain) == 2 else (None, plain)
     _checked("save_timm", network if first is None or type(first) is Normalize else plain)
-    about = describe(network, getattr(first, "values", ()), size, labels)
+    about = describe(network, getattr(first, "values", None), size, labels)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     with new_folder("save_timm", folder) as draft, torch.random.fork_rng([]), torch.device("cpu"), torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,19 @@ def check_parts(
     if select is not None and "test" in re.split("[^a-z]+", select.lower()):
         remedy = "Select on validation images, and look at the test images once, at the end"
         raise ValueError(complaint(_OWNER, "a metric of validation images to select by", repr(select), remedy))
+
+
+def warn_of_untrained(learner: nn.Module, optimizer: Optimizer | None) -> None:
+    """Warn of parameters that want to be trained and that the optimizer does not know."""
+    if optimizer is None:
+        return
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    names = [name for name, p in learner.named_parameters() if p.requires_grad and id(p) not in known]
+    if names:
+        got = f"one without {len(names)} of them: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        remedy = "Make it when the network has been converted and is whole, or set their requires_grad to False"
+        text = complaint(_OWNER, "an optimizer of all parameters that require gradients", got, remedy)
+        warnings.warn(text, UserWarning, stacklevel=4)
 
 
 def check_rate(rate: Any) -> float:

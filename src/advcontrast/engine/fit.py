@@ -19,11 +19,11 @@ from torch.utils.data import Dataset
 
 from .. import distributed
 from .._checks import check_bool, check_choice, check_int, complaint
-from .arguments import check_data, check_parts, check_rate
+from .arguments import check_data, check_parts, check_rate, warn_of_untrained
 from .ema import EMA
 from .identity import identity
 from .lars import LARS
-from .layout import lay_out
+from .memory_format import choose_memory_format
 from .metrics import Row
 from .parallel import LOST, agree, check_shares
 from .progress import progress
@@ -121,6 +121,9 @@ def fit(
         CheckpointError: the checkpoints in ``folder`` are damaged, belong to another run, cannot be written, or are
             being written by another process.
 
+    Warns:
+        UserWarning: ``optimizer`` lacks parameters that require gradients, as one made before the conversion does.
+
     Example:
         >>> from torchvision.models import resnet18
         >>> model = convert_to_dual_bn(resnet18(num_classes=16))
@@ -132,6 +135,7 @@ def fit(
     """
     source = check_data(learner, data, batch_size, groups)
     check_parts(optimizer, schedule, evaluate, select, folder, ema)
+    warn_of_untrained(learner, optimizer)
     samples = source.lengths[0]
     check_shares(learner, samples, batch_size)
     for name, number in (("epochs", epochs), ("accumulate", accumulate)):
@@ -152,7 +156,7 @@ def fit(
         remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"
         raise ValueError(complaint(_OWNER, expected, repr(accumulate), remedy))
 
-    layout = lay_out(learner)
+    memory_format = choose_memory_format(learner)
     device = next(learner.parameters()).device
     plan = Plan(samples=samples, batch_size=batch_size, seed=seed, groups=groups)
     steps = epochs * plan.steps
@@ -185,7 +189,7 @@ def fit(
             epoch, started = len(run.history), time.monotonic()
             learner.train()
             for batch, replaced in islice(batches, (epoch + 1) * plan.steps - run.step):
-                run.take_step(_cut(batch, accumulate, layout), wrapped, check_rate(schedule(run.step)))
+                run.take_step(_cut(batch, accumulate, memory_format), wrapped, check_rate(schedule(run.step)))
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
                 bar.update()
@@ -212,7 +216,7 @@ def fit(
     return run.history
 
 
-def _cut(batch: Batch, parts: int, layout: torch.memory_format) -> list[Batch]:
+def _cut(batch: Batch, parts: int, memory_format: torch.memory_format) -> list[Batch]:
     """Cut a batch into so many parts, or into single samples."""
-    batch = tuple(x.contiguous(memory_format=layout) if x.dim() == 4 else x for x in batch)
+    batch = tuple(x.contiguous(memory_format=memory_format) if x.dim() == 4 else x for x in batch)
     return [*zip(*(x.tensor_split(min(parts, len(x))) for x in batch), strict=True)]

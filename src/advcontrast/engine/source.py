@@ -80,9 +80,10 @@ def source_of(data: Any) -> Source:
     if not isinstance(data, (Tensor, tuple, list)):
         raise TypeError(complaint(_OWNER, "data to be tensors", type_name(data), _REMEDY))
     tensors = [data] if isinstance(data, Tensor) else list(data)
-    for tensor in tensors:
+    for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            raise TypeError(complaint(_OWNER, "data to be tensors", type_name(tensor), _REMEDY))
+            remedy = f"Pass torch.as_tensor(data[{i}])"
+            raise TypeError(complaint(_OWNER, f"data[{i}] to be a tensor", type_name(tensor), remedy))
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             # One such number would stay in the running statistics of a batch norm for ever.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from .. import distributed
+
+_LOG = logging.getLogger(__name__)
 
 
 class Termination:
@@ -24,6 +27,8 @@ class Termination:
         """End the process as the signal asks: quietly for SIGTERM, with ``KeyboardInterrupt`` for Ctrl-C."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
+        if distributed.rank() == 0:
+            _LOG.warning("fit was stopped by SIGTERM and has saved a checkpoint; called again, it goes on from there")
         raise SystemExit(0)
 
 

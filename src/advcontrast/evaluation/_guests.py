@@ -128,6 +128,6 @@ def _images_and_labels(owner: str, batch: object) -> tuple[Tensor, Tensor]:
     if x.dim() == 0 or y.shape != x.shape[:1]:
         got = f"{list(y.shape)} for images of shape {list(x.shape)}"
         raise ValueError(complaint(owner, "one label an image", got, "Pass images [N, ...] and labels [N]"))
-    remedy = "Put the normalisation inside the model and evaluate the raw images"
+    remedy = "Divide 8-bit values by 255, and put the normalisation inside the model"
     check_within(owner, "images", x, (0.0, 1.0), remedy=remedy)
     return x, y

@@ -18,7 +18,7 @@ from .._checks import check_int, check_module, check_path, check_tensor, complai
 from ..augment import CropFlip
 from ..data import ImageSet, labelled_subset
 from ..engine import MultiStep, fit, steps_per_epoch
-from ..engine.layout import lay_out
+from ..engine.memory_format import choose_memory_format
 from ..losses import SemiSupervisedLoss
 from ..norm import DualNorm
 from ..strategies.semi_supervised import SemiSupervisedTrainer
@@ -161,7 +161,7 @@ def _classifier(
     # A run that is resumed must be that of the same encoder; this becomes part of what the loop compares.
     learner.began_with = fingerprint(own), validation and validation.fingerprint()
     # The loop does the same; here it comes before the features are compared, which depend on it in the last bits.
-    lay_out(model)
+    choose_memory_format(model)
     wanted = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     sgd = torch.optim.SGD(
         wanted,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from .._checks import check_module, complaint
@@ -36,6 +37,13 @@ def check_surgery(owner: str, model: nn.Module) -> None:
         if isinstance(module, LazyModuleMixin):
             remedy = "Run one forward pass first, so that its shapes are known"
             raise TypeError(complaint(owner, "an initialised module", type(module).__name__ + here, remedy))
+
+
+def check_values(owner: str, what: str, tensors: Mapping[str, Any], *, remedy: str) -> None:
+    """Require tensors that hold values; those on the meta device would take and give none, without a word."""
+    name = next((name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta), None)
+    if name is not None:
+        raise ValueError(complaint(owner, f"{what} to hold values", f"{name!r} on the meta device", remedy))
 
 
 def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

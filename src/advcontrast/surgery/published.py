@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from .._types import BRANCHES
 from ..models.normalize import Normalize
 from ..norm import DualNorm
 from ..norm.dual_norm import dual_norms
+from .modules import check_values
 
 Layout: TypeAlias = Literal["acl", "dynacl", "advcl", "deacl"]
 
@@ -147,13 +148,6 @@ def _check(owner: str, state_dict: object, ignore: object, key: str) -> tuple[st
     return prefixes
 
 
-def check_values(owner: str, what: str, tensors: Mapping[str, Any], *, remedy: str) -> None:
-    """Require tensors that hold values; those on the meta device would take and give none, without a word."""
-    name = next((name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta), None)
-    if name is not None:
-        raise ValueError(complaint(owner, f"{what} to hold values", f"{name!r} on the meta device", remedy))
-
-
 def _check_branches(owner: str, model: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Require as many branches as the file has, and return their names."""
     numbers = {int(found[1]) for name in state_dict if (found := re.search(r"\.bn_list\.(\d+)\.", f".{name}"))}
@@ -172,11 +166,17 @@ def _check_branches(owner: str, model: nn.Module, state_dict: Mapping[str, Tenso
 
 
 def _check_stem(owner: str, model: nn.Module, padding: int) -> None:
-    """Require the padding of the authors' network; no name and no shape would tell another one."""
-    first = getattr(model, "conv1", None)
-    if isinstance(first, nn.Conv2d) and first.kernel_size == (3, 3) and first.padding != (padding, padding):
-        remedy = f"Set model.conv1.padding = ({padding}, {padding})"
-        raise ValueError(complaint(owner, f"conv1 with a padding of {padding}", f"{first.padding}", remedy))
+    """Require the stem of the authors' network for small images; no name and no shape would tell another one."""
+    first, pool = getattr(model, "conv1", None), getattr(model, "maxpool", None)
+    if not isinstance(first, nn.Conv2d) or first.kernel_size != (3, 3):
+        return
+    if first.stride != (1, 1) or first.padding != (padding, padding):
+        expected = f"conv1 with stride 1 and a padding of {padding}"
+        remedy = f"Set model.conv1.padding = ({padding}, {padding}), and stride likewise"
+        raise ValueError(complaint(owner, expected, f"{first.stride} and {first.padding}", remedy))
+    if isinstance(pool, nn.MaxPool2d):
+        remedy = "Set model.maxpool = torch.nn.Identity(), as cifar_stem(model) does"
+        raise ValueError(complaint(owner, "no pooling after conv1", type_name(pool), remedy))
 
 
 def _other_statistics(model: nn.Module, published: Mapping[str, Tensor | None]) -> Iterator[str]:

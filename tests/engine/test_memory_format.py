@@ -1,4 +1,4 @@
-"""The memory layout in which to train."""
+"""The memory format in which to train."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast.engine.layout import lay_out
+from advcontrast.engine.memory_format import choose_memory_format
 
 CRASH = """
 import torch
@@ -38,7 +38,7 @@ def is_channels_last(module):
     ids=["16 channels", "3x3", "no stride", "one convolution"],
 )
 def test_weights_become_channels_last(module):
-    assert lay_out(module) is torch.channels_last
+    assert choose_memory_format(module) is torch.channels_last
     assert is_channels_last(module)
 
 
@@ -46,17 +46,17 @@ def test_weights_become_channels_last(module):
 @pytest.mark.parametrize("channels", [3, 15])
 def test_where_that_crashes_they_become_contiguous(channels, stride):
     module = narrow(channels, stride=stride).to(memory_format=torch.channels_last)
-    assert lay_out(module) is torch.contiguous_format
+    assert choose_memory_format(module) is torch.contiguous_format
     assert all(parameter.is_contiguous() for parameter in module.parameters())
 
 
 def test_on_other_devices_it_does_not_crash():
-    assert lay_out(narrow().to("meta")) is torch.channels_last
+    assert choose_memory_format(narrow().to("meta")) is torch.channels_last
 
 
 def test_weights_of_five_dimensions_stay_contiguous():
     module = nn.Sequential(nn.Conv3d(2, 2, 3), nn.Conv2d(2, 2, 3))
-    assert lay_out(module) is torch.contiguous_format
+    assert choose_memory_format(module) is torch.contiguous_format
     assert not is_channels_last(module)
 
 
