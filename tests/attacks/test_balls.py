@@ -2,12 +2,13 @@
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from advcontrast import PGDAttack
-from advcontrast.attacks.balls import BALLS, L2Ball, LinfBall
+from advcontrast.attacks.balls import BALLS, L2Ball, LinfBall, widest
 from tests.properties.pgd_invariants import distance_is_at_most
 
 NORMS = ["linf", "l2"]
@@ -38,6 +39,11 @@ def test_no_step_is_shorter_than_its_size_unless_it_ends_at_the_edge(dtype, scal
     edge = ball.upper if way > 0 else ball.lower
     for before, after, end in zip(exact(point), exact(moved), exact(edge), strict=True):
         assert after == end or abs(after - before) >= Fraction(size)
+
+
+def test_lengths_are_those_of_the_mirrored_images():
+    ball, mirrored = (LinfBall(way * 300 * images(4, 64), 0.031, INFINITE) for way in (1, -1))
+    assert torch.equal(mirrored.lengths(1e-5), ball.lengths(1e-5))
 
 
 def test_lengths_exceed_the_size_by_rounding_only():
@@ -176,3 +182,9 @@ def test_a_step_is_one_graph(norm):
 
     compiled = torch.compile(step, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x, gradient), step(x, gradient))
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("cuda", torch.float64), ("mps", torch.float32)])
+def test_only_where_there_is_no_float64_is_float32_the_widest(device, dtype):
+    x = SimpleNamespace(dtype=torch.float32, device=torch.device(device))
+    assert widest(x) == dtype

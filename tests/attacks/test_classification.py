@@ -133,3 +133,10 @@ def test_wrong_calls(model, y, error, message):
         model.eval()
     with pytest.raises(error, match=re.escape(f"Classification: expected {message}")):
         Classification(model, y)(X)
+
+
+@pytest.mark.parametrize(("x", "got"), [(None, "NoneType"), (X.tolist(), "list"), (Y, "torch.int64")])
+def test_wrong_images(x, got):
+    message = f"Classification: expected x to be a floating point tensor, got {got}. Pass the images as one tensor."
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Classification(classifier(), Y)(x)

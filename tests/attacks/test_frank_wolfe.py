@@ -159,3 +159,12 @@ def test_of_equally_steep_pixels_the_first_take_the_budget():
     adv = FrankWolfeAttack(eps=10.0, steps=1, random_start=False)(lambda x: x.sum(1), x)
     expected = torch.cat([torch.ones(13), torch.tensor([0.5]), torch.full((86,), 0.25)]).double().expand(2, -1)
     torch.testing.assert_close(adv, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_rounding_carries_no_pixel_beyond_the_bounds(way):
+    low, high = sorted((-1.0 * way, 0.001 * way))
+    x = way * (0.001 - images(4, 250))
+    adv = FrankWolfeAttack(eps=1e4, steps=1, random_start=False, bounds=(low, high))(lambda x: way * x.sum(1), x)
+    assert low <= adv.min()
+    assert adv.max() <= high

@@ -100,3 +100,16 @@ def test_a_state_of_something_else_is_refused(state):
     with pytest.raises((TypeError, ValueError), match="ProgressiveAttack: expected calls of the state to be an int "):
         attack.set_extra_state(state)
     assert attack.get_extra_state() == {"calls": 0}
+
+
+def test_a_refused_state_is_answered_with_where_to_get_one():
+    message = "ProgressiveAttack: expected calls of the state to be an int >= 0, got -1. "
+    with pytest.raises(ValueError, match=re.escape(f"{message}Pass what get_extra_state returned.")):
+        ProgressiveAttack([(None, PGDAttack(steps=1))]).set_extra_state({"calls": -1})
+
+
+def test_the_state_of_an_attack_that_was_never_called_takes_another_back_to_its_start():
+    fresh, used = (ProgressiveAttack([(1, PGDAttack(steps=1)), (None, PGDAttack(steps=2))]) for _ in range(2))
+    used(lambda x: x.sum(1), torch.full((1, 1), 0.5))
+    used.load_state_dict(fresh.state_dict())
+    assert used.get_extra_state() == {"calls": 0}

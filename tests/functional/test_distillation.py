@@ -270,3 +270,11 @@ def test_semi_supervised_refuses_wrong_labels(labels, error, message):
     message = f"semi_supervised: {message} Pass one class index a sample, and -1 for a sample without a label."
     with pytest.raises(error, match=re.escape(message)):
         semi_supervised(GOOD, GOOD, labels, GOOD)
+
+
+@pytest.mark.parametrize(("teacher", "got"), [(LABELS, "torch.int64"), (GOOD.tolist(), "list"), (None, "NoneType")])
+def test_semi_supervised_refuses_a_teacher_without_logits(teacher, got):
+    message = f"semi_supervised: expected teacher_logits to be a floating point tensor, got {got}. "
+    remedy = "Pass the outputs of the teacher, before any softmax."
+    with pytest.raises(TypeError, match=re.escape(message + remedy)):
+        semi_supervised(GOOD, GOOD, LABELS, teacher)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advcontrast.functional import alignment, nt_xent
+from advcontrast.functional.nt_xent import contrast, unit_views
 from tests.properties.nt_xent_invariants import T32, T64, Case, gradients, oracle
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -166,6 +167,22 @@ def test_tile_needs_no_graph():
     expected = nt_xent(z1, z2)
     with torch.inference_mode():
         torch.testing.assert_close(nt_xent(z1, z2, tile=4), expected, rtol=T64, atol=0)
+
+
+@pytest.mark.parametrize("tile", [None, 1, 3])
+@pytest.mark.parametrize("temperature", [0.02, 0.5])
+def test_anchors_in_three_parts_have_the_mean_value_and_gradient_of_all(temperature, tile):
+    def parted(z1, z2, temperature):
+        rows = unit_views(z1, z2)
+        halves = rows.view(2, 3, -1, rows.shape[1])
+        parts = [halves[:, i].flatten(0, 1) for i in range(3)]
+        settings = {"temperature": temperature, "tile": tile}
+        return sum(contrast(part, rows, first=2 * i, **settings) for i, part in enumerate(parts)) / 3
+
+    z1, z2 = views(6)
+    torch.testing.assert_close(parted(z1, z2, temperature), nt_xent(z1, z2, temperature), rtol=T64, atol=0)
+    expected = gradients(nt_xent, z1, z2, temperature)
+    torch.testing.assert_close(gradients(parted, z1, z2, temperature), expected, rtol=0, atol=T64 / temperature)
 
 
 def largest_tensor(tile):
@@ -351,3 +368,10 @@ def test_tile_refuses_second_derivatives():
     loss = nt_xent(z1, z2, tile=4)
     with pytest.raises(RuntimeError, match="nt_xent: expected first derivatives only where tile is set"):
         torch.autograd.grad(loss, z1, create_graph=True)
+
+
+def test_who_wants_second_derivatives_is_told_to_leave_tile_out():
+    z1, z2 = (z.requires_grad_() for z in views())
+    message = "got create_graph. Pass tile=None to differentiate twice."
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        torch.autograd.grad(nt_xent(z1, z2, tile=4), z1, create_graph=True)

@@ -171,6 +171,10 @@ def test_overlap_risk_is_the_share_of_negative_margins():
     assert overlap_risk(torch.tensor([-1.0, 1e-30, -1e-30, 0.0, 1.0])).item() == 0.4
 
 
+def test_overlap_risk_of_one_pair_is_all_or_nothing():
+    assert [overlap_risk(torch.tensor([margin])).item() for margin in (-0.5, 0.5)] == [1, 0]
+
+
 @pytest.mark.parametrize(("n", "t"), [(2, 2.0), (9, 2.0), (9, 0.5)])
 def test_uniformity_is_the_definition(n, t):
     z, _ = features(n)
@@ -368,6 +372,7 @@ def test_wrong_features(measure, z, error, message):
         (
             3,
             GOOD[:3],
+            "clean and other and adv and adv_other of one shape [N, D] with "
             f"N >= 1 and D >= 1, got [4, 3] and [4, 3] and [4, 3] and [3, 3]. {FLAT}",
         ),
         (2, NAN, f"adv to be finite, got 12 non-finite of 12 values. {DIVERGED}"),
@@ -376,7 +381,7 @@ def test_wrong_features(measure, z, error, message):
 def test_wrong_features_for_margins(which, bad, message):
     four = [GOOD, GOOD, GOOD, GOOD]
     four[which] = bad
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(f"margin_ratio: expected {message}")):
         margin_ratio(*four)
 
 

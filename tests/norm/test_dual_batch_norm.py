@@ -173,6 +173,25 @@ def test_hooks_that_are_methods_report_to_their_owner_from_both_branches(branch)
     assert owner.calls == ["before", "after", "backward before", "backward after"]
 
 
+class Calls:
+    """A hook that is an object with a count."""
+
+    count = 0
+
+    def __call__(self, module, args, output):
+        self.count += 1
+
+
+def test_a_hook_that_is_an_object_is_one_for_both_branches():
+    norm, calls = nn.BatchNorm2d(3), Calls()
+    norm.register_forward_hook(calls)
+    dual = DualBatchNorm2d.from_batchnorm(norm)
+    for branch in dual.branches:
+        dual.branch = branch
+        dual(torch.rand(4, 3, 2, 2))
+    assert calls.count == 2
+
+
 def test_a_hook_with_keywords_is_carried_over():
     norm, seen = nn.BatchNorm2d(3), []
     norm.register_forward_hook(lambda module, args, kwargs, output: seen.append(kwargs), with_kwargs=True)

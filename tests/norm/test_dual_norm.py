@@ -93,6 +93,14 @@ def test_a_plain_state_fills_every_branch(split, assign):
         assert torch.equal(getattr(dual, branch).running_mean, plain.running_mean)
 
 
+def test_a_plain_state_fills_every_branch_of_a_norm_inside_a_network():
+    plain, dual = nn.Sequential(nn.Identity(), nn.BatchNorm2d(4)), nn.Sequential(nn.Identity(), two("both"))
+    plain[1].running_mean.fill_(5.0)
+    dual.load_state_dict(plain.state_dict())
+    assert torch.equal(dual[1].clean.running_mean, plain[1].running_mean)
+    assert torch.equal(dual[1].adv.running_mean, plain[1].running_mean)
+
+
 @SPLIT
 def test_training_one_branch_moves_only_what_is_shared(split):
     dual = two(split)

@@ -100,6 +100,11 @@ def test_of_a_norm_made_of_norms_the_outer_one_is_converted():
     assert isinstance(model[0].adv.inner, nn.LayerNorm)
 
 
+def test_within_a_norm_made_of_norms_nothing_is_converted():
+    model = convert_to_dual_bn(nn.Sequential(Wrapper()), norms=(nn.LayerNorm, Wrapper))
+    assert [type(part.inner) for part in (model[0].clean, model[0].adv)] == [nn.LayerNorm, nn.LayerNorm]
+
+
 def test_tied_parameters_stay_tied_in_every_branch():
     model = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4))
     model[1].weight = model[0].weight

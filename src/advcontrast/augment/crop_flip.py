@@ -68,7 +68,7 @@ class CropFlip:
         # Bytes are moved before they become floats, a quarter of the traffic; one index serves all channels.
         pixel = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(n, 1, height * width)
         cut = padded.flatten(2).gather(2, pixel.expand(-1, channels, -1)).view(x.shape)
-        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
         return as_floats(cut).contiguous(
             memory_format=torch.channels_last if channels_last else torch.contiguous_format
         )
