@@ -119,5 +119,5 @@ plt.show()
 
 # %%
 # All of this is one set of weights: the norms alone decide. Which place is right depends on what an error costs you,
-# with attack and without. :doc:`/guides/backbones` has the same measurement for three seeds, and with statistics that
-# are counted anew.
+# with attack and without. :doc:`/guides/backbones` has the same measurement over two seeds, and with statistics that
+# are estimated again.

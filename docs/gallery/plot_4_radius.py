@@ -3,7 +3,7 @@ Robust accuracy against the radius
 ==================================
 
 "Robust" means nothing without a radius. A curve over radii says more than a number: where a classifier begins to
-lose, where it has lost, and whether the attack can be believed. The last comes for nothing, since there are radii at
+lose, where it has lost, and whether the attack can be believed. That last check is free, since there are radii at
 which *no* classifier can be right.
 """
 
