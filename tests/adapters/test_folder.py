@@ -1,7 +1,7 @@
 """A folder appears when it is complete, and only one of several processes makes it."""
 
-import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -43,5 +43,5 @@ def test_an_error_of_the_disk_stays_what_it_is(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left on device"), new_folder("owner", tmp_path / "target"):
-        monkeypatch.setattr(os, "rename", full)
+        monkeypatch.setattr(Path, "rename", full)
     assert list(tmp_path.iterdir()) == []
