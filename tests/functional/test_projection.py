@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from advcontrast.functional import linf_box, project_l2
+from advcontrast.functional.projection import rounded_radius, sample_norm
 
 DTYPES = [torch.float32, torch.float64]
 EPS = [0.0, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 0.031, 0.25, 1e-6]
@@ -209,3 +210,18 @@ def test_points_of_another_shape_than_their_centres_are_refused(point, x):
     message = f"{expected}{list(point)} and {list(x)}. Pass a point for each centre."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         project_l2(torch.zeros(point), torch.zeros(x), 1.0)
+
+
+def test_the_remedy_for_other_images_is_named():
+    with pytest.raises(TypeError, match=r"got torch\.uint8\. Pass float images\.$"):
+        linf_box(torch.zeros(2, 3, dtype=torch.uint8), 0.1)
+
+
+def test_the_reserve_for_rounding_counts_all_values_of_a_sample():
+    images = torch.linspace(0, 1, 2 * 3072).view(2, 3, 32, 32)
+    assert torch.equal(rounded_radius(images, 0.5).view(2, 1), rounded_radius(images.flatten(1), 0.5))
+
+
+def test_a_norm_can_be_more_exact_than_its_values():
+    x = torch.rand(3, 3072, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sample_norm(x, dtype=torch.float64), torch.linalg.vector_norm(x.double(), dim=1)[:, None])
