@@ -240,9 +240,9 @@ def _table() -> str:
         f"{datetime.now(timezone.utc):%Y-%m-%d}, Python {platform.python_version()}, {versions}; drawn for each file "
         "by `random.Random(file)`.\n",
         "The score is killed / (drawn - equivalent). It flatters, since some tests were written because of these very "
-        'changes. What to expect of a change that nobody drew is under "at first": how many the quick tests of '
-        "the room killed that were there when it was drawn, equivalent ones left out. Those drawn before this was "
-        "noted do not count there. mutmut changes no decorated function.\n",
+        'changes. What to expect of a change that nobody drew is under "at first": how many the tests killed '
+        "that were there when it was drawn, those that start processes included, equivalent ones left out. Those drawn "
+        "before this was noted do not count there. mutmut changes no decorated function.\n",
         "| | changes there are | drawn | killed | equivalent | survived | score | at first |\n" + "| --- " * 8 + "|",
     ]
     verdicts = {
