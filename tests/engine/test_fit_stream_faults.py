@@ -79,7 +79,7 @@ def test_a_worker_that_dies_is_named_and_the_last_checkpoint_is_good(tmp_path, d
         f"{remedy}"
     )
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
-        trained(Reader(data, workers=workers, timeout=2, prefetch=1), folder=tmp_path, save_every=1)
+        trained(Reader(data, workers=workers, timeout=4, prefetch=1), folder=tmp_path, save_every=1)
     data.at = None
     assert same(trained(Reader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
 
@@ -126,12 +126,12 @@ def test_a_worker_that_hangs_is_ended_and_what_it_waited_for_is_named(tmp_path, 
     data = ImageStream(folder, size=8)
     waiting = f"sample 5 ({str(folder / '005.png')!r})"
     message = (
-        rf"^fit: expected a sample from any of {workers} workers within 1 s, got none while they read "
+        rf"^fit: expected a sample from any of {workers} workers within 3 s, got none while they read "
         rf"{re.escape(waiting)}( and {re.escape(waiting)})?\. "
         r"Look at the disk, or pass Reader a longer timeout; the last checkpoint is good\.$"
     )
     with pytest.raises(RuntimeError, match=message):
-        trained(Reader(data, workers=workers, timeout=1, prefetch=1), folder=tmp_path, save_every=1)
+        trained(Reader(data, workers=workers, timeout=3, prefetch=1), folder=tmp_path, save_every=1)
     monkeypatch.undo()
     assert same(trained(Reader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
 
@@ -271,7 +271,7 @@ def test_a_worker_that_dies_is_noticed_in_a_thread_too():
 
     def work():
         try:
-            train(Pictures(), Reader(Misbehaving(5, kill), workers=2, timeout=1))
+            train(Pictures(), Reader(Misbehaving(5, kill), workers=2, timeout=5))
         except RuntimeError as error:
             found.append(str(error))
 
