@@ -39,6 +39,9 @@ import advcontrast
 #: What takes the place of batch norm; timm has some of its own beside those of PyTorch that it derives others from.
 OTHERS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, timm.layers.RmsNorm)
 
+#: Packages of the library that the checks go through: a change in another one leaves rows as they are.
+USED = ("attacks", "functional", "losses", "norm", "strategies", "surgery")
+
 
 def main() -> None:
     """Examine what was asked for, smallest networks first, and write rows and tables."""
@@ -155,9 +158,10 @@ def versions() -> dict[str, str]:
 
 
 def sources() -> str:
-    """Return a digest of the sources of the library and of the checks."""
-    here = Path(__file__).parent
-    files = [*Path(advcontrast.__file__).parent.rglob("*.py"), *here.glob("backbone_*.py")]
+    """Return a digest of the sources of the checks, and of what they use of the library."""
+    package = Path(advcontrast.__file__).parent
+    files = [*Path(__file__).parent.glob("backbone_*.py"), *package.glob("*.py")]
+    files += [path for room in USED for path in (package / room).glob("*.py")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
     return digest.hexdigest()[:12]
 

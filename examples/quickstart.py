@@ -222,6 +222,7 @@ def run(seed: int, task: Task, settings: Settings, results: Results) -> dict[str
             about = {"arch": "quickstart", "settings": asdict(settings), "branch": BRANCH.get(name)}
             path = folder / f"seed{seed}-{name}-{protocol}.safetensors"
             save_file(weights, path, {"advcontrast": json.dumps(about)})
+            path.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read
     return models
 
 

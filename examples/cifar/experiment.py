@@ -147,6 +147,7 @@ def save(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | N
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         # One entry, as several come in any order: equal runs write equal files.
         save_file(plain, partial, {"advcontrast": json.dumps(about or {}, sort_keys=True)})
+        partial.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read
         partial.replace(path)
 
 

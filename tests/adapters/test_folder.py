@@ -1,6 +1,8 @@
 """A folder appears when it is complete, and only one of several processes makes it."""
 
+import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,14 @@ def test_an_error_of_the_disk_stays_what_it_is(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device"), new_folder("owner", tmp_path / "target"):
         monkeypatch.setattr(Path, "rename", full)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_are_as_open_as_the_user_has_them(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with new_folder("owner", tmp_path / "target") as draft:
+            os.close(os.open(draft / "file", os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "target" / "file").stat().st_mode) == mode

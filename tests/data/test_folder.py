@@ -3,13 +3,14 @@
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from advcontrast.data import folder, image_folder
+from advcontrast.data import UnreadableImageError, folder, image_folder
 
 
 def noise(height, width, seed=0):
@@ -158,6 +159,83 @@ def test_image_that_cannot_be_decoded_is_named(root, damage):
         image_folder(root, size=8)
 
 
+CAT, DOG = str(Path("cat") / "b.png"), str(Path("dog") / "a.png")
+
+
+def gone(path):
+    path.unlink()
+    path.symlink_to(path.with_name("nowhere.png"))
+
+
+@pytest.mark.parametrize("damage", [cut_off, empty, text, gone])
+@pytest.mark.parametrize("cached", [False, True])
+def test_broken_images_can_be_left_out(root, tmp_path, damage, cached):
+    whole = image_folder(root, size=8)
+    damage(root / "cat" / "b.png")
+    message = f"image_folder: 1 of 3 images in {str(root)!r} unreadable: {CAT!r}. They are left out."
+    for _ in range(2):  # of which the second finds the cache
+        with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as caught:
+            images = image_folder(
+                root, size=8, unreadable="skip", tolerance=1 / 3, cache=tmp_path / "cache" if cached else None
+            )
+        assert [warning.filename for warning in caught] == [__file__]
+        assert torch.equal(images.x, whole.x[[0, 2]])
+        assert images.y.tolist() == [0, 1]
+        assert images.classes == whole.classes
+
+
+def test_a_cache_made_while_skipping_does_not_hide_broken_images(root, tmp_path):
+    text(root / "cat" / "b.png")
+    with pytest.warns(UserWarning, match="left out"):
+        image_folder(root, size=8, unreadable="skip", tolerance=1, cache=tmp_path / "cache")
+    with pytest.raises(UnreadableImageError, match=r"expected an image in '.*b\.png"):
+        image_folder(root, size=8, tolerance=1, cache=tmp_path / "cache")
+
+
+def test_whole_folders_are_the_same_with_and_without_skipping(root):
+    assert torch.equal(image_folder(root, size=8, unreadable="skip").x, image_folder(root, size=8).x)
+
+
+def test_too_many_broken_images_are_an_error(root):
+    text(root / "cat" / "b.png")
+    message = (
+        f"image_folder: expected at most 33.0% of the images left out, got 1 of 3 images in {str(root)!r} unreadable: "
+        f"{CAT!r}. Look at the folder, or raise tolerance."
+    )
+    with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}$"):
+        image_folder(root, size=8, unreadable="skip", tolerance=0.33)
+
+
+def test_a_class_of_broken_images_is_an_error(root):
+    text(root / "dog" / "a.png")
+    message = (
+        f"image_folder: expected a readable image of each class, got 1 of 3 images in {str(root)!r} unreadable: "
+        f"{DOG!r}. Remove the folder of that class, or mend its images."
+    )
+    with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}$"):
+        image_folder(root, size=8, unreadable="skip", tolerance=1)
+
+
+def test_ten_broken_images_are_named_and_the_others_counted(root):
+    for i in range(12):
+        text(root / "cat" / f"broken{i:02}.png")
+    with pytest.warns(UserWarning, match=r"12 of 15 images .*broken09\.png' and 2 more\. They"):
+        image_folder(root, size=8, unreadable="skip", tolerance=0.8)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "message"),
+    [
+        ({"unreadable": "ignore"}, ValueError, "expected unreadable to be one of 'raise', 'skip', got 'ignore'. "),
+        ({"tolerance": 1.1}, ValueError, "expected tolerance to be a finite number >= 0 and <= 1, got 1.1. "),
+        ({"tolerance": "few"}, TypeError, "expected tolerance to be a finite number >= 0 and <= 1, got str. "),
+    ],
+)
+def test_wrong_policies(root, setting, error, message):
+    with pytest.raises(error, match=re.escape(f"image_folder: {message}")):
+        image_folder(root, size=8, **setting)
+
+
 def test_16_bit_image_is_refused_instead_of_clipped(root):
     Image.frombytes("I;16", (1, 1), b"\x40\x9c").save(root / "cat" / "deep.png")
     message = (
@@ -187,7 +265,7 @@ def test_folder_without_classes(tmp_path):
     save(tmp_path / "a.png", noise(8, 8))
     message = (
         f"image_folder: expected a folder for each class in {str(tmp_path)!r}, got none. "
-        "Put the images into root/<class>/."
+        "Put the images into root/<class>/, or read them without labels by ImageStream(root)."
     )
     with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
         image_folder(tmp_path)

@@ -204,7 +204,7 @@ def test_skipped_files_are_replaced_named_once_and_counted(folder, workers):
     (folder / "012.png").symlink_to("nowhere")
     stream = ImageStream(folder, size=8, unreadable="skip", tolerance=0.1)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         learner = Pictures()
         history = train(learner, Reader(stream, workers=workers), batch_size=11)
     replaced = images()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from advcontrast import PGDAttack
+from advcontrast import PGDAttack, bn_branch, convert_to_dual_bn
 from advcontrast.evaluation import Accuracy, accuracy, robust_accuracy
 
 ATTACK = PGDAttack(eps=0.1, step_size=0.05, steps=3)
@@ -273,8 +273,24 @@ def test_repr_shows_the_counts():
     assert repr(Accuracy(torch.tensor([True, False, True, True]))) == "Accuracy(3 of 4, 75.00%)"
 
 
+def test_repr_shows_the_branch():
+    assert repr(Accuracy(torch.tensor([True, False]), branch="adv")) == "Accuracy(1 of 2, 50.00%, branch 'adv')"
+
+
+def test_the_branch_of_a_dual_network_is_told():
+    plain = classifier()
+    assert [found.branch for found in both(plain, batches())] == [None, None]
+    model = convert_to_dual_bn(nn.Sequential(plain, nn.BatchNorm1d(4)))
+    assert [found.branch for found in both(model, batches())] == ["clean", "clean"]
+    with bn_branch(model, "adv"):
+        assert [found.branch for found in both(model, batches())] == ["adv", "adv"]
+        with bn_branch(model[1], "clean"):
+            assert accuracy(model, batches()).branch == "adv and clean"
+
+
 X, Y = torch.linspace(0, 1, 48).view(4, 3, 2, 2), torch.arange(4)
-LABELS = "Pass one class index an image."
+LABELS = "Pass a class index an image, and a data set by a DataLoader."
+PAIRS = "Pass a DataLoader, or [(images, labels)]."
 RAW = "Divide 8-bit values by 255, and put the normalisation inside the model."
 
 
@@ -288,8 +304,8 @@ RAW = "Divide 8-bit values by 255, and put the normalisation inside the model."
             "An iterator can be walked only once; pass a list or a DataLoader.",
         ),
         ([(X[:0], Y[:0])], ValueError, "expected batches to hold at least one image, got none. "),
-        ([X], TypeError, "expected batches to yield pairs (images, labels), got torch.float32. "),
-        ([(X, Y, Y)], TypeError, "expected batches to yield pairs (images, labels), got 3 parts. "),
+        ([X], TypeError, f"expected batches to yield pairs (images, labels), got torch.float32. {PAIRS}"),
+        ([(X, Y, Y)], TypeError, f"expected batches to yield pairs (images, labels), got 3 parts. {PAIRS}"),
         (
             [((255 * X).byte(), Y)],
             TypeError,
@@ -300,6 +316,7 @@ RAW = "Divide 8-bit values by 255, and put the normalisation inside the model."
         ([(X * math.nan, Y)], ValueError, f"expected images to be finite, got 48 non-finite of 48 values. {RAW}"),
         ([(X, Y.int())], TypeError, f"expected labels to be a torch.int64 tensor, got torch.int32. {LABELS}"),
         ([(X, Y.tolist())], TypeError, f"expected labels to be a torch.int64 tensor, got list. {LABELS}"),
+        ([(X[0], 1)], TypeError, f"expected labels to be a torch.int64 tensor, got int. {LABELS}"),
         ([(X, Y[:3])], ValueError, "expected one label an image, got [3] for images of shape [4, 3, 2, 2]. "),
         ([(X[0, 0, 0, 0], Y[0])], ValueError, "expected one label an image, got [] for images of shape []. "),
         (

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from advcontrast import bn_branch, convert_to_dual_bn
 from advcontrast.data import ImageSet
 from advcontrast.evaluation._pyautoattack import _margin
 from advcontrast.evaluation.accuracy import accuracy
@@ -98,6 +99,14 @@ def test_the_example():
     expected = "AutoAttackResult(2 of 3, 66.67%; 3 correct without attack; broken by apgd-ce 1, fab-t 0, square 0)"
     assert repr(result) == expected
     assert result.accuracy == 2 / 3
+    assert result.branch is None
+
+
+def test_the_branch_of_a_dual_network_is_told():
+    batches = [(pair((0.9, 0.1), (0.4, 0.6), (0.8, 0.2)), torch.tensor([0, 1, 0]))]
+    model = convert_to_dual_bn(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2)))
+    with bn_branch(model, "adv"):
+        assert run(model, batches, eps=0.1).branch == "adv"
 
 
 def directly(model, x, y, norm, seed):
@@ -572,7 +581,7 @@ def test_wrong_settings(settings, error, message):
     ("data", "error", "message"),
     [
         ([], ValueError, "expected batches to hold at least one image, got none. "),
-        ((X, Y), TypeError, "expected batches to yield pairs (images, labels), got torch.float32. Pass a list of such"),
+        ((X, Y), TypeError, "expected batches to yield pairs (images, labels), got torch.float32. Pass a DataLoader"),
         ([((255 * X).byte(), Y)], TypeError, "expected images to be a floating point tensor, got torch.uint8. "),
         (
             [(X.double(), Y)],

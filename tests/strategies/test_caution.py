@@ -91,6 +91,18 @@ def test_a_loss_that_keeps_traces_of_the_attack_is_warned_about(in_place, mode):
         acl(*views())
 
 
+def test_a_buffer_that_takes_the_place_of_a_freed_one_is_seen():
+    class Renewing(Bank):
+        def forward(self, z1, z2):
+            self.calls = None
+            self.calls = torch.zeros(())  # where the freed one was, more often than not
+            return nt_xent(z1, z2)
+
+    acl = ACLTrainer(network(), loss=Renewing(in_place=False), attack=ATTACK, mode="A2A")
+    with pytest.warns(UserWarning, match="whose buffers changed"):
+        acl(*views())
+
+
 @pytest.mark.parametrize("in_place", [True, False])
 def test_what_a_loss_remembers_of_training_is_no_reason(in_place):
     acl = ACLTrainer(network(), loss=Bank(in_place), mode="S2S")

@@ -28,6 +28,7 @@ def new_folder(owner: str, folder: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield draft
         for path in draft.iterdir():
+            path.chmod(draft.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         flush_folder(draft)

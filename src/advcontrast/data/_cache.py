@@ -25,7 +25,7 @@ def read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
         return None
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        warnings.warn(f"image_folder: {str(path)!r} is ignored and made anew ({reason}).", stacklevel=3)
+        warnings.warn(f"image_folder: {str(path)!r} is ignored and made anew ({reason}).", stacklevel=4)
         return None
 
 
@@ -45,7 +45,7 @@ def write(path: Path, tensor: Tensor) -> None:
             raise
         _durable.flush_folder(path.parent)
     except OSError as error:
-        warnings.warn(f"image_folder: the images were not cached ({error}).", stacklevel=3)
+        warnings.warn(f"image_folder: the images were not cached ({error}).", stacklevel=4)
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -20,11 +20,17 @@ from .._checks import (
 )
 from .._modes import eval_mode, frozen
 from .._types import Objective
+from ..norm import DualNorm
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device that the parameters and buffers of a model are on, the CPU where it has none."""
     return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+def branch_in_use(model: nn.Module) -> str | None:
+    """Return the branch of the dual norms, several where they differ, or ``None`` where there are no such norms."""
+    return " and ".join(sorted({norm.branch for norm in model.modules() if isinstance(norm, DualNorm)})) or None
 
 
 @contextmanager
@@ -121,10 +127,13 @@ def _distributions(rows: Tensor) -> bool:
 def _images_and_labels(owner: str, batch: object) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type_name(batch)
-        raise TypeError(complaint(owner, "batches to yield pairs (images, labels)", got, "Pass a list of such pairs"))
+        remedy = "Pass a DataLoader, or [(images, labels)]"
+        raise TypeError(complaint(owner, "batches to yield pairs (images, labels)", got, remedy))
     x, y = batch
     check_tensor(owner, "images", x, remedy="Convert 8-bit images with images.float() / 255")
-    check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index an image")
+    check_tensor(
+        owner, "labels", y, (torch.int64,), remedy="Pass a class index an image, and a data set by a DataLoader"
+    )
     if x.dim() == 0 or y.shape != x.shape[:1]:
         got = f"{list(y.shape)} for images of shape {list(x.shape)}"
         raise ValueError(complaint(owner, "one label an image", got, "Pass images [N, ...] and labels [N]"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from .._checks import complaint
 from ..attacks import Classification
 from ._guests import (
     borrowed,
+    branch_in_use,
     check_attack,
     checked_batches,
     checked_logits,
@@ -29,6 +30,7 @@ class Accuracy:
 
     Attributes:
         correct: whether each sample was classified correctly, bool ``[N]`` on the CPU, in the order of the batches.
+        branch: the one that a network with dual norms was on; ``None`` for every other network.
 
     Example:
         >>> Accuracy(torch.tensor([True, True, False, True])).accuracy
@@ -36,6 +38,7 @@ class Accuracy:
     """
 
     correct: Tensor
+    branch: str | None = field(default=None, kw_only=True)
 
     @property
     def accuracy(self) -> float:
@@ -43,16 +46,17 @@ class Accuracy:
         return int(self.correct.sum()) / len(self.correct)
 
     def __repr__(self) -> str:
-        return f"Accuracy({int(self.correct.sum())} of {len(self.correct)}, {self.accuracy:.2%})"
+        branch = "" if self.branch is None else f", branch {self.branch!r}"
+        return f"Accuracy({int(self.correct.sum())} of {len(self.correct)}, {self.accuracy:.2%}{branch})"
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
     """Return which images a classifier gets right.
 
-    The model is in eval mode for the call, whatever mode each of its modules is in; the batch-norm branch and autocast
-    are whatever surrounds the call. Modes, gradients and the global random state of PyTorch, which a ``DataLoader``
-    would advance, are afterwards what they were, also where something raises: evaluating between two epochs does not
-    change the training.
+    The model is in eval mode for the call, whatever mode each of its modules is in; the branch of dual norms and
+    autocast are whatever surrounds the call. Modes, gradients and the global random state of PyTorch, which a
+    ``DataLoader`` would advance, are afterwards what they were, also where something raises: evaluating between two
+    epochs does not change the training.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
@@ -60,7 +64,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
             example a ``DataLoader``. They are moved to the device of the model.
 
     Returns:
-        The verdicts, with their mean as ``accuracy``.
+        The verdicts, with their mean as ``accuracy`` and the ``branch`` they are of.
 
     Raises:
         ValueError: there is no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
@@ -100,7 +104,7 @@ def robust_accuracy(
             the same model in the same batches gives the same number.
 
     Returns:
-        The verdicts, with their mean as ``accuracy``.
+        The verdicts, with their mean as ``accuracy`` and the ``branch`` they are of.
 
     Raises:
         ValueError: as for :func:`accuracy`, or the attack returns images of another shape.
@@ -145,7 +149,7 @@ def _evaluate(
         raise ValueError(
             complaint(owner, "finite logits", f"non-finite ones for {bad} of {len(result)} images", remedy)
         )
-    return Accuracy(result.bool())
+    return Accuracy(result.bool(), branch=branch_in_use(model))
 
 
 def _verdict(logits: Tensor, y: Tensor) -> Tensor:

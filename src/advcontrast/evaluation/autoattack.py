@@ -24,7 +24,7 @@ from .._checks import (
 from .._types import NORMS, Norm
 from ..engine import Checkpoint, randomness
 from ..engine.progress import progress as progress_bar
-from ._guests import borrowed, checked_batches, checked_logits, refuse_probabilities
+from ._guests import borrowed, branch_in_use, checked_batches, checked_logits, refuse_probabilities
 from ._pyautoattack import SUITES, Suite, misclassified, pyautoattack
 from ._resumable import Ledger, Page, digest_of_model, locked
 from .accuracy import Accuracy
@@ -44,6 +44,7 @@ class AutoAttackResult(Accuracy):
         broken_by: the index in ``attacks`` of the attack that changed the verdict of each image, -1 for images that are
             robust and -2 for those that are wrong without an attack, int8 ``[N]``.
         attacks: the attacks that were run, in order; each saw the images that had stood all before it.
+        branch: the one that a network with dual norms was on; ``None`` for every other network.
 
     Example:
         >>> broken_by = torch.tensor([-1, 0, -2, 1, 0], dtype=torch.int8)
@@ -177,7 +178,8 @@ def autoattack(
             if bar is not None:
                 bar.update()
     broken_by = torch.cat([page.verdicts for page in pages])
-    return AutoAttackResult(broken_by == _STOOD, broken_by != _WRONG, broken_by, suite.attacks(pages[0].classes))
+    attacks = suite.attacks(pages[0].classes)
+    return AutoAttackResult(broken_by == _STOOD, broken_by != _WRONG, broken_by, attacks, branch=branch_in_use(model))
 
 
 @contextmanager

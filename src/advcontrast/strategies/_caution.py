@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -39,14 +40,15 @@ def watched(owner: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Iterator[No
     """Warn if what happens inside leaves traces in the buffers of a loss, as a memory bank."""
     before = _writes(loss)
     yield
-    if _writes(loss) != before:
+    after = _writes(loss)
+    if any(a is not b or n != m for (a, n), (b, m) in zip_longest(before, after, fillvalue=(None, 0))):
         got = f"{type_name(loss)}, whose buffers changed"
         remedy = "Wrap it in adapters.losses.Remembering, so that only the batches that are trained on are remembered"
         text = complaint(owner, "a loss that an attack leaves as it was", got, remedy)
         warnings.warn(text, UserWarning, stacklevel=3)
 
 
-def _writes(loss: Callable[[Tensor, Tensor], Tensor]) -> list[tuple[int, int]]:
-    """Return which tensors the buffers of a loss are and how often each was written to; no device is waited for."""
+def _writes(loss: Callable[[Tensor, Tensor], Tensor]) -> list[tuple[Tensor | None, int]]:
+    """Return the buffers of a loss and how often each was written to; no device is waited for."""
     buffers = loss.buffers() if isinstance(loss, nn.Module) else ()
-    return [(id(buffer), 0 if buffer.is_inference() else buffer._version) for buffer in buffers]
+    return [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers]
