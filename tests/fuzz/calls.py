@@ -406,7 +406,13 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "data.cifar100": lambda folder: call(partial(data.cifar100, download=False), root=folder, train=True),
     "data.cifar10_c": lambda folder: call(data.cifar10_c, folder=folder, names=("fog",), verify=False),
     "data.image_folder": lambda folder: call(
-        data.image_folder, root=pictures(folder), size=8, cache=None, outside_links=False
+        data.image_folder,
+        root=pictures(folder),
+        size=8,
+        cache=None,
+        unreadable="raise",
+        tolerance=0.0,
+        outside_links=False,
     ),
     "data.ImageStream": lambda folder: call(
         data.ImageStream, root=pictures(folder), size=4, unreadable="skip", tolerance=0.5, outside_links=False
