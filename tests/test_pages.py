@@ -1,7 +1,11 @@
-"""The code on the pages runs, block after block, as a reader would run it."""
+"""The code on the pages runs, block after block, as a reader would run it, and gives what the comments say."""
 
+import ast
+import contextlib
+import io
 import re
 import textwrap
+import tokenize
 import warnings
 from pathlib import Path
 
@@ -23,11 +27,39 @@ OPTIONAL = (
     "torchattacks",
 )
 
+# A comment behind a statement that is no word of explanation, such as 0.25, [1, 2], torch.Size([16]) or Accuracy(...)
+VALUE = re.compile(r"-?\d|True\b|False\b|[\[('{]|tensor\(|torch\.|[A-Z]\w*\(")
+
 
 def blocks(text):
     """Return the Python of a page, with the line that each block begins in."""
     pattern = rf"\.\. (?:{SHOWN}|{HIDDEN})\n(?:   :.*\n)*\n((?:   .*\n|\n)+)"
     return [(text[: found.start(1)].count("\n") + 1, textwrap.dedent(found[1])) for found in re.finditer(pattern, text)]
+
+
+def run(code, names, line=1, page="page"):
+    """Run a block, and return how many of its comments told what a statement gives; raise if one is wrong."""
+    comments = {
+        token.start[0]: token.string[1:].strip()
+        for token in tokenize.generate_tokens(io.StringIO(code).readline)
+        if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip()
+    }
+    told = 0
+    for statement in ast.parse("\n" * (line - 1) + code).body:
+        comment = comments.get(statement.end_lineno - line + 1, "")
+        given, printed = None, io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            if isinstance(statement, ast.Expr):
+                given = eval(compile(ast.Expression(statement.value), page, "eval"), names)
+            else:
+                exec(compile(ast.Module([statement], []), page, "exec"), names)
+                if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                    given = names[statement.targets[0].id] if re.fullmatch(r"\d+|\w+\(.*\)", comment) else None
+        found = printed.getvalue().strip() if given is None else repr(given)
+        if found and VALUE.match(comment):
+            assert re.match(re.escape(found) + r"($|[:,])", comment), f"{page}:{statement.end_lineno}: {found}"
+            told += 1
+    return told
 
 
 @pytest.fixture
@@ -56,7 +88,7 @@ def test_the_code_of_a_page_runs(page, bench):
         if others:  # which may warn about themselves
             warnings.simplefilter("ignore")
         for line, code in blocks(text):
-            exec(compile("\n" * (line - 1) + code, page.name, "exec"), names)
+            run(code, names, line, page.name)
 
 
 def test_a_page_whose_code_does_not_run_is_noticed():
@@ -72,3 +104,23 @@ def test_a_page_whose_code_does_not_run_is_noticed():
 def test_every_guide_has_code_that_runs():
     without = {page.stem for page in (DOCS / "guides").glob("*.rst") if not blocks(page.read_text())}
     assert without == {"pipeline"}  # whose commands the tests of the examples run
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "[1][0]  # 2",
+        "print(1, 2)  # 1 3",
+        "(\n    1,\n    2,\n)  # (1, 3)",
+        "x = dict(a=1)\nx['a']  # 12",
+        "y = 3  # 33",
+    ],
+)
+def test_a_comment_that_tells_another_value_is_noticed(code):
+    with pytest.raises(AssertionError, match=r"page:\d: "):
+        run(code, {})
+
+
+def test_comments_in_words_tell_no_value():
+    code = "x = [1, 2]  # yours\nlen(x)  # 2: the images\nprint(x)  # [1, 2]\nx  # so many\n# 3\nz = 4  # -1: none"
+    assert run(code, {}) == 2
