@@ -196,24 +196,19 @@ def test_whole_folders_are_the_same_with_and_without_skipping(root):
     assert torch.equal(image_folder(root, size=8, unreadable="skip").x, image_folder(root, size=8).x)
 
 
-def test_too_many_broken_images_are_an_error(root):
-    text(root / "cat" / "b.png")
-    message = (
-        f"image_folder: expected at most 33.0% of the images left out, got 1 of 3 images in {str(root)!r} unreadable: "
-        f"{CAT!r}. Look at the folder, or raise tolerance."
-    )
+@pytest.mark.parametrize(
+    ("broken", "tolerance", "expected", "remedy"),
+    [
+        (CAT, 0.33, "at most 33.0% of the images left out", "Look at the folder, or raise tolerance"),
+        (DOG, 1, "a readable image of each class", "Remove the folder of that class, or mend its images"),
+    ],
+    ids=["too many", "all of a class"],
+)
+def test_what_may_not_be_left_out(root, broken, tolerance, expected, remedy):
+    text(root / broken)
+    message = f"image_folder: expected {expected}, got 1 of 3 images in {str(root)!r} unreadable: {broken!r}. {remedy}."
     with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}$"):
-        image_folder(root, size=8, unreadable="skip", tolerance=0.33)
-
-
-def test_a_class_of_broken_images_is_an_error(root):
-    text(root / "dog" / "a.png")
-    message = (
-        f"image_folder: expected a readable image of each class, got 1 of 3 images in {str(root)!r} unreadable: "
-        f"{DOG!r}. Remove the folder of that class, or mend its images."
-    )
-    with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}$"):
-        image_folder(root, size=8, unreadable="skip", tolerance=1)
+        image_folder(root, size=8, unreadable="skip", tolerance=tolerance)
 
 
 def test_ten_broken_images_are_named_and_the_others_counted(root):
