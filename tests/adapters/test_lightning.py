@@ -76,6 +76,15 @@ def test_it_trains_as_a_plain_loop_does(tmp_path, mode):
     assert same(weights(under), weights(plain))
 
 
+def test_the_rate_of_a_second_stage_is_the_one_that_was_set():
+    module = learner()
+    optimizer = SGD(module.parameters())
+    torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    optimizer.param_groups[0]["lr"] = 0.001
+    LightningLearner(module, optimizer=lambda _: optimizer).configure_optimizers()
+    assert optimizer.param_groups[0]["lr"] == 0.001
+
+
 def test_the_schedule_is_asked_at_every_step(tmp_path):
     rates, schedule = [], WarmupCosine(4, warmup=1)
 

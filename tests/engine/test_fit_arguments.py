@@ -98,7 +98,18 @@ BATCH = "A batch has two samples at least a process."
             "expected ema to be of type EMA or None, got float. Pass EMA(learner.model, decay=0.999).",
         ),
         ({"select": 1}, TypeError, "expected select to be of type str or None, got int. Pass the name of a metric."),
-        ({"schedule": 0.5}, TypeError, "expected schedule to be callable, got float. Pass a function, or None."),
+        (
+            {"schedule": "cosine"},
+            TypeError,
+            "expected schedule to be callable or a number, got str. "
+            "Pass a function of the step that returns the fraction of the learning rate, a number, or None.",
+        ),
+        (
+            {"schedule": 0.0},
+            ValueError,
+            "expected schedule to be a finite number > 0, got 0.0. "
+            "1.0 keeps the learning rate; for another one, set it in the optimizer.",
+        ),
         ({"evaluate": {}}, TypeError, "expected evaluate to be callable, got dict. Pass a function, or None."),
         ({"folder": -1}, TypeError, "expected folder to be a path, got int. Pass a string or a Path, or None."),
         ({"folder": ""}, ValueError, "expected folder to be a path, got ''. Pass a string or a Path, or None."),

@@ -156,6 +156,36 @@ def test_other_module_without_weights_is_refused_by_the_line_that_differs(tmp_pa
     assert same(weights(learner), before)
 
 
+def stop():
+    raise Interrupted
+
+
+def interrupted(folder, schedule, **settings):
+    """Leave a checkpoint of step 3, the first epoch."""
+    learner = Separable()
+    learner.register_forward_pre_hook(lambda *_: stop() if len(learner.seen) == 4 else None)
+    with pytest.raises(Interrupted):
+        train(learner, folder=folder, schedule=schedule, **settings)
+
+
+def test_another_function_as_schedule_is_refused(tmp_path):
+    interrupted(tmp_path, lambda step: 1.0)
+    with pytest.raises(CheckpointMismatchError, match="got a schedule that returns other rates in the 3 steps taken"):
+        train(Separable(), folder=tmp_path, schedule=lambda step: 0.5)
+    assert len(train(Separable(), folder=tmp_path, schedule=lambda step: 1 if step else 1.0)) == 2
+
+
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_a_rate_that_was_set_by_hand_is_refused(tmp_path, kind):
+    learner = Separable()
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=kind(0.1))
+    with pytest.raises(Interrupted):
+        train(learner, folder=tmp_path, optimizer=optimizer, schedule=Halving(4))
+    optimizer.param_groups[0]["lr"] = kind(0.10001)
+    with pytest.raises(CheckpointMismatchError, match=r"got optimizer AdamW \[\{'lr': 0\."):
+        train(learner, folder=tmp_path, optimizer=optimizer)
+
+
 def test_many_differences_are_not_all_listed(tmp_path):
     with pytest.raises(Interrupted):
         train(Separable(), schedule=Halving(1), folder=tmp_path, save_every=1)

@@ -206,7 +206,7 @@ def test_the_loop_gets_the_numbers_of_the_protocol(each, kind, trained, fits):
     assert (call["epochs"], call["batch_size"], call["seed"]) == (2, 20, 4)
     assert call["schedule"] == MultiStep((3,))
     assert call["select"] == (None if each.select == "last" else each.select)
-    assert group["initial_lr"] == each.lr
+    assert group["lr"] == each.lr
     assert (group["momentum"], group["nesterov"]) == (each.momentum, each.nesterov)
     assert group["weight_decay"] == each.weight_decay
     assert len(group["params"]) == trained

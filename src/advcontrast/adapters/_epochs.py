@@ -16,20 +16,18 @@ def rates(optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) ->
     """Yield what sets the learning rates of an update; at the end they are what they were."""
     peaks = [group["lr"] for group in optimizer.param_groups]
 
-    def scale(fraction: float) -> None:
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * fraction
-
     def take(update: int) -> None:
         fraction = schedule(update)
         remedy = "Return the fraction of the learning rate, such as 1.0"
         check_real("pretrain", "what schedule returns", fraction, low=0, remedy=remedy)
-        scale(float(fraction))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * float(fraction)
 
     try:
         yield take
     finally:
-        scale(1.0)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak
 
 
 def epoch(accelerator: Any, prepared: Any, take_rate: Callable[[int], None], updates: int) -> tuple[float, int]:

@@ -55,5 +55,7 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule to ask after every step."""
         optimizer = checked("LightningLearner", self._optimizer(self.parameters()))
+        for group in optimizer.param_groups:
+            group.pop("initial_lr", None)  # of an earlier scheduler, which LambdaLR would take for the rate
         rates = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": rates}

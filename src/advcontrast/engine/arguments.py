@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -64,10 +65,15 @@ def check_parts(
         if part is not None and not isinstance(part, kind):
             expected = f"{name} to be of type {kind.__name__} or None"
             raise TypeError(complaint(_OWNER, expected, type_name(part), remedy))
-    for name, function in (("schedule", schedule), ("evaluate", evaluate)):
-        if function is not None and not callable(function):
-            remedy = "Pass a function, or None"
-            raise TypeError(complaint(_OWNER, f"{name} to be callable", type_name(function), remedy))
+    if isinstance(schedule, Real):
+        remedy = "1.0 keeps the learning rate; for another one, set it in the optimizer"
+        check_real(_OWNER, "schedule", schedule, low=0, above=True, remedy=remedy)
+    elif schedule is not None and not callable(schedule):
+        remedy = "Pass a function of the step that returns the fraction of the learning rate, a number, or None"
+        raise TypeError(complaint(_OWNER, "schedule to be callable or a number", type_name(schedule), remedy))
+    if evaluate is not None and not callable(evaluate):
+        remedy = "Pass a function, or None"
+        raise TypeError(complaint(_OWNER, "evaluate to be callable", type_name(evaluate), remedy))
     if folder is not None:
         check_path(_OWNER, "folder", folder, remedy="Pass a string or a Path, or None")
     if select is not None and "test" in re.split("[^a-z]+", select.lower()):

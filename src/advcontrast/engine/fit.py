@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from .. import distributed
 from .._checks import check_bool, check_choice, check_int, complaint
-from .arguments import check_data, check_parts, check_rate, warn_of_untrained
+from .arguments import check_data, check_parts, warn_of_untrained
 from .ema import EMA
 from .identity import identity
 from .lars import LARS
@@ -48,7 +48,7 @@ def fit(
     epochs: int,
     batch_size: int = 512,
     optimizer: Optimizer | None = None,
-    schedule: Callable[[int], float] | None = None,
+    schedule: Callable[[int], float] | float | None = None,
     seed: int = 0,
     groups: Tensor | None = None,
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
@@ -87,9 +87,12 @@ def fit(
         epochs: passes over the data, at least 1.
         batch_size: samples a step, of all processes together, who share them equally. The last batch of an epoch is
             filled up with the first samples of the epoch; if there are fewer samples than that, a step takes all.
-        optimizer: of the learner's parameters, by default :class:`LARS` with the ACL code's rate of 5.
-        schedule: ``schedule(step)``, the fraction of the optimizer's learning rate to use; by default
-            :class:`WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is shorter.
+        optimizer: of the learner's parameters, by default :class:`LARS` with the ACL code's rate of 5. Its learning
+            rates at the time of the call are those that ``schedule`` scales; afterwards it has them again.
+        schedule: ``schedule(step)``, the fraction of the optimizer's learning rate to use, a function of the step
+            alone; or one fraction for all steps, such as 1.0. By default, also for an ``optimizer`` that is passed,
+            :class:`WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is shorter. The first
+            line of the log names it.
         seed: of the order of the samples. Everything else draws from torch's global generators, which are never
             seeded here.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
@@ -172,11 +175,15 @@ def fit(
         "select": select,
         "amp": amp,
     }
-    run = Run(learner, optimizer, amp, ema, settings)
+    run = Run(learner, optimizer, schedule, amp, ema, settings)
     records = Records(None if folder is None else Path(folder).absolute(), tensorboard=tensorboard)
     agree(learner, ema, settings)
     with ExitStack() as stack:
+        stack.callback(run.reset_rates)
         stack.enter_context(records.resumed(run))
+        if distributed.rank() == 0:
+            peaks = " and ".join(dict.fromkeys(f"{float(peak):.4g}" for peak in run.peaks))
+            _LOG.info("%s with lr %s, schedule %s", type(optimizer).__name__, peaks, settings["schedule"])
         asked = stack.enter_context(termination(folder is not None))
         bar = stack.enter_context(progress(steps, run.step))
         done = len(run.history)
@@ -189,7 +196,7 @@ def fit(
             epoch, started = len(run.history), time.monotonic()
             learner.train()
             for batch, replaced in islice(batches, (epoch + 1) * plan.steps - run.step):
-                run.take_step(_cut(batch, accumulate, memory_format), wrapped, check_rate(schedule(run.step)))
+                run.take_step(_cut(batch, accumulate, memory_format), wrapped)
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
                 bar.update()

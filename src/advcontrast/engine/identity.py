@@ -18,7 +18,7 @@ def identity(
     data: str,
     groups: Tensor | None,
     optimizer: Optimizer,
-    schedule: Callable[[int], float],
+    schedule: Callable[[int], float] | float,
     ema: EMA | None,
 ) -> dict[str, str | None]:
     """Return what tells one run from another, as plain data."""
@@ -73,8 +73,14 @@ def change(name: str, ours: Any, theirs: Any) -> str:
 
 
 def _hyperparameters(optimizer: Optimizer) -> str:
-    groups = [{**group, "lr": group.get("initial_lr", group["lr"])} for group in optimizer.param_groups]
-    return _words([{k: v for k, v in group.items() if k not in ("params", "initial_lr")} for group in groups])
+    """Return the settings of each group, without the ``initial_lr`` that a scheduler of PyTorch leaves there."""
+    groups = optimizer.param_groups
+    return _words([{k: _plain(v) for k, v in group.items() if k not in ("params", "initial_lr")} for group in groups])
+
+
+def _plain(value: Any) -> Any:
+    """Return the number in a tensor, whose ``repr`` would be rounded."""
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def _words(value: Any) -> str:

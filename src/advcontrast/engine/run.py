@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from numbers import Real
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.optim import Optimizer
 from .. import distributed
 from .._checks import complaint, readable, type_name
 from . import randomness
+from .arguments import check_rate
 from .ema import EMA
 from .errors import CheckpointMismatchError
 from .identity import differences, extra_of, on_cpu, weights_of
@@ -35,10 +38,12 @@ class Run:
     Attributes:
         learner: what trains.
         optimizer: of its parameters.
+        schedule: fraction of the optimizer's learning rates, for all steps or as a function of the step.
         amp: ``"off"``, ``"bf16"`` or ``"fp16"``.
         ema: average of ``learner.model``, or ``None``.
         settings: what must be the same when the run is resumed.
         step: optimizer steps taken.
+        rates: digest of the fractions that the schedule returned in these steps.
         means: of the epoch at hand.
         history: one row for each finished epoch.
         best: epoch, value and weights of the best epoch so far.
@@ -46,10 +51,12 @@ class Run:
 
     learner: nn.Module
     optimizer: Optimizer
+    schedule: Callable[[int], float] | float
     amp: str
     ema: EMA | None
     settings: dict[str, Any]
     step: int = 0
+    rates: str = ""
     means: Means = field(default_factory=Means)
     history: list[Row] = field(default_factory=list)
     best: dict[str, Any] | None = None
@@ -57,19 +64,27 @@ class Run:
     def __post_init__(self) -> None:
         self.device = next(self.learner.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
-    def take_step(self, parts: Sequence[tuple[Tensor, ...]], wrapped: Any, rate: float) -> None:
+    def rate(self, step: int) -> float:
+        """Return the fraction of the optimizer's learning rates that the schedule has for a step."""
+        return check_rate(self.schedule(step) if callable(self.schedule) else self.schedule)
+
+    def reset_rates(self) -> None:
+        """Set the learning rates to those that the optimizer was passed with."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak
+
+    def take_step(self, parts: Sequence[tuple[Tensor, ...]], wrapped: Any) -> None:
         """Take one optimizer step on the mean loss of all samples.
 
         Args:
             parts: the batch, cut into pieces whose gradients are added up.
             wrapped: the learner, or its DDP wrapper.
-            rate: learning rate, as a fraction of the one that the optimizer began with.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * rate
+        rate = self.rate(self.step)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * rate
         self.learner.zero_grad(set_to_none=True)
         samples, losses = sum(len(part[0]) for part in parts), []
         for part in parts:
@@ -91,6 +106,7 @@ class Run:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.rates = _digest(self.rates, rate)
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.learner.get_submodule("model"))
@@ -102,7 +118,7 @@ class Run:
         self.require_finite()
         epoch = len(self.history) + 1
         row: Row = {"epoch": epoch, "step": self.step, "seconds": round(time.monotonic() - started, 2)}
-        row |= {"lr": self.optimizer.param_groups[0]["lr"], **self.means.result()}
+        row |= {"lr": float(self.optimizer.param_groups[0]["lr"]), **self.means.result()}
         distributed.share(self.learner.buffers())
         if self.ema is not None:
             distributed.share(self.ema.model.buffers())
@@ -149,6 +165,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "step": self.step,
+            "rates": self.rates,
             "means": distributed.exchange(self.means.state()),
             "history": self.history,
             "best": self.best,
@@ -168,6 +185,8 @@ class Run:
             CheckpointMismatchError: the state belongs to another learner, optimizer or setting.
         """
         differing = differences(state, self.settings, self.learner, self.optimizer)
+        if not differing and state["rates"] != reduce(_digest, map(self.rate, range(state["step"])), ""):
+            differing = f"a schedule that returns other rates in the {state['step']} steps taken"
         if differing:
             remedy = "Start it as it was started first, or choose another folder"
             raise CheckpointMismatchError(complaint(_OWNER, f"the run that {where} belongs to", differing, remedy))
@@ -187,7 +206,8 @@ class Run:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.step, self.history, self.best = state["step"], list(state["history"]), state["best"]
+        self.step, self.rates = state["step"], state["rates"]
+        self.history, self.best = list(state["history"]), state["best"]
         self.means = Means.of(state["means"], self.device)
         if rank < len(streams):
             randomness.restore(streams[rank], self.device)
@@ -205,6 +225,11 @@ class Run:
                 for loss in losses:
                     _require_finite_everywhere("a finite loss", loss.item(), f"step {self.step + 1}")
                 raise _not_finite(expected, norm, f"step {self.step + 1}")
+
+
+def _digest(rates: str, rate: float) -> str:
+    """Return the digest of some rates and one more. Six digits count: the last ones differ between machines."""
+    return hashlib.sha256(f"{rates} {rate:.6g}".encode()).hexdigest()[:16]
 
 
 def _require_finite_everywhere(expected: str, value: float, where: str) -> None:
