@@ -1,10 +1,16 @@
-"""A borrowed model comes back with exactly the modes that it had."""
+"""Modules get back exactly the modes and the buffers that they had."""
+
+import linecache
+import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
-from advcontrast._modes import eval_mode, frozen
+from advcontrast import _modes
+from advcontrast._modes import buffers_kept, eval_mode, frozen
+from advcontrast.attacks import under_attack
 
 
 def network():
@@ -164,3 +170,184 @@ def test_frozen_keeps_gradients_that_are_there():
     with frozen(model):
         pass
     assert torch.equal(model[0].weight.grad, gradient)
+
+
+class Moving(nn.Module):
+    """Moves its buffers in eval mode too, in each of the ways that libraries use."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("in_place", torch.zeros(2))
+        self.register_buffer("behind_autograd", torch.zeros(2))
+        self.register_buffer("rebound", torch.zeros(2))
+        self.register_buffer("through_the_dict", torch.zeros(2))
+        self.register_buffer("resized", torch.zeros(0))
+        self.register_buffer("emptied", torch.zeros(2))
+        self.register_buffer("filled", None)
+        self.register_buffer("temporary", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        self.in_place.add_(1)
+        self.behind_autograd.data.add_(1)
+        self.rebound = self.rebound + 1
+        self._buffers["through_the_dict"] = self.through_the_dict + 1
+        self.resized.resize_(3).fill_(1)
+        self.emptied = None
+        self.filled = torch.ones(2)
+        self.temporary.add_(1)
+        self.register_buffer("new", torch.ones(2))
+        return x + self.in_place
+
+
+def buffers(model):
+    return [(name, buffer, None if buffer is None else buffer.clone()) for name, buffer in model._buffers.items()]
+
+
+def assert_unmoved(model, before):
+    assert list(model._buffers) == [name for name, _, _ in before]
+    for name, buffer, value in before:
+        assert getattr(model, name) is buffer
+        assert buffer is None or torch.equal(buffer, value)
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["", "in inference mode"])
+@pytest.mark.parametrize("made", [False, True], ids=["", "made in inference mode"])
+def test_buffers_are_kept_however_they_are_moved(made, inference):
+    with torch.inference_mode(made):
+        model = Moving()
+    before = buffers(model)
+    with torch.inference_mode(inference or made), buffers_kept(nn.Sequential(nn.ReLU(), model)):
+        model(torch.zeros(2))
+    assert_unmoved(model, before)
+
+
+def test_buffers_are_kept_after_an_error():
+    model = Moving()
+    before = buffers(model)
+    with pytest.raises(AttributeError), buffers_kept(model):
+        model(torch.zeros(2)).fails()
+    assert_unmoved(model, before)
+
+
+def test_a_buffer_of_two_modules_is_kept():
+    first, second = Moving(), Moving()
+    second.in_place = first.in_place
+    before = first.in_place
+    with buffers_kept(first, second):
+        first(torch.zeros(2))
+        second(torch.zeros(2))
+    assert first.in_place is second.in_place is before
+    assert torch.equal(before, torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        torch.zeros(2, 1).expand(2, 3),
+        torch.zeros(2, device="meta"),
+        torch.eye(2).to_sparse(),
+        torch.zeros(2, dtype=torch.float8_e4m3fn),
+        torch.zeros(2).long(),
+        nn.UninitializedBuffer(),
+    ],
+    ids=["expanded", "meta", "sparse", "float8", "integers", "lazy"],
+)
+def test_every_kind_of_buffer_may_be_there(buffer):
+    model = nn.Module()
+    model.register_buffer("kept", buffer)
+    with buffers_kept(model):
+        pass
+    assert model.kept is buffer
+
+
+def test_what_a_module_caches_besides_its_state_stays():
+    class Grid(nn.Module):
+        made = False
+
+        def forward(self, x):
+            if not self.made:
+                self.register_buffer("grid", torch.ones(2), persistent=False)
+                self.made = True
+            return x + self.grid
+
+    model = Grid()
+    with buffers_kept(model):
+        model(torch.zeros(2))
+    assert torch.equal(model(torch.zeros(2)), torch.ones(2))
+
+
+def test_a_graph_that_holds_a_buffer_stays_valid():
+    model, x = nn.Module(), torch.ones(2, requires_grad=True)
+    model.register_buffer("scale", torch.full((2,), 3.0))
+    y = (x * model.scale).sum()
+    with buffers_kept(model):
+        pass
+    y.backward()
+    assert torch.equal(x.grad, torch.full((2,), 3.0))
+
+
+def test_the_statistics_of_ordinary_norms_are_not_copied(monkeypatch):
+    copied = []
+    monkeypatch.setattr(_modes, "_copy", lambda buffer: copied.append(buffer) or buffer.clone())
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.SyncBatchNorm(2), nn.InstanceNorm1d(2, track_running_stats=True))
+    with buffers_kept(model):
+        pass
+    assert not copied
+
+
+class Adapting(nn.BatchNorm1d):
+    """Follows the images in eval mode too."""
+
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, training=True)
+
+
+def test_the_statistics_of_other_norms_are_kept():
+    model = Adapting(2).eval()
+    with buffers_kept(model):
+        model(torch.randn(4, 2))
+    assert torch.equal(model.running_mean, torch.zeros(2))
+
+
+@contextmanager
+def interrupted(step):
+    """Raise KeyboardInterrupt at one step of what changes the modes, as Ctrl-C would."""
+    left = [step]
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename not in (_modes.__file__, sys.modules[under_attack.__module__].__file__):
+            return None
+        # Python looks for signals at calls and loops: neither on its way out of a frame nor at a bare ``try``.
+        if event == "return" or linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "try:":
+            return trace
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield left
+    finally:
+        sys.settrace(before)
+
+
+def test_an_interrupt_at_any_moment_leaves_nothing_changed():
+    model, other = network(), Moving()
+    everything = nn.Sequential(model, other)
+    before, wanted, kept = modes(everything), flags(everything), buffers(other)
+    step = 0
+    while True:
+        step += 1
+        try:
+            with interrupted(step) as left, under_attack(everything):
+                other(torch.zeros(2))
+        except KeyboardInterrupt:
+            pass
+        assert modes(everything) == before, step
+        assert flags(everything) == wanted, step
+        assert_unmoved(other, kept)
+        if left[0] > 0:
+            break
+    assert step > 50

@@ -1,26 +1,32 @@
-"""Borrow a model: change its modes for a while and give them back exactly as they were."""
+"""Change the modes of modules for the length of a ``with`` block, and restore them and the buffers exactly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+# In eval mode these leave the statistics alone.
+_NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, _InstanceNorm.forward)
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module of ``model`` into eval mode; on the way out restore what each one had.
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Put every module of ``models`` into eval mode; on the way out restore what each one had.
 
-    The flag is kept module by module, because ``model.train()`` would wake a norm that was frozen on purpose. A module
-    with a ``train()`` method of its own, as one that keeps something for evaluation and must forget it, is told by it.
+    The flag is kept module by module, because ``model.train()`` would wake a norm that was frozen on purpose. The
+    ``train()`` method of a module that has its own, as one with a cache for evaluation does, is called too.
     """
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        _set([(module, False) for module, _ in before])
+    before = [(module, module.training) for module in _modules(models)]
+    with _changed(partial(_set, [(module, False) for module, _ in before]), partial(_set, before)):
         yield
-    finally:
-        _set(before)
 
 
 def _set(modes: Sequence[tuple[nn.Module, bool]]) -> None:
@@ -32,17 +38,84 @@ def _set(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Stop gradients from reaching the parameters of ``model``; on the way out restore what each one had.
+def frozen(*models: nn.Module) -> Iterator[None]:
+    """Stop gradients from reaching the parameters of ``models``; on the way out restore what each one had.
 
     A compiled backward computes every gradient that it could be asked for, and an eager forward keeps the activations
     that they need. With frozen parameters neither happens.
     """
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters() if parameter.is_leaf]
+    parameters = (parameter for model in models for parameter in model.parameters())
+    before = [(parameter, parameter.requires_grad) for parameter in parameters if parameter.is_leaf]
+    with _changed(partial(_require, [(parameter, False) for parameter, _ in before]), partial(_require, before)):
+        yield
+
+
+def _require(flags: Sequence[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, requires_grad in flags:
+        parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def buffers_kept(*models: nn.Module) -> Iterator[None]:
+    """Restore the buffers of ``models`` on the way out, for forward passes that move some of them in eval mode.
+
+    Observers of a quantisation, codebooks, memory banks and counters do. Every buffer gets its value back in the very
+    tensor, also where it was resized or another tensor took its place. New buffers are removed, but for those that are
+    not part of the state dict: they are caches, and the module may rely on what it has cached. The statistics of
+    PyTorch's own norms do not move in eval mode and are not copied. Nothing waits for the device.
+    """
+    before = [(module, dict(module._buffers.items())) for module in _modules(models)]
+    moving = {
+        buffer: _copy(buffer)
+        for module, buffers in before
+        for name, buffer in buffers.items()
+        if buffer is not None
+        and buffer.layout == torch.strided
+        and not is_lazy(buffer)
+        and not (name in _STATISTICS and getattr(module.forward, "__func__", None) in _NORM_FORWARDS)
+    }
+    with _changed(lambda: None, partial(_restore, before, moving)):
+        yield
+
+
+def _copy(buffer: Tensor) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return buffer.detach().clone()
+
+
+def _restore(before: Sequence[tuple[nn.Module, dict[str, Tensor | None]]], moving: dict[Tensor, Tensor]) -> None:
+    for module, buffers in before:
+        now = dict(module._buffers.items())
+        for name in now.keys() - buffers.keys() - getattr(module, "_non_persistent_buffers_set", set()):
+            delattr(module, name)
+        for name, buffer in buffers.items():
+            if name not in now or now[name] is not buffer:
+                module._buffers[name] = buffer
+    for buffer, value in moving.items():
+        with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+            if buffer.shape != value.shape:
+                buffer.resize_(value.shape)
+            # ``data`` has its own version counter: a graph that holds the buffer, with this value, stays valid.
+            target, source = buffer.data, value
+            for dim, stride in enumerate(target.stride()):
+                if stride == 0 and target.shape[dim] > 1:  # expanded: one element stands for all
+                    target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
+            target.copy_(source)
+
+
+def _modules(models: Sequence[nn.Module]) -> list[nn.Module]:
+    return list(dict.fromkeys(module for model in models for module in model.modules()))
+
+
+@contextmanager
+def _changed(change: Callable[[], None], undo: Callable[[], None]) -> Iterator[None]:
+    """Undo a change at the end of the block; Ctrl-C in the middle of either leaves nothing of it."""
     try:
-        for parameter, _ in before:
-            parameter.requires_grad_(False)
+        change()
         yield
     finally:
-        for parameter, requires_grad in before:
-            parameter.requires_grad_(requires_grad)
+        try:
+            undo()
+        except KeyboardInterrupt:
+            undo()
+            raise

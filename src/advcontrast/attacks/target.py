@@ -1,4 +1,4 @@
-"""Lending a network to an attack."""
+"""Preparing networks for an attack."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from contextlib import contextmanager
 from torch import nn
 
 from .._checks import check_module
-from .._modes import eval_mode, frozen
+from .._modes import buffers_kept, eval_mode, frozen
 
 
 @contextmanager
-def under_attack(model: nn.Module) -> Iterator[None]:
-    """Put a network into the state in which it is usually attacked; on the way out restore what it had.
+def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
+    """Put networks into the state in which they are usually attacked; on the way out restore what they had.
 
     Inside the block every module is in eval mode, so that the attack neither moves running statistics nor meets
-    dropout, and no parameter requires a gradient, so that none is computed. Modes and flags are kept module by module
-    and parameter by parameter, also when the block raises.
+    dropout, and no parameter requires a gradient, so that none is computed. Buffers that a forward pass moves in eval
+    mode too, such as the observers of a quantisation, get their values back at the end. All is kept module by module,
+    parameter by parameter and buffer by buffer, also when the block raises. Plain attributes, such as a counter that is
+    a Python int, are not restored.
 
     Args:
         model: the network.
+        *others: every other module that takes part, such as a loss with layers.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: an argument is no module.
 
     Example:
         >>> from advcontrast.attacks import under_attack
@@ -34,6 +37,8 @@ def under_attack(model: nn.Module) -> Iterator[None]:
         >>> model.training, model.weight.requires_grad
         (True, True)
     """
-    check_module("under_attack", model)
-    with eval_mode(model), frozen(model):
+    models = (model, *others)
+    for each in models:
+        check_module("under_attack", each)
+    with buffers_kept(*models), eval_mode(*models), frozen(*models):
         yield

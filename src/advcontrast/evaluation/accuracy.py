@@ -54,9 +54,10 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
     """Return which images a classifier gets right.
 
     The model is in eval mode for the call, whatever mode each of its modules is in; the branch of dual norms and
-    autocast are whatever surrounds the call. Modes, gradients and the global random state of PyTorch, which a
+    autocast are whatever surrounds the call. Modes, gradients, buffers and the global random state of PyTorch, which a
     ``DataLoader`` would advance, are afterwards what they were, also where something raises: evaluating between two
-    epochs does not change the training.
+    epochs does not change the training. Only what a model keeps in plain attributes, such as a Python counter, is not
+    restored.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.

@@ -76,7 +76,7 @@ class SemiSupervisedTrainer(AdversarialTrainer):
         targets = targets_of(labels, teacher_logits)
         x = self._augmented(images, labels, lowest=-1)
         x_adv = self.attacked(x, lambda logits: self._errors(logits, targets))
-        clean, adv = self.model(x), self.model(x_adv)
+        clean, adv = self._logits(x), self._logits(x_adv)
         terms = {"train_ta": percent_right(clean, targets), "train_ra": percent_right(adv, targets)}
         return ACLOutput(self.loss(clean, adv, labels, teacher_logits), terms)
 

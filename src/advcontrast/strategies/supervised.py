@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .._checks import check_bool, check_module, check_tensor, check_within, complaint, type_name
+from .._modes import buffers_kept
 from ..attacks import PGDAttack, under_attack
 from ..functional.devices import check_one_device
 from ..norm import DualNorm
@@ -93,7 +95,7 @@ class StandardTrainer(nn.Module):
             ValueError: shapes do not fit, devices differ or, on the CPU, a label is out of its range.
             TypeError: an argument of the wrong kind.
         """
-        logits = self.model(self._augmented(images, labels))
+        logits = self._logits(self._augmented(images, labels))
         self._check_labels(logits, labels)
         return ACLOutput(F.cross_entropy(logits, labels), {"train_ta": percent_right(logits, labels)})
 
@@ -101,6 +103,12 @@ class StandardTrainer(nn.Module):
         """Show what a resumed run must have in common with the one before."""
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return ", ".join(f"{name}={value!r}" for name, value in settings.items() if name != "training")
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Return the output of the model as it trains; the buffers of a frozen encoder do not move."""
+        with buffers_kept(self.model.get_submodule("encoder")) if self.frozen else nullcontext():
+            logits: Tensor = self.model(x)
+        return logits
 
     def _augmented(self, images: Tensor, labels: Tensor, *, lowest: int = 0) -> Tensor:
         """Return what the model sees, once all is right that can be known before it is run."""
@@ -179,7 +187,7 @@ class AdversarialTrainer(StandardTrainer):
         x = self._augmented(images, labels)
         with under_attack(self.model):
             x_adv = self.attack(_Errors(self.model, labels, self._errors), x)
-        adv = self.model(x_adv)
+        adv = self._logits(x_adv)
         self._check_labels(adv, labels)
         return ACLOutput(F.cross_entropy(adv, labels), {"train_ra": percent_right(adv, labels)})
 

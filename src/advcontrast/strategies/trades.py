@@ -61,6 +61,6 @@ class TRADESTrainer(AdversarialTrainer):
         calm = self.calm_logits(x)
         self._check_labels(calm, labels)
         x_adv = self.attacked(x, lambda logits: kl_divergence(calm, logits))
-        clean, adv = self.model(x), self.model(x_adv)
+        clean, adv = self._logits(x), self._logits(x_adv)
         terms = {"train_ta": percent_right(clean, labels), "train_ra": percent_right(adv, labels)}
         return ACLOutput(self.loss(clean, adv, labels), terms)
