@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from advcontrast.data import UnreadableImageError, folder, image_folder
+from advcontrast.data import ImageStream, UnreadableImageError, folder, image_folder
 
 
 def noise(height, width, seed=0):
@@ -113,6 +113,62 @@ def test_other_and_hidden_files_are_left_out(root):
     (root / "list.png").write_text("no image")
     (root / ".trash").mkdir()
     assert torch.equal(image_folder(root, size=8).x, expected)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "JFIF", "JPEG", "Png"])
+def test_suffixes_count_in_upper_and_lower_case(root, suffix):
+    save(root / "cat" / f"z.{suffix}", noise(8, 8), format="PNG")
+    assert len(image_folder(root, size=8)) == 4
+
+
+def test_folders_of_operating_systems_are_left_out(root):
+    for name in ("__MACOSX/cat/._b.png", "cat/__MACOSX/._b.png", ".Trash/b.png", "cat/._b.png", "cat/Thumbs.db"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("no image")
+    images = image_folder(root, size=8)
+    assert (len(images), images.classes) == (3, ("cat", "dog"))
+
+
+def test_images_below_the_folder_of_a_class_are_read(root, tmp_path):
+    for i, name in enumerate(("cat/2024/b.png", "cat/2024/05/a.png", "owl/only/below/a.png", "dog/images/a.JPEG")):
+        save(root / name, noise(8, 8, i), format="PNG")
+    (root / "dog" / "dog_boxes.txt").write_text("a.JPEG 0 0 8 8")
+    for _ in range(2):  # of which the second finds the cache
+        images = image_folder(root, size=8, cache=tmp_path / "cache")
+        assert images.classes == ("cat", "dog", "owl")
+        assert images.y.tolist() == [0] * 4 + [1] * 2 + [2]
+
+
+def test_a_cache_tells_folders_below_a_class_apart(root, tmp_path):
+    save(root / "cat" / "x" / "a.png", noise(8, 8, 1))
+    image_folder(root, size=8, cache=tmp_path / "cache")
+    (root / "cat" / "x").rename(root / "dog" / "x")
+    assert image_folder(root, size=8, cache=tmp_path / "cache").y.tolist() == [0, 0, 1, 1]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_cache_does_not_keep_what_a_disk_failed_to_read(root, tmp_path, monkeypatch):
+    settings = {"size": 8, "unreadable": "skip", "tolerance": 1, "cache": tmp_path / "cache"}
+    real = os.open
+
+    def refuse(path, *args, **kwargs):
+        if str(path).endswith("b.png"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.warns(UserWarning, match="1 of 3 images"):
+            image_folder(root, **settings)
+    assert len(image_folder(root, **settings)) == 3
+
+
+def test_home_folders_are_found(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    monkeypatch.setenv("USERPROFILE", str(root.parent))
+    image_folder("~/root", size=8, cache="~/cache")
+    assert (root.parent / "cache").is_dir()
+    assert len(ImageStream("~/root")) == 3
 
 
 def test_names_may_be_of_any_alphabet(tmp_path):
@@ -234,7 +290,7 @@ def test_wrong_policies(root, setting, error, message):
 def test_16_bit_image_is_refused_instead_of_clipped(root):
     Image.frombytes("I;16", (1, 1), b"\x40\x9c").save(root / "cat" / "deep.png")
     message = (
-        f"image_folder: expected 8 bits a channel in {str(root / 'cat' / 'deep.png')!r}, got mode I;16. "
+        f"image_folder: expected 8 bits a channel in {str(root / 'cat' / 'deep.png')!r}, got 16 bits. "
         "Remove the file, or replace it with an 8-bit RGB image."
     )
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
@@ -269,7 +325,7 @@ def test_folder_without_classes(tmp_path):
 @pytest.mark.parametrize(
     ("files", "got"),
     [
-        ([], "an empty folder"),
+        ([], "no files"),
         (["a.txt", "b.npy", "c.npy", "README"], "4 files of other kinds (.npy, .txt, no suffix)"),
     ],
 )
@@ -278,7 +334,7 @@ def test_class_without_images_is_named(root, files, got):
     for name in files:
         (root / "owl" / name).touch()
     message = (
-        f"image_folder: expected images in {str(root / 'owl')!r}, got {got}. Remove the folder, or put images into it."
+        f"image_folder: expected images in {str(root / 'owl')!r}, got {got}. Put images into it, or move it elsewhere."
     )
     with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
         image_folder(root)
@@ -305,5 +361,8 @@ def test_folders_with_equal_names_sizes_and_times_do_not_share_a_cache(tmp_path)
 def test_a_link_to_nowhere_is_named(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "0.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(FileNotFoundError, match=r"image_folder: expected images in '.*cat', got .*0\.png"):
-        image_folder(tmp_path, cache=tmp_path / "cache")
+    for settings in ({}, {"cache": tmp_path / "cache"}):
+        with pytest.raises(
+            UnreadableImageError, match=r"^image_folder: expected an image in '.*0\.png', got FileNotFound"
+        ):
+            image_folder(tmp_path, **settings)

@@ -1,17 +1,20 @@
-"""From a file to pixels, and which files are taken for images."""
+"""Decoding of image files."""
 
 from __future__ import annotations
 
 import os
 import stat
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from .._checks import complaint
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Pillow goes by the contents. One of its readers, for PostScript, would start another program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_PNG_DEPTH = 24  # place of the byte with the bits a channel
+_TIFF_BITS, _TIFF_KIND = 258, 339  # tags BitsPerSample and SampleFormat
 _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -22,36 +25,47 @@ class UnreadableImageError(RuntimeError):
 def decode(owner: str, path: str | Path, size: int) -> bytes:
     """Return the pixels of an image, row by row, three bytes each.
 
+    The image is turned as its EXIF orientation asks and converted to RGB: an alpha channel is dropped, so that
+    transparent pixels have the colour that the file stores for them, and colour profiles are not applied. Of a file
+    with several images the first one is decoded.
+
     Args:
-        owner: who asks, for messages.
-        path: of the image.
+        owner: the caller, for messages.
+        path: path of the image.
         size: side of the central square that is kept, in pixels.
 
     Raises:
-        UnreadableImageError: the file is no regular file, no whole image, has more than 8 bits a channel, or more
-            pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        UnreadableImageError: the file is not a regular file or not a whole image, has more than 8 bits a channel, or
+            more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     remedy = "Remove the file, or replace it with an 8-bit RGB image"
     try:
         with (
-            # A pipe would be waited for until somebody writes to it.
+            # Opening a pipe would wait until another process writes to it.
             os.fdopen(os.open(path, os.O_RDONLY | _WITHOUT_WAITING), "rb") as file,
             warnings.catch_warnings(),
         ):
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError("not a regular file")
+            warnings.simplefilter("ignore")  # of metadata
             # The header tells the size, so that nothing is allocated for what is too large.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            header = file.read(_PNG_DEPTH + 1)
+            file.seek(0)
             with Image.open(file, formats=_FORMATS) as image:
-                mode, rgb = image.mode, image.convert("RGB")
-    # Pillow's decoders complain of broken files with almost any kind of error.
+                channel = _channel(image, header)
+                if channel is None:
+                    rgb = image.convert("RGB")
+                    with suppress(Exception):  # damaged metadata does not make the pixels unusable
+                        ImageOps.exif_transpose(rgb, in_place=True)
+    # Pillow's decoders raise almost any kind of error for broken files.
     except Exception as error:
         got = f"{type(error).__name__}: {error}".rstrip(".")
         raise UnreadableImageError(complaint(owner, f"an image in {str(path)!r}", got, remedy)) from error
-    if mode.startswith(("I", "F")):
-        raise UnreadableImageError(complaint(owner, f"8 bits a channel in {str(path)!r}", f"mode {mode}", remedy))
+    if channel is not None:
+        raise UnreadableImageError(complaint(owner, f"8 bits a channel in {str(path)!r}", channel, remedy))
     if rgb.size != (size, size):
         side = min(rgb.size)
         left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
@@ -60,16 +74,22 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
     return rgb.tobytes()
 
 
-def check_confined(owner: str, entry: os.DirEntry[str], root: Path | None) -> None:
-    """Require an entry of a folder not to be a link that leads out of ``root``, a path without links, if there is one.
+def _channel(image: Any, header: bytes) -> str | None:
+    """Return what a channel of the file holds if that is not an unsigned number of at most 8 bits.
 
-    Raises:
-        ValueError: it does.
+    Pillow reduces most files with more bits to 8 when it opens them, so its mode does not tell.
     """
-    if root is None or not entry.is_symlink():
-        return
-    target = Path(os.path.realpath(entry.path))
-    if not target.is_relative_to(root):
-        remedy = "Copy what it leads to, or pass outside_links=True if you trust the folder"
-        got = f"a link from {entry.path!r} to {str(target)!r}"
-        raise ValueError(complaint(owner, f"nothing outside of {str(root)!r}", got, remedy))
+    bits, largest = 8, 255
+    if image.format == "PNG":
+        bits = header[_PNG_DEPTH]
+    elif image.format == "TIFF":
+        bits = max(image.tag_v2.get(_TIFF_BITS, (1,)))
+        if set(image.tag_v2.get(_TIFF_KIND, (1,))) != {1}:
+            return "signed or floating point numbers"
+    elif image.format == "PPM" and isinstance(image.tile[0][3], tuple):
+        largest = image.tile[0][3][-1]
+    if bits > 8:
+        return f"{bits} bits"
+    if largest > 255:
+        return f"values up to {largest}"
+    return f"mode {image.mode}" if image.mode.startswith(("I", "F")) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .._checks import check_bool, check_choice, check_int, check_path, check_real, complaint, type_name
-from .decoding import SUFFIXES, UnreadableImageError, check_confined, decode
+from .decoding import UnreadableImageError, decode
+from .listing import SUFFIXES, list_images
 
 _OWNER = "ImageStream"
 
@@ -23,24 +24,26 @@ _OWNER = "ImageStream"
 class ImageStream(Dataset[Tensor]):
     """Images of a folder, decoded one by one when they are asked for.
 
-    The folder may be flat or nested; there are no labels. Images come in the order of their paths, are converted,
-    cropped and resized as by :func:`image_folder`, and are the same to the bit. Hidden files, hidden folders and files
-    with other suffixes are left out. Only the paths are held in memory, some fifty bytes an image.
+    The folder may be flat or nested; there are no labels. The images are those that :func:`image_folder` finds in the
+    folders in it, in the same order and equal to the bit, after those that are in ``root`` itself. Only the paths are
+    held in memory, some fifty bytes an image.
 
     :func:`advcontrast.engine.fit` reads such a data set in worker processes while it trains; so does a ``DataLoader``.
 
     Args:
         root: the folder.
         size: side of the images in pixels, at least 1.
-        unreadable: what to do with a file that is no image, or broken, empty, gone or too deep: ``"raise"``, or
-            ``"skip"`` it and take the next readable image in its place. The place is the same in every epoch and
-            process, and each file is named in a warning, once.
+        unreadable: what to do with a file that is not an image, or broken, empty, gone or of more than 8 bits a
+            channel, and with a folder or a link that cannot be followed: ``"raise"``, or ``"skip"`` it and take the
+            next readable image in its place. The place is the same in every epoch and process, and each file is named
+            in a warning, once.
         tolerance: the largest share of the images that may be skipped, in [0, 1]; beyond it an error is raised.
         outside_links: whether links may lead out of ``root``. They make an error by default: a data set of a stranger
             could name any file of this machine.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
+        OSError: a folder cannot be listed, and is not to be skipped.
         ValueError: an argument out of its range; a link that leads out of the folder, or in a circle.
         TypeError: an argument of the wrong kind.
 
@@ -73,7 +76,15 @@ class ImageStream(Dataset[Tensor]):
         self.size, self.unreadable, self.tolerance = int(size), unreadable, float(tolerance)
         self.outside_links = outside_links
         # As one string: a list of millions of them would be copied into every worker process as it counts references.
-        names = [os.fsencode(name) for name in _names(self.root, outside_links)]
+        found, unusable = list_images(
+            _OWNER,
+            self.root,
+            outside_links=outside_links,
+            skip=unreadable == "skip",
+            remedy="Pass a folder with images",
+        )
+        # A folder that cannot be listed counts as one image that cannot be decoded.
+        names = [os.fsencode(name) for name in [*chain(*found.values()), *unusable]]
         if not names:
             kinds = ", ".join(SUFFIXES)
             remedy = "Put images into it, or into folders in it"
@@ -166,43 +177,3 @@ class ImageStream(Dataset[Tensor]):
     def _too_many(self, got: str) -> UnreadableImageError:
         expected = f"at most {self._most()} unreadable of {len(self)} images in {str(self.root)!r}"
         return UnreadableImageError(complaint(_OWNER, expected, got, "Look at the folder, or raise tolerance"))
-
-
-def _names(root: Path, outside_links: bool) -> Iterator[str]:
-    """Yield the paths of all images below the root, relative to it, in the order of folders and names."""
-    if not root.is_dir():
-        got = "a file" if root.exists() else "nothing there"
-        raise FileNotFoundError(complaint(_OWNER, f"a folder at {str(root)!r}", got, "Pass a folder with images"))
-    real = os.path.realpath(root)
-    confines = None if outside_links else Path(real)
-    above = os.path.join(root, "")  # noqa: PTH118 (keeps the slash)
-    # Folders and images, the next one at the end; of each the real paths of the folders that it is in.
-    waiting: list[tuple[os.DirEntry[str] | None, tuple[str, ...]]] = [(None, ())]
-    while waiting:
-        entry, parents = waiting.pop()
-        if entry is not None and not entry.is_dir():
-            yield entry.path.removeprefix(above)
-            continue
-        if entry is None:
-            folder, place = str(root), real
-        else:
-            folder = entry.path
-            place = os.path.realpath(folder) if entry.is_symlink() else f"{parents[-1]}{os.sep}{entry.name}"
-        if place in parents:
-            remedy = "Remove the link"
-            raise ValueError(complaint(_OWNER, f"folders in {str(root)!r} that end", f"a circle at {folder!r}", remedy))
-        parents = (*parents, place)
-        for inner in reversed(_entries(folder)):
-            if inner.is_dir() or inner.name.lower().endswith(SUFFIXES):
-                check_confined(_OWNER, inner, confines)
-                waiting.append((inner, parents))
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """Return what is in a folder and not hidden, by name."""
-    try:
-        with os.scandir(folder) as entries:  # knows what is a folder without a look at every file
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        expected, remedy = f"to list the folder {folder!r}", "Look at its permissions, or at the disk"
-        raise OSError(complaint(_OWNER, expected, str(error), remedy)) from error

@@ -1,0 +1,81 @@
+"""Search for the images below a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from .._checks import complaint
+
+SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_RESOURCE_FORKS = "__MACOSX"  # a folder that macOS adds to archives
+
+
+def list_images(
+    owner: str, root: Path, *, outside_links: bool, skip: bool, remedy: str
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the paths of the images in each folder below ``root``, and those of what cannot be listed.
+
+    Paths are relative to ``root``, and the folder ``""`` is ``root`` itself. They are sorted as those of torchvision's
+    ``ImageFolder``: by the name of the top folder, then by the path of the folder, then by the name of the file.
+
+    Args:
+        owner: the caller, for messages.
+        root: the folder.
+        outside_links: whether links may lead out of ``root``.
+        skip: whether folders that cannot be listed are returned, instead of an error.
+        remedy: for an error if there is no such folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: a folder cannot be listed.
+        ValueError: a link leads out of ``root``, or to a folder that it is in.
+    """
+    real = os.path.realpath(root)
+    found: dict[str, list[str]] = {}
+    unusable: list[str] = []
+    # Folders, and the real paths of each one and of those that it is in.
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (real,))]
+    while waiting:
+        folder, places = waiting.pop()
+        found[folder] = []
+        try:
+            with os.scandir(root / folder) as entries:  # tells folders from files without a look at every file
+                inner = [entry for entry in entries if not entry.name.startswith(".") and entry.name != _RESOURCE_FORKS]
+        except OSError as error:
+            if not folder and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                got = "a file" if isinstance(error, NotADirectoryError) else "nothing there"
+                raise FileNotFoundError(complaint(owner, f"a folder at {str(root)!r}", got, remedy)) from error
+            if not skip or not folder:
+                expected, advice = f"to list the folder {str(root / folder)!r}", "Look at its permissions, or the disk"
+                raise OSError(complaint(owner, expected, str(error), advice)) from error
+            unusable.append(folder)
+            if error.errno == errno.ELOOP:  # a link to itself is not a folder
+                del found[folder]
+            continue
+        for entry in inner:
+            path = os.path.join(folder, entry.name)  # noqa: PTH118 (a Path for each of millions is slow)
+            is_image = entry.name.lower().endswith(SUFFIXES)
+            try:
+                is_folder, is_link = entry.is_dir(), entry.is_symlink()
+            except OSError:  # decoding the image, or listing the folder, tells why
+                is_folder, is_link = not is_image, True
+            if not is_folder and not is_image:
+                continue
+            place = os.path.realpath(entry.path) if is_link else f"{places[-1]}{os.sep}{entry.name}"
+            if not outside_links and is_link and not Path(place).is_relative_to(real):
+                got = f"a link from {entry.path!r} to {place!r}"
+                advice = "Copy what it leads to, or pass outside_links=True if you trust the folder"
+                raise ValueError(complaint(owner, f"nothing outside of {real!r}", got, advice))
+            if is_image and not is_folder:
+                found[folder].append(path)
+            elif place not in places:
+                waiting.append((path, (*places, place)))
+            elif skip:
+                unusable.append(path)
+            else:
+                expected, got = f"folders in {str(root)!r} that end", f"a circle at {entry.path!r}"
+                raise ValueError(complaint(owner, expected, got, "Remove the link"))
+    order = sorted(found, key=lambda folder: (folder.partition(os.sep)[0], folder))
+    return {folder: sorted(found[folder]) for folder in order}, sorted(unusable)
