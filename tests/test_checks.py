@@ -2,10 +2,13 @@
 
 import math
 import re
+import threading
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from advcontrast import _checks
 
@@ -49,6 +52,40 @@ def test_model_is_a_module():
     expected = "Me: expected model to be an nn.Module, got function. Pass the network itself."
     with pytest.raises(TypeError, match=re.escape(expected)):
         _checks.check_module("Me", lambda x: x)
+
+
+def caching(model):
+    model[0].seen = {"features": [model(torch.ones(1, 2))]}
+
+
+def locked(model):
+    model[0].lock = threading.Lock()
+
+
+COMPUTED = r"the result of a computation in '0\.{}'\. Use torch\.nn\.utils\.parametrizations in place of the old"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "got"),
+    [
+        (lambda model: prune.l1_unstructured(model[0], "weight", 1), COMPUTED.format("weight")),
+        (lambda model: setattr(model[0], "bias", model[0]._parameters.pop("bias") * 2), COMPUTED.format("bias")),
+        (lambda model: model[0].register_buffer("mean", model[0].weight.mean()), COMPUTED.format("mean")),
+        (caching, COMPUTED.format("seen")),
+        (locked, r"'0\.lock': cannot pickle '_thread\.lock' object\. Keep such objects outside of the model"),
+    ],
+)
+def test_what_cannot_be_copied_is_named(spoil, got):
+    model = nn.Sequential(nn.Linear(2, 2))
+    spoil(model)
+    with pytest.raises(RuntimeError, match=rf"^Me: expected a model that copy\.deepcopy can copy, got {got}"):
+        _checks.check_copyable("Me", model)
+
+
+def test_a_model_that_can_be_copied_passes_and_its_tensors_are_not_copied():
+    model = parametrizations.weight_norm(nn.Linear(2, 2, device="meta"))
+    model.seen = model(torch.ones(1, 2, device="meta")).detach()
+    _checks.check_copyable("Me", model)
 
 
 def test_generator_belongs_to_the_device():

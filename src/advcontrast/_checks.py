@@ -6,10 +6,12 @@ upon by a reader. Checks run before any state changes.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any
 
@@ -116,6 +118,36 @@ def check_module(owner: str, model: Any) -> None:
     """Require an ``nn.Module``."""
     if not isinstance(model, nn.Module):
         raise TypeError(complaint(owner, "model to be an nn.Module", type_name(model), "Pass the network itself"))
+
+
+def check_copyable(owner: str, model: nn.Module) -> None:
+    """Require a model that ``copy.deepcopy`` can copy; no parameter or buffer is copied to find out."""
+    tensors = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_leaf)
+    kept: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    try:
+        copy.deepcopy(model, dict(kept))
+    except Exception as error:
+        kept |= {id(module): module for module in model.modules()}
+        where = next(_uncopyable(model, kept), type(model).__name__)
+        remedy = "Keep such objects outside of the model, or give their class a __deepcopy__ method"
+        got = f"{where!r}: {error}"
+        if "graph leaves" in str(error):
+            got = f"the result of a computation in {where!r}"
+            remedy = (
+                "Use torch.nn.utils.parametrizations in place of the old weight_norm and spectral_norm, call "
+                "torch.nn.utils.prune.remove on pruned layers, and detach results that a module keeps"
+            )
+        raise RuntimeError(complaint(owner, "a model that copy.deepcopy can copy", got, remedy)) from error
+
+
+def _uncopyable(model: nn.Module, kept: dict[int, Any]) -> Iterator[str]:
+    """Yield the full names of the attributes that cannot be copied."""
+    for prefix, module in model.named_modules():
+        for name, value in {**module._parameters, **module._buffers, **vars(module)}.items():
+            try:
+                copy.deepcopy(value, dict(kept))
+            except Exception:
+                yield f"{prefix}.{name}".removeprefix(".")
 
 
 def check_tensor(

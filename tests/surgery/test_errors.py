@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from advcontrast import branch_parameters, convert_to_dual_bn, export_branch, load_acl_checkpoint
+from advcontrast.surgery import blend
 
 
 def network():
@@ -128,3 +130,21 @@ def test_a_model_without_dual_norms_is_refused(function, arguments):
     )
     with pytest.raises(ValueError, match=message):
         function(network(), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("owner", "surgery"),
+    [
+        ("export_branch", export),
+        ("blend", lambda model: blend(model, 0.5)),
+        ("convert_to_dual_bn", lambda model: convert_to_dual_bn(model, inplace=False)),
+    ],
+)
+def test_a_model_that_cannot_be_copied_is_refused(owner, surgery):
+    model = convert_to_dual_bn(network())
+    prune.l1_unstructured(model[0], "weight", 1)
+    message = (
+        rf"^{owner}: expected a model that copy\.deepcopy can copy, got the result of a computation in '0\.weight'"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        surgery(model)

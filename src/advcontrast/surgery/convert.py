@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import check_bool, check_choice, complaint, type_name
+from .._checks import check_bool, check_choice, check_copyable, complaint, type_name
 from .._types import BRANCHES, SPLITS, Split
 from ..norm import DualNorm
 from ..norm.dual_batch_norm import dual_of
@@ -61,6 +61,7 @@ def convert_to_dual_bn(
             ``split`` is another word.
         TypeError: an argument of the wrong kind; ``model`` is wrapped (DDP, DataParallel, FSDP, ``torch.compile``),
             scripted, or lazy and not yet initialised.
+        RuntimeError: ``inplace=False`` and ``model`` cannot be copied, as in :func:`export_branch`.
 
     Warns:
         UserWarning: there is nothing to convert, or only norms that are dual in another way; or a norm is also held
@@ -84,6 +85,7 @@ def convert_to_dual_bn(
         raise TypeError(complaint(_OWNER, "filter_fn to be callable", type_name(filter_fn), remedy))
     check_branches(_OWNER, branches, [module for module in model.modules() if isinstance(module, kinds)])
     if not inplace:
+        check_copyable(_OWNER, model)
         model = copy.deepcopy(model)
 
     found: dict[int, nn.Module] = {}

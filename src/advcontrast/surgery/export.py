@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_real, complaint
+from .._checks import check_copyable, check_real, complaint
 from .._types import BRANCHES
 from ..norm import update_bn
 from ..norm.dual_norm import check_branch, dual_norms
@@ -31,7 +31,9 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
 
     Raises:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.
-        TypeError: ``model`` is no module, is wrapped or scripted.
+        TypeError: ``model`` is not a module, is wrapped or scripted.
+        RuntimeError: ``model`` cannot be copied, as it holds the old ``weight_norm``, pruned layers or results of a
+            forward pass.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -41,6 +43,7 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
     owner = "export_branch"
     check_surgery(owner, model)
     check_branch(owner, dual_norms(owner, model), branch)
+    check_copyable(owner, model)
     model = copy.deepcopy(model)
     return replace(model, {id(norm): getattr(norm, branch) for norm in dual_norms(owner, model)})
 
@@ -72,7 +75,8 @@ def blend(
     Raises:
         ValueError: alpha outside of [0, 1], a branch that a dual norm does not have, no dual norm in the model, a
             loader without batches or one for a model without running statistics.
-        TypeError: ``model`` is no module, is wrapped or scripted.
+        TypeError: ``model`` is not a module, is wrapped or scripted.
+        RuntimeError: ``model`` cannot be copied, as in :func:`export_branch`.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.BatchNorm1d(2)))
@@ -88,6 +92,7 @@ def blend(
         raise TypeError(complaint(owner, "branches to be two names", repr(branches), remedy))
     for branch in branches:
         check_branch(owner, dual_norms(owner, model), branch)
+    check_copyable(owner, model)
     # What cannot lie in between, such as counts of batches, comes from the nearer branch.
     (near, far), way = (branches, alpha) if alpha <= 0.5 else (branches[::-1], 1 - alpha)
     model = copy.deepcopy(model)
