@@ -17,6 +17,13 @@ from advcontrast import augment, norm
 pytest_plugins = ["tests.scoreboard"]
 
 
+def pytest_report_header() -> str:
+    """Name the versions that are tested."""
+    import torchvision
+
+    return f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

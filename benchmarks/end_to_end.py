@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack
+from advcontrast._memory_format import choose_memory_format
 from advcontrast._types import Mode
 from advcontrast.engine import LARS, forward_equivalents
 
@@ -78,7 +79,8 @@ class Step:
         self.batch, self.bf16, self.device = batch, bf16, device
         torch.manual_seed(0)
         self.images = torch.randint(0, 256, (4 * batch, 3, 32, 32), dtype=torch.uint8, device=device)
-        model = network(width, device).to(memory_format=torch.channels_last)
+        model = network(width, device)
+        self.layout = choose_memory_format(model)
         attack = PGDAttack(steps=steps)
         self.acl = ACLTrainer(model, mode=mode, augment=ContrastivePairAugment(32), attack=attack, loss=NTXentLoss())
         self.optimizer = LARS(self.acl.parameters(), lr=0.1)
@@ -100,7 +102,7 @@ class Step:
     def __call__(self) -> None:
         """Take a step."""
         x = self.images[torch.randint(len(self.images), (self.batch,), device=self.device)]
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=self.layout)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self.wrapped(x).loss
@@ -117,7 +119,7 @@ class Step:
         for _ in range(repeats):
             with clock.part("input"):
                 x = self.images[torch.randint(len(self.images), (self.batch,), device=self.device)]
-                x = x.contiguous(memory_format=torch.channels_last)
+                x = x.contiguous(memory_format=self.layout)
             with clock.part("streams"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 loss = acl(x).loss
             with clock.part("streams"):

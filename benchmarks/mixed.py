@@ -14,6 +14,7 @@ from step import network
 from torch import Tensor, nn
 
 from advcontrast import bn_branch
+from advcontrast._memory_format import choose_memory_format
 from advcontrast.functional import nt_xent
 from advcontrast.norm import DualBatchNorm
 
@@ -54,17 +55,18 @@ def tables(settings: Settings) -> list[Table]:
     for pairs in (4,) if settings.quick else (32, 128, 512) if gpu else (8, 32, 128):
         torch.compiler.reset()  # PyTorch compiles a function only so many times
         torch.manual_seed(1)
-        views = torch.rand(4 * pairs, 3, 32, 32, device=settings.device).contiguous(memory_format=torch.channels_last)
+        views = torch.rand(4 * pairs, 3, 32, 32, device=settings.device)
         candidates: list[Candidate] = []
         expected: list[Tensor] = []
         for compiled in (False, True):
             for together in (False, True):
-                model = network(width, settings.device).to(memory_format=torch.channels_last)
+                model = network(width, settings.device)
+                x = views.contiguous(memory_format=choose_memory_format(model))
                 model = mixed(model) if together else model
                 if compiled:
                     model.compile()
 
-                def step(model: nn.Module = model, together: bool = together, x: Tensor = views) -> Tensor:
+                def step(model: nn.Module = model, together: bool = together, x: Tensor = x) -> Tensor:
                     model.zero_grad()
                     if together:
                         clean, adv = model(x).chunk(2)

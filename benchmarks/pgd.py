@@ -22,6 +22,7 @@ from sidebyside import Candidate, Settings, Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advcontrast._memory_format import choose_memory_format
 from advcontrast.attacks import Classification, PGDAttack, under_attack
 from advcontrast.models import resnet18
 
@@ -69,17 +70,17 @@ def small_cnn() -> nn.Module:
 def ours(norm: str, steps: int, model: nn.Module, *, compiled: bool) -> dict[str, Attack]:
     """Return our attack on a network as it is, in another memory format, and compiled."""
 
-    def on(model: nn.Module, *, last: bool = False) -> Attack:
+    def on(model: nn.Module, layout: torch.memory_format = torch.contiguous_format) -> Attack:
         def run(x: Tensor, y: Tensor, random: bool) -> Tensor:
             attack = PGDAttack(eps=EPS[norm], step_size=STEP[norm], steps=steps, norm=norm, random_start=random)
-            x = x.contiguous(memory_format=torch.channels_last) if last else x
+            x = x.contiguous(memory_format=layout)
             with under_attack(model):
                 return attack(Classification(model, y), x)
 
         return run
 
-    other = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    found = {"advcontrast": on(model), "advcontrast, channels_last": on(other, last=True)}
+    other = copy.deepcopy(model)
+    found = {"advcontrast": on(model), "advcontrast, channels_last": on(other, choose_memory_format(other))}
     if compiled:
         found["advcontrast, compiled"] = on(torch.compile(model, dynamic=False))
     return found

@@ -18,6 +18,7 @@ from sidebyside import Candidate, Settings, Table, agree
 from torch import Tensor, nn
 
 from advcontrast import ACLTrainer, PGDAttack, bn_branch, convert_to_dual_bn
+from advcontrast._memory_format import choose_memory_format
 from advcontrast._types import Mode
 from advcontrast.models import acl_head, resnet18
 
@@ -69,8 +70,8 @@ def ours(
     width: int, x: Tensor, *, mode: Mode, channels_last: bool = False, compiled: bool = False, bf16: bool = False
 ) -> Callable[[bool], Tensor]:
     """Return a step of the trainer, told whether to start the attack at random."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    acl = ACLTrainer(network(width, x.device).to(memory_format=layout), mode=mode)
+    acl = ACLTrainer(network(width, x.device), mode=mode)
+    layout = choose_memory_format(acl) if channels_last else torch.contiguous_format
     x1, x2 = (view.contiguous(memory_format=layout) for view in (x[::2], x[1::2]))
     if compiled:
         acl.model.compile()

@@ -20,6 +20,7 @@ from sidebyside import Candidate, Settings, Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advcontrast._memory_format import choose_memory_format
 from advcontrast.attacks import PGDAttack
 from advcontrast.models import resnet18
 from advcontrast.strategies.trades import TRADESTrainer
@@ -58,16 +59,14 @@ def build(name: str, model: nn.Module, steps: int) -> tuple[nn.Module, Loss]:
     model = copy.deepcopy(model)
     if name == "reference":
         return model, partial(reference, model, steps)
-    last = "channels_last" in name
-    if last:
-        model.to(memory_format=torch.channels_last)
+    layout = choose_memory_format(model) if "channels_last" in name else torch.contiguous_format
     called: Any = torch.compile(model, dynamic=False) if "compiled" in name else model
     attack = PGDAttack(eps=EPS, step_size=STEP, steps=steps)
     trainer = TRADESTrainer(called, attack=attack, beta=BETA).train()
 
     def loss(x: Tensor, y: Tensor, start: Tensor | None = None) -> Tensor:
         trainer.attack = attack if start is None else partial(attack, start=start)
-        return trainer(x.contiguous(memory_format=torch.channels_last) if last else x, y).loss
+        return trainer(x.contiguous(memory_format=layout), y).loss
 
     return model, loss
 

@@ -12,6 +12,7 @@ PACKAGE = Path(advcontrast.__file__).parent
 FLOORS = {
     "_checks": 0,
     "_durable": 0,
+    "_memory_format": 0,
     "_modes": 0,
     "_types": 0,
     "distributed": 1,

@@ -88,7 +88,7 @@ def test_the_readme_example_runs():
 
 
 def test_the_readme_example_of_evaluation_runs(tmp_path, monkeypatch):
-    pytest.importorskip("autoattack")
+    pytest.importorskip("pyautoattack")
     monkeypatch.chdir(tmp_path)
     _, example = readme_examples()
     torch.manual_seed(0)
@@ -105,6 +105,17 @@ def test_the_readme_names_the_commands_that_ci_runs():
     command = 'pip install -e ".[test]" && pytest'
     assert command in readme
     assert command in (ROOT / ".ci/run").read_text()
+
+
+def test_nothing_is_installed_from_an_index_that_does_not_have_this_package():
+    files = [
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.rst"),
+        *(ROOT / "src").rglob("*.py"),
+        *ROOT.glob("examples/**/*.py"),
+    ]
+    commands = re.compile(r"""pip install (-\S+ )*["'`]*advcontrast""")
+    assert [str(file) for file in files if commands.search(file.read_text())] == []
 
 
 @pytest.mark.parametrize("mode", ["S2S", "A2A", "A2S", "DS"])

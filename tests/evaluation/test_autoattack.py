@@ -497,7 +497,7 @@ def test_missing_package(monkeypatch):
     message = "autoattack: expected pyautoattack to be installed, got "
     with pytest.raises(ImportError, match=re.escape(message)) as caught:
         run(nn.Flatten(), [])
-    assert str(caught.value).endswith("Install it with pip install advcontrast[eval].")
+    assert str(caught.value).endswith("Install it with pip install pyautoattack.")
 
 
 def test_attack_that_fails_says_which_on_what_and_why(monkeypatch):

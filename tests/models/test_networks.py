@@ -160,7 +160,7 @@ def test_norms_start_as_identity(network):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_channels_last_and_float64(network):
-    model = network(width=2).double().eval().to(memory_format=torch.channels_last)
+    model = network(width=16).double().eval().to(memory_format=torch.channels_last)
     x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     y = model(x.contiguous(memory_format=torch.channels_last))
     assert y.dtype == torch.float64

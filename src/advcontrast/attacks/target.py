@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from .._checks import check_module
+from .._memory_format import warn_of_channels_last
 from .._modes import buffers_kept, eval_mode, frozen
 
 
@@ -28,6 +29,9 @@ def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
     Raises:
         TypeError: an argument is no module.
 
+    Warns:
+        UserWarning: the weights are channels last, and a convolution of the model crashes PyTorch in that format.
+
     Example:
         >>> from advcontrast.attacks import under_attack
         >>> model = torch.nn.Linear(2, 2)
@@ -40,5 +44,6 @@ def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
     models = (model, *others)
     for each in models:
         check_module("under_attack", each)
+        warn_of_channels_last(each)
     with buffers_kept(*models), eval_mode(*models), frozen(*models):
         yield

@@ -19,11 +19,11 @@ from torch.utils.data import Dataset
 
 from .. import distributed
 from .._checks import check_bool, check_choice, check_int, complaint
+from .._memory_format import choose_memory_format
 from .arguments import check_data, check_parts, warn_of_untrained
 from .ema import EMA
 from .identity import identity
 from .lars import LARS
-from .memory_format import choose_memory_format
 from .metrics import Row
 from .parallel import LOST, agree, check_shares
 from .progress import progress

@@ -29,7 +29,7 @@ def pyautoattack() -> ModuleType:
     try:
         package = importlib.import_module("pyautoattack")
     except ImportError as error:
-        remedy = "Install it with pip install advcontrast[eval]"
+        remedy = "Install it with pip install pyautoattack"
         raise ImportError(complaint(_OWNER, "pyautoattack to be installed", str(error), remedy)) from error
     return package
 

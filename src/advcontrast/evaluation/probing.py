@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_int, check_module, check_path, check_tensor, complaint, type_name
+from .._memory_format import choose_memory_format
 from ..augment import CropFlip
 from ..data import ImageSet, labelled_subset
 from ..engine import MultiStep, fit, steps_per_epoch
-from ..engine.memory_format import choose_memory_format
 from ..losses import SemiSupervisedLoss
 from ..norm import DualNorm
 from ..strategies.semi_supervised import SemiSupervisedTrainer

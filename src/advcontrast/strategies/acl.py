@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from .._checks import check_choice, check_generator, check_module, check_real, check_tensor, complaint, type_name
+from .._memory_format import warn_of_channels_last
 from .._types import BRANCHES, Branch, Mode, Objective
 from ..attacks import PGDAttack, under_attack
 from ..functional import alignment
@@ -203,6 +204,7 @@ class ACLTrainer(nn.Module):
         if x1.dim() == 0 or len(x1) * distributed.world_size() < 2:
             remedy = "Skip a short last batch with drop_last=True"
             raise ValueError(complaint(_OWNER, "at least 2 images", f"shape {list(x1.shape)}", remedy))
+        warn_of_channels_last(self.model, x1, x2)
         return x1, x2
 
     def _perturb(

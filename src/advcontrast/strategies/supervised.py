@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from .._checks import check_bool, check_module, check_tensor, check_within, complaint, type_name
+from .._memory_format import warn_of_channels_last
 from .._modes import buffers_kept
 from ..attacks import PGDAttack, under_attack
 from ..functional.devices import check_one_device
@@ -119,11 +120,11 @@ class StandardTrainer(nn.Module):
             expected = "images of shape [N, ...] and labels of shape [N] with N >= 1"
             raise ValueError(complaint(owner, expected, f"{list(images.shape)} and {list(labels.shape)}", remedy))
         check_within(owner, "labels", labels, (lowest, math.inf), remedy=remedy)
-        if self.augment is None:
-            return images
-        x = self.augment(images)
-        _check_images(owner, x, augmented=True)
-        return x
+        if self.augment is not None:
+            images = self.augment(images)
+            _check_images(owner, images, augmented=True)
+        warn_of_channels_last(self.model, images)
+        return images
 
     def _check_labels(self, logits: Tensor, labels: Tensor) -> None:
         owner, remedy = type(self).__name__, "Pass a classifier whose output is its logits"

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast.engine.memory_format import choose_memory_format
+from advcontrast import ACLTrainer, PGDAttack
+from advcontrast._memory_format import choose_memory_format
+from advcontrast.attacks import under_attack
+from advcontrast.strategies import StandardTrainer
 
 CRASH = """
 import torch
@@ -58,6 +61,36 @@ def test_weights_of_five_dimensions_stay_contiguous():
     module = nn.Sequential(nn.Conv3d(2, 2, 3), nn.Conv2d(2, 2, 3))
     assert choose_memory_format(module) is torch.contiguous_format
     assert not is_channels_last(module)
+
+
+def trained(trainer, layout, images=torch.contiguous_format):
+    """Run a step of a trainer on a narrow network, without the backward pass that may crash."""
+    model = nn.Sequential(*narrow(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(memory_format=layout)
+    x = torch.rand(3, 3, 8, 8).contiguous(memory_format=images)
+    if trainer is ACLTrainer:
+        ACLTrainer(model, mode="S2S")(x, x)
+    elif trainer is StandardTrainer:
+        StandardTrainer(model)(x, torch.zeros(3, dtype=torch.int64))
+    else:
+        with under_attack(model):
+            PGDAttack(steps=1)(lambda x: model(x).sum(), x)
+
+
+@pytest.mark.parametrize("trainer", [ACLTrainer, StandardTrainer, PGDAttack])
+def test_a_network_that_crashes_is_named(trainer):
+    with pytest.warns(UserWarning, match="Sequential: expected contiguous memory.* got channels last and '0'"):
+        trained(trainer, torch.channels_last)
+
+
+@pytest.mark.parametrize("trainer", [ACLTrainer, StandardTrainer])
+def test_channels_last_images_are_enough_for_a_crash(trainer):
+    with pytest.warns(UserWarning, match="expected contiguous memory"):
+        trained(trainer, torch.contiguous_format, torch.channels_last)
+
+
+@pytest.mark.parametrize("trainer", [ACLTrainer, StandardTrainer, PGDAttack])
+def test_contiguous_networks_are_not_warned_of(trainer):
+    trained(trainer, torch.contiguous_format)
 
 
 def test_a_narrow_network_is_trained_on_odd_batches():
