@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, PGDAttack, convert_to_dual_bn
+from advcontrast._random import capture
 from advcontrast.engine import Checkpoint, fit
-from advcontrast.engine.randomness import capture
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from advcontrast.engine.randomness import capture
+from advcontrast._random import capture
 from tests.engine.learners import (
     CPU,
     Drawing,

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack, convert_to_dual_bn
+from advcontrast._random import branch_off, capture
 from advcontrast.engine import EMA, fit
-from advcontrast.engine.randomness import branch_off, capture
 from tests.engine.learners import CPU, Halving, Interrupted, Separable, images, labelled, network, same, scramble, sgd
 from tests.ranks import Ranks
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_tensor, complaint, type_name
+from .._random import kept
 from .._types import Objective
 from ..attacks import under_attack
 from ..attacks.ascent import check_call
-from ..engine.randomness import capture, reseed, restore
 from ..evaluation._guests import checked_logits
 from ..norm import DualNorm, bn_branch
 
@@ -27,17 +27,12 @@ def lent(model: nn.Module, branch: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+def seeded(generator: torch.Generator | None) -> Iterator[None]:
     """Seed torch, Python and NumPy by a draw of a generator or the global one; on the way out they are as before."""
     source = torch.default_generator if generator is None else generator
     seed = int(torch.randint(2**62, (), generator=source, device=source.device))
-    before = capture(device)
-    try:
-        reseed(seed, device)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        restore(before, device)
+    with kept(seed), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def known(

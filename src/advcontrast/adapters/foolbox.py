@@ -56,5 +56,5 @@ class FoolboxAttack:
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
         model, x, y = known("FoolboxAttack", objective, x, generator)
-        with seeded(generator, x.device):
+        with seeded(generator):
             return self.attack(as_foolbox_model(model), x.clamp(0, 1), y.clone(), epsilons=self.eps)[1]

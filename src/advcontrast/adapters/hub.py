@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import complaint
+from .._random import kept
 from ..evaluation import ResultCard
 from ..models import Normalize
 from ._hub_network import network
@@ -35,7 +36,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         """Return a copy of a trained ``encoder`` that ``backbone(name, **settings)`` made, with one branch only."""
         plain = plain_copy("HubEncoder.of", encoder, branch).cpu()
         layer = next((part for part in plain.modules() if type(part) is Normalize), Normalize())
-        with torch.random.fork_rng([]), torch.device("cpu"):  # what is drawn is replaced
+        with kept(), torch.device("cpu"):  # what is drawn is replaced
             hub = cls(name, branch=branch, normalize=layer.values, **settings)
         fill("HubEncoder.of", hub.encoder, plain, f"what backbone makes of {name!r} and the settings")
         return hub.eval()
@@ -52,5 +53,5 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **settings: Any) -> Any:
-        with torch.random.fork_rng([]), torch.device("cpu"):
+        with kept(), torch.device("cpu"):
             return super()._from_pretrained(strict=strict, **settings)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_finite, check_tensor, check_within, complaint
+from .._random import kept
 from ..evaluation._guests import checked_logits, device_of, refuse_probabilities
 from ..models.normalize import Normalize, Statistics, input_layer
 from ._claim import claim
@@ -35,7 +36,7 @@ def export_plain(
             raise ValueError(complaint(owner, "a model without Normalize", "one with it", remedy))
         plain = nn.Sequential(input_layer(owner, normalize, images.shape[1]), plain).to(device_of(plain)).eval()
     x, labels = images.to(device_of(plain)), torch.zeros(len(images), dtype=torch.int64)
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), torch.no_grad():
+    with kept(), torch.no_grad():
         logits, again = (checked_logits(owner, plain, x, labels) for _ in range(2))
         refuse_probabilities(owner, plain, x, logits)
     check_finite(owner, "the logits", logits.cpu(), remedy="Look for a division by zero in the model")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .._checks import complaint, type_name
+from .._random import kept
 from ..models import Normalize
 from ._folder import new_folder
 from ._plain import plain_copy
@@ -49,7 +50,7 @@ def save_timm(
     about = describe(network, getattr(first, "values", None), size, labels)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    with new_folder("save_timm", folder) as draft, torch.random.fork_rng([]), torch.device("cpu"), torch.no_grad():
+    with new_folder("save_timm", folder) as draft, kept(), torch.device("cpu"), torch.no_grad():
         write(network, draft, about)
 
 

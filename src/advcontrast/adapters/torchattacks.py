@@ -55,6 +55,6 @@ class TorchattacksAttack:
             expected, remedy = "an attack on raw images and on the model at hand", "Build it with that very model"
             raise ValueError(complaint("TorchattacksAttack", expected, repr(self.attack), remedy))
         self.attack.set_device(x.device)
-        with lent(model), seeded(generator, x.device):
+        with lent(model), seeded(generator):
             adv: Tensor = self.attack(x.clone(), y.clone())
         return adv.detach()

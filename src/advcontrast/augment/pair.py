@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_generator, check_real, complaint, type_name
+from .._random import kept
 from .images import check_images, height_width, unit_range
 from .simclr import SimCLRAugment, ViewParameters
 
@@ -73,7 +74,7 @@ class ContrastivePairAugment:
         Args:
             x: images ``[N, C, H, W]`` with one or three channels: uint8, or float32 or float64 in [0, 1].
             generator: source of all randomness, by default the global one of the CPU. A ``transform`` draws from the
-                global random state of torch; with a generator that is seeded from it for the call, and restored.
+                global random states; with a generator these are seeded from it for the call, and restored.
 
         Returns:
             Two batches of views in [0, 1], on the device of ``x``.
@@ -93,10 +94,7 @@ class ContrastivePairAugment:
             return _view(self.transform, x), _view(self.transform, x)
         check_generator(_OWNER, generator, getattr(generator, "device", x.device))
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.default_generator.manual_seed(seed)
-            if x.is_cuda:
-                torch.cuda.manual_seed(seed)
+        with kept(seed):
             return _view(self.transform, x), _view(self.transform, x)
 
 

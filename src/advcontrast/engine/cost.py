@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._checks import check_module, complaint
+from .._random import kept
 
 _OWNER = "forward_equivalents"
 
@@ -50,8 +51,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     model = learner.get_submodule("model")
     seen: list[tuple[Any, Any]] = []
     handle = model.register_forward_pre_hook(lambda _, *inputs: seen.append(inputs), with_kwargs=True)
-    device = next((parameter.device for parameter in learner.parameters()), torch.device("cpu"))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+    with kept(), torch.enable_grad():
         with _Counter() as step:  # type: ignore[no-untyped-call]
             try:
                 learner(*batch)[0].backward()

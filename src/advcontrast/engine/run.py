@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .. import distributed
+from .. import _random, distributed
 from .._checks import complaint, readable, type_name
-from . import randomness
 from .arguments import check_rate
 from .ema import EMA
 from .errors import CheckpointMismatchError
@@ -124,9 +123,8 @@ class Run:
             distributed.share(self.ema.model.buffers())
         if evaluate is not None:
             # What an evaluation draws must not change what training draws after it.
-            before = randomness.capture(self.device)
-            row |= _numbers(evaluate(epoch))
-            randomness.restore(before, self.device)
+            with _random.kept():
+                row |= _numbers(evaluate(epoch))
         if select is not None and select not in row and not self.history:
             remedy = "Let evaluate return it, after the first epoch at least"
             raise ValueError(complaint(_OWNER, f"a metric {select!r} to select by", str(list(row)), remedy))
@@ -169,7 +167,7 @@ class Run:
             "means": distributed.exchange(self.means.state()),
             "history": self.history,
             "best": self.best,
-            "random": distributed.exchange(randomness.capture(self.device)),
+            "random": distributed.exchange(_random.capture(self.device)),
             "extra": distributed.exchange(on_cpu(extra_of(learner))),
             "threads": torch.get_num_threads(),
         }
@@ -210,9 +208,9 @@ class Run:
         self.history, self.best = list(state["history"]), state["best"]
         self.means = Means.of(state["means"], self.device)
         if rank < len(streams):
-            randomness.restore(streams[rank], self.device)
+            _random.restore(streams[rank], self.device)
         else:
-            randomness.branch_off(streams[0], rank, self.device)
+            _random.branch_off(streams[0], rank, self.device)
 
     def _require_finite(self, expected: str, values: Sequence[Tensor], losses: Sequence[Tensor] = ()) -> None:
         """Stop before the weights are hurt, where looking at values is free; elsewhere before the next save.

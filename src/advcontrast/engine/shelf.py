@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from hashlib import sha256
 from numbers import Real
 from typing import Any, NamedTuple
@@ -18,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from .._checks import complaint, type_name
+from .._random import kept, reseed
 from ..data.decoding import UnreadableImageError
 from ..data.stream import ImageStream
-from . import randomness
 
 _OWNER = "fit"
 
@@ -82,7 +79,7 @@ class Shelf(Dataset["Read | Failure"]):
         worker = get_worker_info()
         at = self.at[0 if worker is None else worker.id]
         try:
-            with _undisturbed():
+            with kept():  # what reading draws is apart from what training draws, where one process does both
                 return self._read(order, at)
         except UnreadableImageError as error:
             return Failure(UnreadableImageError, str(error), traceback.format_exc())
@@ -100,7 +97,8 @@ class Shelf(Dataset["Read | Failure"]):
         samples, replaced = [], []
         for index in order.indices:
             at[0] = index
-            _seed(f"{self.seed} {order.step} {index}")
+            words = f"{self.seed} {order.step} {index}"
+            reseed(int.from_bytes(sha256(words.encode()).digest()[:4], "big"))
             if isinstance(self.dataset, ImageStream):
                 sample, reason = self.dataset.read(index)
                 if reason is not None:
@@ -144,22 +142,3 @@ def _stacked(indices: Sequence[int], samples: Sequence[tuple[Tensor, ...]]) -> t
             expected = f"sample {index} to be {' and '.join(kinds[0])} like sample {indices[0]}"
             raise _UnusableSampleError(ValueError, expected, " and ".join(kind))
     return tuple(torch.stack(column) for column in zip(*samples, strict=True))
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep what reading draws apart from what training draws, where one process does both."""
-    before = randomness.capture(torch.device("cpu"))
-    try:
-        yield
-    finally:
-        randomness.restore(before, torch.device("cpu"))
-
-
-def _seed(words: str) -> None:
-    """Seed every generator that a data set may draw from."""
-    seed = int.from_bytes(sha256(words.encode()).digest()[:4], "big")
-    torch.default_generator.manual_seed(seed)  # that of the CPU alone: a worker has no other
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)

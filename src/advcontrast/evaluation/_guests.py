@@ -19,6 +19,7 @@ from .._checks import (
     type_name,
 )
 from .._modes import buffers_kept, eval_mode, frozen
+from .._random import kept
 from .._types import Objective
 from ..norm import DualNorm
 
@@ -38,12 +39,12 @@ def borrowed(owner: str, model: nn.Module) -> Iterator[torch.device]:
     """Lend a model to an evaluation, and yield its device.
 
     Inside the block the model is in eval mode, none of its parameters requires a gradient, and no graph is built. On
-    the way out modes, ``requires_grad``, buffers and the global random state of CPU and device are what they were.
+    the way out modes, ``requires_grad``, buffers and every global random state are what they were.
     """
     check_module(owner, model)
     device = device_of(model)
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        stack.enter_context(kept())
         stack.enter_context(buffers_kept(model))
         stack.enter_context(eval_mode(model))
         stack.enter_context(frozen(model))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,9 @@ from .._checks import (
     check_tensor,
     complaint,
 )
+from .._random import kept
 from .._types import NORMS, Norm
-from ..engine import Checkpoint, randomness
+from ..engine import Checkpoint
 from ..engine.progress import progress as progress_bar
 from ._guests import borrowed, branch_in_use, checked_batches, checked_logits, refuse_probabilities
 from ._pyautoattack import SUITES, Suite, misclassified, pyautoattack
@@ -157,7 +158,7 @@ def autoattack(
             _check_images(x)
             digest = ledger.digest(x, y)
             page = ledger.page(i, digest)
-            with _kept_randomness(device):
+            with kept():  # pyautoattack seeds every device
                 if page is None:
                     torch.manual_seed(suite.seed)
                     logits = checked_logits(_OWNER, model, x, labels)
@@ -180,17 +181,6 @@ def autoattack(
     broken_by = torch.cat([page.verdicts for page in pages])
     attacks = suite.attacks(pages[0].classes)
     return AutoAttackResult(broken_by == _STOOD, broken_by != _WRONG, broken_by, attacks, branch=branch_in_use(model))
-
-
-@contextmanager
-def _kept_randomness(device: torch.device) -> Iterator[None]:
-    """Give every global generator its state back: ``pyautoattack`` seeds those of all devices."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        state = randomness.capture(device)
-        try:
-            yield
-        finally:
-            randomness.restore(state, device)
 
 
 def _check_images(x: Tensor) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 
-import torch
 from torch import Tensor, nn
 
 from .._checks import check_module, check_tensor, complaint
+from .._random import kept
 from ._guests import borrowed
 
 _OWNER = "unchanged"
@@ -79,22 +79,9 @@ def fingerprint(model: nn.Module) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global random state of CPU and device for the block; on the way out restore what it was."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):
-        # torch.manual_seed would seed every device, also those whose state is not restored.
-        torch.default_generator.manual_seed(seed)
-        for each in cuda:
-            with torch.cuda.device(each):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
 def _features(encoder: nn.Module, images: Tensor) -> bytes:
     # What an encoder draws in eval mode is no change of it.
-    with borrowed(_OWNER, encoder) as device, seeded(0, device):
+    with borrowed(_OWNER, encoder), kept(0):
         features = encoder(images)
     check_tensor(_OWNER, "the output of the encoder", features, remedy="Return the features as one tensor")
     return digest(features)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from .._checks import check_int, check_module, check_real, complaint
 from .._modes import eval_mode
+from .._random import kept
 from ..attacks import PGDAttack
-from ._guests import device_of
-from .frozen import seeded
 
 _OWNER = "catastrophic_overfitting"
 
@@ -104,5 +103,5 @@ def _loss(learner: Any, attack: PGDAttack, batch: tuple[Tensor, ...], seed: int)
     if isinstance(getattr(learner, "attack", None), nn.Module):
         del learner.attack  # a module gives its place only to another one
     learner.attack = attack
-    with seeded(seed, device_of(learner)), eval_mode(learner), torch.no_grad():
+    with kept(seed), eval_mode(learner), torch.no_grad():
         return float(learner(*batch)[0])

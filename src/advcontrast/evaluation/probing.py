@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._checks import check_int, check_module, check_path, check_tensor, complaint, type_name
 from .._memory_format import choose_memory_format
+from .._random import kept
 from ..augment import CropFlip
 from ..data import ImageSet, labelled_subset
 from ..engine import MultiStep, fit, steps_per_epoch
@@ -28,7 +29,7 @@ from ..surgery import export_branch
 from ._guests import borrowed, device_of
 from ._splits import check_splits
 from .accuracy import Accuracy, accuracy, robust_accuracy
-from .frozen import fingerprint, seeded, unchanged
+from .frozen import fingerprint, unchanged
 from .protocols import Protocol
 
 _OWNER = "run_protocol"
@@ -120,7 +121,7 @@ def run_protocol(
     train, test = train.to(device), test.to(device)
     validation = None if validation is None else validation.to(device)
     where = None if folder is None else Path(folder)
-    with seeded(seed, device):
+    with kept(seed):
         model, history = _classifier(encoder, protocol, train, validation, seed, where)
     tested = history[-1] if protocol.select == "last" else max(history, key=lambda row: row[protocol.select])
     ta = accuracy(model, test.batches(_BATCH))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._checks import check_finite, check_module, check_tensor, check_within, complaint
+from .._random import kept
 from ._guests import borrowed, checked_batches, checked_logits
 from .alarms import Alarm
 
@@ -100,7 +101,7 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
         outputs = []
         for others in (x, 1 - x):
             # Both passes draw the same numbers, so that only the neighbours differ.
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with kept():
                 outputs.append(_output("batch_dependence", model, torch.cat([x, others]))[: len(x)])
         difference = _difference(*outputs)
     reason = f"other images in the batch change the output by {difference:.1e} of its spread"

@@ -1,0 +1,88 @@
+"""The state of the global random generators: torch, the accelerator of the process, Python, and NumPy where it is used.
+
+Nothing here initialises an accelerator. One that the process has not used has no state to keep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def capture(*devices: torch.device) -> dict[str, Any]:
+    """Return the states of the generators of the host and of these devices, as plain data."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    state["devices"] = [torch.get_device_module(device).get_rng_state(device) for device in _accelerators(devices)]
+    if "numpy" in sys.modules:
+        _, key, position, has_gauss, gauss = sys.modules["numpy"].random.get_state()
+        state["numpy"] = [key.tolist(), int(position), int(has_gauss), float(gauss)]
+    return state
+
+
+def restore(state: dict[str, Any], *devices: torch.device) -> None:
+    """Set every generator to the state that :func:`capture` returned for as many devices; they may be others."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    for device, saved in zip(_accelerators(devices), state["devices"], strict=False):
+        torch.get_device_module(device).set_rng_state(saved, device)
+    if "numpy" in state and "numpy" in sys.modules:
+        sys.modules["numpy"].random.set_state(("MT19937", *state["numpy"]))
+
+
+def reseed(seed: int, *devices: torch.device) -> None:
+    """Seed what :func:`capture` captures. ``torch.manual_seed`` would seed other devices too."""
+    torch.default_generator.manual_seed(seed)
+    for device in _accelerators(devices):
+        state = torch.Generator(device).manual_seed(seed).get_state()
+        torch.get_device_module(device).set_rng_state(state, device)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
+
+
+def branch_off(state: dict[str, Any], rank: int, *devices: torch.device) -> None:
+    """Seed every generator from a captured state and the number of a process: one that joins a run has no stream yet.
+
+    Its stream is neither that of another process nor one that a process of this number has had before.
+    """
+    digest = hashlib.sha256(repr((rank, state["torch"].tolist(), state["python"])).encode()).digest()
+    reseed(int.from_bytes(digest[:8], "big"), *devices)
+
+
+@contextmanager
+def kept(seed: int | None = None) -> Iterator[None]:
+    """Restore every global generator after the block, those of all devices included.
+
+    Args:
+        seed: of all of them inside the block; ``None`` leaves them as they are.
+    """
+    devices = _in_use()
+    before = capture(*devices)
+    try:
+        if seed is not None:
+            reseed(seed, *devices)
+        yield
+    finally:
+        restore(before, *devices)
+
+
+def _accelerators(devices: tuple[torch.device, ...]) -> list[torch.device]:
+    return [device for device in devices if device.type != "cpu"]
+
+
+def _in_use() -> list[torch.device]:
+    """Return all devices of the accelerator that this process has used, none where it has used none."""
+    kind = torch.accelerator.current_accelerator()
+    if kind is None:
+        return []
+    module = torch.get_device_module(kind)
+    # MPS has one generator, which needs no initialisation.
+    if not getattr(module, "is_initialized", torch.accelerator.is_available)():
+        return []
+    return [torch.device(kind.type, index) for index in range(module.device_count())]
