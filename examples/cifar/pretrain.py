@@ -35,7 +35,7 @@ from selfie import SelfieLearner
 from torch import nn
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, convert_to_dual_bn, export_branch
-from advcontrast.augment import Replay, SimCLRAugment
+from advcontrast.augment import Replay
 from advcontrast.engine import LARS, WarmupCosine, fit, steps_per_epoch
 from advcontrast.models import acl_head, simclr_head
 
@@ -155,8 +155,8 @@ def acl(settings: Settings, encoder: nn.Module, features: int, images: Images, s
     model = join(encoder, head)
     if is_dual(settings):
         model = convert_to_dual_bn(model)
-    view = SimCLRAugment(images.size, strength=settings.strength, min_area=settings.min_area)
-    augment = Replay(ContrastivePairAugment(images.size, transform=view), times=settings.replays)
+    views = ContrastivePairAugment(images.size, strength=settings.strength, min_area=settings.min_area)
+    augment = Replay(views, times=settings.replays)
     loss = NTXentLoss(settings.temperature, gather=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of single norms, which were asked for

@@ -47,6 +47,12 @@ def test_the_default_is_simclrs_recipe_twice():
     assert all(map(torch.equal, ContrastivePairAugment()(x, seeded()), expected))
 
 
+def test_the_smallest_area_is_that_of_the_recipe():
+    x, generator = images(8, 3, 32, 32), seeded()
+    expected = [SimCLRAugment(min_area=0.9)(x, generator) for _ in range(2)]
+    assert all(map(torch.equal, ContrastivePairAugment(min_area=0.9)(x, seeded()), expected))
+
+
 def test_strength_and_size_are_those_of_the_recipe():
     x, generator = images(8, 3, 20, 20), seeded()
     expected = [SimCLRAugment((16, 24), strength=0.3)(x, generator) for _ in range(2)]
@@ -159,9 +165,9 @@ def test_small_batches_have_two_views(n):
 @pytest.mark.parametrize(
     ("augment", "expected"),
     [
-        (ContrastivePairAugment(), "ContrastivePairAugment(32, strength=1.0, transform=None)"),
-        (ContrastivePairAugment((8, 9), strength=0.5), "ContrastivePairAugment((8, 9), strength=0.5, transform=None)"),
-        (ContrastivePairAugment(transform=abs), "ContrastivePairAugment(32, strength=1.0, transform=<built-in"),
+        (ContrastivePairAugment(), "ContrastivePairAugment(32, strength=1.0, min_area=0.1, transform=None)"),
+        (ContrastivePairAugment((8, 9), min_area=0.5), "ContrastivePairAugment((8, 9), strength=1.0, min_area=0.5, tr"),
+        (ContrastivePairAugment(transform=abs), "ContrastivePairAugment(32, strength=1.0, min_area=0.1, transform=<b"),
     ],
 )
 def test_repr_reads_as_the_call(augment, expected):
@@ -185,6 +191,16 @@ STRENGTH = r"strength to be a finite number >= 0 and <= 1"
         (ValueError, {"strength": -0.1}, rf"{STRENGTH}, got -0\.1\. 1 is the full recipe\."),
         (ValueError, {"strength": 1.1}, rf"{STRENGTH}, got 1\.1\. 1 is the full recipe\."),
         (ValueError, {"strength": float("nan")}, rf"{STRENGTH}, got nan\. 1 is the full recipe\."),
+        (
+            ValueError,
+            {"min_area": 0.0},
+            r"min_area to be a finite number > 0 and <= 1, got 0\.0\. 0\.1 is the code of ACL's\.",
+        ),
+        (
+            ValueError,
+            {"transform": abs, "min_area": 0.08},
+            r"no min_area beside a transform, got 0\.08\. Set .* inside .*",
+        ),
         (TypeError, {"strength": "1"}, rf"{STRENGTH}, got str\. 1 is the full recipe\."),
         (
             TypeError,

@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from advcontrast.data import train_validation_split
 from advcontrast.engine import Checkpoint, WarmupCosine, steps_per_epoch
+from advcontrast.models import resnet18
 from tests.examples.cifar import (
     CIFAR,
     FEW,
@@ -447,6 +449,12 @@ def test_pretraining_has_the_numbers_of_the_paper():
     given = settings_of("pretrain", "--preset", "paper")
     assert (given.epochs, given.batch_size, given.attack_steps) == (1000, 512, 5)
     assert (given.head, given.min_area, given.spare_norms) == ("simclr", 0.08, True)
+
+
+def test_pretraining_crops_as_its_flag_asks_without_a_transform():
+    given = settings_of("pretrain", "--preset", "paper")
+    learner = module("pretrain").acl(given, resnet18(0, width=2), 16, SimpleNamespace(size=32), 100)
+    assert repr(learner.augment.augment) == "ContrastivePairAugment(32, strength=1.0, min_area=0.08, transform=None)"
 
 
 def test_the_fast_preset_costs_a_tenth():

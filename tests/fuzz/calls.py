@@ -300,7 +300,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "augment.Corruption": lambda _: call(augment.Corruption, name="fog", severity=3),
     "augment.Corruption.__call__": lambda _: call(augment.Corruption("contrast"), x=images(), generator=seeded()),
     "augment.ContrastivePairAugment": lambda _: call(
-        augment.ContrastivePairAugment, size=8, strength=1.0, transform=simclr
+        augment.ContrastivePairAugment, size=8, strength=1.0, min_area=0.1, transform=simclr
     ),
     "augment.ContrastivePairAugment.__call__": lambda _: call(
         augment.ContrastivePairAugment(8), x=images(), generator=seeded()

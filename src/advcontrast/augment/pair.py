@@ -29,13 +29,16 @@ class ContrastivePairAugment:
         size: side of the views in pixels, or (height, width); only for the default recipe.
         strength: how strong the default recipe is, in [0, 1]: 1 is that of the ACL code, 0 leaves only the mirror
             image.
+        min_area: smallest area of a crop of the default recipe at full strength, as a fraction in (0, 1]: 0.1 in the
+            code of ACL, 0.08 in SimCLR.
         transform: what makes a view instead of the default recipe: any callable of an image batch ``[N, C, H, W]`` in
             [0, 1], such as a kornia module. Torchvision's transforms draw once a call, so they are called image by
             image; hidden in a function of yours they cannot be recognised. What bicubic interpolation puts beyond
             [0, 1] is clamped.
 
     Raises:
-        ValueError: size < 1, strength outside [0, 1], or a strength beside a transform, which would go unused.
+        ValueError: size < 1, strength or min_area out of range, or one of them beside a transform, which would go
+            unused.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -50,23 +53,28 @@ class ContrastivePairAugment:
         size: int | tuple[int, int] = 32,
         *,
         strength: float = 1.0,
+        min_area: float = 0.1,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         height_width(_OWNER, size)
         check_real(_OWNER, "strength", strength, low=0, high=1, remedy="1 is the full recipe")
+        check_real(_OWNER, "min_area", min_area, low=0, high=1, above=True, remedy="0.1 is the code of ACL's")
         if transform is not None and not callable(transform):
             remedy = "Pass a function of an image batch, or None for SimCLR's recipe"
             raise TypeError(complaint(_OWNER, "transform to be callable", type_name(transform), remedy))
-        if transform is not None and strength != 1.0:
-            remedy = "Set the strength inside the transform"
-            raise ValueError(complaint(_OWNER, "no strength beside a transform", repr(strength), remedy))
+        for name, value, default in (("strength", strength, 1.0), ("min_area", min_area, 0.1)):
+            if transform is not None and value != default:
+                remedy = f"Set the {name} inside the transform"
+                raise ValueError(complaint(_OWNER, f"no {name} beside a transform", repr(value), remedy))
         self.size = size
         self.strength = strength
+        self.min_area = min_area
         self.transform = transform
-        self._recipe = SimCLRAugment(size, strength=strength)
+        self._recipe = SimCLRAugment(size, strength=strength, min_area=min_area)
 
     def __repr__(self) -> str:
-        return f"{_OWNER}({self.size}, strength={self.strength}, transform={self.transform!r})"
+        recipe = f"{self.size}, strength={self.strength}, min_area={self.min_area}"
+        return f"{_OWNER}({recipe}, transform={self.transform!r})"
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return two random views of every image.
