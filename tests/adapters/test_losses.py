@@ -1,6 +1,5 @@
 """Losses of other libraries as the contrastive term of ACL."""
 
-import copy
 import re
 
 import pytest
@@ -39,7 +38,8 @@ LOSSES = {
     "bank": lambda: lightly.NTXentLoss(memory_bank_size=(16, 8)),
 }
 
-traces = pytest.mark.filterwarnings("ignore:ACLTrainer. expected a loss that an attack leaves as it was:UserWarning")
+
+MEMORIES = ("bank", "lightly TiCoLoss")
 
 
 def network():
@@ -53,11 +53,13 @@ def embeddings(seed=0):
     return torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
 
 
-@traces
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", LOSSES)
 def test_it_trains_in_every_mode(name, mode):
-    acl = ACLTrainer(network(), loss=LOSSES[name](), attack=ATTACK, mode=mode)
+    loss = LOSSES[name]()
+    if mode == "DS" and name in MEMORIES:
+        loss = Remembering(loss)
+    acl = ACLTrainer(network(), loss=loss, attack=ATTACK, mode=mode)
     out = acl(*VIEWS)
     out.loss.backward()
     found = [parameter.grad for parameter in acl.model[0].parameters()]
@@ -65,7 +67,6 @@ def test_it_trains_in_every_mode(name, mode):
     assert all(grad.isfinite().all() and grad.any() for grad in found)
 
 
-@traces
 @pytest.mark.parametrize("mode", ["A2A", "A2S"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_it_guides_the_attack(name, mode):
@@ -104,68 +105,80 @@ def test_numbered_pairs_are_what_pml_makes_of_two_views():
     )
 
 
-def moved(loss, mode="A2A", steps=3):
-    """Return how many embeddings a memory bank takes in one step of training."""
-    attack = PGDAttack(eps=0.1, step_size=0.05, steps=steps)
-    model = network()
-    loss = loss(model)
-    bank = (loss.loss if isinstance(loss, Remembering) else loss).memory_bank
-    before = bank.bank.clone()
-    ACLTrainer(model, loss=loss, attack=attack, mode=mode)(*VIEWS)
-    return int((bank.bank != before).any(1).sum())
-
-
 def bank():
     return lightly.NTXentLoss(memory_bank_size=(64, 8))
 
 
-def test_a_memory_bank_remembers_every_step_of_the_attack():
-    """What ``Remembering`` is for; should lightly change, the page that says so must."""
-    with pytest.warns(UserWarning, match="expected a loss that an attack leaves as it was, got NTXentLoss"):
-        assert moved(lambda model: bank()) == 4 * 8
+def enqueued(branches, loss, mode):
+    """Return how many embeddings each memory takes in one step of training."""
+    banks = [branch.memory_bank for branch in branches]
+    before = [bank.bank.clone() for bank in banks]
+    ACLTrainer(network(), loss=loss, attack=ATTACK, mode=mode)(*VIEWS)
+    return [int((bank.bank != old).any(1).sum()) for bank, old in zip(banks, before, strict=True)]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_remembering_one_remembers_training_passes_alone(mode):
-    assert moved(lambda model: Remembering(bank(), model), mode) == (16 if mode == "DS" else 8)
+@pytest.mark.parametrize(("mode", "expected"), [("S2S", [8, 0]), ("A2A", [0, 8]), ("A2S", [0, 8]), ("DS", [8, 8])])
+def test_each_stream_is_remembered_once_a_step(mode, expected):
+    loss = Remembering(bank())
+    assert enqueued([loss.loss.clean, loss.loss.adv], loss, mode) == expected
+
+
+@pytest.mark.parametrize("mode", ["S2S", "A2A", "A2S"])
+def test_one_stream_needs_no_wrapper(mode):
+    loss = bank()
+    assert enqueued([loss], loss, mode) == [8]
+
+
+def test_the_clean_stream_does_not_find_its_images_in_the_memory():
+    """With weights that do not differ between the branches and without attack both streams have one loss."""
+    torch.manual_seed(0)
+    acl = ACLTrainer(network(), loss=Remembering(bank()), attack=lambda objective, x: x)
+    terms = acl(*VIEWS).terms
+    assert torch.equal(terms["loss_clean"], terms["loss_adv"])
 
 
 def test_a_running_covariance_is_that_of_the_training_passes():
     model = network()
-    tico = Remembering(lightly.TiCoLoss(), model)
+    tico = Remembering(lightly.TiCoLoss())
     acl = ACLTrainer(model, loss=tico, attack=ATTACK, mode="A2A")
     seen = []
     model.register_forward_hook(lambda module, x, z: seen.append(z.detach()) if module.training else None)
     acl(*VIEWS)
     z1 = nn.functional.normalize(seen[0][:8], dim=1)
-    torch.testing.assert_close(tico.loss.C, 0.1 * z1.T @ z1 / 8)
+    torch.testing.assert_close(tico.loss.adv.C, 0.1 * z1.T @ z1 / 8)
 
 
-def test_validation_is_not_remembered():
-    model = network()
-    loss = Remembering(bank(), model)
-    acl, before = ACLTrainer(model, loss=loss, attack=ATTACK).eval(), loss.loss.memory_bank.bank.clone()
-    acl(*VIEWS)
-    assert torch.equal(loss.loss.memory_bank.bank, before)
+def test_the_memory_of_plain_attributes_is_kept_too():
+    class Plain(nn.Module):
+        calls = 0
+
+        def forward(self, z1, z2):
+            self.calls += 1
+            return NTXentLoss()(z1, z2)
+
+    loss = Remembering(Plain())
+    ACLTrainer(network(), loss=loss, attack=ATTACK)(*VIEWS)
+    assert (loss.loss.clean.calls, loss.loss.adv.calls) == (1, 1)
 
 
-def test_the_parameters_of_the_network_are_counted_once():
-    model = network()
-    acl = ACLTrainer(model, loss=Remembering(bank(), model))
-    assert list(acl.state_dict()) == [f"model.{name}" for name in model.state_dict()]
+def test_layers_of_a_loss_with_a_memory_are_shared_by_the_streams():
+    loss = nn.Linear(2, 2)
+    loss.bank = lightly.NTXentLoss(memory_bank_size=(64, 8))
+    assert [name for name, _ in Remembering(loss).named_parameters()] == ["loss.clean.weight", "loss.clean.bias"]
 
 
-def test_a_copy_watches_the_network_that_was_copied_with_it():
-    model = network()
-    acl = copy.deepcopy(ACLTrainer(model, loss=Remembering(bank(), model)))
-    assert acl.loss._model[0] is acl.model
+def test_a_forward_pass_that_copies_would_share_is_refused():
+    loss = bank()
+    loss.forward = lambda z1, z2: z1.sum()
+    with pytest.raises(ValueError, match=r"^Remembering: expected loss with the forward pass of its class"):
+        Remembering(loss)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: NumberedPairs(3), "NumberedPairs: expected loss to be callable, got int. "),
-        (lambda: Remembering(3, nn.ReLU()), "Remembering: expected loss to be callable, got int. "),
+        (lambda: Remembering(lambda z1, z2: z1), "Remembering: expected loss to be an nn.Module, got function. "),
         (lambda: Remembering(nn.ReLU(), 3), "Remembering: expected model to be an nn.Module, got int. "),
     ],
 )

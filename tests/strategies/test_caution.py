@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, PGDAttack, convert_to_dual_bn
+from advcontrast.adapters.losses import Remembering
 from advcontrast.functional import nt_xent
 from tests.strategies.networks import network, views
 
@@ -26,16 +27,40 @@ def with_head(*heads, split="both"):
 
 
 class Bank(nn.Module):
-    """NT-Xent that counts its calls in a buffer, in place or by a new one."""
+    """NT-Xent that writes embeddings to a memory, in place or to a new one, and perhaps in train mode alone."""
 
-    def __init__(self, in_place):
+    def __init__(self, in_place=True, always=True, rows=64):
         super().__init__()
-        self.in_place = in_place
+        self.in_place, self.always = in_place, always
+        self.register_buffer("memory", torch.zeros(rows, 5))
         self.register_buffer("calls", torch.zeros(()))
+        self.found = []
 
     def forward(self, z1, z2):
-        self.calls = self.calls.add_(1) if self.in_place else self.calls + 1
+        self.found.append(self.memory.clone())
+        if self.training or self.always:
+            if not self.in_place:
+                self.memory = self.memory.clone()
+            self.memory[: len(z1)] += z1.detach()
+        self.calls += 1
         return nt_xent(z1, z2)
+
+
+class Predicting(nn.Module):
+    """The loss of SimSiam, which notes how its predictor is set up in each call."""
+
+    def __init__(self, norm=nn.BatchNorm1d):
+        super().__init__()
+        self.predictor = nn.Sequential(nn.Linear(5, 5), norm(5), nn.ReLU(), nn.Linear(5, 5))
+        self.found = []
+
+    def forward(self, z1, z2):
+        norm = self.predictor[1]
+        modes = {part.training for part in self.modules()}
+        wanted = {parameter.requires_grad for parameter in self.parameters()}
+        self.found.append((modes, wanted, getattr(norm, "branch", None)))
+        pairs = ((z1, z2), (z2, z1))
+        return -sum(nn.functional.cosine_similarity(self.predictor(a), b.detach()).mean() for a, b in pairs) / 2
 
 
 @pytest.mark.parametrize("mode", ["A2S", "DS"])
@@ -79,40 +104,115 @@ def test_norms_that_move_nothing_between_the_branches_are_no_reason(head, split)
     quiet(lambda: ACLTrainer(with_head(head, split=split), attack=ATTACK))
 
 
-@pytest.mark.parametrize("mode", ["A2A", "A2S", "DS"])
-@pytest.mark.parametrize("in_place", [True, False])
-def test_a_loss_that_keeps_traces_of_the_attack_is_warned_about(in_place, mode):
-    acl = ACLTrainer(network(), loss=Bank(in_place), attack=ATTACK, mode=mode)
+def test_single_norms_of_a_loss_are_named_too():
     text = (
-        "ACLTrainer: expected a loss that an attack leaves as it was, got Bank, whose buffers changed. "
-        "Wrap it in adapters.losses.Remembering, so that only the batches that are trained on are remembered."
+        "ACLTrainer: expected dual batch norms for mode 'DS', got single ones beside them: loss.predictor.1. "
+        "Call convert_to_dual_bn(loss) too, unless these are meant to be shared."
     )
     with pytest.warns(UserWarning, match=f"^{re.escape(text)}$"):
+        ACLTrainer(network(), loss=Predicting(), attack=ATTACK)
+
+
+def test_what_that_warning_advises_silences_it():
+    quiet(lambda: ACLTrainer(network(), loss=convert_to_dual_bn(Predicting()), attack=ATTACK))
+
+
+@pytest.mark.parametrize(
+    ("mode", "under_attack", "trained"), [("A2A", 2, ["adv"]), ("A2S", 2, ["adv"]), ("DS", 2, ["adv", "clean"])]
+)
+def test_a_loss_with_layers_is_attacked_as_the_model_is(mode, under_attack, trained):
+    loss = convert_to_dual_bn(Predicting())
+    acl = ACLTrainer(network(), loss=loss, attack=ATTACK, mode=mode)
+    quiet(lambda: acl(*views())).loss.backward()
+    attacked = [({False}, {False}, "adv")] * under_attack
+    assert loss.found == attacked + [({True}, {True}, branch) for branch in trained]
+    assert loss.predictor[1].adv.num_batches_tracked == 2  # both views, in training alone
+    assert loss.predictor[1].branch == "clean"
+
+
+def test_a_loss_with_branches_of_other_names_is_refused():
+    loss = convert_to_dual_bn(Predicting(), branches=("a", "b"))
+    with pytest.raises(ValueError, match=r"^ACLTrainer: expected dual norms to have the branches 'clean' and 'adv'"):
+        ACLTrainer(network(), loss=loss)
+
+
+@pytest.mark.parametrize("mode", ["S2S", "A2A", "A2S", "DS"])
+def test_parameters_of_a_loss_without_gradients_are_those_that_ddp_ignores(mode):
+    acl = ACLTrainer(network(), loss=convert_to_dual_bn(Predicting()), attack=ATTACK, mode=mode)
+    acl(*views()).loss.backward()
+    without = [name for name, parameter in acl.named_parameters() if parameter.grad is None]
+    assert acl._ddp_params_and_buffers_to_ignore == without
+    assert any(name.startswith("loss.") for name in without) == (mode != "DS")
+
+
+@pytest.mark.parametrize("mode", ["A2A", "A2S"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_attack_finds_the_memory_of_training_and_leaves_it(in_place, mode):
+    loss = Bank(in_place)
+    acl = ACLTrainer(network(), loss=loss, attack=ATTACK, mode=mode)
+    quiet(lambda: [acl(*views()) for _ in range(2)])
+    first, second = loss.found[:3], loss.found[3:]  # two steps of the attack, one of training
+    for found in (first, second):
+        assert all(torch.equal(memory, found[-1]) for memory in found)
+    assert not torch.equal(first[-1], second[-1])
+    assert loss.calls == 2
+
+
+@pytest.mark.parametrize("always", [True, False], ids=["in eval mode too", "in train mode alone"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_one_memory_for_two_streams_is_refused(in_place, always):
+    acl = ACLTrainer(network(), loss=Bank(in_place, always), attack=ATTACK)
+    text = (
+        "ACLTrainer: expected loss to have a memory for each stream of mode 'DS', got Bank with one, memory. "
+        "Wrap it, adapters.losses.Remembering(loss), so that no image becomes its own negative."
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(text)}$"):
         acl(*views())
 
 
-def test_a_buffer_that_takes_the_place_of_a_freed_one_is_seen():
+def test_a_memory_that_takes_the_place_of_a_freed_one_is_seen():
     class Renewing(Bank):
         def forward(self, z1, z2):
-            self.calls = None
-            self.calls = torch.zeros(())  # where the freed one was, more often than not
+            self.memory = None
+            self.memory = torch.zeros(64, 5)  # where the freed one was, more often than not
             return nt_xent(z1, z2)
 
-    acl = ACLTrainer(network(), loss=Renewing(in_place=False), attack=ATTACK, mode="A2A")
-    with pytest.warns(UserWarning, match="whose buffers changed"):
+    acl = ACLTrainer(network(), loss=Renewing(), attack=ATTACK)
+    with pytest.raises(RuntimeError, match="got Renewing with one, memory"):
         acl(*views())
 
 
-@pytest.mark.parametrize("in_place", [True, False])
-def test_what_a_loss_remembers_of_training_is_no_reason(in_place):
-    acl = ACLTrainer(network(), loss=Bank(in_place), mode="S2S")
-    quiet(lambda: acl(*views()))
-    assert acl.loss.calls == 1
-
-
-def test_buffers_made_under_inference_mode_are_looked_at_too():
+def test_a_memory_made_under_inference_mode_is_looked_at_too():
     with torch.inference_mode():
         loss = Bank(in_place=False)
-    acl = ACLTrainer(network(), loss=loss, attack=ATTACK, mode="A2A")
-    with pytest.warns(UserWarning, match="whose buffers changed"):
+    loss.calls = torch.zeros(())
+    acl = ACLTrainer(network(), loss=loss, attack=ATTACK)
+    with pytest.raises(RuntimeError, match="got Bank with one, memory"):
         acl(*views())
+
+
+def test_counters_are_no_memory():
+    class Counting(Bank):
+        def forward(self, z1, z2):
+            self.calls += 1
+            return nt_xent(z1, z2)
+
+    loss = Counting()
+    quiet(lambda: ACLTrainer(network(), loss=loss, attack=ATTACK)(*views()))
+    assert loss.calls == 2
+
+
+def test_each_stream_has_its_memory_where_the_loss_remembers():
+    bank = Bank()
+    loss = Remembering(bank)
+    quiet(lambda: ACLTrainer(network(), loss=loss, attack=ATTACK)(*views()))
+    assert not any(memory.any() for memory in bank.found + loss.loss.adv.found)
+    assert bank.memory.any()
+    assert loss.loss.adv.memory.any()
+
+
+def test_a_validation_is_not_remembered():
+    loss = Bank()
+    ACLTrainer(network(), loss=loss, mode="S2S").eval()(*views())
+    assert not loss.memory.any()
+    assert loss.calls == 0

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._checks import check_module, complaint, type_name
 from ..functional.nt_xent import check_embeddings
+from ..norm import DualNorm
 
 
 class NumberedPairs(nn.Module):
@@ -34,22 +35,31 @@ class NumberedPairs(nn.Module):
 
 
 class Remembering(nn.Module):
-    """A loss that remembers batches, as a memory bank does, but only those on which ``model`` is trained.
+    """A loss that remembers batches, as a memory bank does, with a memory for each branch.
 
-    Without it every step of the attack would be remembered too. Outside train mode, in which the attack never is, a
-    copy of the loss is asked.
+    In DS the adversarial stream would otherwise enqueue the very images that the clean stream then pushes away.
+    ``ACLTrainer`` switches the branches, whose buffers are their own and whose parameters are shared. In eval mode, as
+    under attack, a copy of the loss is called, so that it remembers nothing, in plain attributes neither. ``model`` is
+    no longer needed.
     """
 
-    def __init__(self, loss: nn.Module, model: nn.Module) -> None:
+    def __init__(self, loss: nn.Module, model: nn.Module | None = None) -> None:
         super().__init__()
-        check_module("Remembering", model)
-        self.loss = _callable("Remembering", loss)
-        self._model = (model,)  # in a tuple: its parameters are not those of the loss
+        if model is not None:
+            check_module("Remembering", model)
+        if not isinstance(loss, nn.Module):
+            remedy = "Pass the module that holds the memory, not a function around it"
+            raise TypeError(complaint("Remembering", "loss to be an nn.Module", type_name(loss), remedy))
+        if any("forward" in vars(part) for part in loss.modules()):
+            rule, got = "loss with the forward pass of its class", "another one, which a copy would share"
+            raise ValueError(complaint("Remembering", rule, got, "Write a subclass that has it"))
+        self.loss = DualNorm(loss, split="stats")
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the loss of two views, ``[N, D]`` each."""
-        loss = self.loss if self._model[0].training else deepcopy(self.loss)
-        return loss(z1, z2)
+        loss = self.loss if self.training else deepcopy(self.loss.active)
+        value: Tensor = loss(z1, z2)
+        return value
 
 
 def _callable(owner: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:

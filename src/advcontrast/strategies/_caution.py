@@ -1,54 +1,69 @@
-"""What the contrastive trainer warns of: training that runs, and is not what it looks like."""
+"""Checks of the contrastive trainer for training that would run and learn something else."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import complaint, type_name
+from .._checks import complaint
 from ..norm import DualNorm
 
 
-def warn_of_single_norms(owner: str, model: nn.Module, mode: str) -> None:
-    """Warn of norms through which both clean and perturbed images will go, unless they share by design."""
+def warn_of_single_norms(owner: str, model: nn.Module, loss: nn.Module | None, mode: str) -> None:
+    """Warn of norms that clean and perturbed images share, unless they do so by design."""
     dual = [module for module in model.modules() if isinstance(module, DualNorm)]
-    inside = {part for norm in dual for part in norm.modules()}
-    single = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats and module not in inside
-    ]
+    single, of_loss = _single_norms(model), [f"loss.{name}" for name in _single_norms(loss)] if loss else []
     if not dual:
         got = f"none in {type(model).__name__}"
         remedy = "Call convert_to_dual_bn(model) first, unless this is the single-norm ablation"
-    elif single and any(norm.split != "affine" for norm in dual):
-        got = f"single ones beside them: {', '.join(single[:3])}{', ...' if len(single) > 3 else ''}"
-        remedy = "Call convert_to_dual_bn(model) once its head is attached, unless these are meant to be shared"
+    elif (single or of_loss) and any(norm.split != "affine" for norm in dual):
+        names = single + of_loss
+        got = f"single ones beside them: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        call = "convert_to_dual_bn(model) once its head is attached" if single else "convert_to_dual_bn(loss) too"
+        remedy = f"Call {call}, unless these are meant to be shared"
     else:
         return
     text = complaint(owner, f"dual batch norms for mode {mode!r}", got, remedy)
     warnings.warn(text, UserWarning, stacklevel=3)
 
 
+def _single_norms(module: nn.Module) -> list[str]:
+    return [
+        name for name, part in _outside_dual_norms(module) if isinstance(part, _BatchNorm) and part.track_running_stats
+    ]
+
+
 @contextmanager
-def watched(owner: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """Warn if what happens inside leaves traces in the buffers of a loss, as a memory bank."""
-    before = _writes(loss)
-    yield
-    after = _writes(loss)
-    if any(a is not b or n != m for (a, n), (b, m) in zip_longest(before, after, fillvalue=(None, 0))):
-        got = f"{type_name(loss)}, whose buffers changed"
-        remedy = "Wrap it in adapters.losses.Remembering, so that only the batches that are trained on are remembered"
-        text = complaint(owner, "a loss that an attack leaves as it was", got, remedy)
-        warnings.warn(text, UserWarning, stacklevel=3)
+def moved_memories(loss: nn.Module) -> Iterator[list[str]]:
+    """Yield a list that holds, after the block, the memories of a loss that were written to and serve all branches.
+
+    A memory is a buffer of two dimensions or more, as one row an embedding makes it; running statistics and counters
+    have fewer. Versions are compared, not values: nothing waits for the device.
+    """
+    before = _memories(loss)
+    moved: list[str] = []
+    yield moved
+    after = _memories(loss)
+    for name in before.keys() | after.keys():
+        (buffer, version), (other, now) = (found.get(name, (None, 0)) for found in (before, after))
+        if buffer is not other or version != now:
+            moved.append(name)
 
 
-def _writes(loss: Callable[[Tensor, Tensor], Tensor]) -> list[tuple[Tensor | None, int]]:
-    """Return the buffers of a loss and how often each was written to; no device is waited for."""
-    buffers = loss.buffers() if isinstance(loss, nn.Module) else ()
-    return [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in buffers]
+def _memories(loss: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    return {
+        f"{name}.{key}".lstrip("."): (buffer, 0 if buffer.is_inference() else buffer._version)
+        for name, module in _outside_dual_norms(loss)
+        for key, buffer in module._buffers.items()
+        if buffer is not None and buffer.dim() >= 2
+    }
+
+
+def _outside_dual_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules, by their names, that no dual norm has one of for each branch."""
+    inside = {part for norm in module.modules() if isinstance(norm, DualNorm) for part in norm.modules()}
+    return [(name, part) for name, part in module.named_modules() if part not in inside]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from .. import distributed
 from .._checks import check_choice, check_generator, check_module, check_real, check_tensor, complaint, type_name
 from .._memory_format import warn_of_channels_last
+from .._modes import buffers_kept
 from .._types import BRANCHES, Branch, Mode, Objective
 from ..attacks import PGDAttack, under_attack
 from ..functional import alignment
 from ..losses import NTXentLoss
 from ..norm import DualNorm, bn_branch
-from ._caution import warn_of_single_norms, watched
+from ._caution import moved_memories, warn_of_single_norms
 
 _OWNER = "ACLTrainer"
 
@@ -61,7 +62,9 @@ class ACLTrainer(nn.Module):
 
     Perturbed views go through the adversarial branch of the batch norms, the others through the clean one. The
     perturbations maximise the loss of their stream, through the adversarial branch in eval mode; both views of a stream
-    are attacked jointly, and in A2S the clean partner is held fixed. The loss of DS is
+    are attacked jointly, and in A2S the clean partner is held fixed. A loss with layers takes part in the same way: its
+    parameters are trained, the attack sees it in eval mode, and its dual norms are on the branch of the stream, which
+    for A2S is the adversarial one. The loss of DS is
 
     .. math:: L = \frac{L_\mathrm{clean} + \alpha L_\mathrm{adv}}{1 + \alpha}
 
@@ -76,7 +79,9 @@ class ACLTrainer(nn.Module):
         model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out, normally encoder and projection head after
             :func:`advcontrast.convert_to_dual_bn`. With single norms both kinds of images share them, which A2S and DS
             suffer from (Table 4 of the paper): a warning says so.
-        loss: ``loss(z1, z2)`` to a scalar, by default ``NTXentLoss()`` with temperature 0.5.
+        loss: ``loss(z1, z2)`` to a scalar, by default ``NTXentLoss()`` with temperature 0.5. Layers and memories must
+            belong to a module that is passed as the loss, not to a function around it: the trainer cannot see those.
+            In eval mode, as under attack, the buffers of a loss do not move.
         attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``: 5 steps of 2/255 in an
             L-infinity ball of 8/255. It and ``augment`` get a ``generator=`` too, where the forward call does.
         augment: ``augment(x)`` to two views, used when the forward call gets one batch of images.
@@ -88,8 +93,8 @@ class ACLTrainer(nn.Module):
         TypeError: an argument of the wrong kind.
 
     Warns:
-        UserWarning: A2S or DS on a model without dual norms, or with batch norms that are single beside them; or an
-            attack that leaves traces in the buffers of ``loss``, such as a memory bank.
+        UserWarning: A2S or DS on a model without dual norms, or with batch norms, also in the loss, that are single
+            beside them.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 8), torch.nn.BatchNorm1d(8))
@@ -130,14 +135,14 @@ class ACLTrainer(nn.Module):
         self.augment = augment
         self.mode: Mode = mode
         self.alpha = alpha
-        names = {module.branches for module in model.modules() if isinstance(module, DualNorm)}
-        for found in names:
+        for found in {norm.branches for part in self._parts() for norm in _dual_norms(part)}:
             if not set(BRANCHES) <= set(found):
                 expected = f"dual norms to have the branches {' and '.join(map(repr, BRANCHES))}"
                 remedy = "Convert with these among branches="
                 raise ValueError(complaint(_OWNER, expected, repr(found), remedy))
         if len(self._branches()) > 1:
-            warn_of_single_norms(_OWNER, model, mode)
+            # The loss of A2S is always on one branch.
+            warn_of_single_norms(_OWNER, model, loss if isinstance(loss, nn.Module) and mode == "DS" else None, mode)
 
     def forward(self, x1: Tensor, x2: Tensor | None = None, *, generator: torch.Generator | None = None) -> ACLOutput:
         """Attack the views, embed them, and return the loss of the mode.
@@ -154,6 +159,7 @@ class ACLTrainer(nn.Module):
             ValueError: the views differ in shape or are fewer than two, or ``x2`` is missing and there is no
                 ``augment``.
             TypeError: a view is no floating-point tensor.
+            RuntimeError: in DS the loss has one memory for both streams, in which each image would find itself.
         """
         device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
         check_generator(_OWNER, generator, device)
@@ -164,8 +170,8 @@ class ACLTrainer(nn.Module):
         terms: dict[str, Tensor] = {}
         for stream in self._streams():
             z1, z2 = self._embed(stream, *self._perturb(stream, x1, x2, source))
-            loss = self._contrast(z1, z2)
-            name = "adv" if "adv" in stream else "clean"
+            name = _name(stream)
+            loss = self._contrast(name, z1, z2)
             terms[f"loss_{name}"] = loss.detach()
             terms[f"alignment_{name}"] = alignment(z1.detach(), z2.detach())
             weights.append(self.alpha if self.mode == "DS" and name == "adv" else 1.0)
@@ -213,15 +219,17 @@ class ACLTrainer(nn.Module):
         """Return the views of a stream, those on branch ``"adv"`` perturbed so that the loss of the stream grows."""
         if "adv" not in stream:
             return x1, x2
-        with under_attack(self.model), watched(_OWNER, self.loss):
+        with under_attack(*self._parts()):
             if stream == ("adv", "adv"):
                 both = torch.cat([x1, x2])
-                x1, x2 = self._attacked(lambda x: self._contrast(*self._on("adv", x).chunk(2)), both, source).chunk(2)
+                x1, x2 = self._attacked(
+                    lambda x: self._contrast("adv", *self._on("adv", x).chunk(2)), both, source
+                ).chunk(2)
             else:
                 # The attack differentiates also under inference_mode, which would forbid it to keep this tensor.
                 with torch.inference_mode(False), torch.no_grad():
                     fixed = self._on("clean", x2)
-                x1 = self._attacked(lambda x: self._contrast(self._on("adv", x), fixed), x1, source)
+                x1 = self._attacked(lambda x: self._contrast("adv", self._on("adv", x), fixed), x1, source)
         return x1, x2
 
     def _attacked(self, objective: Objective, x: Tensor, source: dict[str, Any]) -> Tensor:
@@ -232,13 +240,32 @@ class ACLTrainer(nn.Module):
             raise ValueError(complaint(_OWNER, expected, f"{list(perturbed.shape)}", remedy))
         return perturbed
 
-    def _contrast(self, z1: Tensor, z2: Tensor) -> Tensor:
-        loss = self.loss(z1, z2)
+    def _contrast(self, branch: Branch, z1: Tensor, z2: Tensor) -> Tensor:
+        with self._loss_on(branch):
+            loss = self.loss(z1, z2)
         check_tensor(_OWNER, "what loss returns", loss, remedy="Return a scalar tensor")
         if loss.dim() != 0:
             remedy = "Average it over the batch"
             raise ValueError(complaint(_OWNER, "loss to return a scalar", f"shape {list(loss.shape)}", remedy))
         return loss
+
+    @contextmanager
+    def _loss_on(self, branch: Branch) -> Iterator[None]:
+        """Switch the loss to a branch; in eval mode restore its buffers, so that every step finds the same memory."""
+        if not isinstance(self.loss, nn.Module):
+            yield
+            return
+        with _switched(self.loss, branch), nullcontext() if self.loss.training else buffers_kept(self.loss):
+            if len(self._streams()) == 1:
+                yield
+                return
+            with moved_memories(self.loss) as moved:
+                yield
+            if moved:
+                expected = f"loss to have a memory for each stream of mode {self.mode!r}"
+                got = f"{type_name(self.loss)} with one, {moved[0]}"
+                remedy = "Wrap it, adapters.losses.Remembering(loss), so that no image becomes its own negative"
+                raise RuntimeError(complaint(_OWNER, expected, got, remedy))
 
     def _embed(self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embeddings of both views; views on one branch share a forward pass and its batch statistics."""
@@ -249,8 +276,7 @@ class ACLTrainer(nn.Module):
 
     def _on(self, branch: Branch, x: Tensor) -> Tensor:
         """Embed ``x`` through one branch, or through the only one there is."""
-        context: AbstractContextManager[None] = bn_branch(self.model, branch) if self._is_dual() else nullcontext()
-        with context:
+        with _switched(self.model, branch):
             z: Tensor = self.model(x)
         check_tensor(_OWNER, "what model returns", z, remedy="Return the embeddings [N, D], and nothing beside them")
         return z
@@ -258,13 +284,29 @@ class ACLTrainer(nn.Module):
     def _branches(self) -> set[Branch]:
         return {branch for stream in self._streams() for branch in stream}
 
-    def _is_dual(self) -> bool:
-        return any(isinstance(module, DualNorm) for module in self.model.modules())
+    def _parts(self) -> list[nn.Module]:
+        """Return the modules that take part in the attack."""
+        return [self.model, self.loss] if isinstance(self.loss, nn.Module) else [self.model]
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Parameters that get no gradients in this mode, under the name by which DDP asks what not to wait for."""
-        norms = [module for module in self.model.modules() if isinstance(module, DualNorm)]
-        used = {p for norm in norms for branch in self._branches() for p in getattr(norm, branch).parameters()}
-        idle = {p for norm in norms for p in norm.parameters()} - used
+        branches = {self.model: self._branches(), self.loss: {_name(stream) for stream in self._streams()}}
+        norms = [(norm, branches[part]) for part in self._parts() for norm in _dual_norms(part)]
+        used = {p for norm, names in norms for name in names for p in getattr(norm, name).parameters()}
+        idle = {p for norm, _ in norms for p in norm.parameters()} - used
         return [name for name, parameter in self.named_parameters(remove_duplicate=False) if parameter in idle]
+
+
+def _name(stream: tuple[Branch, Branch]) -> Branch:
+    """Return what a stream is called, which is the branch that its loss is on."""
+    return "adv" if "adv" in stream else "clean"
+
+
+def _dual_norms(module: nn.Module) -> list[DualNorm]:
+    return [part for part in module.modules() if isinstance(part, DualNorm)]
+
+
+def _switched(module: nn.Module, branch: Branch) -> AbstractContextManager[None]:
+    """Send what passes through a module through one branch, or through the only one there is."""
+    return bn_branch(module, branch) if _dual_norms(module) else nullcontext()
