@@ -30,7 +30,7 @@ from advcontrast.attacks import Classification, PGDAttack, under_attack
 from advcontrast.attacks.apgd import APGDAttack
 
 try:
-    from autoattack import autopgd_pt as reference
+    from pyautoattack import autopgd_base as reference
 except ImportError:
     reference = None
 
@@ -106,7 +106,7 @@ def attacks(norm: str, loss: str, settings: argparse.Namespace) -> dict[str, Att
         attack = kind(objective.model, eps=EPS[norm], seed=seed, device="cpu", **common, **chosen)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it passes arguments to PyTorch that are deprecated
-            return attack.perturb(x, objective.y)[1]
+            return attack.perturb(x, objective.y)
 
     named = {"APGDAttack": ours(apgd)}
     if reference is not None:

@@ -92,7 +92,7 @@ def peers(table: Table, norm: str, steps: int, model: nn.Module) -> dict[str, At
         "torchattacks PGD": (table.peer("torchattacks", "torchattacks"), torchattacks_pgd),
         "foolbox PGD": (table.peer("foolbox", "foolbox"), foolbox_pgd),
         "ART PGD": (table.peer("art.attacks.evasion", "adversarial-robustness-toolbox"), art_pgd),
-        "pyautoattack APGD-CE": (table.peer("autoattack.autopgd_pt", "pyautoattack"), apgd),
+        "pyautoattack APGD-CE": (table.peer("pyautoattack.autopgd_base", "pyautoattack"), apgd),
     }
     return {name: make(module, norm, steps, model) for name, (module, make) in found.items() if module is not None}
 
@@ -142,7 +142,7 @@ def apgd(autopgd: ModuleType, norm: str, steps: int, model: nn.Module) -> Attack
     def run(x: Tensor, y: Tensor, random: bool) -> Tensor:  # noqa: ARG001
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it passes arguments to PyTorch that are deprecated
-            return attack.perturb(x, y)[1]
+            return attack.perturb(x, y)
 
     return run
 

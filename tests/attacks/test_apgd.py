@@ -494,7 +494,7 @@ def test_not_a_number_reaches_the_result_where_values_are_not_read(spoilt, monke
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("norm", "loss"), [("linf", "ce"), ("linf", "dlr"), ("linf", "dlr-targeted"), ("l2", "ce")])
 def test_as_strong_as_the_reference(norm, loss):
-    module = pytest.importorskip("autoattack.autopgd_pt")
+    module = pytest.importorskip("pyautoattack.autopgd_base")
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5)), torch.rand(200, 1, 4, 4)
     y = (x.flatten(1) @ torch.randn(16, 5)).argmax(1)
@@ -515,7 +515,7 @@ def test_as_strong_as_the_reference(norm, loss):
                 reference = module.APGDAttack_targeted(model, seed=seed, n_target_classes=4, **common)
             else:
                 reference = module.APGDAttack(model, seed=seed, loss=loss, **common)
-            theirs += int((~fooled(model, reference.perturb(x, y)[1], y)).sum())
+            theirs += int((~fooled(model, reference.perturb(x, y), y)).sum())
     assert 3 * 40 < theirs < 3 * 160
     assert robust <= theirs + 3 * 2
 

@@ -57,13 +57,12 @@ def test_targeted_dlr_is_the_definition(classes):
 
 
 def test_references_agree():
-    module = pytest.importorskip("autoattack.autopgd_pt")
+    module = pytest.importorskip("pyautoattack.autopgd_base")
     z, y = logits(), labels()
     ours = both(z, y, others(y))
-    theirs = (
-        module.APGDAttack(None).dlr_loss(z, y),
-        module.APGDAttack_targeted(None).dlr_loss_targeted(z, y, others(y)),
-    )
+    targeted = module.APGDAttack_targeted(None, eps=1.0)
+    targeted.y_target = others(y)
+    theirs = module.APGDAttack(None, eps=1.0).dlr_loss(z, y), targeted.dlr_loss_targeted(z, y)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
 
 
