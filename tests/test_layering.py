@@ -11,6 +11,7 @@ import advcontrast
 PACKAGE = Path(advcontrast.__file__).parent
 FLOORS = {
     "_checks": 0,
+    "_digest": 0,
     "_durable": 0,
     "_memory_format": 0,
     "_modes": 0,

@@ -4,11 +4,13 @@ import random
 import re
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import advcontrast
 from advcontrast import _random
@@ -156,6 +158,21 @@ def test_state_of_a_device_may_go_to_another_one(accelerator):
     assert module.states == {0: 10, 1: 10}
     _random.restore(state, CPU)
     assert module.states == {0: 10, 1: 10}
+
+
+def test_generators_are_found_in_modules_objects_containers_and_partials():
+    class Plain:
+        def __init__(self):
+            self.g = torch.Generator()
+            self.back = self
+
+    learner, plain = nn.Module(), Plain()
+    learner.part = nn.Sequential(nn.ReLU())
+    learner.part[0].g = torch.Generator()
+    learner.many = [torch.Generator(), {"x": (plain, plain.g)}]
+    learner.call = partial(torch.rand, 3, generator=torch.Generator())
+    learner.scale = nn.Parameter(torch.ones(1))
+    assert sorted(_random.generators(learner)) == ["call.keywords.generator", "many.0", "many.1.x.1", "part.0.g"]
 
 
 def test_no_other_file_keeps_a_random_state():

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -46,13 +48,53 @@ def reseed(seed: int, *devices: torch.device) -> None:
         sys.modules["numpy"].random.seed(seed % 2**32)
 
 
-def branch_off(state: dict[str, Any], rank: int, *devices: torch.device) -> None:
+def branch_off(state: dict[str, Any], rank: int, *devices: torch.device) -> int:
     """Seed every generator from a captured state and the number of a process: one that joins a run has no stream yet.
 
     Its stream is neither that of another process nor one that a process of this number has had before.
+
+    Returns:
+        The seed.
     """
     digest = hashlib.sha256(repr((rank, state["torch"].tolist(), state["python"])).encode()).digest()
-    reseed(int.from_bytes(digest[:8], "big"), *devices)
+    seed = int.from_bytes(digest[:8], "big")
+    reseed(seed, *devices)
+    return seed
+
+
+def generators(owner: object) -> dict[str, torch.Generator]:
+    """Return the generators in the attributes of an object and of whatever it holds, by their full names.
+
+    Attributes, lists, tuples, dicts and the arguments of ``functools.partial`` are followed, functions and their
+    closures are not.
+    """
+    found: dict[str, torch.Generator] = {}
+    seen: set[int] = set()
+    left: list[tuple[str, Any]] = [("", owner)]
+    while left:
+        name, value = left.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Generator):
+            found[name.replace("_modules.", "")] = value
+        else:
+            left += [(f"{name}.{key}".removeprefix("."), held) for key, held in _held(value)]
+    return found
+
+
+def _held(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what an object holds, by name."""
+    if isinstance(value, (list, tuple)):
+        return enumerate(value)
+    if isinstance(value, dict):
+        return value.items()
+    if isinstance(value, partial):
+        return [("args", value.args), ("keywords", value.keywords), ("func", value.func)]
+    if isinstance(value, (torch.Tensor, type, FunctionType, ModuleType)):
+        return []
+    held: dict[str, Any] = getattr(value, "__dict__", {})
+    return held.items()
 
 
 @contextmanager

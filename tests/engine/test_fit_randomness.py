@@ -1,6 +1,7 @@
 """What a run draws, and what it leaves undrawn."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from advcontrast._random import capture
 from tests.engine.learners import (
     CPU,
     Drawing,
+    Halving,
+    Interrupted,
     Noisy,
     Separable,
     draw,
@@ -82,3 +85,33 @@ def test_what_is_written_does_not_change_the_training(tmp_path, settings):
     ours = outcome(written, history)
     scramble(0)
     assert same(ours, outcome(silent, train(silent)))
+
+
+class Own(Separable):
+    """A classifier with generators of its own, one in a module and one in an object."""
+
+    def __init__(self):
+        super().__init__()
+        self.model[0].own = torch.Generator().manual_seed(1)
+        self.noise = partial(torch.rand, 3, generator=torch.Generator().manual_seed(2))
+
+    def forward(self, images, labels):
+        loss, terms = super().forward(images, labels)
+        return loss * (self.noise().sum() + torch.rand((), generator=self.model[0].own)), terms
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_generators_of_the_learner_are_part_of_a_checkpoint(tmp_path, stop):
+    whole, cut, resumed = Own(), Own(), Own()
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(cut, schedule=Halving(stop), folder=tmp_path, save_every=1)
+    train(resumed, folder=tmp_path)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_what_an_evaluation_draws_from_the_generators_of_the_learner_does_not_change_the_training():
+    with_it, without = Own(), Own()
+    train(with_it, evaluate=lambda epoch: {"score": float(with_it.noise().sum())})
+    train(without)
+    assert same(weights(with_it), weights(without))

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from advcontrast import ContrastivePairAugment, NTXentLoss
-from advcontrast.engine import EMA, CheckpointMismatchError
+from advcontrast.engine import EMA, CheckpointMismatchError, Reader
 from tests.engine.learners import (
     Halving,
     Interrupted,
@@ -166,6 +167,58 @@ def interrupted(folder, schedule, **settings):
     learner.register_forward_pre_hook(lambda *_: stop() if len(learner.seen) == 4 else None)
     with pytest.raises(Interrupted):
         train(learner, folder=folder, schedule=schedule, **settings)
+
+
+def test_data_that_differ_in_one_number_are_refused(tmp_path):
+    interrupted(tmp_path, 1.0, data=labelled(70), save_every=1)
+    x, y = labelled(70)
+    x[17, 2, 3, 4] += 1
+    with pytest.raises(CheckpointMismatchError, match=r"got data \[\[70, 3, 8, 8\], \[70\]\] "):
+        train(Separable(), (x, y), folder=tmp_path, schedule=1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: TensorDataset(x, y + 1),
+        lambda x, y: Subset(TensorDataset(x, y), range(22)[::-1]),
+        lambda x, y: ConcatDataset([TensorDataset(x[:10], y[:10]), TensorDataset(x[10:], y[10:] + 1)]),
+    ],
+    ids=["tensors", "subset", "concatenation"],
+)
+def test_another_data_set_of_the_same_length_is_refused(tmp_path, change):
+    x, y = labelled()
+    same = type(change(x, y))
+    data = {
+        TensorDataset: lambda: TensorDataset(x, y),
+        Subset: lambda: Subset(TensorDataset(x, y), range(22)),
+        ConcatDataset: lambda: ConcatDataset([TensorDataset(x[:10], y[:10]), TensorDataset(x[10:], y[10:])]),
+    }[same]
+    interrupted(tmp_path, 1.0, data=Reader(data(), workers=0))
+    with pytest.raises(CheckpointMismatchError, match=rf"got data {same.__name__} of 22 samples "):
+        train(Separable(), Reader(change(x, y), workers=0), folder=tmp_path, schedule=1.0)
+    train(Separable(), Reader(data(), workers=0), folder=tmp_path, schedule=1.0)
+
+
+def test_a_schedule_that_evaluate_changes_is_refused(tmp_path):
+    def settings():
+        state = {"rate": 1.0}
+        return {"schedule": lambda step: state["rate"], "evaluate": lambda epoch: state.update(rate=0.5) or {}}
+
+    learner = Separable()
+    learner.register_forward_pre_hook(lambda *_: stop() if len(learner.seen) == 5 else None)
+    with pytest.raises(Interrupted):
+        train(learner, folder=tmp_path, save_every=1, **settings())
+    with pytest.raises(CheckpointMismatchError, match="got a schedule that returns other rates in the 5 steps taken"):
+        train(Separable(), folder=tmp_path, **settings())
+
+
+def test_a_learner_with_another_generator_is_refused(tmp_path):
+    interrupted(tmp_path, 1.0)
+    learner = Separable()
+    learner.own = torch.Generator()
+    with pytest.raises(CheckpointMismatchError, match=r"got generators \['own on cpu'\] instead of \[\]"):
+        train(learner, folder=tmp_path, schedule=1.0)
 
 
 def test_another_function_as_schedule_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from torch import nn
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack, convert_to_dual_bn
 from advcontrast._random import branch_off, capture
 from advcontrast.engine import EMA, fit
+from advcontrast.engine.run import Run
 from tests.engine.learners import CPU, Halving, Interrupted, Separable, images, labelled, network, same, scramble, sgd
 from tests.ranks import Ranks
 
@@ -132,6 +133,22 @@ def test_stream_that_branches_off_depends_on_all_that_was_there_and_on_the_proce
     assert same(states[0], states[3])
     for generator in ("torch", "python", "numpy"):
         assert not any(same(states[0][generator], other[generator]) for other in (before, states[1], states[2]))
+
+
+def test_a_process_that_joins_has_generators_of_its_own(monkeypatch):
+    learner = Separable()
+    learner.own = torch.Generator().manual_seed(1)
+    run = Run(learner, sgd(learner), 1.0, "off", None, {})
+    state, before = run.state(), learner.own.get_state()
+    monkeypatch.setattr("advcontrast.distributed.rank", lambda: 1)
+    monkeypatch.setattr("advcontrast.distributed.world_size", lambda: 2)
+    states = []
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="fit: expected as many processes as before"):
+            run.restore(state, "the checkpoint")
+        states.append(learner.own.get_state())
+    assert same(*states)
+    assert not same(states[0], before)
 
 
 class Remembering(Separable):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._random import generators
 from .ema import EMA
 from .source import fingerprint
 
@@ -25,6 +26,7 @@ def identity(
     return {
         "learner": f"{type(learner).__name__}({_words(learner.extra_repr())})",
         "modules": _words(learner),
+        "generators": str([f"{name} on {each.device.type}" for name, each in generators(learner).items()]),
         "data": data,
         "groups": None if groups is None else fingerprint([groups]),
         "optimizer": f"{type(optimizer).__name__} {_hyperparameters(optimizer)}",

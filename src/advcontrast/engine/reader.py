@@ -24,7 +24,8 @@ class Reader:
 
     Args:
         dataset: a map-style data set, as :class:`advcontrast.data.ImageStream`: each sample is a tensor, or a tuple of
-            tensors and numbers, all of one shape and dtype.
+            tensors and numbers, all of one shape and dtype. A method ``fingerprint()`` that returns a string lets a
+            resume notice other samples.
         workers: processes that read; 0 reads between the steps, in the process that trains, where nothing can be timed
             out.
         timeout: seconds without a sample from any worker after which they are taken to hang, > 0.

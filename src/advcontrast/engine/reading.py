@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from .._checks import complaint, type_name
+from .._digest import digest
 from ..data.stream import ImageStream
 from .reader import Reader
 from .sampling import Plan
@@ -39,9 +40,7 @@ class Reading:
 
     def identity(self) -> str:
         """Return what tells this data set from others, without reading it."""
-        known = getattr(self._dataset, "fingerprint", None)
-        digest = f" {known()[:16]}" if callable(known) else ""
-        return f"{type_name(self._dataset)} of {len(self._reader)} samples{digest}"
+        return _identity(self._dataset)
 
     @contextmanager
     def batches(
@@ -184,3 +183,19 @@ def _deaf() -> Iterator[None]:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _identity(dataset: Any) -> str:
+    """Return class and length, and a digest of the samples where one is known without reading them."""
+    known = getattr(dataset, "fingerprint", None)
+    if callable(known):
+        about = f" {known()[:16]}"
+    elif isinstance(dataset, TensorDataset):
+        about = f" {digest(*dataset.tensors).hex()[:16]}"
+    elif isinstance(dataset, Subset):
+        about = f" {digest(torch.as_tensor(dataset.indices)).hex()[:16]} of {_identity(dataset.dataset)}"
+    elif isinstance(dataset, ConcatDataset):
+        about = f" of {', '.join(map(_identity, dataset.datasets))}"
+    else:
+        about = ""
+    return f"{type_name(dataset)} of {len(dataset)} samples{about}"

@@ -63,6 +63,7 @@ class Run:
     def __post_init__(self) -> None:
         self.device = next(self.learner.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+        self.generators = _random.generators(self.learner)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def rate(self, step: int) -> float:
@@ -123,8 +124,10 @@ class Run:
             distributed.share(self.ema.model.buffers())
         if evaluate is not None:
             # What an evaluation draws must not change what training draws after it.
+            own = self._own_states()
             with _random.kept():
                 row |= _numbers(evaluate(epoch))
+            self._set_own_states(own)
         if select is not None and select not in row and not self.history:
             remedy = "Let evaluate return it, after the first epoch at least"
             raise ValueError(complaint(_OWNER, f"a metric {select!r} to select by", str(list(row)), remedy))
@@ -167,7 +170,7 @@ class Run:
             "means": distributed.exchange(self.means.state()),
             "history": self.history,
             "best": self.best,
-            "random": distributed.exchange(_random.capture(self.device)),
+            "random": distributed.exchange({**_random.capture(self.device), "own": self._own_states()}),
             "extra": distributed.exchange(on_cpu(extra_of(learner))),
             "threads": torch.get_num_threads(),
         }
@@ -209,8 +212,19 @@ class Run:
         self.means = Means.of(state["means"], self.device)
         if rank < len(streams):
             _random.restore(streams[rank], self.device)
+            self._set_own_states(streams[rank]["own"])
         else:
-            _random.branch_off(streams[0], rank, self.device)
+            seed = _random.branch_off(streams[0], rank, self.device)
+            for i, generator in enumerate(self.generators.values()):
+                generator.manual_seed((seed + 1 + i) % 2**63)
+
+    def _own_states(self) -> dict[str, Tensor]:
+        """Return the states of the generators that the learner holds."""
+        return {name: generator.get_state() for name, generator in self.generators.items()}
+
+    def _set_own_states(self, states: Mapping[str, Tensor]) -> None:
+        for name, generator in self.generators.items():
+            generator.set_state(states[name])
 
     def _require_finite(self, expected: str, values: Sequence[Tensor], losses: Sequence[Tensor] = ()) -> None:
         """Stop before the weights are hurt, where looking at values is free; elsewhere before the next save.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .._checks import complaint, type_name
+from .._digest import digest
 from ..data import ImageSet
-from .frozen import digest
 
 _DUPLICATES = 0.01  # data sets are not clean: CIFAR-10 has some test images among its training images
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from itertools import chain
 from torch import Tensor, nn
 
 from .._checks import check_module, check_tensor, complaint
+from .._digest import digest
 from .._random import kept
 from ._guests import borrowed
 
@@ -63,14 +63,6 @@ def contents(model: nn.Module) -> dict[str, bytes]:
         ((f"buffer {name}", tensor) for name, tensor in model.named_buffers()),
     )
     return {name: digest(tensor) for name, tensor in named}
-
-
-def digest(tensor: Tensor) -> bytes:
-    """Return the SHA-256 of dtype, shape and values of a tensor."""
-    plain = tensor.detach().cpu().contiguous()
-    summary = hashlib.sha256(f"{plain.dtype} {list(plain.shape)}".encode())
-    summary.update(ctypes.string_at(plain.data_ptr(), plain.nbytes))
-    return summary.digest()
 
 
 def fingerprint(model: nn.Module) -> str:
