@@ -1,15 +1,17 @@
 """Numbers that are not finite stop a run before they do harm."""
 
 import copy
+import csv
 import math
 
 import pytest
 import torch
 
-from advcontrast.engine import Checkpoint
+from advcontrast.engine import EMA, Checkpoint
 from tests.engine.learners import (
     Noisy,
     Separable,
+    labelled,
     last_checkpoint,
     last_step,
     same,
@@ -133,6 +135,56 @@ def test_data_that_is_not_finite_is_refused_before_a_forward_pass(value):
         train(learner, data)
     assert learner.seen == []
     assert same(weights(learner), before)
+
+
+class Infinite(Separable):
+    """A classifier with buffers that are infinite, narrow or without values, and with terms that are not finite."""
+
+    def __init__(self, terms=()):
+        super().__init__(torch.float32)
+        self.model.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+        self.model.register_buffer("narrow", torch.ones(4).to(torch.float8_e4m3fn))
+        self.model.register_buffer("empty", torch.ones(4, device="meta"))
+        self.idle = torch.nn.Parameter(torch.tensor(math.nan), requires_grad=False)
+        self.terms = terms
+
+    def forward(self, images, labels):
+        loss, terms = super().forward(images, labels)
+        return loss, {**terms, **{str(value): torch.tensor(value) for value in self.terms}}
+
+
+@pytest.mark.parametrize("settings", [{}, {"select": "accuracy"}], ids=["last", "selected"])
+def test_what_is_infinite_on_purpose_is_trained_with_saved_and_read_back(tmp_path, settings):
+    learner, again = Infinite(), Infinite()
+    averages = [EMA(each.model, 0.5) for each in (learner, again)]
+    history = train(learner, folder=tmp_path, save_every=1, ema=averages[0], **settings)
+    assert same(history, train(again, folder=tmp_path, save_every=1, ema=averages[1], **settings))
+    ours, theirs = weights(learner), weights(again)
+    assert torch.equal(ours["model.mask"], Infinite().model.mask)
+    assert [n for n in ours if not ours[n].is_meta and not torch.equal(ours[n], theirs[n])] == ["idle"]  # it is NaN
+
+
+def test_terms_that_are_not_finite_are_reported(tmp_path):
+    pytest.importorskip("tensorboard")
+    terms = (math.inf, -math.inf, math.nan)
+    history = train(Infinite(terms), folder=tmp_path, tensorboard=True, evaluate=lambda epoch: {"score": math.nan})
+    again = train(Infinite(terms), folder=tmp_path, tensorboard=True, evaluate=lambda epoch: {"score": math.nan})
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        written = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    for rows in (history, again, written):
+        for row in rows:
+            assert (row["inf"], row["-inf"]) == (math.inf, -math.inf)
+            assert math.isnan(row["nan"])
+            assert math.isnan(row["score"])
+
+
+def test_trained_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr("advcontrast.engine.run.readable", lambda tensor: False)
+    learner = Infinite()
+    with torch.no_grad():
+        learner.model[5].bias[0] = -math.inf  # of a class whose probability is 0: neither loss nor gradient is hurt
+    with pytest.raises(RuntimeError, match=r"^fit: expected finite weights, got inf in the steps before 1\. "):
+        train(learner, (labelled()[0], torch.ones(22, dtype=torch.long)), folder=tmp_path, save_every=1)
 
 
 def fail(what):

@@ -98,8 +98,8 @@ def fit(
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
         evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it.
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
-            must return it after the first epoch, and may leave it out after others. A name with the word "test" in it
-            is refused: what is selected on test images is not tested by them.
+            must return it after the first epoch, and may leave it out after others; NaN counts as the lowest value. A
+            name with the word "test" in it is refused: what is selected on test images is not tested by them.
         folder: where to keep ``checkpoints/``, ``metrics.csv`` and ``tensorboard/``.
         save_every: steps between checkpoints, beside those at the end of each epoch.
         accumulate: into how many parts to cut each batch to save memory; their gradients are added up. Refused for a
@@ -118,9 +118,10 @@ def fit(
     Raises:
         ValueError: an argument out of its range; data that is empty, not finite or of unequal lengths.
         TypeError: an argument of the wrong kind.
-        RuntimeError: the loss or a gradient is not finite, in any process. On the CPU the weights are still those of
-            the step before; elsewhere it shows at the next checkpoint, which is then not written. Or another process
-            has ended, or given no sign of life for as long as the process group waits.
+        RuntimeError: the loss, a gradient or a trained weight is not finite, in any process. On the CPU the weights are
+            still those of the step before; elsewhere it shows at the next checkpoint, which is then not written.
+            Buffers, frozen weights and terms may be infinite or NaN. Or another process has ended, or given no sign of
+            life for as long as the process group waits.
         CheckpointError: the checkpoints in ``folder`` are damaged, belong to another run, cannot be written, or are
             being written by another process.
 

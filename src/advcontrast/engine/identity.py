@@ -58,12 +58,12 @@ def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_cpu(entry: Any) -> Any:
-    """Return nested dicts and lists with their tensors on the CPU."""
+    """Return nested dicts and lists with their tensors on the CPU, but for those without values."""
     if isinstance(entry, dict):
         return {name: on_cpu(value) for name, value in entry.items()}
     if isinstance(entry, (list, tuple)):
         return type(entry)(map(on_cpu, entry))
-    return entry.detach().cpu() if isinstance(entry, Tensor) else entry
+    return entry.detach().cpu() if isinstance(entry, Tensor) and not entry.is_meta else entry
 
 
 def change(name: str, ours: Any, theirs: Any) -> str:

@@ -23,7 +23,7 @@ from .._checks import complaint, readable, type_name
 from .arguments import check_rate
 from .ema import EMA
 from .errors import CheckpointMismatchError
-from .identity import differences, extra_of, on_cpu, weights_of
+from .identity import differences, extra_of, on_cpu
 from .metrics import Means, Row
 
 _OWNER = "fit"
@@ -150,9 +150,13 @@ class Run:
                 self.ema.load_state_dict(self.best["ema"])
 
     def require_finite(self) -> None:
-        """Refuse to save or select what is not finite in any process; this waits for the device."""
-        weights = [value for value in weights_of(self.learner.state_dict()).values() if value.is_floating_point()]
-        for expected, values in (("a finite loss", list(self.means.sums.values())), ("finite weights", weights)):
+        """Refuse to save or select a loss or trained weights that are not finite in any process.
+
+        Buffers and terms may be infinite on purpose. This waits for the device.
+        """
+        weights = [parameter.detach() for parameter in self.learner.parameters() if parameter.requires_grad]
+        losses = [value for name, value in self.means.sums.items() if name == "loss"]
+        for expected, values in (("a finite loss", losses), ("finite weights", weights)):
             largest = torch.nn.utils.get_total_norm(values, norm_type=math.inf).item()
             _require_finite_everywhere(expected, largest, f"the steps before {self.step}")
 
