@@ -142,6 +142,184 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path):
         HubEncoder.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["encoder.bn1.running_mean", "encoder.bn1.num_batches_tracked"])
+def test_weights_that_lack_a_buffer_are_refused(tmp_path, name):
+    from safetensors.torch import load_file, save_file
+
+    saved(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=re.escape(name)):
+        HubEncoder.from_pretrained(tmp_path)
+
+
+def test_weights_in_another_dtype_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    saved(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["encoder.bn1.weight"] = tensors["encoder.bn1.weight"].half()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=r"HubEncoder\.from_pretrained: .* another dtype for encoder\.bn1\.weight"):
+        HubEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"branch": "clean"}, ValueError, "expected branch to be 'adv', as in its config, got 'clean'"),
+        ({"branch": "other"}, ValueError, "expected branch to be 'adv', as in its config, got 'other'"),
+        ({"branch": None}, ValueError, "expected branch to be 'adv', as in its config, got None"),
+        ({"name": "resnet34"}, ValueError, "expected name to be 'resnet18', as in its config, got 'resnet34'"),
+        ({"normalize": ((0.5,) * 3,) * 2}, ValueError, "expected normalize to be [[0.485, 0.456, 0.406], [0.229, "),
+        ({"width": 4}, ValueError, "expected width to be 2, as in its config, got 4"),
+        (
+            {"small_images": False},
+            TypeError,
+            "expected settings among ['branch', 'name', 'normalize', 'width'], got 's",
+        ),
+        (
+            {"dtype": torch.float16},
+            TypeError,
+            "expected settings among ['branch', 'name', 'normalize', 'width'], got 'd",
+        ),
+        ({"strict": False}, ValueError, "expected strict to be True, got False"),
+        (
+            {"config": {"name": "resnet34"}},
+            ValueError,
+            "expected name to be 'resnet34', as in its config, got 'resnet1",
+        ),
+        ({"map_location": "gpu"}, TypeError, "expected device to be a device or its name, got 'gpu'"),
+    ],
+)
+def test_settings_other_than_those_that_were_saved_are_refused(tmp_path, settings, error, message):
+    saved(tmp_path)
+    with pytest.raises(error, match=f"^{re.escape('HubEncoder.from_pretrained: ' + message)}"):
+        HubEncoder.from_pretrained(tmp_path, **settings)
+
+
+def test_settings_that_were_saved_may_be_passed(tmp_path):
+    saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    hub = HubEncoder.from_pretrained(tmp_path, strict=True, config=config, **config)
+    assert (hub.config["branch"], hub.config["width"]) == ("adv", 2)
+
+
+@pytest.mark.parametrize("config", [None, "{}", '{"epochs": 100}'])
+def test_a_folder_without_the_config_of_an_encoder_is_refused(tmp_path, config):
+    saved(tmp_path)
+    (tmp_path / "config.json").unlink()
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(
+        ValueError, match=r"^HubEncoder\.from_pretrained: expected a config\.json with the name of an enc"
+    ):
+        HubEncoder.from_pretrained(tmp_path)
+
+
+def test_the_encoder_comes_back_on_the_device_that_is_asked_for(tmp_path):
+    saved(tmp_path)
+    assert HubEncoder.from_pretrained(tmp_path, map_location="meta").encoder.conv1.weight.device.type == "meta"
+
+
+def a_hub():
+    return HubEncoder.of(trained(width=2), "resnet18", branch="adv", width=2)
+
+
+def with_a_head():
+    hub = a_hub()
+    hub.encoder.fc = nn.Linear(16, 10)
+    return hub
+
+
+REFUSED = {
+    "config": (a_hub, {"config": {"epochs": 100}}, ValueError, "expected config to be None or {'name': 'resnet18', "),
+    "branch": (
+        a_hub,
+        {"config": {"name": "resnet18", "branch": "clean"}},
+        ValueError,
+        "expected config to be None or ",
+    ),
+    "half": (lambda: a_hub().half(), {}, ValueError, "expected conv1.weight in torch.float32, got conv1.weight in "),
+    "head": (with_a_head, {}, ValueError, "expected the encoder that its config builds, got (fc): Linear(in_features="),
+    "dual": (
+        lambda: convert_to_dual_bn(a_hub()),
+        {},
+        ValueError,
+        "expected the encoder that its config builds, got (bn",
+    ),
+    "metadata": (
+        a_hub,
+        {"model_card_kwargs": {"license": object()}},
+        ValueError,
+        "expected metadata that a model card",
+    ),
+    "result": (a_hub, {"model_card_kwargs": {"result": {}}}, TypeError, "expected result to be a ResultCard, got dict"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_could_not_be_loaded_is_refused_before_anything_is_written(tmp_path, monkeypatch, case):
+    make, settings, error, message = REFUSED[case]
+    hub = make()
+    with pytest.raises(error, match=rf"^HubEncoder(\.save_pretrained)?: {re.escape(message)}"):
+        hub.save_pretrained(tmp_path / "new", **settings)
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: pytest.fail("made a repository"))
+    with pytest.raises(error, match=rf"^HubEncoder(\.push_to_hub)?: {re.escape(message)}"):
+        hub.push_to_hub("someone/encoder", **settings)
+
+
+def test_its_own_config_may_be_passed(tmp_path):
+    hub = a_hub()
+    hub.save_pretrained(tmp_path, config=hub.config)
+    assert torch.equal(HubEncoder.from_pretrained(tmp_path)(images()), hub(images()))
+
+
+def test_pushing_uploads_what_can_be_loaded(tmp_path, monkeypatch):
+    class Repository:
+        repo_id = "someone/encoder"
+
+    def upload(self, *, folder_path, **settings):
+        loaded.append((HubEncoder.from_pretrained(folder_path)(images()), settings["repo_id"]))
+
+    loaded, hub = [], a_hub()
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: Repository)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    hub.save_pretrained(tmp_path / "encoder", push_to_hub=True, repo_id="someone/encoder")
+    hub.push_to_hub("someone/encoder")
+    assert [repository for _, repository in loaded] == ["someone/encoder"] * 2
+    assert all(torch.equal(features, hub(images())) for features, _ in loaded)
+
+
+def test_a_card_of_another_encoder_is_not_kept(tmp_path):
+    saved(tmp_path)
+    clean = HubEncoder.of(trained(width=2), "resnet18", branch="clean", width=2)
+    with pytest.raises(
+        ValueError, match=r"^HubEncoder\.save_pretrained: expected '.*README\.md' to be of this encoder"
+    ):
+        clean.save_pretrained(tmp_path)
+    assert HubEncoder.from_pretrained(tmp_path).config["branch"] == "adv"
+
+
+def test_a_card_of_this_encoder_and_one_by_hand_are_kept(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "README.md").write_text("by hand: " + (tmp_path / "README.md").read_text())
+    again = HubEncoder.from_pretrained(tmp_path)
+    again.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text().startswith("by hand")
+    (tmp_path / "README.md").write_text("mine")
+    again.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_figures_of_another_branch_are_refused():
+    hub = HubEncoder.of(trained(width=2), "resnet18", branch="clean", width=2)
+    with pytest.raises(ValueError, match=r"^HubEncoder: expected result of branch 'clean', got 'adv'"):
+        hub.generate_model_card(result=result())
+
+
 def test_the_card_says_what_it_is_in_its_front_matter(tmp_path):
     data = saved(tmp_path).data
     assert (data.library_name, data.pipeline_tag) == ("advcontrast", "image-feature-extraction")

@@ -23,4 +23,8 @@ def network(
     encoder, features = backbone(name, **settings)
     path, usual = next((path, part) for path, part in encoder.named_modules() if type(part) is Normalize)
     encoder.set_submodule(path, own or usual)
-    return encoder, features, {"name": name, "branch": branch, "normalize": (own or usual).values, **settings}
+    return (
+        encoder,
+        features,
+        {"name": name, "branch": branch, "normalize": (own or usual).values, **dict(sorted(settings.items()))},
+    )

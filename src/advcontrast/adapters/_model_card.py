@@ -9,6 +9,7 @@ from typing import Any
 from .._checks import complaint, type_name
 from ..evaluation import ResultCard
 
+_BUILT_BY = "It was built by `HubEncoder("
 _TEXT = """# {title}
 
 An encoder, from images `[N, C, H, W]` in [0, 1] to {features} features. They are normalised inside.
@@ -20,7 +21,7 @@ encoder = HubEncoder.from_pretrained("name of the repository, or a folder")
 features = encoder(images)
 ```
 
-It was built by `HubEncoder({call})`.
+{call}
 
 {results}"""
 
@@ -35,10 +36,13 @@ def model_card(
         remedy = "Pass what ResultCard.read returns"
         raise TypeError(complaint(owner, "result to be a ResultCard", type_name(result), remedy))
     branch = config["branch"]
+    if result is not None and None not in (result.branch, branch) and result.branch != branch:
+        expected, remedy = f"result of branch {branch!r}", "Pass the result of the branch that is saved"
+        raise ValueError(complaint(owner, expected, repr(result.branch), remedy))
     text = _TEXT.format(
         title=config["name"] + (f", branch {branch!r}" if branch else ""),
         features=features,
-        call=", ".join(f"{name}={value!r}" for name, value in config.items()),
+        call=_call(config),
         results="No figures were given with it.\n" if result is None else _results(result),
     )
     try:
@@ -46,6 +50,15 @@ def model_card(
     except Exception as error:  # of YAML, of pickle, or of huggingface_hub
         rule, remedy = "metadata that a model card can hold", "Pass strings, numbers, and lists of them"
         raise ValueError(complaint(owner, rule, " ".join(str(error).split()), remedy)) from error
+
+
+def is_of_another(card: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a card is one that :func:`model_card` wrote for another encoder."""
+    return _BUILT_BY in card and _call(config) not in card
+
+
+def _call(config: Mapping[str, Any]) -> str:
+    return f"{_BUILT_BY}{', '.join(f'{name}={value!r}' for name, value in config.items())})`."
 
 
 def _results(card: ResultCard) -> str:

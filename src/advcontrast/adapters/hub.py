@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import complaint
+from .._checks import check_device, complaint
 from .._random import kept
 from ..evaluation import ResultCard
 from ..models import Normalize
 from ._hub_network import network
-from ._model_card import model_card
+from ._model_card import is_of_another, model_card
 from ._plain import fill, plain_copy
 
 try:
-    import safetensors.torch  # noqa: F401 (the mixin needs it, and does not ask for it)
     from huggingface_hub import PyTorchModelHubMixin
+    from safetensors import safe_open
 except ImportError as error:
     needed, remedy = "huggingface_hub and safetensors", "Call pip install huggingface_hub safetensors"
     raise ImportError(complaint("adapters.hub", needed, "no such package", remedy)) from error
@@ -46,12 +50,92 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         features: Tensor = self.encoder(x)
         return features
 
+    def save_pretrained(
+        self, save_directory: str | Path, *, config: Any = None, model_card_kwargs: Any = None, **settings: Any
+    ) -> str | None:
+        """Write weights, config and model card into a folder, from which :meth:`from_pretrained` loads the encoder.
+
+        Args:
+            save_directory: the folder. A README that is in it is kept.
+            config: ``None``, or what is in ``self.config``: the encoder is rebuilt from it.
+            model_card_kwargs: arguments of :meth:`generate_model_card`.
+            settings: other arguments of the mixin, such as ``push_to_hub=True``.
+
+        Raises:
+            ValueError: ``config`` is another one, the encoder is not what its config builds any more, or the README is
+                that of another encoder. Nothing is written.
+        """
+        owner, readme = "HubEncoder.save_pretrained", Path(save_directory, "README.md")
+        self._check(owner, config, model_card_kwargs)
+        if readme.is_file() and is_of_another(readme.read_text(encoding="utf-8"), self.config):
+            remedy = "Remove it, or save into another folder"
+            raise ValueError(complaint(owner, f"{str(readme)!r} to be of this encoder", "that of another one", remedy))
+        return super().save_pretrained(save_directory, config=config, model_card_kwargs=model_card_kwargs, **settings)
+
+    def push_to_hub(self, repo_id: str, *, config: Any = None, model_card_kwargs: Any = None, **settings: Any) -> str:
+        """Upload the encoder; arguments and errors are those of :meth:`save_pretrained`, and those of the mixin."""
+        self._check("HubEncoder.push_to_hub", config, model_card_kwargs)
+        return super().push_to_hub(repo_id, config=config, model_card_kwargs=model_card_kwargs, **settings)
+
+    def _check(self, owner: str, config: Any, model_card_kwargs: Mapping[str, Any] | None) -> None:
+        """Require what :meth:`from_pretrained` can load, before anything is written."""
+        if config is not None and _as_json(config) != _as_json(self.config):
+            remedy = "Leave it out; model_card_kwargs has a place for what else is known"
+            raise ValueError(complaint(owner, f"config to be None or {self.config!r}", repr(config), remedy))
+        with kept(), torch.device("cpu"):
+            built = type(self)(**self.config)
+        fill(owner, built.encoder, self.encoder, "the encoder that its config builds")
+        self.generate_model_card(**(model_card_kwargs or {}))
+
     def generate_model_card(self, *, result: ResultCard | None = None, **metadata: Any) -> Any:
         """Return the card; ``save_pretrained(folder, model_card_kwargs={"result": ..., "license": ...})`` writes it."""
         data = self._hub_mixin_info.model_card_data.to_dict() | metadata  # type: ignore[no-untyped-call]
         return model_card("HubEncoder", self.config, self.num_features, result, data)
 
     @classmethod
-    def _from_pretrained(cls, *, strict: bool = True, **settings: Any) -> Any:
+    def _from_pretrained(
+        cls, *, config: Any = None, strict: bool = True, map_location: Any = "cpu", **settings: Any
+    ) -> Any:
+        owner = "HubEncoder.from_pretrained"
+        if not isinstance(config, Mapping) or "name" not in config:
+            remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote"
+            raise ValueError(complaint(owner, "a config.json with the name of an encoder", repr(config), remedy))
+        if strict is not True:
+            remedy = "Leave it out: a part of the weights is no encoder"
+            raise ValueError(complaint(owner, "strict to be True", repr(strict), remedy))
+        device = check_device(owner, map_location)
+        remedy = "Leave it out: weights are those of one encoder; a branch of the repository is revision="
+        for name in settings.keys() - inspect.signature(super()._from_pretrained).parameters:
+            if name not in config:
+                raise TypeError(complaint(owner, f"settings among {list(config)}", repr(name), remedy))
+            if _as_json(settings[name]) != _as_json(config[name]):
+                expected = f"{name} to be {config[name]!r}, as in its config"
+                raise ValueError(complaint(owner, expected, repr(settings[name]), remedy))
         with kept(), torch.device("cpu"):
-            return super()._from_pretrained(strict=strict, **settings)
+            # The mixin loads a file of the device into a network on the CPU, where it stays.
+            return super()._from_pretrained(strict=True, map_location="cpu", **settings).to(device)
+
+    @classmethod
+    def _load_as_safetensor(cls, model: Any, model_file: str, *others: Any) -> Any:
+        loaded = super()._load_as_safetensor(model, model_file, *others)
+        state = loaded.state_dict()
+        with safe_open(model_file, framework="pt") as file:
+            dtypes = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            # Metadata name tensors that are stored once under another name.
+            missing = sorted(state.keys() - dtypes.keys() - (file.metadata() or {}).keys())
+        cast = sorted(name for name in state.keys() & dtypes.keys() if state[name].dtype != dtypes[name])
+        if missing or cast:  # PyTorch fills in missing counts of batches, and casts
+            expected, remedy = f"the tensors of the encoder in {model_file!r}", "Save the encoder again"
+            got = f"none for {', '.join(missing)}" if missing else f"another dtype for {', '.join(cast)}"
+            raise RuntimeError(complaint("HubEncoder.from_pretrained", expected, got, remedy))
+        return loaded
+
+    @classmethod
+    def _load_as_pickle(cls, *arguments: Any) -> Any:
+        remedy = "Pass a repository that HubEncoder.push_to_hub wrote"
+        raise ValueError(complaint("HubEncoder.from_pretrained", "a file model.safetensors", arguments[1], remedy))
+
+
+def _as_json(value: Any) -> str:
+    """Return a setting as ``config.json`` has it, where tuples are lists."""
+    return json.dumps(value, sort_keys=True, default=repr)
