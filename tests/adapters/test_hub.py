@@ -271,6 +271,14 @@ def test_what_could_not_be_loaded_is_refused_before_anything_is_written(tmp_path
         hub.push_to_hub("someone/encoder", **settings)
 
 
+def test_folders_may_be_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    a_hub().save_pretrained("~/encoder")
+    assert (tmp_path / "encoder" / "config.json").is_file()
+    assert HubEncoder.from_pretrained("~/encoder").num_features == 16
+
+
 def test_its_own_config_may_be_passed(tmp_path):
     hub = a_hub()
     hub.save_pretrained(tmp_path, config=hub.config)

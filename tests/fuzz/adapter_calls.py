@@ -55,6 +55,22 @@ def hub() -> Any:
     return adapter("hub").HubEncoder("resnet18", width=2)
 
 
+def saved_hub(folder: Path) -> str:
+    hub().save_pretrained(folder / "saved")
+    return str(folder / "saved")
+
+
+def hub_without_connection() -> Any:
+    kind = adapter("hub").HubEncoder
+    mixin = kind.__mro__[2]
+
+    class Nowhere(mixin):
+        def push_to_hub(self, *_: Any, **__: Any) -> str:
+            return "nowhere"
+
+    return type("HubEncoder", (kind, Nowhere), {})("resnet18", width=2)
+
+
 def timm_network() -> Any:
     return pytest.importorskip("timm").create_model("test_resnet", num_classes=2)
 
@@ -105,6 +121,15 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         small_images=True,
     ),
     "adapters.hub.HubEncoder.forward": lambda _: call(hub(), x=images()),
+    "adapters.hub.HubEncoder.from_pretrained": lambda folder: call(
+        partial(adapter("hub").HubEncoder.from_pretrained, saved_hub(folder)), map_location="cpu", branch=None
+    ),
+    "adapters.hub.HubEncoder.save_pretrained": lambda folder: call(
+        hub().save_pretrained, save_directory=folder / "new", config=None, model_card_kwargs={"license": "mit"}
+    ),
+    "adapters.hub.HubEncoder.push_to_hub": lambda _: call(
+        hub_without_connection().push_to_hub, repo_id="a/b", config=None, model_card_kwargs={"license": "mit"}
+    ),
     "adapters.hub.HubEncoder.generate_model_card": lambda _: call(
         hub().generate_model_card, result=evaluation.ResultCard(**card()), license="mit"
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_device, complaint
+from .._checks import check_device, check_path, complaint, type_name
 from .._random import kept
 from ..evaluation import ResultCard
 from ..models import Normalize
@@ -65,12 +66,15 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             ValueError: ``config`` is another one, the encoder is not what its config builds any more, or the README is
                 that of another encoder. Nothing is written.
         """
-        owner, readme = "HubEncoder.save_pretrained", Path(save_directory, "README.md")
+        owner = "HubEncoder.save_pretrained"
+        check_path(owner, "save_directory", save_directory, remedy="Pass the folder to write")
         self._check(owner, config, model_card_kwargs)
+        folder = Path(save_directory).expanduser()
+        readme = folder / "README.md"
         if readme.is_file() and is_of_another(readme.read_text(encoding="utf-8"), self.config):
             remedy = "Remove it, or save into another folder"
             raise ValueError(complaint(owner, f"{str(readme)!r} to be of this encoder", "that of another one", remedy))
-        return super().save_pretrained(save_directory, config=config, model_card_kwargs=model_card_kwargs, **settings)
+        return super().save_pretrained(folder, config=config, model_card_kwargs=model_card_kwargs, **settings)
 
     def push_to_hub(self, repo_id: str, *, config: Any = None, model_card_kwargs: Any = None, **settings: Any) -> str:
         """Upload the encoder; arguments and errors are those of :meth:`save_pretrained`, and those of the mixin."""
@@ -79,6 +83,9 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 
     def _check(self, owner: str, config: Any, model_card_kwargs: Mapping[str, Any] | None) -> None:
         """Require what :meth:`from_pretrained` can load, before anything is written."""
+        if not isinstance(model_card_kwargs, Mapping | None):
+            remedy = 'For example {"license": "mit"}'
+            raise TypeError(complaint(owner, "model_card_kwargs to be a dict", type_name(model_card_kwargs), remedy))
         if config is not None and _as_json(config) != _as_json(self.config):
             remedy = "Leave it out; model_card_kwargs has a place for what else is known"
             raise ValueError(complaint(owner, f"config to be None or {self.config!r}", repr(config), remedy))
@@ -93,12 +100,32 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         return model_card("HubEncoder", self.config, self.num_features, result, data)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> HubEncoder:
+        """Return the encoder of a folder or a repository in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or the name of the repository.
+            settings: arguments of the mixin for a download, ``map_location``, a device, and the encoder's own, which
+                must be those that it was saved with.
+
+        Raises:
+            ValueError: a setting is another one than that of the file, ``strict`` is off, or there is no config.
+            RuntimeError: names, shapes or dtypes of the weights do not match the config.
+            TypeError: the config has no such setting.
+        """
+        owner, remedy = "HubEncoder.from_pretrained", "Pass a folder or the name of a repository"
+        check_path(owner, "pretrained_model_name_or_path", pretrained_model_name_or_path, remedy=remedy)
+        place = os.path.expanduser(pretrained_model_name_or_path)  # noqa: PTH111 (a repository is not a path)
+        loaded: HubEncoder = super().from_pretrained(place, **settings)
+        return loaded
+
+    @classmethod
     def _from_pretrained(
         cls, *, config: Any = None, strict: bool = True, map_location: Any = "cpu", **settings: Any
     ) -> Any:
         owner = "HubEncoder.from_pretrained"
         if not isinstance(config, Mapping) or "name" not in config:
-            remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote"
+            remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote, and look at the connection"
             raise ValueError(complaint(owner, "a config.json with the name of an encoder", repr(config), remedy))
         if strict is not True:
             remedy = "Leave it out: a part of the weights is no encoder"
