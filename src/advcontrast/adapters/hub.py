@@ -132,7 +132,8 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             raise ValueError(complaint(owner, "strict to be True", repr(strict), remedy))
         device = check_device(owner, map_location)
         remedy = "Leave it out: weights are those of one encoder; a branch of the repository is revision="
-        for name in settings.keys() - inspect.signature(super()._from_pretrained).parameters:
+        download = inspect.signature(super()._from_pretrained).parameters
+        for name in [name for name in settings if name not in download]:
             if name not in config:
                 raise TypeError(complaint(owner, f"settings among {list(config)}", repr(name), remedy))
             if _as_json(settings[name]) != _as_json(config[name]):
