@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import bn_branch, checkpoint_context_fn, convert_to_dual_bn, set_bn_branch
+from advcontrast.norm.recomputation import History
 
 SWITCHES = [bn_branch, set_bn_branch]
 
@@ -39,6 +40,49 @@ def test_contexts_nest():
         with bn_branch(model, "clean"):
             assert branches(model) == ["clean", "clean"]
         assert branches(model) == ["adv", "adv"]
+
+
+def test_contexts_may_overlap():
+    model = network()
+    first, second = bn_branch(model, "adv"), bn_branch(model[2], "clean")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert branches(model) == ["clean", "clean"]
+    second.__exit__(None, None, None)
+    assert branches(model) == ["clean", "clean"]
+
+
+def test_of_overlapping_contexts_the_one_in_use_decides():
+    model = network()
+    set_bn_branch(model, "adv")
+    first, second = bn_branch(model, "clean"), bn_branch(model, "clean")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert branches(model) == ["clean", "clean"]
+    second.__exit__(None, None, None)
+    assert branches(model) == ["adv", "adv"]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_an_interrupt_at_either_edge_of_the_context_restores_every_norm(place, monkeypatch):
+    switch, left = History.switch, [place]
+
+    def interrupted(history, branch):
+        left.append(left.pop() - 1)
+        if left == [-1]:
+            raise KeyboardInterrupt
+        switch(history, branch)
+
+    model = network()
+    monkeypatch.setattr(History, "switch", interrupted)
+    with pytest.raises(KeyboardInterrupt), bn_branch(model, "adv"):
+        pass
+    assert branches(model) == ["clean", "clean"]
+    with bn_branch(model, "adv"):
+        pass
+    assert branches(model) == ["clean", "clean"]
 
 
 def test_an_exception_ends_the_context():

@@ -1,40 +1,95 @@
-"""The branch of all dual norms of a model: for a while, for good, for a recomputation; and its parameters."""
+"""Switch the branch of all dual norms of a model; list the parameters of a branch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import check_module
-from .dual_norm import DualNorm, check_branch, dual_norms
+from .._checks import check_module, complaint
+from .dual_norm import DualNorm, check_branch, dual_norms, refuse_in_backward
+from .recomputation import Moment, buffers_kept, recomputation
 
 
 @contextmanager
-def _switched(branches: dict[DualNorm, str]) -> Iterator[None]:
-    before = {norm: norm.branch for norm in branches}
+def _switched(branches: Mapping[DualNorm, str], *, replay: bool = False) -> Iterator[None]:
+    before = {norm: norm._branch for norm in branches}
     try:
-        _switch(branches)
+        _enter(branches, before, replay)
         yield
     finally:
-        _switch(before)
+        _leave(before)
 
 
-def _switch(branches: dict[DualNorm, str]) -> None:
-    # Not through the property: the compiler of PyTorch 2.10 does not see what its setter does, and says nothing.
+def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], replay: bool) -> None:
+    if torch.compiler.is_compiling():
+        _switch(branches)
+        return
+    moment = recomputation()
+    if moment is not None and not replay:
+        if any(norm._history.looked_up == moment for norm in branches):
+            got = "one that uses the norms on both sides of the switch"
+            remedy = "Call torch.utils.checkpoint inside of bn_branch"
+            raise RuntimeError(complaint("bn_branch", "a checkpointed function that does not switch", got, remedy))
+        for norm in branches:
+            norm._history.switched = moment
     for norm, branch in branches.items():
-        norm._branch = branch
+        norm._history.contexts.append((before, moment))
+        _switch_one(norm, branch, moment)
+
+
+def _leave(before: dict[DualNorm, str]) -> None:
+    if torch.compiler.is_compiling():
+        _switch(before)
+        return
+    try:
+        _restore(before)
+    except KeyboardInterrupt:  # which can come in the middle
+        _restore(before)
+        raise
+
+
+def _restore(before: dict[DualNorm, str]) -> None:
+    for norm, branch in before.items():
+        contexts = norm._history.contexts
+        place = next((i for i, (other, _) in enumerate(contexts) if other is before), None)
+        if place is None:  # never entered, or left already
+            continue
+        if place + 1 < len(contexts):
+            # A context that was entered later is still in use. It returns to where this one came from.
+            contexts[place + 1][0][norm] = branch
+        else:
+            _switch_one(norm, branch, contexts[place][1])
+        del contexts[place]
+
+
+def _switch(branches: Mapping[DualNorm, str]) -> None:
+    if torch.compiler.is_compiling():
+        # Not through the property: the compiler of PyTorch 2.10 ignores what its setter does.
+        for norm, branch in branches.items():
+            norm._branch = branch
+        return
+    for norm, branch in branches.items():
+        _switch_one(norm, branch, None)
+
+
+def _switch_one(norm: DualNorm, branch: str, moment: Moment | None) -> None:
+    norm.__dict__["_branch"] = branch  # nn.Module.__setattr__ is slow
+    if moment is None:
+        norm._history.switch(branch)
 
 
 def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
     """Send everything that passes through ``model`` inside the ``with`` block through one branch.
 
-    On the way out, also after an exception, every norm gets back the branch that it had. Contexts nest. The branch is a
-    mode of the model like train and eval: threads that share a model share its branch.
+    At the end, also after an exception, every norm returns to the branch that it had. Contexts nest, and may overlap:
+    the one that was entered last and is still in use decides. The branch is a mode of the model like train and eval:
+    threads that share a model share its branch. Activation checkpointing recomputes on the branch of the forward pass.
 
     Args:
         model: a network with dual norms; wrappers such as DDP or ``torch.compile`` may surround it.
@@ -45,7 +100,9 @@ def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
 
     Raises:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.
-        TypeError: ``model`` is no ``nn.Module``.
+        TypeError: ``model`` is not an ``nn.Module``.
+        RuntimeError: on entry, where activation checkpointing recomputes a function that uses a norm on both sides of
+            the switch.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -69,7 +126,8 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
 
     Raises:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.
-        TypeError: ``model`` is no ``nn.Module``.
+        TypeError: ``model`` is not an ``nn.Module``.
+        RuntimeError: called inside of a backward pass, as by a checkpointed function.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -79,6 +137,7 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
     """
     norms = dual_norms("set_bn_branch", model)
     check_branch("set_bn_branch", norms, branch)
+    refuse_in_backward("set_bn_branch")
     _switch(dict.fromkeys(norms, branch))
 
 
@@ -97,7 +156,7 @@ def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
 
     Raises:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.
-        TypeError: ``model`` is no ``nn.Module``.
+        TypeError: ``model`` is not an ``nn.Module``.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -114,27 +173,19 @@ def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
 
 
 class _Recomputation(AbstractContextManager[None]):
-    """Re-enters branches as often as it is entered: every backward pass through a graph that is kept recomputes it.
-
-    Batches that come a second time are not counted again: running statistics stay as they are.
-    """
+    """Context of a recomputation, entered once for each backward pass through a graph that is kept."""
 
     def __init__(self, model: nn.Module) -> None:
         self._branches = {module: module.branch for module in model.modules() if isinstance(module, DualNorm)}
         self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
     def __enter__(self) -> None:
-        self._kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in self._norms]
-        for norm, _, count in self._kept:
-            norm.momentum = 0.0
-            norm.num_batches_tracked = None if count is None else count.new_empty(())
-        self._switched = _switched(self._branches)
-        self._switched.__enter__()
+        self._entered = ExitStack()
+        self._entered.enter_context(buffers_kept(self._norms))
+        self._entered.enter_context(_switched(self._branches, replay=True))
 
     def __exit__(self, *exception: Any) -> None:
-        self._switched.__exit__(*exception)
-        for norm, momentum, count in self._kept:
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        self._entered.__exit__(*exception)
 
 
 def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -144,12 +195,12 @@ def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 def checkpoint_context_fn(
     model: nn.Module,
 ) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """Return the ``context_fn`` with which activation checkpointing recomputes on the right branch.
+    """Return a ``context_fn`` for ``torch.utils.checkpoint`` that notes the branches and re-enters them.
 
-    ``torch.utils.checkpoint`` runs a part of the network a second time during the backward pass, when the ``with``
-    block of :func:`bn_branch` is long over, and would silently recompute on whatever branch is then active. The
-    function returned here notes the branches at the forward pass and re-enters them for the recomputation. It also
-    keeps the second run from moving running statistics again, those of single batch norms included.
+    Checkpointing runs a part of the network a second time during the backward pass, when the ``with`` block of
+    :func:`bn_branch` is over. Dual norms find the branch of the forward pass by themselves, or raise. Modules that were
+    compiled by themselves do not: they need this function. It also keeps the second run from moving the running
+    statistics of single batch norms.
 
     Args:
         model: the network, or the part of it that is checkpointed. It may be converted later.
@@ -159,7 +210,7 @@ def checkpoint_context_fn(
         number of forward passes, and copies and pickles with the model that holds it.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module``.
+        TypeError: ``model`` is not an ``nn.Module``.
 
     Example:
         >>> from torch.utils.checkpoint import checkpoint

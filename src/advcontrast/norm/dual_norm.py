@@ -7,11 +7,13 @@ import keyword
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from .._checks import check_choice, check_module, complaint, type_name
 from .._types import BRANCHES, SPLITS, Split
+from .recomputation import History, buffers_kept, recomputation
 
 
 class DualNorm(nn.Module):
@@ -63,6 +65,7 @@ class DualNorm(nn.Module):
         nn.Module.__init__(self)
         first, *others = branches
         self._branch = first
+        self._history = History()
         self._split: Split = split
         self.training = norm.training
         setattr(self, first, norm)
@@ -85,18 +88,30 @@ class DualNorm(nn.Module):
 
     @property
     def branch(self) -> str:
-        """The branch that ``forward`` uses; like ``training`` not in the state dict."""
-        return self._branch
+        """The branch that ``forward`` uses; like ``training`` not in the state dict.
+
+        Where activation checkpointing runs a forward pass again, it is the branch of the first run.
+        """
+        if torch.compiler.is_compiling():
+            return self._branch
+        moment = recomputation()
+        if moment is None:
+            return self._branch
+        return self._history.recompute(type(self).__name__, moment, self._branch)
 
     @branch.setter
     def branch(self, branch: str) -> None:
-        check_choice(type(self).__name__, "branch", branch, self.branches)
+        owner = type(self).__name__
+        check_choice(owner, "branch", branch, self.branches)
+        refuse_in_backward(owner)
         self._branch = branch
+        if not torch.compiler.is_compiling():
+            self._history.switch(branch)
 
     @property
     def active(self) -> nn.Module:
         """The norm that ``forward`` uses."""
-        return cast(nn.Module, getattr(self, self._branch))
+        return cast(nn.Module, self._modules[self.branch])
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Normalise with the active branch.
@@ -107,8 +122,17 @@ class DualNorm(nn.Module):
 
         Returns:
             What that norm returns, for example a tensor of the same shape.
+
+        Raises:
+            RuntimeError: activation checkpointing runs this again, and the branch of the first run is not known.
         """
-        return cast(Tensor, self.active(*args, **kwargs))
+        norm = self.active
+        if not torch.compiler.is_compiling():
+            if recomputation() is not None:
+                with buffers_kept(norm.modules()):
+                    return cast(Tensor, norm(*args, **kwargs))
+            self._history.call(self._branch)
+        return cast(Tensor, norm(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name in self._modules or not self._modules:
@@ -194,6 +218,14 @@ def dual_norms(owner: str, model: nn.Module) -> list[DualNorm]:
             "Call convert_to_dual_bn(model) first."
         )
     return norms
+
+
+def refuse_in_backward(owner: str) -> None:
+    """Refuse a switch for good inside of a backward pass: that of a recomputation would outlive it."""
+    if not torch.compiler.is_compiling() and recomputation() is not None:
+        got = "a recomputation of a checkpointed function that sets it"
+        remedy = "Switch with bn_branch(model, branch), which ends"
+        raise RuntimeError(complaint(owner, "branch to be set outside of a backward pass", got, remedy))
 
 
 def check_branch(owner: str, norms: Sequence[DualNorm], branch: Any) -> None:

@@ -1,0 +1,120 @@
+"""Recompute checkpointed activations on the branch of the forward pass, and leave running statistics alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._checks import complaint
+
+Moment = tuple[int, int]
+
+
+def recomputation() -> Moment | None:
+    """Return the ids of the backward pass and of its node that the caller runs in; ``None`` outside of a backward pass.
+
+    A forward pass within a backward pass is a recomputation: ``torch.utils.checkpoint`` runs a segment of the network
+    again when a node needs its activations.
+    """
+    task = torch._C._current_graph_task_id()
+    if task == -1:
+        return None
+    node = torch._C._current_autograd_node()
+    return None if node is None else (task, node._sequence_nr())
+
+
+@contextmanager
+def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let ``modules`` work on copies of their buffers: a batch that comes a second time is not counted again."""
+    before = [(module, dict(module._buffers)) for module in modules]
+    try:
+        for module, buffers in before:
+            copies = {name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()}
+            module._buffers.update(copies)
+        yield
+    finally:
+        for module, buffers in before:
+            module._buffers.update(buffers)
+
+
+class History:
+    """The branches that a dual norm was on, so that a recomputation finds that of its forward pass.
+
+    A thread numbers the autograd nodes that it creates: ``entries`` holds the number from which on a branch was in use.
+    The node that asks for a recomputation belongs to the segment that is recomputed, so its number tells the branch.
+    Copies and pickles start with an empty history: their graphs are yet to come.
+    """
+
+    __slots__ = ("backwards", "contexts", "entries", "looked_up", "several_threads", "switched", "thread")
+
+    def __init__(self) -> None:
+        self.thread: int | None = None  # the one whose numbers the entries hold
+        self.several_threads = False
+        self.entries: deque[tuple[int, str]] = deque(maxlen=256)
+        self.contexts: list[tuple[dict[Any, str], Moment | None]] = []  # those that are entered, the innermost last
+        self.backwards: dict[int, str] = {}  # the branch that each backward pass in progress recomputes
+        self.looked_up: Moment | None = None
+        self.switched: Moment | None = None
+
+    def __reduce__(self) -> tuple[type[History], tuple[()]]:
+        return History, ()
+
+    def call(self, branch: str) -> None:
+        """Note a forward pass on ``branch``."""
+        if self.thread is None:
+            self.thread = get_ident()
+            self.entries.append((-1, branch))
+        elif self.thread != get_ident():
+            self.several_threads = True
+        if self.entries[-1][1] != branch:  # compiled code has switched it, which is not noted
+            self.entries.clear()
+            self.entries.append((torch._C._autograd._get_sequence_nr(), branch))
+        if self.backwards:  # of a backward pass that raised
+            self.backwards.clear()
+
+    def switch(self, branch: str) -> None:
+        """Note that ``branch`` is in use from now on."""
+        if self.thread is None:
+            return
+        if self.thread != get_ident():
+            self.several_threads = True
+        number = torch._C._autograd._get_sequence_nr()
+        if self.entries[-1][0] == number:
+            self.entries.pop()
+        if not self.entries or self.entries[-1][1] != branch:
+            self.entries.append((number, branch))
+
+    def recompute(self, owner: str, moment: Moment, branch: str) -> str:
+        """Return the branch of the forward pass that is being recomputed; ``branch`` is the one in use now."""
+        if not self.contexts or self.contexts[-1][1] != moment:
+            branch = self._look_up(owner, moment)
+        task = moment[0]
+        if task not in self.backwards:
+            at_its_end: Any = partial(self.backwards.pop, task, None)
+            torch.autograd.Variable._execution_engine.queue_callback(at_its_end)
+        self.backwards[task] = branch
+        return branch
+
+    def _look_up(self, owner: str, moment: Moment) -> str:
+        task, number = moment
+        found = next((branch for first, branch in reversed(self.entries) if first <= number), None)
+        # A backward pass within another one may execute nodes that a recomputation created, on the branch of that.
+        others = {branch for other, branch in self.backwards.items() if other != task}
+        switched = self.several_threads and len(self.entries) > 1
+        if found is None or switched or not others <= {found} or self.switched == moment:
+            expected = "to know the branch of the forward pass that is recomputed"
+            got = "several that are possible"
+            remedy = (
+                "Pass context_fn=checkpoint_context_fn(model) and use_reentrant=False to torch.utils.checkpoint, and "
+                "enter bn_branch outside of what is checkpointed"
+            )
+            raise RuntimeError(complaint(owner, expected, got, remedy))
+        self.looked_up = moment
+        return found
