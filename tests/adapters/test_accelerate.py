@@ -331,8 +331,8 @@ def test_a_file_is_no_folder_for_a_run(tmp_path):
 
 def test_an_optimizer_of_something_else_is_refused():
     message = (
-        "pretrain: expected an optimizer of the learner, got one of other parameters. "
-        "Pass torch.optim.SGD(learner.parameters(), lr=0.1)."
+        "pretrain: expected an optimizer of the parameters of the learner, got SGD of others. "
+        "Make it from learner.parameters(), once the network has been converted."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         pretrain(learner(), loader(), optimizer=sgd(learner()), epochs=1)

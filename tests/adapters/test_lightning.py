@@ -76,6 +76,14 @@ def test_it_trains_as_a_plain_loop_does(tmp_path, mode):
     assert same(weights(under), weights(plain))
 
 
+def test_an_optimizer_of_another_network_is_refused():
+    module = LightningLearner(learner(), optimizer=lambda _: SGD(network().parameters()))
+    with pytest.raises(
+        ValueError, match=r"^LightningLearner: expected an optimizer of the parameters of the learner, "
+    ):
+        module.configure_optimizers()
+
+
 def test_the_rate_of_a_second_stage_is_the_one_that_was_set():
     module = learner()
     optimizer = SGD(module.parameters())

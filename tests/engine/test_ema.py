@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from advcontrast.engine.ema import EMA
 
@@ -210,3 +211,13 @@ def test_wrong_state_is_refused(state, error, message):
     with pytest.raises(error, match=re.escape(f"EMA: expected {message} Pass what state_dict() returned.")):
         ema.load_state_dict(state)
     assert states_equal(ema.model, before)
+
+
+def test_a_model_that_cannot_be_copied_is_refused_with_the_remedy():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    prune.random_unstructured(model[0], "weight", 0.5)
+    model(torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match=r"^EMA: expected a model that copy.deepcopy can copy, .*prune.remove on "):
+        EMA(model, 0.9)
+    prune.remove(model[0], "weight")
+    EMA(model, 0.9)

@@ -13,6 +13,7 @@ from tests.engine.learners import (
     Separable,
     images,
     labelled,
+    network,
     same,
     train,
     weights,
@@ -40,7 +41,12 @@ TENSORS = "Pass the images as a tensor [N, C, H, W], or with labels as (images, 
             TypeError,
             "expected data[1] to be a tensor, got list. Pass torch.as_tensor(data[1]).",
         ),
-        ("images", TypeError, f"expected data to be tensors, got str. {TENSORS}"),
+        (
+            "images",
+            TypeError,
+            "expected data to be tensors or a data set, got the path 'images'. "
+            "Pass image_folder(path).x, or ImageStream(path) to read it while it is trained on.",
+        ),
         (None, TypeError, f"expected data to be tensors, got NoneType. {TENSORS}"),
         (7, TypeError, f"expected data to be tensors, got int. {TENSORS}"),
     ],
@@ -263,6 +269,45 @@ def test_nan_metric_is_never_the_best():
 
     train(learner, evaluate=score, select="score")
     assert same(weights(learner), kept[1])
+
+
+def test_an_optimizer_of_another_network_is_refused():
+    learner = Separable()
+    message = "fit: expected an optimizer of the parameters of the learner, got SGD of others. "
+    with pytest.raises(ValueError, match=f"^{message}"):
+        train(learner, optimizer=torch.optim.SGD(Separable().parameters(), lr=0.1))
+    learner.model[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        train(learner, optimizer=torch.optim.SGD(learner.model[0].parameters(), lr=0.1))
+    assert learner.seen == []
+
+
+def test_an_optimizer_of_a_module_beside_the_learner_is_refused_until_the_learner_holds_it():
+    learner, beside = Separable(), nn.Linear(3, 3)
+    optimizer = torch.optim.SGD([*learner.parameters(), *beside.parameters()], lr=0.1)
+    message = "fit: expected an optimizer of the parameters of the learner alone, got SGD with 2 other tensors. "
+    with pytest.raises(ValueError, match=f"^{message}"):
+        train(learner, optimizer=optimizer)
+    learner.beside = beside
+    train(learner, optimizer=optimizer)
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    learner = Separable()
+    message = "fit: expected an optimizer that needs no closure, got LBFGS. "
+    with pytest.raises(TypeError, match=f"^{message}"):
+        train(learner, optimizer=torch.optim.LBFGS(learner.parameters()))
+    assert learner.seen == []
+
+
+@pytest.mark.parametrize("kind", ["floats", "bytes"])
+def test_a_plain_network_is_refused_with_the_remedy_and_its_buffers_are_as_before(kind):
+    model = network(nn.BatchNorm2d)
+    before = weights(model)
+    data = images() if kind == "bytes" else images() / 255
+    with pytest.raises(TypeError, match=r"^fit: expected .* wrap a network in one, as ACLTrainer\(network\) does\.$"):
+        fit(model, data, epochs=1)
+    assert same(weights(model), before)
 
 
 def test_an_optimizer_that_lacks_parameters_is_warned_about():

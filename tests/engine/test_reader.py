@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -51,6 +52,12 @@ REMEDY = "Return images as uint8 tensors [C, H, W] of one size, and numbers besi
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (
+            lambda i: PIL.Image.new("RGB", (8, 8)),
+            TypeError,
+            rf"fit: expected sample \d+ to be tensors and numbers, got Image\. {REMEDY[:-1]}, or pass "
+            r"advcontrast\.data\.ImageStream\(folder, size=\.\.\.\)\.",
+        ),
         (lambda i: "image", TypeError, rf"fit: expected sample \d+ to be tensors and numbers, got str\. {REMEDY}"),
         (lambda i: None, TypeError, rf"fit: expected sample \d+ to be tensors and numbers, got NoneType\. {REMEDY}"),
         (lambda i: (), ValueError, rf"fit: expected sample \d+ to be tensors and numbers, got none\. {REMEDY}"),

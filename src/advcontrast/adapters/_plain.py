@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .._checks import complaint
+from .._checks import check_copyable, complaint
 from ..norm import DualNorm
 from ..surgery import export_branch
 from ..surgery.modules import check_surgery, check_values
@@ -20,6 +20,7 @@ def plain_copy(owner: str, model: nn.Module, branch: str | None) -> Any:
     Raises:
         ValueError: it has branches and none is named, or the other way round, or it is on the meta device.
         TypeError: it is no module, is wrapped or scripted.
+        RuntimeError: it cannot be copied.
     """
     check_surgery(owner, model)
     branches = next((module.branches for module in model.modules() if isinstance(module, DualNorm)), ())
@@ -28,6 +29,7 @@ def plain_copy(owner: str, model: nn.Module, branch: str | None) -> Any:
         remedy = 'Choose one, such as branch="adv"' if branches else "Leave it out, as the model has no dual norms"
         raise ValueError(complaint(owner, expected, repr(branch), remedy))
     check_values(owner, "model", model.state_dict(), remedy="Load its weights first")
+    check_copyable(owner, model)
     return (copy.deepcopy(model) if branch is None else export_branch(model, branch)).eval()
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .._checks import check_int, check_iterable, check_module, complaint, type_name
+from ..engine.arguments import check_optimizer
 
 
 def check(learner: nn.Module, batches: Any, optimizer: Any, epochs: Any) -> None:
@@ -16,10 +17,7 @@ def check(learner: nn.Module, batches: Any, optimizer: Any, epochs: Any) -> None
     if hasattr(batches, "__array__"):  # one of NumPy can be walked too, but accelerate trips over it
         raise TypeError(complaint("pretrain", "batches to be an iterable", type_name(batches), "Pass a DataLoader"))
     check_iterable("pretrain", "batches", batches, remedy="Pass a DataLoader")
-    known = {id(tensor) for group in checked("pretrain", optimizer).param_groups for tensor in group["params"]}
-    if known.isdisjoint(map(id, learner.parameters())):
-        remedy = "Pass torch.optim.SGD(learner.parameters(), lr=0.1)"
-        raise ValueError(complaint("pretrain", "an optimizer of the learner", "one of other parameters", remedy))
+    check_optimizer("pretrain", learner, checked("pretrain", optimizer))
     check_int("pretrain", "epochs", epochs, low=1, remedy="An epoch is one pass over the batches")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_module, complaint
+from ..engine.arguments import check_parameters
 from ._training import check_functions, checked
 
 try:
@@ -55,6 +56,7 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule to ask after every step."""
         optimizer = checked("LightningLearner", self._optimizer(self.parameters()))
+        check_parameters("LightningLearner", self, optimizer)
         for group in optimizer.param_groups:
             group.pop("initial_lr", None)  # of an earlier scheduler, which LambdaLR would take for the rate
         rates = {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule), "interval": "step"}

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Sequence
+from inspect import signature
 from numbers import Real
 from typing import Any
 
@@ -81,10 +82,31 @@ def check_parts(
         raise ValueError(complaint(_OWNER, "a metric of validation images to select by", repr(select), remedy))
 
 
-def warn_of_untrained(learner: nn.Module, optimizer: Optimizer | None) -> None:
+def check_optimizer(owner: str, learner: nn.Module, optimizer: Optimizer) -> None:
+    """Require an optimizer of the learner's parameters, and of no others, that can step without a closure."""
+    required = [p.name for p in signature(optimizer.step).parameters.values() if p.default is p.empty]
+    if "closure" in required:
+        remedy = "Pass one that takes a step from the gradients alone, such as SGD, Adam or LARS"
+        raise TypeError(complaint(owner, "an optimizer that needs no closure", type_name(optimizer), remedy))
+    check_parameters(owner, learner, optimizer)
+
+
+def check_parameters(owner: str, learner: nn.Module, optimizer: Optimizer) -> None:
+    """Require an optimizer of the learner's parameters, and of no others, which would be neither saved nor reset."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    ours = {id(parameter): parameter.requires_grad for parameter in learner.parameters()}
+    if not any(ours.get(parameter) for parameter in held):
+        remedy = "Make it from learner.parameters(), once the network has been converted"
+        got = f"{type_name(optimizer)} of others"
+        raise ValueError(complaint(owner, "an optimizer of the parameters of the learner", got, remedy))
+    if others := len(held - ours.keys()):
+        remedy = "Assign the modules that hold these to attributes of the learner, or make it from learner.parameters()"
+        got = f"{type_name(optimizer)} with {others} other tensors"
+        raise ValueError(complaint(owner, "an optimizer of the parameters of the learner alone", got, remedy))
+
+
+def warn_of_untrained(learner: nn.Module, optimizer: Optimizer) -> None:
     """Warn of parameters that want to be trained and that the optimizer does not know."""
-    if optimizer is None:
-        return
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     names = [name for name, p in learner.named_parameters() if p.requires_grad and id(p) not in known]
     if names:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._checks import check_module, complaint
+from .._checks import check_copyable, check_module, complaint
 from .._random import kept
 
 _OWNER = "forward_equivalents"
@@ -35,6 +35,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     Raises:
         TypeError: ``learner`` is no module.
         ValueError: ``learner.model`` is missing or has nothing to count, or the learner cannot train on the batch.
+        RuntimeError: ``learner`` cannot be copied, as in :func:`advcontrast.export_branch`.
 
     Example:
         >>> from advcontrast.engine import forward_equivalents
@@ -47,6 +48,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     if not isinstance(getattr(learner, "model", None), nn.Module):
         remedy = "Hold the network in an attribute of that name"
         raise ValueError(complaint(_OWNER, "learner.model", "none", remedy))
+    check_copyable(_OWNER, learner)
     learner = copy.deepcopy(learner)
     model = learner.get_submodule("model")
     seen: list[tuple[Any, Any]] = []

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int, check_module, check_real, complaint, type_name
+from .._checks import check_copyable, check_int, check_module, check_real, complaint, type_name
 
 _OWNER = "EMA"
 
@@ -34,6 +34,7 @@ class EMA:
     Raises:
         ValueError: decay outside [0, 1].
         TypeError: an argument of the wrong kind.
+        RuntimeError: ``model`` cannot be copied, as in :func:`advcontrast.export_branch`.
 
     Example:
         >>> model = torch.nn.Linear(1, 1)
@@ -48,6 +49,7 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         check_module(_OWNER, model)
         check_real(_OWNER, "decay", decay, low=0, high=1, remedy="0.999 is usual")
+        check_copyable(_OWNER, model)
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
         self.updates = 0

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from .. import distributed
 from .._checks import check_bool, check_choice, check_int, complaint
 from .._memory_format import choose_memory_format
-from .arguments import check_data, check_parts, warn_of_untrained
+from .arguments import check_data, check_optimizer, check_parts, warn_of_untrained
 from .ema import EMA
 from .identity import identity
 from .lars import LARS
@@ -116,8 +116,10 @@ def fit(
         one was taken, for a data set that does so.
 
     Raises:
-        ValueError: an argument out of its range; data that is empty, not finite or of unequal lengths.
-        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of its range; data that is empty, not finite or of unequal lengths; an optimizer of
+            parameters that the learner does not hold.
+        TypeError: an argument of the wrong kind, such as an optimizer that needs a closure; or the learner returns
+            something else than a loss and a dict of scalars, as a plain network does.
         RuntimeError: the loss, a gradient or a trained weight is not finite, in any process. On the CPU the weights are
             still those of the step before; elsewhere it shows at the next checkpoint, which is then not written.
             Buffers, frozen weights and terms may be infinite or NaN. Or another process has ended, or given no sign of
@@ -139,7 +141,9 @@ def fit(
     """
     source = check_data(learner, data, batch_size, groups)
     check_parts(optimizer, schedule, evaluate, select, folder, ema)
-    warn_of_untrained(learner, optimizer)
+    if optimizer is not None:
+        check_optimizer(_OWNER, learner, optimizer)
+        warn_of_untrained(learner, optimizer)
     samples = source.lengths[0]
     check_shares(learner, samples, batch_size)
     for name, number in (("epochs", epochs), ("accumulate", accumulate)):

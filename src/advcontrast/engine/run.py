@@ -27,6 +27,7 @@ from .identity import differences, extra_of, on_cpu
 from .metrics import Means, Row
 
 _OWNER = "fit"
+_WRAP = "A learner returns a scalar and a dict of scalars; wrap a network in one, as ACLTrainer(network) does"
 _AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,6 +64,7 @@ class Run:
     def __post_init__(self) -> None:
         self.device = next(self.learner.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+        self._tried = False
         self.generators = _random.generators(self.learner)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -91,7 +93,7 @@ class Run:
             waiting = part is not parts[-1] and wrapped is not self.learner
             with wrapped.no_sync() if waiting else nullcontext():
                 with torch.autocast(self.device.type, _AMP[self.amp], enabled=self.amp != "off"):
-                    loss, terms = _loss_and_terms(wrapped(*part))
+                    loss, terms = _loss_and_terms(wrapped(*part)) if self._tried else self._first_pass(wrapped, part)
                 losses.append(loss.detach())
                 if wrapped is self.learner:
                     self._require_finite("a finite loss", losses[-1:])
@@ -110,6 +112,23 @@ class Run:
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.learner.get_submodule("model"))
+
+    def _first_pass(self, wrapped: Any, part: tuple[Tensor, ...]) -> Any:
+        """Return the loss and the terms of the first forward pass; where it fails, the buffers are as before."""
+        before = [(buffer, buffer.clone()) for buffer in self.learner.buffers()]
+        try:
+            output = _loss_and_terms(wrapped(*part))
+        except Exception as error:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
+            # Networks take floats, learners bytes. Subclasses are errors of the memory or of other processes.
+            if type(error) is RuntimeError and part[0].dtype == torch.uint8 and not hasattr(self.learner, "model"):
+                got = f"{type_name(self.learner)}, which raised: {str(error).partition(chr(10))[0].rstrip('.')}"
+                raise TypeError(complaint(_OWNER, "a learner that takes uint8 images", got, _WRAP)) from error
+            raise
+        self._tried = True
+        return output
 
     def end_epoch(
         self, started: float, evaluate: Callable[[int], Mapping[str, float]] | None, select: str | None
@@ -267,8 +286,7 @@ def _loss_and_terms(output: Any) -> Any:
     if not good or not all(
         isinstance(value, Tensor) and value.dim() == 0 for value in (output[0], *output[1].values())
     ):
-        remedy = "Return ACLOutput(loss, terms), or a tuple of a scalar and a dict of scalars"
-        raise TypeError(complaint(_OWNER, "the learner to return a loss and a dict of terms", _kind(output), remedy))
+        raise TypeError(complaint(_OWNER, "the learner to return a loss and a dict of terms", _kind(output), _WRAP))
     return output
 
 

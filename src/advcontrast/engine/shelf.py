@@ -115,6 +115,8 @@ class _UnusableSampleError(Exception):
 
     def __init__(self, kind: type[Exception], expected: str, got: str) -> None:
         remedy = "Return images as uint8 tensors [C, H, W] of one size, and numbers beside them"
+        if got.endswith(("Image", "ImageFile")):  # of Pillow
+            remedy += ", or pass advcontrast.data.ImageStream(folder, size=...)"
         super().__init__(complaint(_OWNER, expected, got, remedy))
         self.kind = kind
 

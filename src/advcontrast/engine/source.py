@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -77,6 +78,9 @@ def source_of(data: Any) -> Source:
         raise TypeError(complaint(_OWNER, "data to be tensors or a map-style data set", type_name(data), remedy))
     if isinstance(data, (Reader, Dataset)):
         return Reading(data if isinstance(data, Reader) else Reader(data))
+    if isinstance(data, (str, os.PathLike)):
+        remedy = "Pass image_folder(path).x, or ImageStream(path) to read it while it is trained on"
+        raise TypeError(complaint(_OWNER, "data to be tensors or a data set", f"the path {str(data)!r}", remedy))
     if not isinstance(data, (Tensor, tuple, list)):
         raise TypeError(complaint(_OWNER, "data to be tensors", type_name(data), _REMEDY))
     tensors = [data] if isinstance(data, Tensor) else list(data)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int, check_module, check_real, complaint
+from .._checks import check_copyable, check_int, check_module, check_real, complaint
 from .._modes import eval_mode
 from .._random import kept
 from ..attacks import PGDAttack
@@ -70,6 +70,7 @@ def catastrophic_overfitting(
     Raises:
         ValueError: the learner has no attack, or a number is out of its range.
         TypeError: an argument of the wrong kind.
+        RuntimeError: the learner cannot be copied, as in :func:`advcontrast.export_branch`.
 
     Example:
         For a linear loss one step is almost as good as many.
@@ -92,6 +93,7 @@ def catastrophic_overfitting(
     check_real(_OWNER, "eps", eps, low=0, above=True, remedy="For images in [0, 1] it is usually 8/255")
     check_int(_OWNER, "steps", steps, low=2, remedy="10 are usual")
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
+    check_copyable(_OWNER, learner)
     learner = copy.deepcopy(learner)
     single = PGDAttack(eps=eps, step_size=1.25 * eps, steps=1)
     strong = PGDAttack(eps=eps, step_size=eps / 4, steps=steps)

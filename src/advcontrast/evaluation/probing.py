@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int, check_module, check_path, check_tensor, complaint, type_name
+from .._checks import check_copyable, check_int, check_module, check_path, check_tensor, complaint, type_name
 from .._memory_format import choose_memory_format
 from .._random import kept
 from ..augment import CropFlip
@@ -99,7 +99,8 @@ def run_protocol(
         ValueError: images of one split are in another; the splits differ in classes or size of the images; there is no
             validation though the protocol selects with it; or the encoder does not return ``[N, D]``.
         TypeError: an argument of the wrong kind.
-        RuntimeError: a frozen encoder changed, or the training diverged.
+        RuntimeError: a frozen encoder changed, or the training diverged; or the encoder cannot be copied, as in
+            :func:`advcontrast.export_branch`.
         CheckpointError: the folder holds another run.
 
     Example:
@@ -245,6 +246,7 @@ def _check(
 ) -> None:
     """Refuse whatever cannot be run, and whatever would not be worth running."""
     check_module(_OWNER, encoder)
+    check_copyable(_OWNER, encoder)
     if not isinstance(protocol, Protocol):
         remedy = 'Pass protocol("robustssl", "SLF")'
         raise TypeError(complaint(_OWNER, "protocol to be a Protocol", type_name(protocol), remedy))
