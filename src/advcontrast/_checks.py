@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 # No tensor, no count and no seed of PyTorch holds a larger int.
 _LARGEST = 2**64
+# Quotients, and sums of millions of them, are far below the largest number of float32.
+_COLDEST = 1e-30
 
 
 def complaint(owner: str, expected: str, got: str, remedy: str) -> str:
@@ -67,6 +69,13 @@ def check_int(owner: str, name: str, value: Any, *, low: int, remedy: str) -> No
     if not low <= int(value) < _LARGEST:
         got = repr(value) if abs(int(value)) < _LARGEST else "one of more than 64 bits"
         raise ValueError(complaint(owner, rule, got, remedy))
+
+
+def check_temperature(owner: str, value: Any, *, remedy: str = "1 leaves the predictions as they are") -> None:
+    """Require a positive number by which similarities or logits can be divided without leaving float32."""
+    check_real(owner, "temperature", value, low=0, above=True, remedy=remedy)
+    if value < _COLDEST:
+        raise ValueError(complaint(owner, f"temperature >= {_COLDEST:g}", repr(value), remedy))
 
 
 def check_bool(owner: str, name: str, value: Any, *, remedy: str) -> None:

@@ -603,7 +603,7 @@ def test_defaults_are_those_of_autoattack():
 
 
 def test_settings_are_named():
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(TypeError, match=r"^APGDAttack: expected settings by name, got 1 by position\."):
         APGDAttack(8 / 255)
 
 

@@ -1,5 +1,7 @@
 """An error names the attack that was called, whichever of its checks failed."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from advcontrast.attacks import (
     WarmStart,
     under_attack,
 )
+from advcontrast.models import Normalize
 
 X, Y = torch.full((2, 3, 16, 16), 0.5), torch.tensor([0, 1])
 ATTACKS = (APGDAttack, ElasticAttack, FrankWolfeAttack, JPEGAttack, PGDAttack)
@@ -163,3 +166,54 @@ def test_a_refused_state_is_one_of_the_attack():
 def test_a_model_that_is_none_is_one_of_the_context():
     with pytest.raises(TypeError, match=r"^under_attack: expected model"), under_attack(None):
         pass
+
+
+EVERY = (*ATTACKS, FreeAttack, WarmStart, ProgressiveAttack)
+WRAPPED = {WarmStart: (PGDAttack(steps=1),), ProgressiveAttack: ([(None, PGDAttack(steps=1))],)}
+
+
+@pytest.mark.parametrize("attack", EVERY)
+def test_the_constructor_of_another_library_is_explained(attack):
+    with pytest.raises(TypeError, match=rf"^{attack.__name__}: expected settings by name, got . by position\. Write"):
+        attack(*WRAPPED.get(attack, ()), CLASSIFIER, eps=0.1)
+
+
+@pytest.mark.parametrize("attack", EVERY)
+def test_the_call_of_another_library_is_explained(attack):
+    with pytest.raises(TypeError, match=rf"^{attack.__name__}: expected an objective and images, got 3 by position\."):
+        attack(*WRAPPED.get(attack, ()))(CLASSIFIER, X, Y)
+
+
+@pytest.mark.parametrize("attack", EVERY)
+def test_a_signature_names_the_settings_and_the_arguments(attack):
+    call = attack.forward if issubclass(attack, nn.Module) else attack.__call__
+    assert list(inspect.signature(call).parameters)[:4] == ["self", "objective", "x", "generator"]
+    assert not any(part.kind is part.VAR_POSITIONAL for part in inspect.signature(attack).parameters.values())
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_network_in_the_place_of_an_objective_is_explained(attack):
+    with under_attack(CLASSIFIER), pytest.raises(ValueError, match=r"Pass Classification\(model, y\), or a function"):
+        attack(steps=1)(CLASSIFIER, X)
+
+
+class InPlace(nn.Module):
+    """Normalises its input in place."""
+
+    def forward(self, x):
+        return CLASSIFIER(x.sub_(0.5).div_(0.25))
+
+
+@pytest.mark.parametrize(
+    "as_objective", [lambda model: Classification(model, Y), lambda model: lambda x: model(x)[:, 0]]
+)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_objective_may_change_its_argument(attack, as_objective):
+    x = X.clone()
+    settings = {"restarts": 1} if attack is PGDAttack else {}
+    found, expected = (
+        attack(steps=2, **settings)(as_objective(model.eval()), x, generator=torch.Generator().manual_seed(0))
+        for model in (InPlace(), nn.Sequential(Normalize([0.5] * 3, [0.25] * 3), CLASSIFIER))
+    )
+    assert torch.equal(x, X)
+    torch.testing.assert_close(found, expected)

@@ -70,7 +70,7 @@ def test_replaced_settings_are_checked():
 
 
 def test_settings_are_named():
-    with pytest.raises(TypeError, match="positional"):
+    with pytest.raises(TypeError, match=r"^PGDAttack: expected settings by name, got 1 by position\."):
         PGDAttack(8 / 255)
 
 

@@ -1,5 +1,6 @@
 """Clean and robust accuracy: the verdicts, and the traces that must not be left."""
 
+import functools
 import math
 import re
 
@@ -9,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from advcontrast import PGDAttack, bn_branch, convert_to_dual_bn
-from advcontrast.evaluation import Accuracy, accuracy, robust_accuracy
+from advcontrast.attacks import APGDAttack, FreeAttack, ProgressiveAttack, WarmStart
+from advcontrast.evaluation import Accuracy, accuracy, label_free_robustness, robust_accuracy, robust_curve
 
 ATTACK = PGDAttack(eps=0.1, step_size=0.05, steps=3)
 
@@ -117,7 +119,7 @@ def test_attack_sees_the_cross_entropy_of_each_sample():
 
     def spy(objective, x, *, generator):
         seen.append(objective(x))
-        return x
+        return 1 - x
 
     robust_accuracy(model, batches(40), spy)
     x, y = images()
@@ -130,6 +132,7 @@ def test_attack_that_works_in_place_is_still_evaluated():
 
     x = torch.tensor([[0.1, 0.9]])
     assert robust_accuracy(nn.Flatten(), [(x, torch.tensor([1]))], blank).accuracy == 0
+    assert torch.equal(x, torch.tensor([[0.1, 0.9]]))
 
 
 def test_same_seed_is_used_by_default():
@@ -152,7 +155,7 @@ def test_one_generator_serves_all_batches():
 
     def draw(objective, x, *, generator):
         drawn.append(torch.rand(1, generator=generator).item())
-        return x
+        return 1 - x
 
     robust_accuracy(classifier(), batches(), draw)
     assert len(set(drawn)) == 3
@@ -251,7 +254,7 @@ def test_parameters_are_frozen_for_the_attack():
 
     def spy(objective, x, *, generator):
         seen.extend(parameter.requires_grad for parameter in model.parameters())
-        return x
+        return 1 - x
 
     robust_accuracy(model, batches(), spy)
     assert not any(seen)
@@ -479,3 +482,93 @@ def test_batches_are_moved_to_the_model_and_the_random_state_of_the_device_is_un
     clean, robust = both(model, batches())
     assert clean.correct.device.type == robust.correct.device.type == "cpu"
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_than_the_images_is_named(dtype):
+    x, y = images()
+    expected = f"expected a model for images of torch.float32, got one of {dtype}. Convert the model with"
+    for name, call in (("accuracy", accuracy), ("robust_accuracy", lambda *a: robust_accuracy(*a, ATTACK))):
+        with pytest.raises(TypeError, match=f"^{name}: {expected}"):
+            call(classifier().to(dtype), [(x, y)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_in_the_precision_of_the_model_are_evaluated(dtype):
+    x, y = images()
+    model = trained().to(dtype)
+    assert torch.equal(accuracy(model, [(x.to(dtype), y)]).correct, right(model, x.to(dtype), y))
+
+
+def test_errors_of_the_model_are_its_own():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        accuracy(classifier(), [(torch.rand(2, 5), torch.zeros(2, dtype=torch.int64))])
+
+
+class InPlace(nn.Module):
+    """Normalises its input in place."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x.sub_(0.5).mul_(2))
+
+
+def test_a_model_may_normalise_in_place():
+    class Normalising(InPlace):
+        def forward(self, x):
+            return self.model((x - 0.5) * 2)
+
+    model, (x, y) = trained(), images()
+    before = x.clone()
+    for call in (accuracy, lambda *a: robust_accuracy(*a, ATTACK)):
+        assert torch.equal(call(InPlace(model), [(x, y)]).correct, call(Normalising(model), [(before, y)]).correct)
+        assert torch.equal(x, before)
+
+
+IDLE = {
+    "no steps": PGDAttack(steps=0),
+    "no steps, wrapped": WarmStart(PGDAttack(steps=0)),
+    "no steps yet": ProgressiveAttack([(1, PGDAttack(steps=0)), (None, ATTACK)]),
+    "no steps, partial": functools.partial(APGDAttack(steps=0)),
+    "steps of the training": FreeAttack(),
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_an_attack_without_steps_is_refused(name):
+    for owner, call in (
+        ("robust_accuracy", lambda attack: robust_accuracy(classifier(), batches(), attack)),
+        ("label_free_robustness", lambda attack: label_free_robustness(classifier(), batches(), attack)),
+    ):
+        with pytest.raises(ValueError, match=f"^{owner}: expected attack to take steps, got"):
+            call(IDLE[name])
+
+
+def test_a_curve_of_an_attack_without_steps_is_refused_unless_it_is_one_of_steps():
+    with pytest.raises(ValueError, match=r"^robust_curve: expected attack to take steps, got PGDAttack without any\."):
+        robust_curve(classifier(), batches(), PGDAttack(steps=0), eps=[0.0, 0.1])
+    assert len(robust_curve(classifier(), batches(), ATTACK, steps=[0, 1]).accuracies) == 2
+
+
+def test_radius_zero_needs_no_steps():
+    model = trained()
+    clean = accuracy(model, batches()).correct
+    for attack in (PGDAttack(eps=0.0), PGDAttack(eps=0.0, steps=0)):
+        assert torch.equal(robust_accuracy(model, batches(), attack).correct, clean)
+
+
+def test_an_attack_that_changes_no_image_is_warned_about():
+    model = trained()
+    expected = f"got the same {int(accuracy(model, batches()).correct.sum())} images that are classified correctly"
+    with pytest.warns(UserWarning, match=f"^robust_accuracy: expected attack to change images, {expected}"):
+        robust_accuracy(model, batches(), lambda objective, x, generator: x)
+
+
+def test_images_that_are_misclassified_need_no_change():
+    model, (x, y) = trained(), images()
+    wrong = ~right(model, x, y)
+    result = robust_accuracy(model, [(x[wrong], y[wrong])], lambda objective, x, generator: x)
+    assert result.accuracy == 0

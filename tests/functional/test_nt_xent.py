@@ -375,3 +375,19 @@ def test_who_wants_second_derivatives_is_told_to_leave_tile_out():
     message = "got create_graph. Pass tile=None to differentiate twice."
     with pytest.raises(RuntimeError, match=re.escape(message)):
         torch.autograd.grad(nt_xent(z1, z2, tile=4), z1, create_graph=True)
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-20])
+def test_the_lowest_temperatures_keep_float32_finite(temperature, tile):
+    z = torch.randn(2, 64, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = nt_xent(*z, temperature, tile=tile)
+    (gradient,) = torch.autograd.grad(loss, z)
+    torch.testing.assert_close(loss.double(), nt_xent(*z.detach().double(), temperature), rtol=1e-5, atol=0)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1e-31, 1e-38, 5e-324])
+def test_a_temperature_that_leaves_float32_is_refused(temperature):
+    with pytest.raises(ValueError, match=r"^nt_xent: expected temperature >= 1e-30, got "):
+        nt_xent(torch.ones(2, 3), torch.ones(2, 3), temperature)

@@ -17,6 +17,9 @@ def elsewhere(tensor):
 
 CASES = [
     ("distillation", lambda: F.distillation(LOGITS, LOGITS, 0)),
+    ("distillation", lambda: F.distillation(LOGITS, LOGITS, 1e-31)),
+    ("semi_supervised", lambda: F.semi_supervised(LOGITS, LOGITS, Y, LOGITS, temperature=1e-31)),
+    ("nt_xent", lambda: F.nt_xent(Z, Z, 1e-31)),
     ("distillation", lambda: F.distillation(None, LOGITS)),
     ("distillation", lambda: F.distillation(LOGITS, None)),
     ("distillation", lambda: F.distillation(LOGITS, LOGITS[:2])),

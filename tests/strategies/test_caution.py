@@ -10,6 +10,7 @@ from torch import nn
 from advcontrast import ACLTrainer, PGDAttack, convert_to_dual_bn
 from advcontrast.adapters.losses import Remembering
 from advcontrast.functional import nt_xent
+from advcontrast.strategies import TRADESTrainer
 from tests.strategies.networks import network, views
 
 ATTACK = PGDAttack(steps=2)
@@ -216,3 +217,43 @@ def test_a_validation_is_not_remembered():
     ACLTrainer(network(), loss=loss, mode="S2S").eval()(*views())
     assert not loss.memory.any()
     assert loss.calls == 0
+
+
+@pytest.mark.parametrize("batch", [list, tuple])
+def test_a_batch_with_labels_is_named(batch):
+    acl = ACLTrainer(network(), augment=lambda x: (x, x))
+    with pytest.raises(TypeError, match=rf"^ACLTrainer: expected x1 .*, got {batch.__name__}\. Pass batch\[0\]"):
+        acl(batch([views()[0], torch.zeros(4)]))
+
+
+class InPlace(nn.Module):
+    """Normalises its input in place."""
+
+    def __init__(self, model, *, in_place=True):
+        super().__init__()
+        self.model, self.in_place = model, in_place
+
+    def forward(self, x):
+        return self.model(x.mul_(0.5) if self.in_place else x * 0.5)
+
+
+@pytest.mark.parametrize("mode", ["S2S", "A2A", "A2S", "DS"])
+def test_a_model_may_normalise_in_place(mode):
+    found, expected = (
+        ACLTrainer(InPlace(network(), in_place=in_place), attack=PGDAttack(steps=2, random_start=False), mode=mode)(
+            *(x.clone() for x in views())
+        ).loss
+        for in_place in (True, False)
+    )
+    assert torch.equal(found, expected)
+
+
+def test_trades_takes_a_model_that_normalises_in_place():
+    x, labels = views()[0], torch.tensor([0, 1, 2, 3])
+    found, expected = (
+        TRADESTrainer(InPlace(network("single"), in_place=in_place), attack=PGDAttack(steps=2, random_start=False))(
+            x.clone(), labels
+        ).loss
+        for in_place in (True, False)
+    )
+    assert torch.equal(found, expected)

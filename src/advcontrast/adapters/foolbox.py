@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .._checks import check_bounds, check_module, check_real, complaint, type_name
 from .._types import Objective
+from ..attacks.ascent import explains_calls
 from ..evaluation._guests import device_of
 from ._lending import known, lent, seeded
 from ._quiet import quiet
@@ -41,6 +42,7 @@ def as_foolbox_model(
         return PyTorchModel(_View(model, branch).eval(), bounds, device_of(model))
 
 
+@explains_calls
 @dataclass(frozen=True)
 class FoolboxAttack:
     """An attack of foolbox, called as this library calls its own, its perturbations clipped to ``eps``."""

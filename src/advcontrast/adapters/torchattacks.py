@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._checks import check_module, complaint, type_name
 from .._types import Objective
 from ..attacks import Classification
+from ..attacks.ascent import explains_calls
 from ..evaluation._guests import device_of
 from ._lending import known, lent, seeded
 
@@ -42,6 +43,7 @@ class TorchattacksStyle:
             return self.attack(Classification(self.model, y), x, generator=generator)
 
 
+@explains_calls
 @dataclass(frozen=True)
 class TorchattacksAttack:
     """An attack of torchattacks, called as this library calls its own: for ``robust_accuracy``, or to train on."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .._checks import check_choice, check_finite, check_int, complaint, readable, type_name
 from .._types import Norm, Objective
 from ..functional.margin import dlr, targeted_dlr
-from .ascent import Spot, ascent, beats, check_call, check_search, rows, value_of
+from .ascent import Spot, ascent, beats, check_call, check_search, explains_calls, rows, value_of
 from .balls import BALLS, Ball, widest
 from .classification import Classification
 
@@ -28,6 +28,7 @@ _RISES = 0.75  # the fraction of the steps since a checkpoint that must have rai
 _CLASSES: dict[APGDLoss, int] = {"ce": 2, "dlr": 3, "dlr-targeted": 4}
 
 
+@explains_calls
 @dataclass(frozen=True, kw_only=True)
 class APGDAttack:
     r"""Perturb images within a small ball so that an objective grows as much as possible, without a step size to tune.

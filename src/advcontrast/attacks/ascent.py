@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._checks import (
     check_bounds,
@@ -23,6 +25,34 @@ from .._checks import (
     type_name,
 )
 from .._types import NORMS, Norm, Objective
+
+AttackClass = TypeVar("AttackClass", bound=type)
+
+
+def explains_calls(attack: AttackClass) -> AttackClass:
+    """Let a class of attacks refuse calls in the style of other libraries by an error that shows its own.
+
+    There the model and the labels are arguments by position: ``Attack(model, eps=...)`` and ``attack(model, x, y)``.
+    """
+    call = "forward" if issubclass(attack, nn.Module) else "__call__"
+    for name, expected in (("__init__", "settings by name"), (call, "an objective and images")):
+        setattr(attack, name, _explained(attack.__name__, getattr(attack, name), expected))
+    return attack
+
+
+def _explained(owner: str, method: Callable[..., Any], expected: str) -> Callable[..., Any]:
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    allowed = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+
+    @wraps(method)
+    def explained(self: Any, *args: Any, **settings: Any) -> Any:
+        if len(args) > allowed:
+            got = f"{len(args)} by position"
+            remedy = f"Write attack = {owner}(...), its settings by name, and then attack(Classification(model, y), x)"
+            raise TypeError(complaint(owner, expected, got, remedy))
+        return method(self, *args, **settings)
+
+    return explained
 
 
 def check_search(owner: str, eps: float, steps: int, norm: Norm, bounds: tuple[float, float]) -> None:
@@ -57,9 +87,14 @@ def check_call(
 
 
 def value_of(owner: str, objective: Objective, image: Tensor, *, scalar: bool) -> Tensor:
-    """Return the value of an objective, one for each sample, or a scalar where that is allowed."""
-    value = objective(image)
+    """Return the value of an objective, one for each sample, or a scalar where that is allowed.
+
+    The objective gets a copy of the image, which it may change in place, as a normalisation may.
+    """
+    value = objective(image.clone())
     remedy = "Use reduction='none', or the mean of it" if scalar else "Use reduction='none'"
+    if isinstance(objective, nn.Module):
+        remedy = "Pass Classification(model, y), or a function such as lambda x: loss(model(x), y)"
     check_tensor(owner, "the value of the objective", value, remedy=remedy)
     if value.shape != image.shape[:1] and not (scalar and value.dim() == 0):
         expected = f"objective to return {'a scalar or ' if scalar else ''}shape [{len(image)}]"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .._checks import check_real, complaint, type_name
 from .._types import Norm, Objective
-from .ascent import check_call, check_search
+from .ascent import check_call, check_search, explains_calls
 from .balls import BALLS
 from .pgd import PGDAttack
 
@@ -46,6 +46,7 @@ class _Carried(nn.Module):
         self._perturbations = state["perturbations"]
 
 
+@explains_calls
 class WarmStart(_Carried):
     """An attack that starts from the perturbations it found for the last batch, so that fewer steps do.
 
@@ -95,6 +96,7 @@ class WarmStart(_Carried):
         return repr(self.attack)
 
 
+@explains_calls
 class FreeAttack(_Carried):
     r"""An attack whose gradients are those of the training step itself.
 

@@ -70,7 +70,7 @@ class Classification:
             remedy = "Attack it inside under_attack(model), or call model.eval() before"
             raise RuntimeError(complaint(_OWNER, "a model in eval mode", got, remedy))
         check_tensor(_OWNER, "x", x, remedy="Pass the images as one tensor")
-        logits = self.model(x)
+        logits = self.model(x.clone())  # a model may change its input in place
         remedy = "Pass a classifier whose output is its logits, and one label an image"
         check_tensor(_OWNER, "the output of the model", logits, remedy=remedy)
         if logits.dim() != 2 or len(logits) != len(self.y):

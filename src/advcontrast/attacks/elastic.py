@@ -11,12 +11,13 @@ from torch import Tensor
 from .._checks import check_bool, check_int, check_real, complaint
 from .._types import Objective
 from ..functional.flow import smooth, warp
-from .ascent import check_call, value_of
+from .ascent import check_call, explains_calls, value_of
 from .pgd import PGDAttack
 
 _OWNER = "ElasticAttack"
 
 
+@explains_calls
 @dataclass(frozen=True, kw_only=True)
 class ElasticAttack:
     r"""Bend images along a smooth flow field, so that an objective grows as much as possible.

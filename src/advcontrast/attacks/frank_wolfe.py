@@ -12,11 +12,12 @@ from torch import Tensor
 from .._checks import check_bool, check_bounds, check_int, check_real, complaint
 from .._types import Objective
 from ..functional.projection import inward_bounds
-from .ascent import ascent, check_call, rows, value_of
+from .ascent import ascent, check_call, explains_calls, rows, value_of
 
 _OWNER = "FrankWolfeAttack"
 
 
+@explains_calls
 @dataclass(frozen=True, kw_only=True)
 class FrankWolfeAttack:
     r"""Perturb a few pixels of each image so that an objective grows as much as possible: the L1 attack of UAR.

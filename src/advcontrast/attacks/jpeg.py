@@ -12,7 +12,7 @@ from torch import Tensor
 from .._checks import check_bool, check_choice, check_int, check_real, complaint
 from .._types import Objective
 from ..functional.jpeg import jpeg_decode, jpeg_encode
-from .ascent import check_call, value_of
+from .ascent import check_call, explains_calls, value_of
 from .frank_wolfe import FrankWolfeAttack
 from .pgd import PGDAttack
 
@@ -24,6 +24,7 @@ _REACH = 2.0  # the most that the sparse attacks move one coefficient, in half q
 _UNBOUNDED = (-math.inf, math.inf)
 
 
+@explains_calls
 @dataclass(frozen=True, kw_only=True)
 class JPEGAttack:
     r"""Perturb what a JPEG file stores of each image, so that an objective grows as much as possible.

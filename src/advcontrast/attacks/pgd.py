@@ -10,12 +10,13 @@ from torch import Tensor
 
 from .._checks import check_bool, check_finite, check_int, check_real, check_tensor, complaint
 from .._types import Norm, Objective
-from .ascent import ascent, check_call, check_search, value_of
+from .ascent import ascent, check_call, check_search, explains_calls, value_of
 from .balls import BALLS
 
 _OWNER = "PGDAttack"
 
 
+@explains_calls
 @dataclass(frozen=True, kw_only=True)
 class PGDAttack:
     r"""Perturb images within a small ball so that an objective grows as much as possible.

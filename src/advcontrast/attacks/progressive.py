@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from .._checks import check_int, complaint, type_name
 from .._types import Objective
+from .ascent import explains_calls
 
 _OWNER = "ProgressiveAttack"
 
 
+@explains_calls
 class ProgressiveAttack(nn.Module):
     """Several attacks, each for so many calls, and the last one for ever.
 

@@ -21,6 +21,7 @@ from .._checks import (
 from .._modes import buffers_kept, eval_mode, frozen
 from .._random import kept
 from .._types import Objective
+from ..attacks import FreeAttack
 from ..norm import DualNorm
 
 
@@ -74,9 +75,22 @@ def checked_batches(
         raise ValueError(complaint(owner, "batches to hold at least one image", "none", remedy))
 
 
+def output_of(owner: str, model: nn.Module, x: Tensor) -> Tensor:
+    """Return what a model makes of a copy of the images, which it may change in place."""
+    try:
+        output: Tensor = model(x.clone())
+    except RuntimeError as error:
+        dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), x.dtype)
+        if dtype == x.dtype:
+            raise
+        remedy = f"Convert the model with .to({x.dtype}); for half precision put autocast around the call"
+        raise TypeError(complaint(owner, f"a model for images of {x.dtype}", f"one of {dtype}", remedy)) from error
+    return output
+
+
 def checked_logits(owner: str, model: nn.Module, x: Tensor, readable_y: Tensor) -> Tensor:
     """Return the logits ``[N, C]`` of a batch, once they have this shape and the labels fit them."""
-    logits: Tensor = model(x)
+    logits = output_of(owner, model, x)
     remedy = "Pass a classifier whose output is its logits"
     check_tensor(owner, "the output of the model", logits, remedy=remedy)
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
@@ -107,13 +121,25 @@ def check_attack(owner: str, attack: object) -> None:
     if library in ("torchattacks", "foolbox"):
         remedy = f"Wrap it with advcontrast.adapters.{library}"
         raise TypeError(complaint(owner, "an attack of advcontrast", f"one of {library}", remedy))
+    check_steps(owner, attack)
+
+
+def check_steps(owner: str, attack: object) -> None:
+    """Require an attack, perhaps wrapped by another one, that follows the gradient."""
+    while attack is not None:
+        if isinstance(attack, FreeAttack) or (
+            getattr(attack, "steps", None) == 0 and getattr(attack, "eps", None) != 0
+        ):
+            remedy = "Without steps the result is the accuracy under noise at most, and no robust accuracy"
+            raise ValueError(complaint(owner, "attack to take steps", f"{type_name(attack)} without any", remedy))
+        attack = next((getattr(attack, name) for name in ("current", "attack", "func") if hasattr(attack, name)), None)
 
 
 def perturbed(
     owner: str, attack: Callable[..., Tensor], objective: Objective, x: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Return what an attack makes of a batch, once it has the shape of the batch."""
-    adv = attack(objective, x, generator=generator)
+    adv = attack(objective, x.clone(), generator=generator)
     if not isinstance(adv, Tensor) or adv.shape != x.shape:
         got = f"{list(adv.shape)}" if isinstance(adv, Tensor) else type_name(adv)
         remedy = "Return one perturbed image for each image"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -70,7 +71,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
     Raises:
         ValueError: there is no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
             images leave [0, 1] or labels leave [0, C).
-        TypeError: an argument of the wrong kind, such as uint8 images.
+        TypeError: an argument of the wrong kind, such as uint8 images, or images in another precision than the model.
 
     Example:
         Images of two pixels, and a model that takes the brighter pixel for the class.
@@ -108,8 +109,11 @@ def robust_accuracy(
         The verdicts, with their mean as ``accuracy`` and the ``branch`` they are of.
 
     Raises:
-        ValueError: as for :func:`accuracy`, or the attack returns images of another shape.
+        ValueError: as for :func:`accuracy`, the attack returns images of another shape, or it takes no steps.
         TypeError: an argument of the wrong kind.
+
+    Warns:
+        UserWarning: the attack changed none of the images that are classified correctly, though its ``eps`` is not 0.
 
     Example:
         Moving both pixels by 1/4 turns the one image whose pixels differ by less than 1/2.
@@ -132,6 +136,7 @@ def _evaluate(
 ) -> Accuracy:
     """Collect a verdict for each sample on the device; all of them are read together at the end."""
     verdicts: list[Tensor] = []
+    same: list[Tensor] = []
     with borrowed(owner, model) as device:
         source = own_generator(owner, generator, device)
         for x, y, readable_y in checked_batches(owner, batches, device):
@@ -141,6 +146,7 @@ def _evaluate(
             verdict = _verdict(logits, y)
             if attack is not None:
                 adv = perturbed(owner, attack, Classification(model, y), x, source)
+                same.append(torch.stack([verdict == 1, (adv == x).reshape(len(x), -1).all(1)]))
                 verdict = torch.where(verdict == 1, _verdict(checked_logits(owner, model, adv, readable_y), y), verdict)
             verdicts.append(verdict)
     result = torch.cat(verdicts).cpu()
@@ -150,7 +156,17 @@ def _evaluate(
         raise ValueError(
             complaint(owner, "finite logits", f"non-finite ones for {bad} of {len(result)} images", remedy)
         )
+    if same and getattr(attack, "eps", None) != 0:
+        _warn_of_idle(owner, *torch.cat(same, 1).cpu())
     return Accuracy(result.bool(), branch=branch_in_use(model))
+
+
+def _warn_of_idle(owner: str, right: Tensor, same: Tensor) -> None:
+    """Warn of an attack that changed none of the images that are right without it."""
+    if bool(right.any()) and bool(same[right].all()):
+        remedy = "Look for a gradient of zero with gradient_masking, or for an attack that takes no steps"
+        got = f"the same {int(right.sum())} images that are classified correctly"
+        warnings.warn(complaint(owner, "attack to change images", got, remedy), UserWarning, stacklevel=4)
 
 
 def _verdict(logits: Tensor, y: Tensor) -> Tensor:

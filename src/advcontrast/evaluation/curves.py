@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from .._checks import check_int, check_real, complaint, type_name
 from ..attacks import Classification
-from ._guests import borrowed, checked_batches, checked_logits, own_generator, perturbed, refuse_probabilities
+from ._guests import (
+    borrowed,
+    check_steps,
+    checked_batches,
+    checked_logits,
+    output_of,
+    own_generator,
+    perturbed,
+    refuse_probabilities,
+)
 from .accuracy import _NON_FINITE, _verdict
 
 _OWNER = "robust_curve"
@@ -119,7 +128,7 @@ def robust_curve(
                 right = (verdict == 1).nonzero()[:, 0]
                 if stronger is not None and len(right):
                     adv = perturbed(_OWNER, stronger, objective[right], x[right], source)
-                    verdict = verdict.index_copy(0, right, _verdict(model(adv), y[right]))
+                    verdict = verdict.index_copy(0, right, _verdict(output_of(_OWNER, model, adv), y[right]))
                 rows.append(verdict)
             found.append(torch.stack(rows))
     result = torch.cat(found, 1).cpu()
@@ -175,6 +184,8 @@ def _setting(**settings: Sequence[Any] | None) -> tuple[str, tuple[Any, ...]]:
 def _attacks(attack: Any, parameter: str, values: tuple[Any, ...]) -> list[Any]:
     """Return what each value adds to those before it; ``None`` where no attack is needed."""
     check_fields(_OWNER, attack, parameter)
+    if parameter != "steps":
+        check_steps(_OWNER, attack)
     if parameter == "eps":
         return [with_radius(_OWNER, attack, float(value)) if value else None for value in values]
     if parameter == "restarts":

@@ -20,7 +20,7 @@ from ..functional.representation import (
     overlap_risk,
     uniformity,
 )
-from ._guests import borrowed, check_attack, own_generator, perturbed
+from ._guests import borrowed, check_attack, output_of, own_generator, perturbed
 
 _OWNER = "label_free_robustness"
 
@@ -174,7 +174,7 @@ def image_batches(owner: str, batches: object, device: torch.device, *, least: i
 
 def checked_features(owner: str, encoder: nn.Module, x: Tensor) -> Tensor:
     """Return the features ``[N, D]`` of a batch, in float32 at least, once they have this shape."""
-    z = encoder(x)
+    z = output_of(owner, encoder, x)
     remedy = "Pass an encoder that returns a flat row of features for each image"
     check_tensor(owner, "the output of the model", z, remedy=remedy)
     if z.dim() != 2 or len(z) != len(x) or z.shape[1] < 1:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .._checks import check_bool, check_choice, check_int, check_real, complaint, type_name
+from .._checks import check_bool, check_choice, check_int, check_real, check_temperature, complaint, type_name
 from .._types import BRANCHES, Branch
 from ..attacks import PGDAttack
 from ..engine import MultiStep
@@ -163,10 +163,11 @@ class Protocol:
                 raise ValueError(complaint(_OWNER, expected, repr(value), remedy))
         if self.attack_steps is not None:
             check_int(_OWNER, "attack_steps", self.attack_steps, low=0, remedy="10 is usual")
-        for name, high in (("beta", math.inf), ("alpha", 1.0), ("temperature", math.inf)):
+        for name, high in (("beta", math.inf), ("alpha", 1.0)):
             if getattr(self, name) is not None:
-                above = name == "temperature"
-                check_real(_OWNER, name, getattr(self, name), low=0, high=high, above=above, remedy="See its paper")
+                check_real(_OWNER, name, getattr(self, name), low=0, high=high, remedy="See its paper")
+        if self.temperature is not None:
+            check_temperature(_OWNER, self.temperature, remedy="See its paper")
         if self.teacher is not None and not isinstance(self.teacher, Protocol):
             remedy = "Pass one of kind SFF"
             raise TypeError(complaint(_OWNER, "teacher to be a Protocol", type_name(self.teacher), remedy))

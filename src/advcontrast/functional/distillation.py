@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_real, check_tensor, complaint
+from .._checks import check_temperature, check_tensor, complaint
 from .devices import check_one_device
 
 
@@ -31,13 +29,13 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
     Args:
         logits: of the classifier that learns, ``[N, C]``.
         teacher_logits: of the classifier that it learns from, ``[N, C]``.
-        temperature: T above, positive; more than 1 softens both predictions.
+        temperature: T above, at least 1e-30; more than 1 softens both predictions.
 
     Returns:
         A tensor ``[N]``, in nats.
 
     Raises:
-        ValueError: shapes or devices differ, shapes are not ``[N, C]`` with C at least 2, or temperature <= 0.
+        ValueError: shapes or devices differ, shapes are not ``[N, C]`` with C at least 2, or temperature < 1e-30.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -61,8 +59,3 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
         raise ValueError(complaint("distillation", expected, got, remedy))
     check_one_device("distillation", logits=logits, teacher_logits=teacher_logits)
     return F.cross_entropy(logits / temperature, (teacher_logits / temperature).softmax(1), reduction="none")
-
-
-def check_temperature(owner: str, temperature: Any) -> None:
-    """Require a temperature that logits can be divided by."""
-    check_real(owner, "temperature", temperature, low=0, above=True, remedy="1 leaves the predictions as they are")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_int, check_real, check_tensor, complaint
+from .._checks import check_finite, check_int, check_temperature, check_tensor, complaint
 from .devices import check_one_device
 
 LARGEST_EXPONENT = 40  # the exponentials of similarities up to this, and their sums, are normal numbers of float32
@@ -31,7 +31,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
     Args:
         z1: embeddings of the first views, ``[N, D]``, floating point, N at least 2. They need not be normalised.
         z2: embeddings of the second views, ``[N, D]``, row i the partner of row i of ``z1``.
-        temperature: the t above, positive. 0.5 is what SimCLR and ACL use for CIFAR-10.
+        temperature: the t above, at least 1e-30. 0.5 is what SimCLR and ACL use for CIFAR-10.
         tile: number of anchors whose similarities are held at a time. ``None`` holds all ``[2N, 2N]`` of them, twice in
             the backward pass; a number gives the same loss and gradient with memory O(N * tile) and two thirds of the
             products, but no second derivatives. On a CPU 256 or 512 is the faster choice from some hundred pairs on,
@@ -42,7 +42,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
         The loss, a scalar of dtype float64 for float64 input and float32 otherwise.
 
     Raises:
-        ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, temperature <= 0, tile < 1, or, on the CPU,
+        ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, temperature < 1e-30, tile < 1, or, on the CPU,
             values are not finite (reading them on an accelerator would stall it; there the loss becomes NaN).
         TypeError: an argument of the wrong kind, or ``z1`` and ``z2`` of different dtypes.
 
@@ -89,7 +89,7 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
 
 def check_settings(owner: str, temperature: float, tile: int | None) -> None:
     """Check what every form of the loss is set up with."""
-    check_real(owner, "temperature", temperature, low=0, above=True, remedy="SimCLR uses 0.5 for CIFAR-10")
+    check_temperature(owner, temperature, remedy="SimCLR uses 0.5 for CIFAR-10")
     if tile is not None:
         check_int(owner, "tile", tile, low=1, remedy="None computes all similarities at once")
 

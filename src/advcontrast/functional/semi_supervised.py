@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_real, check_tensor, check_within, complaint
+from .._checks import check_real, check_temperature, check_tensor, check_within, complaint
 from .devices import check_one_device
-from .distillation import check_temperature, distillation
+from .distillation import distillation
 from .divergence import kl_divergence
 
 

@@ -20,12 +20,12 @@ class NTXentLoss(nn.Module):
     exchange waits for the slowest of them. Without a process group it changes nothing.
 
     Args:
-        temperature: divisor of the cosine similarities, positive. 0.5 is what SimCLR and ACL use for CIFAR-10.
+        temperature: divisor of the cosine similarities, at least 1e-30. 0.5 is what SimCLR and ACL use for CIFAR-10.
         tile: number of anchors whose similarities are held at a time, ``None`` for all; bounds the memory.
         gather: whether to take negatives from all processes.
 
     Raises:
-        ValueError: temperature <= 0 or tile < 1.
+        ValueError: temperature < 1e-30 or tile < 1.
         TypeError: an argument of the wrong kind.
 
     Example:

@@ -187,6 +187,9 @@ class ACLTrainer(nn.Module):
         return streams if self.mode != "DS" or self.alpha else (("clean", "clean"),)
 
     def _views(self, x1: Tensor, x2: Tensor | None, source: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        if isinstance(x1, (tuple, list)):
+            remedy = "Pass batch[0], the images of a batch with labels, or the two views one by one"
+            raise TypeError(complaint(_OWNER, "x1 to be a tensor of images", type_name(x1), remedy))
         if x2 is None:
             if self.augment is None:
                 remedy = "Pass both views, or build the trainer with augment=ContrastivePairAugment(size)"
@@ -228,7 +231,7 @@ class ACLTrainer(nn.Module):
             else:
                 # The attack differentiates also under inference_mode, which would forbid it to keep this tensor.
                 with torch.inference_mode(False), torch.no_grad():
-                    fixed = self._on("clean", x2)
+                    fixed = self._on("clean", x2.clone())  # a model may change its input in place
                 x1 = self._attacked(lambda x: self._contrast("adv", self._on("adv", x), fixed), x1, source)
         return x1, x2
 

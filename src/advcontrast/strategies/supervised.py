@@ -221,7 +221,7 @@ class AdversarialTrainer(StandardTrainer):
             Logits ``[N, C]``.
         """
         with under_attack(self.model):
-            logits: Tensor = self.model(x)
+            logits: Tensor = self.model(x.clone())  # a model may change its input in place
         return logits
 
     def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
