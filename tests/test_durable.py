@@ -4,11 +4,13 @@ import errno
 import hashlib
 import os
 import re
+import stat
+import warnings
 
 import pytest
 
 from advcontrast import _durable as durable
-from advcontrast._durable import write
+from advcontrast._durable import replace, write
 
 from .engine.faults import failing, open_files
 
@@ -100,3 +102,77 @@ def test_the_file_is_closed_after_an_error(tmp_path, call):
         write(tmp_path / "file", lambda file: file.write(b"abc"))
     assert failed
     assert open_files() == before
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    for text in (b"old", b"newer"):
+        replace(tmp_path / "file", lambda file, text=text: file.write(text))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"newer"
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+def test_a_file_that_cannot_be_replaced_stays_what_it_was(tmp_path, call):
+    (tmp_path / "file").write_bytes(b"old")
+    with failing(call, 0, errno.ENOSPC), pytest.raises(OSError, match="No space left"):
+        replace(tmp_path / "file", lambda file: file.write(b"new"))
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "file").symlink_to("precious")
+    replace(tmp_path / "file", lambda file: file.write(b"new"))
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def fail_to_flush_folders(monkeypatch, number):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    durable._warn_once.cache_clear()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES])
+def test_a_disk_that_cannot_flush_folders_is_warned_of_once(tmp_path, monkeypatch, number):
+    fail_to_flush_folders(monkeypatch, number)
+    message = rf"^advcontrast: expected a disk that can flush a folder, got .* \(errno {number}\)\. Nothing is wrong"
+    with pytest.warns(UserWarning, match=message):
+        durable.flush_folder(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(tmp_path / "file", lambda file: file.write(b"new"))
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_to_flush_a_folder_is_an_error(tmp_path, monkeypatch, number):
+    fail_to_flush_folders(monkeypatch, number)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        durable.flush_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "Make room, or choose another folder."),
+        (errno.EDQUOT, "Make room, or choose another folder."),
+        (errno.EROFS, "Mount the disk for writing, or choose another folder."),
+        (errno.EACCES, "Change the permissions, or choose another folder."),
+        (errno.ENAMETOOLONG, "Choose a shorter name."),
+        (errno.EIO, "Check the disk and try again, or choose another folder."),
+        (errno.ESTALE, "Check the disk and try again, or choose another folder."),
+    ],
+)
+def test_the_remedy_fits_the_error(tmp_path, number, remedy):
+    message = f"Owner: expected to write {tmp_path}, got {os.strerror(number)} (errno {number}). {remedy}"
+    with pytest.raises(OSError, match=f"^{re.escape(message)}$") as caught, durable.writing("Owner", tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.errno == number

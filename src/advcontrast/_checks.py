@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,12 +96,14 @@ def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> N
         raise ValueError(complaint(owner, rule, repr(value), remedy))
 
 
-def check_path(owner: str, name: str, value: Any, *, remedy: str) -> None:
-    """Require a string or a path."""
-    if not isinstance(value, (str, os.PathLike)):
+def check_path(owner: str, name: str, value: Any, *, remedy: str) -> Path:
+    """Require a string or a path, and return the path, with the home directory in the place of a leading ``~``."""
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str):
         raise TypeError(complaint(owner, f"{name} to be a path", type_name(value), remedy))
-    if value == "" or "\0" in os.fspath(value):
+    if text == "" or "\0" in text:
         raise ValueError(complaint(owner, f"{name} to be a path", repr(value), remedy))
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises where there is no such user)
 
 
 def check_iterable(owner: str, name: str, value: Any, *, remedy: str) -> None:

@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import secrets
 import socket
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from ._checks import complaint
+
 _CHUNK = 1 << 20
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would else translate line ends
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+# Network and FUSE file systems that have no locks, or that cannot flush a folder.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_NO_FLUSH = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM}
+_REMEDIES = {
+    "Make room, or choose another folder": (errno.ENOSPC, errno.EDQUOT),
+    "Raise the limit on the size of a file (ulimit -f), or choose another folder": (errno.EFBIG,),
+    "Change the permissions, or choose another folder": (errno.EACCES, errno.EPERM),
+    "Mount the disk for writing, or choose another folder": (errno.EROFS,),
+    "Choose a shorter name": (errno.ENAMETOOLONG,),
+    "Choose another folder; a file or a link is in the way": (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    "Close files, or raise the limit on open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+    "Free some memory": (errno.ENOMEM,),
+}
+_locks: set[IO[bytes]] = set()  # that this process holds
+
+
+def refusal(owner: str, expected: str, error: OSError, ending: str = "") -> str:
+    """Return the text of an error for what the system refused, with a remedy that fits its number."""
+    fitting = [remedy for remedy, numbers in _REMEDIES.items() if error.errno in numbers]
+    remedy = fitting[0] if fitting else "Check the disk and try again, or choose another folder"
+    return complaint(owner, expected, _reason(error), remedy + ending)
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.strerror or error} (errno {error.errno})"
+
+
+@contextmanager
+def writing(owner: str, path: Path) -> Iterator[None]:
+    """Say which file could not be written, and what to do, where the system refuses inside the block."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # one of ours, which says so already
+            raise
+        reworded = type(error)(refusal(owner, f"to write {path}", error))
+        reworded.errno = error.errno
+        raise reworded from error
+
+
+@cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=2)
 
 
 class _Sink:
@@ -56,7 +106,7 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
     """Write a new file and wait until it is on the disk.
 
     Args:
-        path: the file, which must not exist.
+        path: the file, which must not exist; a link counts as a file.
         produce: writes to the object that it is given, by its ``write`` method.
 
     Returns:
@@ -78,15 +128,34 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
     return sink.size, sink.digest.hexdigest()
 
 
+def replace(path: Path, produce: Callable[[Any], Any]) -> None:
+    """Write a file, which is afterwards the whole of it or what it was before; see :func:`write`."""
+    draft = path.with_name(f".{secrets.token_hex(8)}.partial")  # a name that nobody can take first
+    try:
+        write(draft, produce)
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
 def flush_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system can be asked to."""
+    """Wait until the names in a folder are on the disk; warn once where the file system cannot be asked to."""
     if os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
+        remedy = "Nothing is wrong, but what was written last may be lost when the power fails"
+        _warn_once(complaint("advcontrast", "a disk that can flush a folder", _reason(error), remedy))
 
 
 def sha256(file: IO[bytes]) -> str:
@@ -100,28 +169,60 @@ def sha256(file: IO[bytes]) -> str:
 
 
 @contextmanager
-def only_process(path: Path) -> Iterator[str | None]:
+def only_process(path: Path) -> Iterator[Callable[[], bool]]:
     """Hold the lock file ``path`` inside the block.
 
-    The system gives the lock back when the process ends, however it ends. Where it knows no such locks nothing is
-    locked.
+    The system releases the lock when the process ends, however it ends, and whatever processes it has forked. Where
+    the file system has no locks nothing is locked, and a warning says so.
 
     Yields:
-        ``None``, or the process that holds the lock instead of this one.
+        A function that tells whether ``path`` is still the file that was locked, and locked by this process.
+
+    Raises:
+        BlockingIOError: another process holds the lock; the message is its name.
+        OSError: the file cannot be opened or written.
     """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _BINARY, 0o666)
+    with os.fdopen(descriptor, "rb+", buffering=0) as file:
+        _locks.add(file)
+        try:
+            _lock(file, path)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield lambda: not file.closed and _is_at(file, path)
+        finally:
+            _locks.discard(file)
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
     try:
         import fcntl
     except ImportError:
-        yield None
         return
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            yield file.read().strip() or "another process"
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(file.read(1000).decode(errors="replace").strip() or "another process") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        remedy = "Make sure that only one run at a time writes to this folder"
+        _warn_once(complaint("advcontrast", f"a disk with locks at {path.parent}", _reason(error), remedy))
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _forget_locks() -> None:
+    """Close the lock files in a forked child: the system keeps a lock for as long as anyone has its file open."""
+    for file in _locks:
+        file.close()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)

@@ -3,13 +3,16 @@
 import contextlib
 import io
 import re
+import struct
+import tracemalloc
 import zipfile
 
 import pytest
 import torch
 
-from advcontrast.engine import Checkpoint, CheckpointCorruptError, CheckpointVersionError
+from advcontrast.engine import Checkpoint, CheckpointCorruptError, CheckpointVersionError, archive
 
+from . import bombs
 from .faults import filled, same, state
 from .forgery import MALICE, claiming, forge, repacked, saved
 
@@ -23,10 +26,10 @@ def checkpoint(tmp_path):
 def _unparsed(monkeypatch):
     """Let nothing be parsed."""
 
-    def load(*args, **kwargs):
+    def run(*args):
         raise AssertionError("parsed")
 
-    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(archive._Parser, "run", run)
 
 
 def test_a_forgery_that_is_harmless_is_read(checkpoint):
@@ -151,3 +154,135 @@ def test_a_sealed_manifest_that_does_not_fit_is_refused(checkpoint, changes):
 def test_a_manifest_of_any_torch_is_read(checkpoint):
     forge(checkpoint, 1, saved({}), torch="9.9")
     assert checkpoint.read(1) == {}
+
+
+def test_a_pickle_that_is_written_by_hand_is_read(checkpoint):
+    values = struct.pack("<4f", 1, 2, 3, 4)
+    forge(checkpoint, 1, bombs.archive(bombs.tensor(), values))
+    assert same(checkpoint.read(1), {"a": torch.tensor([1.0, 2.0, 3.0, 4.0])})
+
+
+N = 1 << 34  # what is allocated for this is noticed
+BOMBS = {
+    "torch.Size of a bytearray": bombs.size_of_bytearray(N),
+    "a bytearray": bombs.bytearray_of(N),
+    "torch.Size again and again": bombs.repeated("torch Size", 1000),
+    "bytes again and again": bombs.repeated("_codecs encode", 1000),
+    "a claim of bytes": bombs.Program().code + b"\x8e" + N.to_bytes(8, "little"),
+    "a claim of a bytearray": bombs.Program().code + b"\x96" + N.to_bytes(8, "little"),
+    "a claim of a long int": bombs.Program().code + b"\x8b" + (1 << 30).to_bytes(4, "little"),
+    "a claim of text": bombs.Program().code + b"X" + (1 << 31).to_bytes(4, "little"),
+    "a claim of a frame": b"\x80\x02\x95" + N.to_bytes(8, "little") + b".",
+    "a memo far away": bombs.Program().code + b"r" + (1 << 31).to_bytes(4, "little"),
+    "lists": b"\x80\x02](" + b"]" * 10_000 + b"e.",
+    "marks": bombs.many_marks(10_000),
+    "a list that holds itself": b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01]q\x02h\x02as.",
+    "a storage that is claimed": bombs.tensor(numbers=N, size=(N,)),
+    "a tensor that is claimed": bombs.tensor(size=(N,)),
+    "an entry that repeats": bombs.tensor(size=(N,), stride=(0,)),
+    "entries that overlap": bombs.tensor(size=(4, 4), stride=(0, 1)),
+    "an offset": bombs.tensor(offset=1),
+    "a negative stride": bombs.tensor(stride=(2**72 - 1,)),
+    "a name of a file": bombs.tensor(key="../data.pkl"),
+    "another storage": bombs.tensor(kind="torch.cuda FloatStorage"),
+    "a class": bombs.tensor(kind="torch.nn Module"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_a_state_cannot_hold_is_not_built(checkpoint, name):
+    content = bombs.archive(BOMBS[name], bytes(16))
+    forge(checkpoint, 1, content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointCorruptError) as caught:
+            checkpoint.read(1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    print(name, caught.value)
+    assert peak < 40 * len(content) + (1 << 20)  # the second is what the check of the SHA-256 takes
+
+
+STRUCTURES = {
+    "lists": bombs.many(b"]", 50_000),
+    "dicts": bombs.many(b"}", 50_000),
+    "ordered dicts": bombs.many_ordered(50_000),
+    "numbers": bombs.many(b"J\x00\x00\x01\x00", 50_000),
+    "texts": bombs.many("X\x03\x00\x00\x00€".encode(), 50_000),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_containers_take_a_small_multiple_of_the_file(checkpoint, name):
+    content = bombs.archive(STRUCTURES[name])
+    forge(checkpoint, 1, content)
+    checkpoint.read(1)  # imports
+    tracemalloc.start()
+    try:
+        assert len(checkpoint.read(1)["a"]) == 50_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    print(f"{name}: {peak / len(content):.1f} bytes for each of {len(content)}")
+    assert peak < 30 * len(content) + (1 << 20)
+
+
+def test_tensors_take_the_size_of_the_file_once(checkpoint):
+    content = saved({"x": torch.zeros(1 << 20), "y": [torch.zeros(100)] * 3})
+    forge(checkpoint, 1, content)
+    tracemalloc.start()
+    try:
+        checkpoint.read(1)
+        peak = tracemalloc.get_traced_memory()[1]  # without the tensors themselves, which Python does not see
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 << 20
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_what_stands_before_an_archive_is_not_read(checkpoint, new):
+    buffer = io.BytesIO()
+    torch.save({"x": torch.ones(3)}, buffer, _use_new_zipfile_serialization=new)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:
+        for name, record in (("archive/data.pkl", b"\x80\x02}q\x00."), ("archive/byteorder", b"little")):
+            if not new:
+                archive.writestr(name, record)
+    content = buffer.getvalue() if not new else b"junk" + buffer.getvalue()
+    forge(checkpoint, 1, content)
+    with pytest.raises(CheckpointCorruptError, match="got an archive behind something else"):
+        checkpoint.read(1)
+
+
+def test_tensors_of_the_other_byte_order_are_refused(checkpoint):
+    forge(checkpoint, 1, repacked(saved({"x": torch.ones(2)}), byteorder=b"big"))
+    with pytest.raises(CheckpointCorruptError, match="another order of bytes"):
+        checkpoint.read(1)
+
+
+@pytest.mark.parametrize("name", ["torch.Tensor", "torch.load", "torch.nn.Parameter", "torch.storage._load_from_bytes"])
+def test_no_other_name_is_looked_up(checkpoint, name):
+    program = bombs.Program()
+    program.name(" ".join(name.rsplit(".", 1)))
+    forge(checkpoint, 1, bombs.archive(program.done()))
+    with pytest.raises(CheckpointCorruptError, match=f"got the name {re.escape(name)}, which is no part of a state"):
+        checkpoint.read(1)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_changed_pickles_are_read_or_refused(checkpoint, tmp_path, number):
+    """One byte after the other is replaced by others, as by an attacker who computes the SHA-256 anew."""
+    content = bytearray(saved(state(number)))
+    with zipfile.ZipFile(io.BytesIO(bytes(content))) as file:
+        entry = file.getinfo("archive/data.pkl")
+    refused = 0
+    for place in range(entry.header_offset, entry.header_offset + entry.file_size + 64, 3):
+        changed = content.copy()
+        changed[place] ^= 1 << (place + number) % 8
+        (tmp_path / "file").write_bytes(changed)
+        with (tmp_path / "file").open("rb") as file:
+            try:
+                archive.read(file)
+            except (ValueError, LookupError, TypeError, RuntimeError, zipfile.BadZipFile, struct.error):
+                refused += 1
+    assert refused > 20

@@ -23,9 +23,20 @@ def _many_writes(monkeypatch):
     monkeypatch.setattr(durable, "_CHUNK", 2048)
 
 
+REMEDIES = {
+    errno.ENOSPC: "Make room, or choose another folder",
+    errno.EFBIG: "Raise the limit on the size of a file (ulimit -f), or choose another folder",
+    errno.EACCES: "Change the permissions, or choose another folder",
+    errno.EEXIST: "Choose another folder; a file or a link is in the way",
+    errno.ENOTDIR: "Choose another folder; a file or a link is in the way",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+}
+
+
 def refusal(path, number):
     got = f"{os.strerror(number)} (errno {number})"
-    remedy = "Make room or choose another folder; earlier checkpoints are untouched."
+    remedy = REMEDIES.get(number, "Check the disk and try again, or choose another folder")
+    remedy += "; earlier checkpoints are untouched."
     return f"^{re.escape(f'Checkpoint: expected to write {path}, got {got}. {remedy}')}$"
 
 

@@ -22,7 +22,15 @@ from .faults import exit_code, filled, fork, leftovers, same, state
 from .forgery import seal
 from .learners import Separable, last_step, train
 
-REFUSALS = [errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE]
+FILES = "Close files, or raise the limit on open files (ulimit -n)"
+DISK = "Check the disk and try again, or choose another folder"
+REFUSALS = {
+    errno.EACCES: "Change the permissions, or choose another folder",
+    errno.EMFILE: FILES,
+    errno.ENFILE: FILES,
+    errno.EIO: DISK,
+    errno.ESTALE: DISK,
+}
 
 
 @pytest.fixture
@@ -99,10 +107,8 @@ def test_a_run_is_not_begun_anew_over_a_checkpoint_of_a_later_format(tmp_path):
 @pytest.mark.parametrize("name", ["manifest.json", "state.pt"])
 @pytest.mark.parametrize("number", REFUSALS)
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged_nor_passed_over(checkpoint, name, number):
-    message = re.escape(
-        f"Checkpoint: expected to read {checkpoint.path(2)}, got {os.strerror(number)} (errno {number}). "
-        "Try again, or repair the disk."
-    )
+    got = f"{os.strerror(number)} (errno {number}). {REFUSALS[number]}."
+    message = re.escape(f"Checkpoint: expected to read {checkpoint.path(2)}, got {got}")
     for read in (checkpoint.load, lambda: checkpoint.read(2)):
         with refusing(name, number) as refused, pytest.raises(CheckpointError, match=f"^{message}$") as caught:
             read()
@@ -156,7 +162,7 @@ def unlisted():
 
 def test_a_folder_that_may_not_be_listed_is_not_called_empty(checkpoint):
     message = f"expected to read {checkpoint.folder}, got {os.strerror(errno.EACCES)} (errno {errno.EACCES})."
-    message = f"^Checkpoint: {re.escape(message)} Try again, or repair the disk\\.$"
+    message = f"^Checkpoint: {re.escape(message)} {re.escape(REFUSALS[errno.EACCES])}\\.$"
     for look in (checkpoint.steps, checkpoint.load):
         with unlisted(), pytest.raises(CheckpointError, match=message):
             look()

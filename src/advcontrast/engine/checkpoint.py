@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 import shutil
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .._checks import check_int, complaint, type_name
+from .._checks import check_int, check_path, complaint, type_name
 from .._durable import flush_folder, only_process, write
-from .errors import CheckpointBusyError, CheckpointCorruptError, CheckpointError, corrupt, unreadable, unwritable
+from . import archive
+from .errors import (
+    CheckpointBusyError,
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointWriteError,
+    corrupt,
+    unreadable,
+    writing,
+)
 from .manifest import MANIFEST, read_manifest, sealed_manifest, verify
 
 _OWNER = "Checkpoint"
 _STATE = "state.pt"
-_PLAIN = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
@@ -33,7 +39,8 @@ class Checkpoint:
     A checkpoint is written to a temporary folder, flushed to the disk, and gets its name by one rename. A process that
     is killed at any instant leaves it whole or not at all, and those before it as they were. Beside the state lies a
     manifest with its size and its SHA-256. Both are verified before the state is parsed, by a parser that builds
-    nothing but tensors and plain containers. What an interrupted save left behind the next one sweeps away.
+    nothing but tensors and plain containers, and when it was written, before an older one is removed. What an
+    interrupted save left behind is removed by the next one.
 
     Args:
         folder: where the checkpoints are; it need not exist yet.
@@ -53,12 +60,12 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
-        if not isinstance(folder, (str, os.PathLike)):
-            raise TypeError(complaint(_OWNER, "folder to be a path", type_name(folder), "Pass a string or a Path"))
+        folder = check_path(_OWNER, "folder", folder, remedy="Pass a string or a Path")
         check_int(_OWNER, "keep", keep, low=1, remedy="2 survives a damaged checkpoint")
         # A relative path would point elsewhere after a change of directory.
-        self.folder = Path(folder).absolute()
+        self.folder = folder.absolute()
         self.keep = keep
+        self._is_locked: Callable[[], bool] | None = None  # inside of locked()
 
     def __repr__(self) -> str:
         return f"{_OWNER}({str(self.folder)!r}, keep={self.keep})"
@@ -91,41 +98,48 @@ class Checkpoint:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and f"{int(name):08d}" == name)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the state of a step, then remove what is more than ``keep``.
+        """Write the state of a step, read it back, and remove what is more than ``keep``.
 
         Args:
-            step: the number of steps taken, at least 0. One that has a good checkpoint is not written again.
-            state: a dict of tensors, numbers, strings, ``None``, and lists, tuples and dicts of them.
+            step: the number of steps taken, at least 0, and more than that of any good checkpoint in the folder. Only
+                the very state of the newest may be saved again, which does nothing.
+            state: a dict of tensors, numbers, strings, ``None``, and lists, tuples and dicts of them. Tensors are dense
+                and of class ``Tensor`` or ``nn.Parameter``, without attributes.
 
         Returns:
             The folder of the checkpoint.
 
         Raises:
             CheckpointWriteError: the disk is full, read-only or failing. Earlier checkpoints are untouched.
+            CheckpointMismatchError: the folder has a good checkpoint of a later step, or another state of this one.
+            CheckpointError: inside of :meth:`locked`, the folder was moved, removed or replaced.
             TypeError: the state holds anything else, which could not be read back.
+            ValueError: the state holds a huge int, is nested too deeply, or holds itself.
         """
         path, step = self.path(step), int(step)
         if not isinstance(state, Mapping):
             raise TypeError(complaint(_OWNER, "state to be a dict", type_name(state), "Pass the state under names"))
-        _check_plain(dict(state), "state")
+        state = archive.plain(dict(state), "state")
+        with writing(path):
+            self._require_same_folder()
         try:
-            new = not self.folder.exists()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if new:
-                flush_folder(self.folder.parent)
-            self._sweep()
-            if not self._is_good(step):
-                self._discard(step)
-                self._write(step, state)
-            # Of what is newer, nothing is known to be good.
-            older = [other for other in self.steps() if other < step]
-            for old in older[: max(0, len(older) + 1 - self.keep)]:
-                self._discard(old)
-            self._sweep()
-        except OSError as error:
+            with writing(path):
+                new = not self.folder.exists()
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if new:
+                    flush_folder(self.folder.parent)
+                self._sweep()
+                if not self._has(step, state):
+                    self._write(step, state)
+                # Of what is newer, nothing is good.
+                older = [other for other in self.steps() if other < step]
+                for old in older[: max(0, len(older) + 1 - self.keep)]:
+                    self._discard(old)
+                self._sweep()
+        except BaseException:
             with suppress(OSError):
                 self._sweep()
-            raise unwritable(path, error) from error
+            raise
         return path
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
@@ -163,60 +177,94 @@ class Checkpoint:
             ValueError: step < 0.
             TypeError: the step is no int.
         """
-        path = self.path(step)
+        return self._read(self.path(step), step)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing to the folder, until the block or the process ends.
+
+        Inside the block :meth:`save` raises if the folder is no longer the one that was locked. On a disk without locks
+        there is a warning, and nothing is locked.
+
+        Raises:
+            CheckpointBusyError: another process is writing to the folder.
+            CheckpointWriteError: the folder cannot be made or written to.
+        """
+        with ExitStack() as stack:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    is_locked = stack.enter_context(only_process(self.folder / ".lock"))
+                except BlockingIOError as error:
+                    remedy = "Wait for it to end, or choose another folder"
+                    raise CheckpointBusyError(
+                        complaint(_OWNER, f"{self.folder} to be free", str(error), remedy)
+                    ) from None
+            self._is_locked = is_locked
+            try:
+                yield
+            finally:
+                self._is_locked = None
+
+    def _require_same_folder(self) -> None:
+        if self._is_locked is not None and not self._is_locked():
+            expected = f"{self.folder} to be the folder that this process has locked"
+            remedy = (
+                "It was moved, removed or replaced during the run; call again, with another folder if this is in use"
+            )
+            raise CheckpointError(complaint(_OWNER, expected, "another one or none", remedy))
+
+    def _has(self, step: int, state: Mapping[str, Any]) -> bool:
+        """Tell whether the state is there already, and require its step to be the newest otherwise."""
+        for other in reversed([other for other in self.steps() if other >= step]):
+            try:
+                found = self.read(other)
+            except CheckpointCorruptError:
+                continue
+            if other == step and archive.same(found, state):
+                return True
+            got = f"{step}" if other > step else f"another state of step {step}"
+            remedy = "Go on from what load() returns, or choose another folder"
+            expected = f"a step after {other}, which {self.folder} holds already"
+            raise CheckpointMismatchError(complaint(_OWNER, expected, got, remedy))
+        return False
+
+    def _write(self, step: int, state: Mapping[str, Any]) -> None:
+        partial = self.folder / f".partial-{step:08d}"
+        partial.mkdir()
+        size, digest = write(partial / _STATE, lambda file: torch.save(state, file))
+        write(partial / MANIFEST, lambda file: file.write(sealed_manifest(step, size, digest)))
+        flush_folder(partial)
+        try:
+            self._read(partial, step, device="meta")
+        except CheckpointCorruptError as error:
+            remedy = "Check the disk and the memory; earlier checkpoints are untouched"
+            expected = f"{self.path(step)} to be read back as it was written"
+            raise CheckpointWriteError(complaint(_OWNER, expected, str(error), remedy)) from error
+        self._discard(step)  # a damaged one
+        partial.rename(self.path(step))
+        flush_folder(self.folder)
+
+    def _read(self, path: Path, step: int, device: str = "cpu") -> dict[str, Any]:
+        """Verify the checkpoint of a step and return its state; on the meta device tensors have no values."""
         try:
             manifest = read_manifest(path, step)
             with (path / _STATE).open("rb") as file:
                 verify(file, manifest)
-                state = torch.load(file, map_location="cpu", weights_only=True)
+                state = archive.read(file, device)
         except CheckpointError:
             raise
         except OSError as error:
             if error.errno not in _MISSING:
                 raise unreadable(path, error) from error
             raise corrupt(path, str(error)) from error
-        except pickle.UnpicklingError as error:
-            raise corrupt(path, "something else than plain data") from error
+        except MemoryError as error:
+            raise unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
         except Exception as error:
             raise corrupt(path, str(error).partition("\n")[0] or type(error).__name__) from error
         if not isinstance(state, dict):
             raise corrupt(path, f"a {type_name(state)} instead of a dict")
         return state
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from writing to the folder.
-
-        Raises:
-            CheckpointBusyError: one is doing so.
-            CheckpointWriteError: the folder cannot be made or written to.
-        """
-        with ExitStack() as stack:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                holder = stack.enter_context(only_process(self.folder / ".lock"))
-            except OSError as error:
-                raise unwritable(self.folder, error) from error
-            if holder is not None:
-                remedy = "Wait for it to end, or choose another folder"
-                raise CheckpointBusyError(complaint(_OWNER, f"{self.folder} to be free", holder, remedy))
-            yield
-
-    def _write(self, step: int, state: Mapping[str, Any]) -> None:
-        partial = self.folder / f".partial-{step:08d}"
-        partial.mkdir()
-        size, digest = write(partial / _STATE, lambda file: torch.save(dict(state), file))
-        write(partial / MANIFEST, lambda file: file.write(sealed_manifest(step, size, digest)))
-        flush_folder(partial)
-        partial.rename(self.path(step))
-        flush_folder(self.folder)
-
-    def _is_good(self, step: int) -> bool:
-        try:
-            self.read(step)
-        except CheckpointCorruptError:
-            return False
-        return True
 
     def _discard(self, step: int) -> None:
         """Take a checkpoint's name away first, so that it is never seen half deleted."""
@@ -230,19 +278,3 @@ class Checkpoint:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-
-
-def _check_plain(value: Any, where: str) -> None:
-    """Require what the parser of :meth:`Checkpoint.read` accepts, before anything is written."""
-    if isinstance(value, Tensor) or type(value) in _PLAIN:
-        return
-    if type(value) in (list, tuple):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{where}[{i}]")
-    elif type(value) in (dict, OrderedDict):
-        for key, item in value.items():
-            _check_plain(key, f"a key of {where}")
-            _check_plain(item, f"{where}[{key!r}]")
-    else:
-        expected = f"{where} to be a tensor, number, string, None, or a list, tuple or dict of them"
-        raise TypeError(complaint(_OWNER, expected, type_name(value), "Convert it, with str() or .item() for example"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .._checks import complaint
+from .._durable import refusal
 
 _OWNER = "Checkpoint"
 
@@ -14,7 +17,7 @@ class CheckpointError(RuntimeError):
 
 
 class CheckpointWriteError(CheckpointError):
-    """A checkpoint could not be written. Those written earlier are untouched."""
+    """A file of a run could not be written. Checkpoints written earlier are untouched."""
 
 
 class CheckpointCorruptError(CheckpointError):
@@ -33,17 +36,19 @@ class CheckpointBusyError(CheckpointError):
     """Another process is writing to the folder."""
 
 
-def unwritable(path: Path, error: OSError) -> CheckpointWriteError:
-    """Return the error of a disk that cannot be written to."""
-    remedy = "Make room or choose another folder; earlier checkpoints are untouched"
-    got = f"{error.strerror or error} (errno {error.errno})"
-    return CheckpointWriteError(complaint(_OWNER, f"to write {path}", got, remedy))
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise :class:`CheckpointWriteError` where the system refuses to write ``path`` inside the block."""
+    try:
+        yield
+    except OSError as error:
+        ending = "; earlier checkpoints are untouched"
+        raise CheckpointWriteError(refusal(_OWNER, f"to write {path}", error, ending)) from error
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     """Return the error of a disk that cannot be read, which says nothing about what is on it."""
-    got, remedy = f"{error.strerror or error} (errno {error.errno})", "Try again, or repair the disk"
-    return CheckpointError(complaint(_OWNER, f"to read {path}", got, remedy))
+    return CheckpointError(refusal(_OWNER, f"to read {path}", error))
 
 
 def corrupt(path: Path, got: str) -> CheckpointCorruptError:

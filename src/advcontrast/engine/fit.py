@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -181,7 +180,7 @@ def fit(
         "amp": amp,
     }
     run = Run(learner, optimizer, schedule, amp, ema, settings)
-    records = Records(None if folder is None else Path(folder).absolute(), tensorboard=tensorboard)
+    records = Records(folder, tensorboard=tensorboard)
     agree(learner, ema, settings)
     with ExitStack() as stack:
         stack.callback(run.reset_rates)

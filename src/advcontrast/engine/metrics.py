@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import distributed
+from .._durable import replace
+from .errors import writing
 
 Row = dict[str, float]
 
@@ -62,11 +65,14 @@ class Means:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows as a table, whole or not at all. A column that a row lacks stays empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", newline="") as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(rows)
-    partial.replace(path)
+    """Write the rows as a table, whole or not at all. A column that a row lacks stays empty.
+
+    Raises:
+        CheckpointWriteError: the disk is full, read-only or failing. The table is what it was before.
+    """
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    table.writeheader()
+    table.writerows(rows)
+    with writing(path):
+        replace(path, lambda file: file.write(text.getvalue().encode(errors="backslashreplace")))

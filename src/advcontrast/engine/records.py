@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from .. import distributed
 from .._checks import complaint
+from .archive import plain
 from .checkpoint import Checkpoint
-from .errors import CheckpointError
+from .errors import CheckpointError, writing
 from .metrics import write_csv
 from .run import Run
+
+_T = TypeVar("_T")
 
 
 class Records:
@@ -23,76 +27,87 @@ class Records:
         tensorboard: whether to write for TensorBoard too.
     """
 
-    def __init__(self, folder: Path | None, *, tensorboard: bool) -> None:
-        self.folder = folder
-        self._checkpoint = None if folder is None else Checkpoint(folder / "checkpoints")
+    def __init__(self, folder: str | os.PathLike[str] | None, *, tensorboard: bool) -> None:
+        self._checkpoint = None if folder is None else Checkpoint(Path(folder, "checkpoints"))
+        self.folder = None if self._checkpoint is None else self._checkpoint.folder.parent
         self._tensorboard = tensorboard
         self._writer: Any = None
 
     @contextmanager
     def resumed(self, run: Run) -> Iterator[None]:
-        """Take possession of the folder inside the block, and put the run where its last good checkpoint left it."""
+        """Lock the folder inside the block, and restore the run from its last good checkpoint."""
         if self.folder is None or self._checkpoint is None:
             yield
             return
+        plain(run.state(), "state")  # refused now, and not after an epoch
+        folder, checkpoint = self.folder, self._checkpoint
         with ExitStack() as stack:
-            found = self._find(self._checkpoint, stack)
+
+            def find() -> tuple[int, dict[str, Any]] | None:
+                stack.enter_context(checkpoint.locked())
+                return checkpoint.load()
+
+            # The other processes need not see the folder, which may be on a disk of the first machine.
+            found = _in_first(find)
             if found is not None:
-                run.restore(found[1], str(self._checkpoint.path(found[0])))
-            if distributed.rank() == 0:
+                run.restore(found[1], str(checkpoint.path(found[0])))
+
+            def begin() -> None:
                 if found is not None:
                     # Forget what was reported after the checkpoint.
-                    write_csv(self.folder / "metrics.csv", run.history)
+                    write_csv(folder / "metrics.csv", run.history)
                 if self._tensorboard:
-                    self._writer = _tensorboard_writer(self.folder / "tensorboard", run.step)
-                    stack.callback(self._writer.close)
-            yield
+                    self._writer = stack.enter_context(_tensorboard_writer(folder / "tensorboard", run.step))
 
-    def _find(self, checkpoint: Checkpoint, stack: ExitStack) -> tuple[int, dict[str, Any]] | None:
-        """Lock the folder; return the checkpoint that the first process finds, or raise everywhere what it raised."""
-        found: tuple[int, dict[str, Any]] | None = None
-        failure: CheckpointError | None = None
-        if distributed.rank() == 0:
-            try:
-                stack.enter_context(checkpoint.locked())
-                found = checkpoint.load()
-            except CheckpointError as error:
-                failure = error
-        # The others need not see the folder, which may be on a disk of the first machine.
-        text, found = distributed.from_first((failure and str(failure), found))
-        if text is not None:
-            raise failure or CheckpointError(text)
-        return found
+            _in_first(begin)
+            yield
 
     def save(self, run: Run) -> None:
         """Write a checkpoint. All processes must call this, and all raise where the first one cannot write."""
         run.require_finite()
         if self._checkpoint is not None:
-            state = run.state()
-            failure: CheckpointError | None = None
-            if distributed.rank() == 0:
-                try:
-                    self._checkpoint.save(run.step, state)
-                except CheckpointError as error:
-                    failure = error
-            text = distributed.from_first(failure and str(failure))
-            if text is not None:
-                raise failure or CheckpointError(text)
+            checkpoint, state = self._checkpoint, run.state()
+            _in_first(lambda: checkpoint.save(run.step, state))
 
     def report(self, run: Run) -> None:
-        """Write the row of the epoch that has just ended."""
-        if self.folder is None or distributed.rank() != 0:
-            return
-        write_csv(self.folder / "metrics.csv", run.history)
+        """Write the row of the epoch that has just ended. All processes must call this."""
+        if self.folder is not None:
+            folder = self.folder
+            _in_first(lambda: self._report(folder, run))
+
+    def _report(self, folder: Path, run: Run) -> None:
+        write_csv(folder / "metrics.csv", run.history)
         if self._writer is not None:
-            for name, value in run.history[-1].items():
-                self._writer.add_scalar(name, value, run.step)
+            with writing(folder / "tensorboard"):
+                for name, value in run.history[-1].items():
+                    self._writer.add_scalar(name, value, run.step)
 
 
-def _tensorboard_writer(folder: Path, step: int) -> Any:
+def _in_first(action: Callable[[], _T]) -> _T:
+    """Return what an action of the first process returns, or raise what it raises, in all processes."""
+    result, failure = None, None
+    if distributed.rank() == 0:
+        try:
+            result = action()
+        except RuntimeError as error:
+            failure = error
+    text, result = distributed.from_first((failure and str(failure), result))
+    if text is not None:
+        raise failure or CheckpointError(text)
+    return cast(_T, result)
+
+
+@contextmanager
+def _tensorboard_writer(folder: Path, step: int) -> Iterator[Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         remedy = "Install it with pip install tensorboard, or leave the argument out"
         raise RuntimeError(complaint("fit", "tensorboard to be installed", str(error), remedy)) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    with writing(folder):
+        writer = SummaryWriter(str(folder), purge_step=step + 1)
+    try:
+        yield writer
+    finally:
+        with writing(folder):
+            writer.close()

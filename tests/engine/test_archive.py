@@ -1,0 +1,227 @@
+"""What a state may hold comes back as it was, and what would not is refused before anything is written."""
+
+import errno
+import os
+import re
+from collections import OrderedDict, defaultdict
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from advcontrast import _durable as durable
+from advcontrast.engine import Checkpoint, CheckpointError, CheckpointWriteError, archive, fit
+
+from .faults import filled, leftovers, same, state
+from .learners import Separable, labelled
+
+DTYPES = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.bool, torch.complex64, torch.complex128),
+]
+
+
+def there_and_back(folder, value):
+    Checkpoint(folder).save(1, {"x": value})
+    return Checkpoint(folder).read(1)["x"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_of_every_dtype_come_back(tmp_path, dtype):
+    x = torch.tensor([0, 1, 1, 0]).to(dtype)
+    found = there_and_back(tmp_path, x)
+    assert found.dtype == dtype
+    assert found.view(torch.uint8).tolist() == x.view(torch.uint8).tolist()
+
+
+LAYOUTS = {
+    "a scalar": torch.tensor(3.0),
+    "an empty one": torch.empty(0, 5),
+    "a slice": torch.arange(10.0)[2:8:2],
+    "a transposed one": torch.arange(6.0).view(2, 3).T,
+    "channels last": torch.arange(96.0).view(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    "one that wants a gradient": torch.ones(2, requires_grad=True),
+    "a parameter": nn.Parameter(torch.ones(2)),
+    "a frozen parameter": nn.Parameter(torch.ones(2), requires_grad=False),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tensors_of_every_layout_come_back(tmp_path, name):
+    x = LAYOUTS[name]
+    found = there_and_back(tmp_path, x)
+    assert same(found, x)
+    assert (found.stride(), found.requires_grad) == (x.stride(), x.requires_grad)
+
+
+@pytest.mark.parametrize("x", [torch.ones(1, 3).expand(100, 3), torch.ones(2, dtype=torch.complex64).conj()])
+def test_a_tensor_without_values_of_its_own_is_written_out(tmp_path, x):
+    assert torch.equal(there_and_back(tmp_path, x), x)
+
+
+def test_tensors_that_share_their_values_still_do(tmp_path):
+    x = torch.arange(4.0)
+    first, second, part = there_and_back(tmp_path, [x, x, x[1:]])
+    first.zero_()
+    assert second.tolist() == [0, 0, 0, 0]
+    assert part.tolist() == [0, 0, 0]
+
+
+VALUES = [
+    *(0, 255, 256, 65536, -1, 2**31, -(2**40), 2**1999, -(2**1999), True, False, None, 1e-320, float("inf")),
+    *("", "ä", "日本", "\ud800", b"", b"\x00\xff", (), (1, (2, [3])), [], {}, OrderedDict(b=1, a=2)),
+    *(torch.Size([2, 3]), torch.float16, torch.device("cpu"), torch.device("cuda", 1)),
+    {1: 2, 2.5: 3, None: 4, (1, "a"): 5, False: 6},
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: ascii(value)[:20])
+def test_plain_values_come_back(tmp_path, value):
+    found = there_and_back(tmp_path, value)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_container_may_be_in_several_places(tmp_path):
+    row = {"loss": 1.0, "betas": (0.9, [0.99])}
+    assert there_and_back(tmp_path, [row, (row, row)]) == [row, (row, row)]
+
+
+def test_versions_of_modules_come_back(tmp_path):
+    weights = nn.BatchNorm1d(2).state_dict()
+    assert there_and_back(tmp_path, weights)._metadata == weights._metadata == {"": {"version": 2}}
+
+
+# What would not come back.
+
+
+class Mode(Enum):
+    ONE = 1
+
+
+class Sub(torch.Tensor):
+    pass
+
+
+def with_attribute(value):
+    value.note = "mine"
+    return value
+
+
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def recursive():
+    value = {}
+    value["itself"] = [value]
+    return value
+
+
+UNREADABLE = {
+    "a path": (Path("x"), "PosixPath"),
+    "a pattern": (re.compile("x"), "Pattern"),
+    "a member": (Mode.ONE, "Mode"),
+    "a range": (range(3), "range"),
+    "a set": ({1}, "set"),
+    "a complex number": (1j, "complex"),
+    "a bytearray": (bytearray(2), "bytearray"),
+    "a storage": (torch.ones(2).untyped_storage(), "UntypedStorage"),
+    "a kind of dict": (defaultdict(list), "defaultdict"),
+    "a dict with attributes": (with_attribute(OrderedDict()), "note"),
+    "a subclass": (torch.ones(2).as_subclass(Sub), "Sub"),
+    "a parameter of a subclass": (nn.Parameter(torch.ones(2).as_subclass(Sub)), "Sub"),
+    "an attribute": (with_attribute(torch.ones(2)), "one with the attribute 'note'"),
+    "an attribute of a parameter": (with_attribute(nn.Parameter(torch.ones(2))), "one with the attribute 'note'"),
+    "an uninitialised parameter": (nn.LazyLinear(2).weight, "UninitializedParameter"),
+    "an uninitialised buffer": (nn.LazyBatchNorm1d().running_mean, "UninitializedBuffer"),
+    "a sparse tensor": (torch.eye(2).to_sparse(), "one of torch.float32 and torch.sparse_coo"),
+    "a meta tensor": (torch.ones(2, device="meta"), "one on the meta device"),
+    "four bits": (torch.empty(2, dtype=torch.uint4), "one of torch.uint4 and torch.strided"),
+    "a tensor as key": ({torch.ones(2).as_subclass(Sub): 1}, "Sub"),
+    "a huge int": (2**2000, "one of 2001"),
+    "nested too deeply": (nested(200), "more, or a container that holds itself"),
+    "a cycle": (recursive(), "more, or a container that holds itself"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_state_that_could_not_be_read_is_refused_before_anything_is_written(tmp_path, name):
+    value, got = UNREADABLE[name]
+    checkpoint = Checkpoint(tmp_path / "run")
+    with pytest.raises((TypeError, ValueError), match=rf"^Checkpoint: expected .*state.*, got {re.escape(got)}\. "):
+        checkpoint.save(1, {"x": value})
+    assert not checkpoint.folder.exists()
+
+
+def test_a_learner_that_cannot_be_saved_is_refused_before_it_trains(tmp_path):
+    learner = Separable()
+    learner.register_buffer("odd", torch.ones(2).as_subclass(Sub))
+    with pytest.raises(
+        TypeError, match=r"^Checkpoint: expected state\['learner'\]\['odd'\] to be a dense Tensor .* Sub"
+    ):
+        fit(learner, labelled(), epochs=1, folder=tmp_path)
+    assert learner.seen == []
+
+
+# What was written is read before anything is removed.
+
+
+@pytest.mark.parametrize("damage", ["lost", "changed"])
+def test_what_cannot_be_read_back_removes_nothing(tmp_path, monkeypatch, damage):
+    checkpoint, real = filled(tmp_path, (1, 2)), durable._Sink.close
+
+    def close(sink):
+        """Do what a failing disk or memory does."""
+        if sink.size > 1000:
+            (os.ftruncate if damage == "lost" else os.pwrite)(
+                sink._descriptor, *((500,) if damage == "lost" else (b"!", 500))
+            )
+        real(sink)
+
+    monkeypatch.setattr(durable._Sink, "close", close)
+    with pytest.raises(CheckpointWriteError, match=r"step-00000003 to be read back as it was written, got "):
+        checkpoint.save(3, state(3))
+    assert checkpoint.steps() == [1, 2]
+    assert leftovers(tmp_path) == []
+    assert same(checkpoint.load()[1], state(2))
+
+
+def test_reading_back_takes_no_memory_for_tensors(tmp_path, monkeypatch):
+    devices = []
+    monkeypatch.setattr(
+        archive, "read", lambda file, device, real=archive.read: devices.append(device) or real(file, device)
+    )
+    Checkpoint(tmp_path).save(1, state(1))
+    assert devices == ["meta"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+def test_a_state_too_large_for_this_machine_is_not_called_damaged(tmp_path, monkeypatch, error):
+    checkpoint = filled(tmp_path, (1, 2))
+
+    def read(*_):
+        raise error
+
+    monkeypatch.setattr(archive, "read", read)
+    with pytest.raises(
+        CheckpointError, match=r"^Checkpoint: expected to read .*step-00000002, got .* \(errno \d+\)\. "
+    ):
+        checkpoint.load()
+
+
+def test_memory_that_torch_is_refused_is_an_error_of_memory(tmp_path, monkeypatch):
+    checkpoint = filled(tmp_path, (1,))
+
+    def empty(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(CheckpointError, match=rf"errno {errno.ENOMEM}\)\. Free some memory\."):
+        checkpoint.load()
