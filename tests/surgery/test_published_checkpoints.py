@@ -134,7 +134,7 @@ def test_everything_that_does_not_match_is_listed():
     message = (
         r"^load_acl_checkpoint: expected names and shapes to match the model's, got 2 missing: bn1\.adv\.bias, "
         r"conv1\.weight; 1 unexpected: stray; 1 of another shape: fc\.fc1\.bias \[9\] for \[8\]\. "
-        r'Build the network that was saved, or leave parts out with ignore="fc\."\.$'
+        r'Build the network that was saved; leave parts out with ignore, such as "fc\."\.$'
     )
     refused(model, state, message)
 

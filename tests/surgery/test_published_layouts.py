@@ -6,6 +6,7 @@ that takes its tensors from the file.
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -264,6 +265,14 @@ def refused(model, state, layout, message, error=ValueError, **settings):
 
 
 CASES = {"acl": (acl, dual), "dynacl": (dynacl_momentum, dual), "advcl": (advcl, three), "deacl": (deacl, padded)}
+# As in the table of the documentation.
+TABLE = {
+    "acl": "convert_to_dual_bn(resnet18(0))",
+    "dynacl": "convert_to_dual_bn(resnet18(0)), or resnet18(0) for DynACL++",
+    "advcl": 'convert_to_dual_bn(resnet18(0, normalize=None), branches=("clean", "adv", "adv_ce"))',
+    "deacl": "resnet18(0, normalize=((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))) "
+    "with model.conv1.padding = (2, 2), not converted",
+}
 PREFIXES = {"acl": "", "dynacl": "encoder_k.", "advcl": "module.", "deacl": "backbone."}
 
 
@@ -279,9 +288,9 @@ def test_everything_that_does_not_match_is_named(layout):
         "load_published: expected names and shapes to match the model's, got 1 missing: layer3.1.conv2.weight; "
         "1 unexpected: layer1.2.conv1.weight; 1 twice: conv1.weight; "
         "1 of another shape: layer4.0.conv1.weight [512, 256, 1, 1] for [512, 256, 3, 3]. "
-        'Build the network that was saved, or leave parts out with ignore="fc.".'
+        f"The network for {layout!r} is {TABLE[layout]}; leave parts out with ignore, such as "
     )
-    refused(network(), state, layout, f"^{re.escape(message)}$")
+    refused(network(), state, layout, f"^{re.escape(message)}")
 
 
 def test_unknown_parts_of_a_file_are_named():
@@ -289,7 +298,9 @@ def test_unknown_parts_of_a_file_are_named():
 
 
 def test_a_classifier_of_ones_own_is_named():
-    refused(convert_to_dual_bn(resnet18(10)), acl(), "acl", "got 2 missing: fc.bias, fc.weight. Build")
+    refused(
+        convert_to_dual_bn(resnet18(10)), acl(), "acl", "got 2 missing: fc.bias, fc.weight. The network for 'acl' is"
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,12 +310,12 @@ def test_a_classifier_of_ones_own_is_named():
             "acl",
             lambda: convert_to_dual_bn(resnet18(0, normalize=None)),
             "got 2 of another value: normalize.mean [0.485, 0.456, 0.406] for none, normalize.std "
-            "[0.229, 0.224, 0.225] for none. Build",
+            "[0.229, 0.224, 0.225] for none. The network for 'acl' is ",
         ),
         (
             "acl",
             lambda: convert_to_dual_bn(resnet18(0, normalize=(IMAGENET[0], CIFAR[1]))),
-            "got 1 of another value: normalize.std [0.229, 0.224, 0.225] for [0.247, 0.243, 0.261]. Build",
+            "got 1 of another value: normalize.std [0.229, 0.224, 0.225] for [0.247, 0.243, 0.261]. The network for ",
         ),
         (
             "advcl",
@@ -329,19 +340,19 @@ def test_one_statistic_can_be_ignored():
             "deacl",
             lambda: resnet18(0, normalize=CIFAR),
             "expected conv1 with stride 1 and a padding of 2, got (1, 1) and (1, 1). "
-            "Set model.conv1.padding = (2, 2), and stride likewise.",
+            "Set model.conv1.padding = (2, 2) and model.conv1.stride = (1, 1).",
         ),
         (
             "acl",
             lambda: convert_to_dual_bn(padded()),
             "expected conv1 with stride 1 and a padding of 1, got (1, 1) and (2, 2). "
-            "Set model.conv1.padding = (1, 1), and stride likewise.",
+            "Set model.conv1.padding = (1, 1) and model.conv1.stride = (1, 1).",
         ),
         (
             "deacl",
             strided,
             "expected conv1 with stride 1 and a padding of 2, got (2, 2) and (2, 2). "
-            "Set model.conv1.padding = (2, 2), and stride likewise.",
+            "Set model.conv1.padding = (2, 2) and model.conv1.stride = (1, 1).",
         ),
         (
             "acl",
@@ -353,24 +364,68 @@ def test_one_statistic_can_be_ignored():
             "advcl",
             dual,
             "expected norms with 3 branches, as in the file, got ('clean', 'adv'). "
-            "Call convert_to_dual_bn(model, branches=...) with so many names first.",
+            f"The network for 'advcl' is {TABLE['advcl']}.",
         ),
         (
             "acl",
             lambda: resnet18(0),
-            "expected norms with 2 branches, as in the file, got plain ones. "
-            "Call convert_to_dual_bn(model, branches=...) with so many names first.",
+            f"expected norms with 2 branches, as in the file, got plain ones. The network for 'acl' is {TABLE['acl']}.",
         ),
         (
             "deacl",
             lambda: convert_to_dual_bn(padded()),
-            "expected plain norms, as in the file, got ('clean', 'adv'). "
-            "Load into the plain network, and convert it afterwards.",
+            f"expected plain norms, as in the file, got ('clean', 'adv'). The network for 'deacl' is {TABLE['deacl']}.",
         ),
     ],
 )
 def test_another_network_is_refused(layout, network, message):
     refused(network(), CASES[layout][0](), layout, f"^{re.escape('load_published: ' + message)}$")
+
+
+OTHERS = {
+    "deacl": (deacl, "deacl", ("acl", "dynacl", "advcl"), "'backbone.normalize.mean' as in 'deacl'"),
+    "dynacl": (dynacl_momentum, "dynacl", ("acl", "advcl", "deacl"), "'encoder_q.normalize.mean' as in 'dynacl'"),
+    "advcl": (advcl, "advcl", ("acl", "dynacl", "deacl"), "'bn1.bn_list.2.weight' as in 'advcl'"),
+    "acl": (acl, "acl", ("advcl", "deacl"), "'bn1.bn_list.0.weight' as in 'acl'"),
+    "single": (dynacl_single, "dynacl", ("acl", "advcl"), "'bn1.running_mean' as in 'dynacl'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "layout"), [(case, layout) for case, (_, _, layouts, _) in OTHERS.items() for layout in layouts]
+)
+def test_a_file_of_another_layout_is_recognised(case, layout):
+    make, own, _, got = OTHERS[case]
+    message = (
+        f"load_published: expected a state dict in the layout {layout!r}, got {got}. "
+        f"Pass layout={own!r}; the network for it is {TABLE[own]}."
+    )
+    refused(nn.Identity(), make(), layout, f"^{re.escape(message)}$")
+
+
+@pytest.mark.parametrize("layout", CASES)
+def test_a_state_dict_of_this_library_is_recognised(layout):
+    message = "got 'bn1.clean.running_mean' as in a network of this library. Call model.load_state_dict(state_dict)."
+    own = convert_to_dual_bn(resnet18(0, width=2)).state_dict()
+    refused(nn.Identity(), own, layout, re.escape(message))
+
+
+def test_the_table_of_the_guide_names_the_same_networks():
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "paper.rst").read_text()
+    for layout in ("acl", "advcl"):
+        assert f"``{TABLE[layout]}``" in guide
+    assert "``resnet18(0, normalize=((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)))``, then\n" in guide
+
+
+def test_the_remedy_names_a_key_that_the_file_has():
+    file = {"model": advcl(), "epoch": 1000}
+    refused(
+        nn.Identity(),
+        file,
+        "acl",
+        r'Pass what torch\.load\(path, weights_only=True\) holds under "model"\.$',
+        TypeError,
+    )
 
 
 def test_the_remedy_names_the_key_of_the_file():

@@ -25,16 +25,32 @@ class _Facts(NamedTuple):
     key: str  # what holds the state dict in the file
     encoder: str  # what may stand in front of the encoder's names
     others: tuple[str, ...]  # what the names of everything else begin with
+    network: str  # what it loads into
     padding: int = 1  # of a first convolution of 3x3
 
 
 _ADVCL_HEADS = ("fc_002.", "fc_010.", "fc_050.", "fc_100.", "fc_500.", "head_ce.", "head_proj.", "head_pred.")
 _DEACL_OTHERS = ("momentum_backbone.", "classifier.", "classifier_adv.", "momentum_classifier.")
+_DUAL = "convert_to_dual_bn(resnet18(0))"
+_TRIPLE = 'convert_to_dual_bn(resnet18(0, normalize=None), branches=("clean", "adv", "adv_ce"))'
+_SINGLE = (
+    "resnet18(0, normalize=((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))) "
+    "with model.conv1.padding = (2, 2), not converted"
+)
 _LAYOUTS: dict[str, _Facts] = {
-    "acl": _Facts("state_dict", "", ("fc.",)),
-    "dynacl": _Facts("state_dict", "encoder_k.", ("encoder_q.", "fc.")),
-    "advcl": _Facts("model", "", _ADVCL_HEADS),
-    "deacl": _Facts("state_dict", "backbone.", _DEACL_OTHERS, padding=2),
+    "acl": _Facts("state_dict", "", ("fc.",), _DUAL),
+    "dynacl": _Facts("state_dict", "encoder_k.", ("encoder_q.", "fc."), f"{_DUAL}, or resnet18(0) for DynACL++"),
+    "advcl": _Facts("model", "", _ADVCL_HEADS, _TRIPLE),
+    "deacl": _Facts("state_dict", "backbone.", _DEACL_OTHERS, _SINGLE, padding=2),
+}
+# Patterns of names, and the layouts that have them; the first pattern that is found in a file decides.
+_SIGNS: dict[str, tuple[str, ...]] = {
+    r"encoder_[kq]\.": ("dynacl",),
+    r"(momentum_)?backbone\.": ("deacl",),
+    r"fc_\d+\.|head_(ce|proj|pred)\.|.*\.bn_list\.2\.": ("advcl",),
+    r".*\.bn_list\.": ("acl", "dynacl"),
+    r"(.*\.)?(clean|adv)\.running_mean$": (),
+    r"(.*\.)?running_mean$": ("dynacl", "deacl"),
 }
 _STATISTICS = ("normalize.mean", "normalize.std")
 
@@ -68,8 +84,8 @@ def load_published(
             a classifier of your own, or ``"normalize."``; the model then keeps its own values for them.
 
     Raises:
-        ValueError: something does not match, or a tensor is on the meta device; names are listed, and the model is left
-            as it was.
+        ValueError: the names are those of another layout, which the message gives; something does not match, and the
+            names are listed; or a tensor is on the meta device. The model is left as it was.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -90,13 +106,17 @@ def load_published(
     check_choice(owner, "layout", layout, get_args(Layout))
     facts = _LAYOUTS[layout]
     prefixes = _check(owner, state_dict, ignore, facts.key)
-    branches = _check_branches(owner, model, state_dict)
+    remedy = f"The network for {layout!r} is {facts.network}"
+    _check_layout(owner, layout, state_dict)
+    branches = _check_branches(owner, model, state_dict, remedy)
     _check_stem(owner, model, facts.padding)
     bare = [(name.removeprefix("module.").removeprefix(facts.encoder), value) for name, value in state_dict.items()]
     named = [(_translate(name, branches), value) for name, value in bare if not name.startswith(facts.others)]
     compared = [name for name in _STATISTICS if name not in model.state_dict() and not name.startswith(prefixes)]
     others = list(_other_statistics(model, {name: dict(named).get(name) for name in compared}))
-    _fill(owner, model, [(name, value) for name, value in named if name not in compared], prefixes, others)
+    _fill(
+        owner, model, [(name, value) for name, value in named if name not in compared], prefixes, others, remedy=remedy
+    )
 
 
 def load_acl_checkpoint(
@@ -139,7 +159,9 @@ def _check(owner: str, state_dict: object, ignore: object, key: str) -> tuple[st
     """Require tensors by name, and prefixes; return the prefixes."""
     tensors = isinstance(state_dict, Mapping) and all(isinstance(value, Tensor) for value in state_dict.values())
     if not isinstance(state_dict, Mapping) or not tensors or not all(isinstance(name, str) for name in state_dict):
-        remedy = f'Pass what torch.load(path, weights_only=True) holds under "{key}"'
+        # A file of another layout may hold it under the key of that one.
+        keys = [facts.key for facts in _LAYOUTS.values() if isinstance(state_dict, Mapping) and facts.key in state_dict]
+        remedy = f'Pass what torch.load(path, weights_only=True) holds under "{keys[0] if keys else key}"'
         raise TypeError(complaint(owner, "a state dict of tensors", type_name(state_dict), remedy))
     check_values(owner, "state_dict", state_dict, remedy='Load the file with map_location="cpu"')
     prefixes = (ignore,) if isinstance(ignore, str) else ignore
@@ -148,15 +170,27 @@ def _check(owner: str, state_dict: object, ignore: object, key: str) -> tuple[st
     return prefixes
 
 
-def _check_branches(owner: str, model: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _check_layout(owner: str, layout: str, state_dict: Mapping[str, Tensor]) -> None:
+    """Require names that are not those of another layout."""
+    names = [name.removeprefix("module.") for name in state_dict]
+    sign, layouts = next(
+        ((name, layouts) for pattern, layouts in _SIGNS.items() for name in names if re.match(pattern, name)),
+        ("", (layout,)),
+    )
+    if layout not in layouts:
+        got, remedy = f"{sign!r} as in a network of this library", "Call model.load_state_dict(state_dict)"
+        if layouts:
+            got = f"{sign!r} as in {layouts[0]!r}"
+            remedy = f"Pass layout={layouts[0]!r}; the network for it is {_LAYOUTS[layouts[0]].network}"
+        raise ValueError(complaint(owner, f"a state dict in the layout {layout!r}", got, remedy))
+
+
+def _check_branches(owner: str, model: nn.Module, state_dict: Mapping[str, Tensor], remedy: str) -> tuple[str, ...]:
     """Require as many branches as the file has, and return their names."""
     numbers = {int(found[1]) for name in state_dict if (found := re.search(r"\.bn_list\.(\d+)\.", f".{name}"))}
     branches = next((module.branches for module in model.modules() if isinstance(module, DualNorm)), ())
     published = max(numbers, default=-1) + 1
     if published != len(branches):
-        remedy = "Call convert_to_dual_bn(model, branches=...) with so many names first"
-        if not published:
-            remedy = "Load into the plain network, and convert it afterwards"
         expected = f"norms with {published} branches, as in the file" if published else "plain norms, as in the file"
         raise ValueError(complaint(owner, expected, f"{branches or 'plain ones'}", remedy))
     if set(BRANCHES) <= set(branches) and branches[: len(BRANCHES)] != BRANCHES:
@@ -172,7 +206,7 @@ def _check_stem(owner: str, model: nn.Module, padding: int) -> None:
         return
     if first.stride != (1, 1) or first.padding != (padding, padding):
         expected = f"conv1 with stride 1 and a padding of {padding}"
-        remedy = f"Set model.conv1.padding = ({padding}, {padding}), and stride likewise"
+        remedy = f"Set model.conv1.padding = ({padding}, {padding}) and model.conv1.stride = (1, 1)"
         raise ValueError(complaint(owner, expected, f"{first.stride} and {first.padding}", remedy))
     if isinstance(pool, nn.MaxPool2d):
         remedy = "Set model.maxpool = torch.nn.Identity(), as cifar_stem(model) does"
@@ -204,6 +238,8 @@ def _fill(
     named: Sequence[tuple[str, Tensor]],
     ignored: tuple[str, ...],
     other_values: Sequence[str] = (),
+    *,
+    remedy: str = "Build the network that was saved",
 ) -> None:
     """Load tensors by their names in the model, all or none."""
     own = model.state_dict()
@@ -224,8 +260,8 @@ def _fill(
     }
     found = "; ".join(f"{len(which)} {kind}: {', '.join(which)}" for kind, which in problems.items() if which)
     if found:
-        remedy = 'Build the network that was saved, or leave parts out with ignore="fc."'
-        raise ValueError(complaint(owner, "names and shapes to match the model's", found, remedy))
+        advice = f'{remedy}; leave parts out with ignore, such as "fc."'
+        raise ValueError(complaint(owner, "names and shapes to match the model's", found, advice))
     own |= {name: torch.empty_like(own[name]).copy_(value) for name, value in theirs.items()}  # may fail: not halfway
     model.load_state_dict(own)
 
