@@ -15,6 +15,7 @@ FLOORS = {
     "_durable": 0,
     "_memory_format": 0,
     "_modes": 0,
+    "_progress": 0,
     "_random": 0,
     "_types": 0,
     "distributed": 1,

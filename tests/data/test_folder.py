@@ -176,18 +176,22 @@ def test_names_may_be_of_any_alphabet(tmp_path):
     assert image_folder(tmp_path, size=8, cache=tmp_path / ".キャッシュ").classes == ("große Katze",)
 
 
-def test_many_images_show_a_progress_bar(root, monkeypatch, capsys):
+def test_many_images_show_a_progress_bar_on_a_terminal(root, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     image_folder(root, size=8)
     assert capsys.readouterr().err == ""
+    image_folder(root, size=8, progress=True)
+    assert "decode: 100%" in capsys.readouterr().err
     monkeypatch.setattr(folder, "_MANY", 2)
     image_folder(root, size=8)
     assert "decode: 100%" in capsys.readouterr().err
+    image_folder(root, size=8, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_without_tqdm_there_is_no_progress_bar(root, monkeypatch, capsys):
-    monkeypatch.setattr(folder, "_MANY", 2)
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert len(image_folder(root, size=8)) == 3
+    assert len(image_folder(root, size=8, progress=True)) == 3
     assert capsys.readouterr().err == ""
 
 

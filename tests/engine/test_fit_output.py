@@ -14,6 +14,19 @@ from tests.engine.learners import (
 )
 
 
+class Losses(Separable):
+    """A classifier that notes its losses."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def forward(self, *batch):
+        loss, terms = super().forward(*batch)
+        self.losses.append(loss.item())
+        return loss, terms
+
+
 def test_table_of_metrics_is_the_history(tmp_path):
     history = train(Separable(), folder=tmp_path, evaluate=lambda epoch: {"second": 2.0} if epoch == 2 else {})
     with (tmp_path / "metrics.csv").open(newline="") as file:
@@ -81,12 +94,43 @@ def test_checkpoints_are_those_of_the_epochs_and_of_every_few_steps(tmp_path, mo
 
 def test_works_without_tqdm(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    assert len(train(Separable())) == 2
+    assert len(train(Separable(), progress=True)) == 2
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("progress", [None, False])
+def test_no_bar_is_drawn_into_a_file_or_a_pipe_unless_it_is_asked_for(capsys, progress):
+    train(Separable(), progress=progress)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_is_drawn_on_a_terminal(capsys, monkeypatch):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    train(Separable())
+    assert "6/6" in capsys.readouterr().err
+
+
+def test_bar_shows_the_loss_within_an_epoch(capsys, monkeypatch):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr("advcontrast.engine.progress._SECONDS", 0.0)
+    (first, _) = train(learner := Losses(), progress=True)
+    shown = capsys.readouterr().err
+    means = [sum(learner.losses[:n]) / n for n in (1, 2, 3)]
+    assert all(f" loss {mean:.4g}]" in shown for mean in means)
+    assert f"loss {learner.losses[3]:.4g} after epoch 1, lr {first['lr']:.4g}, loss {first['loss']:.4g}" in shown
+
+
+def test_bar_reads_the_loss_now_and_then(capsys):
+    pytest.importorskip("tqdm")
+    train(learner := Losses(), progress=True)
+    shown = capsys.readouterr().err
+    assert f" loss {learner.losses[0]:.4g}]" in shown
+    assert " after " not in shown
+
+
 def test_bar_shows_the_last_row(capsys):
-    history = train(Separable())
+    history = train(Separable(), progress=True)
     _, shown = capsys.readouterr()
     assert "6/6" in shown
     assert f"epoch 2, lr 0.04204, loss {history[1]['loss']:.4g}, accuracy {history[1]['accuracy']:.4g}" in shown

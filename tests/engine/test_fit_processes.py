@@ -161,7 +161,7 @@ def written_on_a_rank(folder):
         )
         shown = []
         patch.setattr("sys.stderr.write", lambda text: shown.append(text) or len(text))
-        train(Separable(), folder=folder, save_every=1)
+        train(Separable(), folder=folder, save_every=1, progress=True)
     return [path for path in opened if folder in path], bool("".join(shown).strip())
 
 

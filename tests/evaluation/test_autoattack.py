@@ -484,7 +484,7 @@ def test_progress_bar_counts_batches(capsys):
 def test_progress_bar_of_unknown_length(capsys):
     pytest.importorskip("tqdm")
     run(trained(), iter(batches()), progress=True)
-    assert "2step" in capsys.readouterr().err
+    assert "2batch" in capsys.readouterr().err
 
 
 def test_nothing_is_printed_without_progress(capsys):
@@ -569,7 +569,7 @@ DATA = [(X, Y)]
         ),
         ({"seed": 0.5}, TypeError, "expected seed to be an int >= 0, got float. "),
         ({"seed": None}, TypeError, "expected seed to be an int >= 0, got NoneType. "),
-        ({"progress": 1}, TypeError, "expected progress to be True or False, got 1. True shows a progress bar."),
+        ({"progress": 1}, TypeError, "expected progress to be True or False, got 1. None shows a progress bar on "),
     ],
 )
 def test_wrong_settings(settings, error, message):

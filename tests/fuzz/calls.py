@@ -413,6 +413,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         unreadable="raise",
         tolerance=0.0,
         outside_links=False,
+        progress=None,
     ),
     "data.ImageStream": lambda folder: call(
         data.ImageStream, root=pictures(folder), size=4, unreadable="skip", tolerance=0.5, outside_links=False
@@ -486,6 +487,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         select="score",
         folder=folder,
         accumulate=1,
+        progress=None,
     ),
     "engine.forward_equivalents": lambda _: call(
         with_batch(engine.forward_equivalents), learner=learner(), images=images(), labels=labels()

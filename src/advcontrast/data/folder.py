@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_choice, check_int, check_path, check_real, complaint
+from .._progress import check_progress, progress_bar
 from . import _cache
 from .decoding import UnreadableImageError, decode
 from .images import ImageSet
@@ -35,6 +35,7 @@ def image_folder(
     unreadable: Literal["raise", "skip"] = "raise",
     tolerance: float = 0.01,
     outside_links: bool = False,
+    progress: bool | None = None,
 ) -> ImageSet:
     """Load the images in and below the folders ``root/<class>`` as squares of one size.
 
@@ -57,6 +58,8 @@ def image_folder(
         tolerance: the largest share of the images that may be left out, in [0, 1]; beyond it an error is raised.
         outside_links: whether links may lead out of ``root``. They make an error by default: a data set of a stranger
             could name any file of this machine.
+        progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only, for more
+            than 1000 images.
 
     Returns:
         The images on the CPU, labelled by the place of their class among the sorted names.
@@ -71,6 +74,7 @@ def image_folder(
     """
     check_int(_OWNER, "size", size, low=1, remedy="Pass the side of the images in pixels")
     check_bool(_OWNER, "outside_links", outside_links, remedy="True follows links to anywhere")
+    check_progress(_OWNER, progress)
     check_path(_OWNER, "root", root, remedy="Pass the folder that holds a folder for each class")
     if cache is not None:
         check_path(_OWNER, "cache", cache, remedy="Pass a folder, or None to keep nothing")
@@ -82,7 +86,10 @@ def image_folder(
     classes = _by_class(root, found, unusable)
     names = [name for own in classes.values() for name in own]
     y = torch.tensor([label for label, own in enumerate(classes.values()) for _ in own])
-    flat = _pixels(root, names, size, unreadable, None if cache is None else Path(cache).expanduser())
+    if progress is None and len(names) <= _MANY:
+        progress = False
+    where = None if cache is None else Path(cache).expanduser()
+    flat = _pixels(root, names, size, unreadable, where, progress)
     x, readable = flat[: -len(y)].view(len(y), 3, size, size), flat[-len(y) :].bool()
     images = ImageSet(x, y, tuple(classes))
     left_out = [*unusable, *(name for name, good in zip(names, readable.tolist(), strict=True) if not good)]
@@ -148,46 +155,38 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns
 
 
-def _pixels(root: Path, names: list[str], size: int, unreadable: str, cache: Path | None) -> Tensor:
+def _pixels(
+    root: Path, names: list[str], size: int, unreadable: str, cache: Path | None, progress: bool | None
+) -> Tensor:
     """Return the pixels of all images and then, for each of them, whether it could be read: uint8, flat."""
     if cache is None:
-        return _decode_all(root, names, size, unreadable)[0]
+        return _decode_all(root, names, size, unreadable, progress)[0]
     file = cache / f"{_key(root, names, size, unreadable)}.pixels"
     flat = _cache.read(file, (len(names) * (3 * size * size + 1),))
     if flat is None:
-        flat, lasting = _decode_all(root, names, size, unreadable)
+        flat, lasting = _decode_all(root, names, size, unreadable, progress)
         if lasting:
             _cache.write(file, flat)
     return flat
 
 
-def _decode_all(root: Path, names: list[str], size: int, unreadable: str) -> tuple[Tensor, bool]:
+def _decode_all(root: Path, names: list[str], size: int, unreadable: str, progress: bool | None) -> tuple[Tensor, bool]:
     """Return the pixels, and whether those that are missing depend on the contents of the files alone."""
     pixels, readable, lasting = bytearray(len(names) * size * size * 3), bytearray(len(names)), True
-    for i, name in enumerate(_with_progress(names)):
-        try:
-            pixels[i * size * size * 3 : (i + 1) * size * size * 3] = decode(_OWNER, root / name, size)
-        except UnreadableImageError as error:
-            if unreadable == "raise":
-                raise
-            # The disk or the permissions may be better next time, with the same size and times.
-            lasting = lasting and getattr(error.__cause__, "errno", None) is None
-        else:
-            readable[i] = True
+    with progress_bar(len(names), unit="image", shown=progress, title="decode") as bar:
+        for i, name in enumerate(names):
+            try:
+                pixels[i * size * size * 3 : (i + 1) * size * size * 3] = decode(_OWNER, root / name, size)
+            except UnreadableImageError as error:
+                if unreadable == "raise":
+                    raise
+                # The disk or the permissions may be better next time, with the same size and times.
+                lasting = lasting and getattr(error.__cause__, "errno", None) is None
+            else:
+                readable[i] = True
+            bar.update()
     flat = torch.empty(len(pixels) + len(readable), dtype=torch.uint8)
     rows = torch.frombuffer(pixels, dtype=torch.uint8).view(len(names), size, size, 3)
     flat[: len(pixels)].view(len(names), 3, size, size).copy_(rows.permute(0, 3, 1, 2))
     flat[len(pixels) :] = torch.frombuffer(readable, dtype=torch.uint8)
     return flat, lasting
-
-
-def _with_progress(names: list[str]) -> Iterable[str]:
-    """Show a progress bar where it pays and tqdm is installed."""
-    if len(names) <= _MANY:
-        return names
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return names
-    bar: Iterable[str] = tqdm(names, desc="decode", unit="image")
-    return bar

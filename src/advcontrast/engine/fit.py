@@ -19,13 +19,14 @@ from torch.utils.data import Dataset
 from .. import distributed
 from .._checks import check_bool, check_choice, check_int, complaint
 from .._memory_format import choose_memory_format
+from .._progress import check_progress
 from .arguments import check_data, check_optimizer, check_parts, warn_of_untrained
 from .ema import EMA
 from .identity import identity
 from .lars import LARS
 from .metrics import Row
 from .parallel import LOST, agree, check_shares
-from .progress import progress
+from .progress import StepBar
 from .reader import Reader
 from .records import Records
 from .run import Run
@@ -59,6 +60,7 @@ def fit(
     ema: EMA | None = None,
     compile: bool = False,  # noqa: A002 (the field's word)
     tensorboard: bool = False,
+    progress: bool | None = None,
 ) -> list[Row]:
     """Train a learner.
 
@@ -108,6 +110,7 @@ def fit(
         compile: whether to compile ``learner.model`` in place, each graph once: in ``evaluate``, where batches may have
             another size, it runs uncompiled.
         tensorboard: whether to write the metrics for TensorBoard too.
+        progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only.
 
     Returns:
         A row for each epoch: its number, the steps taken, learning rate, seconds, the means of the loss and of the
@@ -151,6 +154,7 @@ def fit(
     check_choice(_OWNER, "amp", amp, ("off", "bf16", "fp16"))
     check_bool(_OWNER, "compile", compile, remedy="True compiles learner.model")
     check_bool(_OWNER, "tensorboard", tensorboard, remedy="True writes folder/tensorboard")
+    check_progress(_OWNER, progress)
     if save_every is not None:
         check_int(_OWNER, "save_every", save_every, low=1, remedy="Pass a number of steps, or None")
     if (ema is not None or compile) and not isinstance(getattr(learner, "model", None), nn.Module):
@@ -189,7 +193,7 @@ def fit(
             peaks = " and ".join(dict.fromkeys(f"{float(peak):.4g}" for peak in run.peaks))
             _LOG.info("%s with lr %s, schedule %s", type(optimizer).__name__, peaks, settings["schedule"])
         asked = stack.enter_context(termination(folder is not None))
-        bar = stack.enter_context(progress(steps, run.step))
+        bar = stack.enter_context(StepBar(steps, run.step, progress))
         done = len(run.history)
         left = source.batches(plan, device, epochs=range(done, epochs), skip=run.step - done * plan.steps)
         batches = stack.enter_context(left)
@@ -203,7 +207,7 @@ def fit(
                 run.take_step(_cut(batch, accumulate, memory_format), wrapped)
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
-                bar.update()
+                bar.update(run.means)
                 # The last step of an epoch is saved together with the row of the epoch.
                 if run.step < (epoch + 1) * plan.steps:
                     stop = run.step % _ASK_EVERY == 0 or distributed.world_size() == 1
@@ -218,7 +222,7 @@ def fit(
             records.report(run)
             shown = {name: value for name, value in row.items() if name not in ("step", "seconds")}
             line = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            bar.set_postfix_str(line)
+            bar.end_epoch(line)
             if distributed.rank() == 0:
                 _LOG.info(line)
             if asked.wanted():

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sized
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .._checks import (
-    check_bool,
     check_choice,
     check_int,
     check_iterable,
@@ -21,10 +19,10 @@ from .._checks import (
     check_tensor,
     complaint,
 )
+from .._progress import check_progress, progress_bar
 from .._random import kept
 from .._types import NORMS, Norm
 from ..engine import Checkpoint
-from ..engine.progress import progress as progress_bar
 from ._guests import borrowed, branch_in_use, checked_batches, checked_logits, refuse_probabilities
 from ._pyautoattack import SUITES, Suite, misclassified, pyautoattack
 from ._resumable import Ledger, Page, digest_of_model, locked
@@ -72,7 +70,7 @@ def autoattack(
     version: str = "standard",
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> AutoAttackResult:
     """Return which images a classifier gets right under AutoAttack, run by the package ``pyautoattack``.
 
@@ -105,7 +103,8 @@ def autoattack(
             gradients averaged over 20 passes), with the budgets of ``pyautoattack``.
         seed: of the attacks, at least 0.
         folder: where to keep the verdicts, ``None`` for nowhere.
-        progress: whether to show a progress bar over the batches, where tqdm is installed.
+        progress: whether to show a progress bar over the batches, where tqdm is installed; ``None`` shows it on
+            terminals only.
 
     Returns:
         The verdicts, with their mean as ``accuracy``.
@@ -137,20 +136,20 @@ def autoattack(
     check_real(_OWNER, "eps", eps, low=0, high=largest, remedy="Images have values in [0, 1]: write 8 / 255")
     check_choice(_OWNER, "version", version, tuple(SUITES))
     check_int(_OWNER, "seed", seed, low=0, remedy="Keep it the same to get the same verdicts")
-    check_bool(_OWNER, "progress", progress, remedy="True shows a progress bar")
+    check_progress(_OWNER, progress)
     check_iterable(_OWNER, "batches", batches, remedy="Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)")
     package = pyautoattack()
     suite = Suite(package, model, float(eps), norm, version, int(seed))
     checkpoint = None if folder is None else Checkpoint(folder)
     settings = {"eps": suite.eps, "norm": norm, "version": version, "seed": suite.seed}
-    total = len(batches) if isinstance(batches, Sized) else 0
+    total = len(batches) if isinstance(batches, Sized) else None
     pages: list[Page] = []
     with (
         torch.inference_mode(False),
         borrowed(_OWNER, model) as device,
         torch.autocast(device.type, enabled=False),
         locked(checkpoint),
-        progress_bar(total, 0) if progress else nullcontext() as bar,
+        progress_bar(total, unit="batch", shown=progress) as bar,
     ):
         identity = {**settings, "pyautoattack": str(package.__version__), "model": digest_of_model(model)}
         ledger = Ledger(_OWNER, checkpoint, identity)
@@ -167,8 +166,7 @@ def autoattack(
                     page = Page(digest, logits.shape[1], verdicts.to(torch.int8).cpu())
                 for attack in suite.attacks(page.classes)[page.done :]:
                     standing = page.verdicts == _STOOD
-                    if bar is not None:
-                        bar.set_postfix_str(f"{attack} on {int(standing.sum())} of {len(y)} images")
+                    bar.set_postfix_str(f"{attack} on {int(standing.sum())} of {len(y)} images")
                     if standing.any():
                         which = standing.to(device)
                         fooled = suite.fooled(attack, page.classes, x[which], y[which], f"batch {i}")
@@ -176,8 +174,7 @@ def autoattack(
                     page.done += 1
                     ledger.write(i, page)
             pages.append(page)
-            if bar is not None:
-                bar.update()
+            bar.update()
     broken_by = torch.cat([page.verdicts for page in pages])
     attacks = suite.attacks(pages[0].classes)
     return AutoAttackResult(broken_by == _STOOD, broken_by != _WRONG, broken_by, attacks, branch=branch_in_use(model))
