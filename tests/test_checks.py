@@ -1,5 +1,6 @@
 """The checks where no public argument shows what they do."""
 
+import inspect
 import math
 import re
 import threading
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from advcontrast import _checks
+from advcontrast import _checks, attacks, augment, data, evaluation, strategies
 
 
 @pytest.mark.parametrize(
@@ -204,3 +205,33 @@ def test_a_device_that_is_not_there_is_refused():
     message = "Me: expected device to be one of this machine, got cuda:0. Pass 'cpu'."
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
         _checks.check_device("Me", 0)
+
+
+def _with_generators():
+    for room in (attacks, augment, data, evaluation, strategies):
+        for name in room.__all__:
+            thing = getattr(room, name)
+            methods = [*vars(thing).values()] if isinstance(thing, type) else [thing]
+            yield from (
+                pytest.param(each, id=f"{name}.{each.__name__}")
+                for each in methods
+                if inspect.isfunction(each) and "generator" in inspect.signature(each).parameters
+            )
+
+
+@pytest.mark.parametrize("call", [*_with_generators()])
+def test_every_generator_is_a_keyword_whose_default_is_none(call):
+    parameter = inspect.signature(call).parameters["generator"]
+    assert parameter.kind is parameter.KEYWORD_ONLY
+    assert parameter.default is None
+
+
+def test_a_generator_by_position_goes_on_working():
+    @_checks.generator_by_name
+    def call(x, *, generator=None):
+        return x, generator
+
+    assert call(1) == (1, None)
+    assert call(1, 2) == call(1, generator=2) == (1, 2)
+    with pytest.raises(TypeError, match="positional"):
+        call(1, 2, 3)

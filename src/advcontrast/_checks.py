@@ -7,17 +7,21 @@ upon by a reader. Checks run before any state changes.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import wraps
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 # No tensor, no count and no seed of PyTorch holds a larger int.
 _LARGEST = 2**64
@@ -197,6 +201,27 @@ def check_generator(owner: str, generator: Any, device: torch.device) -> None:
         raise TypeError(complaint(owner, rule, type_name(generator), remedy))
     if generator.device.type != device.type:
         raise ValueError(complaint(owner, rule, f"one on {generator.device.type}", remedy))
+
+
+def source_device(owner: str, generator: Any) -> torch.device:
+    """Require ``None`` or a generator, and return the device to draw on: that of the generator, by default the CPU."""
+    device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
+    check_generator(owner, generator, device)
+    return device
+
+
+def generator_by_name(call: Call) -> Call:
+    """Let a call with ``generator`` by position, which is a keyword everywhere, go on working."""
+    kinds = [parameter.kind for parameter in inspect.signature(call).parameters.values()]
+    others = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+    @wraps(call)
+    def accepting(*args: Any, **settings: Any) -> Any:
+        if len(args) == others + 1:
+            *args, settings["generator"] = args  # type: ignore[assignment]
+        return call(*args, **settings)
+
+    return cast(Call, accepting)
 
 
 def readable(tensor: Tensor) -> bool:

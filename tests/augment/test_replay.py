@@ -36,7 +36,23 @@ def test_randomness_is_drawn_for_new_views_only():
     assert torch.equal(generator.get_state(), before)
 
 
-def test_views_at_hand_travel_in_the_state_dict():
+def test_views_that_will_not_be_replayed_are_not_kept():
+    replay = Replay(pair, times=2)
+    states = []
+    for _ in range(4):
+        replay(torch.rand(4))
+        states.append(replay.get_extra_state()["views"] is not None)
+    assert states == [True, False, True, False]
+
+
+def test_a_state_without_views_makes_new_ones():
+    replay, fresh = Replay(pair, times=1), Replay(pair, times=1)
+    replay(torch.tensor([1.0]))
+    fresh.load_state_dict(replay.state_dict())
+    assert fresh(torch.tensor([9.0]))[0].item() == 9.0
+
+
+def test_views_to_replay_travel_in_the_state_dict():
     replay, fresh = Replay(pair, times=2), Replay(pair, times=2)
     replay(torch.tensor([1.0]))
     fresh.load_state_dict(replay.state_dict())

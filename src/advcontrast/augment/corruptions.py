@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_generator, check_int, complaint
+from .._checks import check_choice, check_int, complaint, source_device
 from . import formulas
 from .images import unit_range
 
@@ -95,8 +95,7 @@ class Corruption:
             TypeError: ``x`` or ``generator`` is of the wrong kind.
         """
         x = unit_range(_OWNER, x).clamp(0, 1)
-        device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
-        check_generator(_OWNER, generator, device)
+        source_device(_OWNER, generator)
         if self.name == "saturate" and x.shape[1] == 1:
             remedy = "Gray has no saturation; repeat the channel three times"
             raise ValueError(complaint(_OWNER, "RGB images for 'saturate'", f"{list(x.shape)}", remedy))

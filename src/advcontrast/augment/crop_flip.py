@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_generator, check_int, check_real
+from .._checks import check_int, check_real, generator_by_name, source_device
 from .images import as_floats, check_images, sent
 
 _OWNER = "CropFlip"
@@ -41,7 +41,8 @@ class CropFlip:
     def __repr__(self) -> str:
         return f"{_OWNER}({self.padding}, flip={self.flip})"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    @generator_by_name
+    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return a random version of every image.
 
         Args:
@@ -56,8 +57,7 @@ class CropFlip:
             TypeError: ``x`` or ``generator`` is of the wrong kind.
         """
         check_images(_OWNER, x)
-        device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
-        check_generator(_OWNER, generator, device)
+        device = source_device(_OWNER, generator)
         n, channels, height, width = x.shape
         uniform = sent(torch.rand(n, 3, generator=generator, device=device), x.device)
         top, left = (uniform[:, :2] * (2 * self.padding + 1)).long().unbind(1)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_generator, check_real, complaint, type_name
+from .._checks import check_real, complaint, generator_by_name, source_device, type_name
 from .._random import kept
 from .images import check_images, height_width, unit_range
 from .simclr import SimCLRAugment, ViewParameters
@@ -76,7 +76,8 @@ class ContrastivePairAugment:
         recipe = f"{self.size}, strength={self.strength}, min_area={self.min_area}"
         return f"{_OWNER}({recipe}, transform={self.transform!r})"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    @generator_by_name
+    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return two random views of every image.
 
         Args:
@@ -93,15 +94,15 @@ class ContrastivePairAugment:
         """
         if self.transform is None:
             check_images(_OWNER, x)
-            draws = [self._recipe.draw(len(x), x.shape[2], x.shape[3], generator) for _ in range(2)]
+            draws = [self._recipe.draw(len(x), x.shape[2], x.shape[3], generator=generator) for _ in range(2)]
             both = ViewParameters(*map(torch.cat, zip(*draws, strict=True)))
             views = self._recipe._apply(x, both)
             return views[: len(x)], views[len(x) :]
         x = unit_range(_OWNER, x)
         if generator is None:
             return _view(self.transform, x), _view(self.transform, x)
-        check_generator(_OWNER, generator, getattr(generator, "device", x.device))
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        device = source_device(_OWNER, generator)
+        seed = int(torch.randint(2**62, (), generator=generator, device=device))
         with kept(seed):
             return _view(self.transform, x), _view(self.transform, x)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int, complaint, type_name
+from .._checks import check_int, complaint, generator_by_name, type_name
 
 _OWNER = "Replay"
 
@@ -18,8 +18,8 @@ class Replay(nn.Module):
 
     Training on each batch ``times`` times in a row lets the perturbations of :class:`advcontrast.attacks.FreeAttack`
     grow. The loop need not know: of the batches it draws every ``times``-th one is used, so an epoch of ``times`` as
-    many steps sees each image about once. The views at hand are kept in the state dict, so that a resumed training goes
-    on with them. Only for learners without labels, which would no longer fit.
+    many steps sees each image about once. Views that are still to be returned are kept in the state dict, so that a
+    resumed training goes on with them. Only for learners without labels, which would no longer fit.
 
     Args:
         augment: makes the views, for example ``ContrastivePairAugment(32)``.
@@ -50,16 +50,20 @@ class Replay(nn.Module):
         self._left = 0
         self._views: Any = None
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Any:
-        """Return the views at hand, or new ones of ``x``; arguments and errors are those of ``augment``."""
+    @generator_by_name
+    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Any:
+        """Return the last views again, or new ones of ``x``; arguments and errors are those of ``augment``."""
         if not self._left:
             self._views = self.augment(x, **({} if generator is None else {"generator": generator}))
             self._left = self.times
         self._left -= 1
-        return self._views
+        views = self._views
+        if not self._left:
+            self._views = None
+        return views
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the views at hand for the state dict."""
+        """Return the views that are still to be returned for the state dict."""
         return {"left": self._left, "views": self._views}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_generator, check_int, check_real, complaint, readable, type_name
+from .._checks import check_int, check_real, complaint, generator_by_name, readable, source_device, type_name
 from ..functional.image import adjust, crop_and_resize, luma, rotate_hue
 from .images import as_floats, check_images, height_width, sent
 
@@ -96,7 +96,8 @@ class SimCLRAugment:
     def __repr__(self) -> str:
         return f"{_OWNER}({self.size}, strength={self.strength}, min_area={self.min_area})"
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    @generator_by_name
+    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return a random view of every image.
 
         Args:
@@ -111,9 +112,10 @@ class SimCLRAugment:
             TypeError: ``x`` or ``generator`` is of the wrong kind.
         """
         check_images(_OWNER, x)
-        return self._apply(x, self.draw(len(x), x.shape[2], x.shape[3], generator))
+        return self._apply(x, self.draw(len(x), x.shape[2], x.shape[3], generator=generator))
 
-    def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
+    @generator_by_name
+    def draw(self, n: int, height: int, width: int, *, generator: torch.Generator | None = None) -> ViewParameters:
         """Draw the parameters of ``n`` views.
 
         Args:
@@ -132,8 +134,7 @@ class SimCLRAugment:
         check_int(_OWNER, "n", n, low=0, remedy="Pass the length of the batch")
         check_int(_OWNER, "height", height, low=1, remedy="Pass the height of the images")
         check_int(_OWNER, "width", width, low=1, remedy="Pass the width of the images")
-        device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
-        check_generator(_OWNER, generator, device)
+        device = source_device(_OWNER, generator)
         s = self.strength
         # A row of uniform numbers an image: what an image gets does not depend on those after it.
         uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=generator, device=device, dtype=torch.float64).cpu()

@@ -7,7 +7,7 @@ import random
 import torch
 from torch import Tensor
 
-from .._checks import check_generator, check_int, check_real, check_tensor, complaint
+from .._checks import check_generator, check_int, check_real, check_tensor, complaint, generator_by_name
 
 
 def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,8 @@ def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values.to(labels.device)
 
 
-def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
+@generator_by_name
+def interleave(groups: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Draw a random order in which every stretch holds its share of each group.
 
     The elements of a group come in random order, and number r of n, counted from 0, lies at (r + 1/2) / n of the way.

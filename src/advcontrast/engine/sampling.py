@@ -81,7 +81,7 @@ class Plan:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         if self.groups is None:
             return torch.randperm(self.samples, generator=generator)
-        return interleave(self.groups, generator)
+        return interleave(self.groups, generator=generator)
 
     def batches(self, epoch: int, device: torch.device, *, skip: int = 0) -> Iterator[Tensor]:
         """Yield the indices that this process takes in each step of an epoch, without the first ``skip`` steps."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from .._checks import check_choice, check_generator, check_module, check_real, check_tensor, complaint, type_name
+from .._checks import check_choice, check_module, check_real, check_tensor, complaint, source_device, type_name
 from .._memory_format import warn_of_channels_last
 from .._modes import buffers_kept
 from .._types import BRANCHES, Branch, Mode, Objective
@@ -161,8 +161,7 @@ class ACLTrainer(nn.Module):
             TypeError: a view is no floating-point tensor.
             RuntimeError: in DS the loss has one memory for both streams, in which each image would find itself.
         """
-        device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
-        check_generator(_OWNER, generator, device)
+        source_device(_OWNER, generator)
         source: dict[str, Any] = {} if generator is None else {"generator": generator}
         x1, x2 = self._views(x1, x2, source)
         losses: list[Tensor] = []
