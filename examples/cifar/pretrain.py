@@ -38,6 +38,7 @@ from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, convert_
 from advcontrast.augment import Replay
 from advcontrast.engine import LARS, WarmupCosine, fit, steps_per_epoch
 from advcontrast.models import acl_head, simclr_head
+from advcontrast.surgery import convert_sync_batchnorm
 
 CODE = {
     "epochs": 1000,
@@ -146,7 +147,7 @@ def synchronise_norms(learner: nn.Module, device: torch.device) -> None:
     if device.type == "cpu" and dist.is_initialized():
         expected, got = "an accelerator, as SyncBatchNorm does not train on a CPU", "cpu"
         raise ValueError(f"--sync-norms: expected {expected}, got {got}. Leave the flag out, or see --device.")
-    nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+    convert_sync_batchnorm(learner)
 
 
 def acl(settings: Settings, encoder: nn.Module, features: int, images: Images, steps: int) -> ACLTrainer:

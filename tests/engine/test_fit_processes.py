@@ -187,7 +187,7 @@ def test_synchronised_norms_are_refused_on_a_cpu_before_the_first_step(ranks):
     for text in ranks.errors(synchronised_on_a_rank):
         assert (
             "ValueError: fit: expected an accelerator for SyncBatchNorm, got model.1 on the CPU. "
-            "torch.nn.SyncBatchNorm does not train on a CPU: use batch norms there, or group norms." in text
+            "PyTorch does not synchronise batch norms on a CPU: use batch norms there, or group norms." in text
         )
 
 

@@ -379,6 +379,9 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         filter_fn=lambda *_: True,
         inplace=True,
     ),
+    "surgery.convert_sync_batchnorm": lambda _: call(
+        surgery.convert_sync_batchnorm, model=network(), process_group=None
+    ),
     "surgery.export_branch": lambda _: call(surgery.export_branch, model=dual(), branch="adv"),
     "surgery.load_acl_checkpoint": lambda _: call(
         surgery.load_acl_checkpoint,

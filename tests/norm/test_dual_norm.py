@@ -10,6 +10,7 @@ from torch import nn
 
 from advcontrast import DualBatchNorm2d, bn_branch, branch_parameters, convert_to_dual_bn
 from advcontrast.norm import DualNorm
+from advcontrast.surgery import convert_sync_batchnorm
 
 SPLIT = pytest.mark.parametrize("split", ["both", "affine", "stats"])
 NORMS = [nn.LayerNorm(6), nn.GroupNorm(2, 4), nn.RMSNorm(6), nn.BatchNorm2d(4)]
@@ -135,9 +136,10 @@ def test_an_optimizer_sees_a_shared_parameter_once(split):
     assert len(list(two(split).parameters())) == (2 if split == "stats" else 4)
 
 
-def test_sync_batch_norms_keep_the_split():
+@pytest.mark.parametrize("convert", [convert_sync_batchnorm, nn.SyncBatchNorm.convert_sync_batchnorm])
+def test_sync_batch_norms_keep_the_split(convert):
     for split in ("affine", "stats"):
-        dual = nn.SyncBatchNorm.convert_sync_batchnorm(two(split))
+        dual = convert(two(split))
         assert isinstance(dual.adv, nn.SyncBatchNorm)
         assert shared(dual) == SHARED[split]
 

@@ -7,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from advcontrast import bn_branch, convert_to_dual_bn, export_branch
+from advcontrast.surgery import convert_sync_batchnorm
 
 
 def network():
@@ -20,15 +21,15 @@ def built():
 
 
 def test_sync_batch_norms_before_and_after_conversion_have_the_same_keys():
-    before = convert_to_dual_bn(nn.SyncBatchNorm.convert_sync_batchnorm(built()))
-    after = nn.SyncBatchNorm.convert_sync_batchnorm(convert_to_dual_bn(built()))
+    before = convert_to_dual_bn(convert_sync_batchnorm(built()))
+    after = convert_sync_batchnorm(convert_to_dual_bn(built()))
     assert [name for name, _ in before.named_modules()] == [name for name, _ in after.named_modules()]
     assert list(before.state_dict()) == list(after.state_dict())
 
 
 @pytest.mark.parametrize("first", ["sync", "dual"])
 def test_both_branches_become_sync_batch_norms(first):
-    steps = [nn.SyncBatchNorm.convert_sync_batchnorm, convert_to_dual_bn]
+    steps = [convert_sync_batchnorm, convert_to_dual_bn]
     model = built()
     for step in steps if first == "sync" else reversed(steps):
         model = step(model)

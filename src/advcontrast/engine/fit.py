@@ -77,7 +77,7 @@ def fit(
     Under ``torchrun``, with a process group, each process takes its share of every batch. Batches, steps and rates do
     not depend on the number of processes, and a run may be continued by another number of them. Only the first process
     needs the ``folder``. When ``fit`` returns all have the same weights, and the running statistics of the first
-    process; ``torch.nn.SyncBatchNorm`` makes them those of the whole batch.
+    process; :func:`advcontrast.surgery.convert_sync_batchnorm` makes them those of the whole batch.
 
     Args:
         learner: on the device to train on. It is put into train mode and into channels-last format, but for networks

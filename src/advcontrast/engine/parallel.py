@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import distributed
 from .._checks import complaint
+from ..surgery.sync_batchnorm import SynchronisedNorm
 from .ema import EMA
 from .identity import change
 
@@ -29,8 +30,8 @@ def check_shares(learner: nn.Module, samples: int, batch_size: int) -> None:
     on_cpu = next(learner.parameters()).device.type == "cpu"
     if on_cpu and dist.is_available() and dist.is_initialized():
         for name, module in learner.named_modules():
-            if isinstance(module, nn.SyncBatchNorm):
-                remedy = "torch.nn.SyncBatchNorm does not train on a CPU: use batch norms there, or group norms"
+            if isinstance(module, (nn.SyncBatchNorm, SynchronisedNorm)):
+                remedy = "PyTorch does not synchronise batch norms on a CPU: use batch norms there, or group norms"
                 raise ValueError(complaint(_OWNER, "an accelerator for SyncBatchNorm", f"{name} on the CPU", remedy))
 
 

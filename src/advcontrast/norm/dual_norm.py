@@ -9,19 +9,22 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from .._checks import check_choice, check_module, complaint, type_name
 from .._types import BRANCHES, SPLITS, Split
 from .recomputation import History, buffers_kept, recomputation
 
+_TORCH_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
 
 class DualNorm(nn.Module):
     """A norm for each branch, of which ``forward`` uses one.
 
     The branches are ordinary norms that this module *owns*, under their names, so that whatever knows norms still finds
-    them: ``nn.SyncBatchNorm.convert_sync_batchnorm``, weight-decay filters, quantisation. Whoever asks for what a dual
-    norm itself does not have gets that of the norm in use: ``dual.weight`` is the weight of the active branch.
+    them: :func:`advcontrast.surgery.convert_sync_batchnorm`, weight-decay filters, quantisation. Attributes that a dual
+    norm does not have itself are those of the norm in use: ``dual.weight`` is the weight of the active branch.
 
     Any norm will do, and stays what it is: a subclass with a fused activation, its dtype, device, frozen parameters,
     training flag and hooks. The object itself becomes the first branch, so an optimizer that holds its parameters keeps
@@ -67,6 +70,7 @@ class DualNorm(nn.Module):
         self._branch = first
         self._history = History()
         self._split: Split = split
+        self._own_forward = isinstance(norm, _BatchNorm) and type(norm).forward not in _TORCH_FORWARDS
         self.training = norm.training
         setattr(self, first, norm)
         for name, memo in zip(others, memos, strict=True):
@@ -111,7 +115,19 @@ class DualNorm(nn.Module):
     @property
     def active(self) -> nn.Module:
         """The norm that ``forward`` uses."""
-        return cast(nn.Module, self._modules[self.branch])
+        return self.norm_of(self.branch)
+
+    def norm_of(self, branch: str) -> nn.Module:
+        """Return the norm of ``branch``; raise if PyTorch's converter has replaced one that computes more."""
+        norm = self._modules[branch]
+        if self._own_forward and type(norm) is nn.SyncBatchNorm:
+            expected = f"the norm of {branch!r} to keep its own forward method"
+            remedy = (
+                "torch.nn.SyncBatchNorm.convert_sync_batchnorm, which Lightning's sync_batchnorm=True calls, drops "
+                "activations: build the network again and call advcontrast.surgery.convert_sync_batchnorm"
+            )
+            raise RuntimeError(complaint(type(self).__name__, expected, "a plain SyncBatchNorm", remedy))
+        return cast(nn.Module, norm)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Normalise with the active branch.
@@ -124,7 +140,8 @@ class DualNorm(nn.Module):
             What that norm returns, for example a tensor of the same shape.
 
         Raises:
-            RuntimeError: activation checkpointing runs this again, and the branch of the first run is not known.
+            RuntimeError: activation checkpointing runs this again, and the branch of the first run is not known; or
+                ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` has dropped what this norm computes besides.
         """
         norm = self.active
         if not torch.compiler.is_compiling():

@@ -35,8 +35,9 @@ def convert_to_dual_bn(
     the ``clean`` branch, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of ``"adv"``
     to it. Norms that several parents share stay shared. Norms that are dual already are left alone.
 
-    Convert before wrapping in DDP or ``torch.compile``; ``nn.SyncBatchNorm.convert_sync_batchnorm`` may come before or
-    after. State dicts of the plain network load into the dual one with ``strict=True`` and fill both branches.
+    Convert before wrapping in DDP or ``torch.compile``; :func:`~advcontrast.surgery.convert_sync_batchnorm` may come
+    before or after. State dicts of the plain network load into the dual one with ``strict=True`` and fill both
+    branches.
 
     Networks without batch norms have branches too: ``norms=(nn.LayerNorm, nn.GroupNorm)`` doubles the scale and shift
     of those.

@@ -28,7 +28,7 @@ def check_surgery(owner: str, model: nn.Module) -> None:
         here = f" at {name!r}" if name else ""
         wrapper = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS), None)
         if wrapper:
-            verb = "Convert" if owner == "convert_to_dual_bn" else "Export"
+            verb = "Convert" if owner.startswith("convert") else "Export"
             remedy = f"{verb} {_WRAPPERS[wrapper]}, then wrap it again"
             raise TypeError(complaint(owner, "an unwrapped module", wrapper + here, remedy))
         if isinstance(module, torch.jit.ScriptModule):
