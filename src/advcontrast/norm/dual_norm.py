@@ -115,9 +115,9 @@ class DualNorm(nn.Module):
     @property
     def active(self) -> nn.Module:
         """The norm that ``forward`` uses."""
-        return self.norm_of(self.branch)
+        return self._norm_of(self.branch)
 
-    def norm_of(self, branch: str) -> nn.Module:
+    def _norm_of(self, branch: str) -> nn.Module:
         """Return the norm of ``branch``; raise if PyTorch's converter has replaced one that computes more."""
         norm = self._modules[branch]
         if self._own_forward and type(norm) is nn.SyncBatchNorm:

@@ -45,7 +45,7 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
     check_branch(owner, dual_norms(owner, model), branch)
     check_copyable(owner, model)
     model = copy.deepcopy(model)
-    return replace(model, {id(norm): norm.norm_of(branch) for norm in dual_norms(owner, model)})
+    return replace(model, {id(norm): norm._norm_of(branch) for norm in dual_norms(owner, model)})
 
 
 def blend(
@@ -102,7 +102,7 @@ def blend(
     with torch.no_grad():
         for here, there in targets.items():
             here.lerp_(there, way)
-    model = replace(model, {id(norm): norm.norm_of(near) for norm in norms})
+    model = replace(model, {id(norm): norm._norm_of(near) for norm in norms})
     if loader is not None:
         update_bn(model, loader)
     return model
