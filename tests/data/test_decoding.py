@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from advcontrast.data import ImageStream, UnreadableImageError, image_folder
 
@@ -73,6 +73,15 @@ def test_more_than_8_bits_a_channel_are_refused_whatever_pillow_makes_of_them(tm
             UnreadableImageError, match=f"^{owner}: expected 8 bits a channel in {re.escape(repr(path))}"
         ):
             read(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "feature"), [("AVIF", "avif"), ("JPEG2000", "jpg_2000")])
+def test_formats_that_are_not_read_are_refused_under_any_name(tmp_path, kind, feature):
+    if not features.check(feature):
+        pytest.skip(f"Pillow cannot write {kind}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format=kind)
+    with pytest.raises(UnreadableImageError, match=r"^ImageStream: expected an image in .*a\.png', got Unidentified"):
+        ImageStream(tmp_path)[0]
 
 
 SHALLOW = {

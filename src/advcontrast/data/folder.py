@@ -147,7 +147,7 @@ def _key(root: Path, names: list[str], size: int, unreadable: str) -> str:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Return size and times of a file, or nothing for one that cannot be read."""
+    """Return size and time of modification of a file, or nothing for one that cannot be read."""
     try:
         found = path.stat()
     except OSError:
