@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from .._checks import check_finite, check_int, check_module, check_real, complaint
 from ..attacks import Classification, PGDAttack
 from ._black_box import SignNoise, WindowSearch, margin
-from ._guests import checked_batches, checked_logits, own_generator, perturbed
+from ._guests import borrowed, checked_batches, checked_logits, own_generator, perturbed
 from .accuracy import Accuracy
 from .alarms import Alarm, falling_loss, incomplete_search, unbounded_attack, white_box_beaten
 from .curves import check_fields, with_radius
-from .symptoms import batch_dependence, examined, probability_output, randomised_output, train_mode, zero_gradients
+from .symptoms import batch_dependence, probability_output, randomised_output, train_mode, zero_gradients
 
 _OWNER = "gradient_masking"
 _SOME = 64  # images for the alarms that look at outputs only
@@ -135,7 +135,7 @@ def gradient_masking(
     check_real(_OWNER, "eps of the attack", given.eps, low=0, above=True, remedy="Pass the ball of the evaluation")
     check_int(_OWNER, "steps of the attack", given.steps, low=1, remedy="Twenty are usual")
     found = [train_mode(model)]
-    with examined(_OWNER, model) as device:
+    with borrowed(_OWNER, model) as device:
         source = own_generator(_OWNER, generator, device)
         seed = int(torch.randint(2**31, (), generator=source, device=device))
         read = _read(batches, images, device)
@@ -194,7 +194,7 @@ def _under_attack(model: nn.Module, chunks: Chunks, attack: Any, surrogate: nn.M
         "gradient-free search": outcome(WindowSearch(eps=eps, norm=norm)),
     }
     if surrogate is not None:
-        with examined(_OWNER, surrogate):
+        with borrowed(_OWNER, surrogate):
             weaker["transfer"] = outcome(attack, surrogate)
     return [
         falling_loss({1: one[0], steps: white[0], 2 * steps: twice[0]}, parameter="steps"),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +65,7 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
         >>> randomised_output(torch.nn.Flatten(), torch.rand(4, 3)).raised
         False
     """
-    with examined("randomised_output", model) as device:
+    with borrowed("randomised_output", model) as device:
         x = _some("randomised_output", images, device)
         difference = _difference(*(_output("randomised_output", model, x) for _ in range(2)))
     reason = f"two forward passes differ by {difference:.1e} of the spread of the outputs"
@@ -96,7 +95,7 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
         >>> batch_dependence(torch.nn.BatchNorm1d(3, track_running_stats=False), torch.rand(4, 3)).raised
         True
     """
-    with examined("batch_dependence", model) as device:
+    with borrowed("batch_dependence", model) as device:
         x = _some("batch_dependence", images, device)
         outputs = []
         for others in (x, 1 - x):
@@ -130,7 +129,7 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
         >>> probability_output(torch.nn.Softmax(1), torch.rand(4, 3)).raised
         True
     """
-    with examined("probability_output", model) as device:
+    with borrowed("probability_output", model) as device:
         x = _some("probability_output", images, device)
         rows = _output("probability_output", model, torch.cat([x, torch.zeros_like(x)])).float()
     smallest, error = rows.min().item(), (rows.sum(1) - 1).abs().max().item()
@@ -164,7 +163,7 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     """
     owner = "zero_gradients"
     states = []
-    with examined(owner, model) as device, torch.inference_mode(False), torch.enable_grad():
+    with borrowed(owner, model) as device, torch.inference_mode(False), torch.enable_grad():
         for images, y, readable_y in checked_batches(owner, batches, device):
             x = images.detach().clone().requires_grad_()
             loss = F.cross_entropy(checked_logits(owner, model, x, readable_y), y, reduction="sum")
@@ -179,19 +178,6 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     figures = {"zero": zero, "not finite": bad, "no graph": missing}
     advice = "Report an attack without gradients, such as autoattack(), and one on a smooth stand-in for the model."
     return Alarm("zero gradients", zero + bad > ZERO_GRADIENTS, reason, figures, advice)
-
-
-@contextmanager
-def examined(owner: str, model: nn.Module) -> Iterator[torch.device]:
-    """Lend a model that may be at fault: as ``borrowed``, and give back buffers that its forward pass changes."""
-    with borrowed(owner, model) as device:
-        before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        try:
-            yield device
-        finally:
-            for buffer, value in before:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 def _some(owner: str, images: Tensor, device: torch.device) -> Tensor:
