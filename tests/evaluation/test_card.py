@@ -10,14 +10,16 @@ import shutil
 import statistics
 import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import advcontrast
-from advcontrast import PGDAttack
-from advcontrast.evaluation.accuracy import Accuracy
+from advcontrast import PGDAttack, bn_branch, convert_to_dual_bn
+from advcontrast.data import ImageSet
+from advcontrast.evaluation.accuracy import Accuracy, accuracy
 from advcontrast.evaluation.card import ResultCard
 from advcontrast.evaluation.provenance import revision, versions
 
@@ -199,6 +201,54 @@ def test_from_verdicts_notes_versions_and_revision():
 def test_from_verdicts_keeps_what_is_passed():
     one = from_verdicts(revision=COMMIT, versions={"torch": "1"}, dtype=torch.float64, branch="clean")
     assert (one.revision, one.versions, one.dtype, one.branch) == (COMMIT, {"torch": "1"}, "float64", "clean")
+
+
+@pytest.mark.parametrize("name", ["adv", "radius_8", "Ü", "adv and clean", None])
+def test_from_verdicts_keeps_the_branch_of_the_results(tmp_path, name):
+    found = {"TA": [Accuracy(bits(1), branch=name)], "RA": [Accuracy(bits(1, 2), branch=name)]}
+    settings = {"seeds": [0], "data": "d", "fingerprint": "0" * 64, "attacks": {"RA": PGDAttack()}}
+    one = ResultCard.from_verdicts("DS", found, **settings)
+    one.write(tmp_path / "card.json")
+    assert ResultCard.read(tmp_path / "card.json").branch == one.branch == name
+
+
+def test_branch_of_a_dual_network_reaches_the_card():
+    network = convert_to_dual_bn(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(12)), branches=("clean", "weak", "strong")
+    )
+    images = ImageSet(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.zeros(4).long(), tuple("abcdefghijkl"))
+    with bn_branch(network, "strong"):
+        found = accuracy(network, images.batches(2))
+    assert ResultCard.from_verdicts("DS", {"TA": [found]}, seeds=[0], data=images).branch == "strong"
+
+
+@pytest.mark.parametrize("extra", [{}, {"branch": "clean"}])
+def test_from_verdicts_refuses_results_of_two_branches(extra):
+    found = {"TA": [Accuracy(bits(1), branch="adv")]}
+    if not extra:
+        found["PGD-7"] = [Accuracy(bits(1, 2), branch="clean")]
+    with pytest.raises(ValueError, match="ResultCard: expected results of one branch, got 'adv', 'clean'"):
+        ResultCard.from_verdicts("DS", found, seeds=[0], data="d", fingerprint="0" * 64, **extra)
+
+
+def test_from_verdicts_takes_an_image_set():
+    images = ImageSet(torch.arange(N * 12).view(N, 3, 2, 2).byte(), torch.zeros(N).long(), ("cat", "dog"))
+    one = from_verdicts(data=images, fingerprint=None)
+    assert (one.data, one.fingerprint) == (f"{N} images [3, 2, 2] of 2 classes", images.fingerprint())
+    with pytest.raises(ValueError, match="ResultCard: expected no fingerprint beside an ImageSet, got '000"):
+        from_verdicts(data=images)
+    with pytest.raises(ValueError, match=re.escape("ResultCard: expected verdicts['RA'] on the 2 images of data")):
+        from_verdicts(data=images.subset(torch.arange(2)), fingerprint=None)
+
+
+def test_from_verdicts_asks_for_the_fingerprint_of_named_data():
+    with pytest.raises(TypeError, match="ResultCard: expected fingerprint to be a string, got NoneType"):
+        from_verdicts(fingerprint=None)
+
+
+def test_cards_of_earlier_versions_are_read():
+    folder = Path(__file__).parents[2] / "examples" / "cifar" / "results" / "evaluation"
+    assert {ResultCard.read(path).branch for path in folder.glob("*/cards/*.json")} == {"clean", "adv", None}
 
 
 def test_from_verdicts_refuses_bare_tensors():
@@ -522,7 +572,7 @@ def test_changed_files_are_refused_and_the_place_is_named(path, edit, message):
     ("edit", "message"),
     [
         (set_at("name", value=3), "name to be a string, got int. "),
-        (set_at("branch", value="both"), "branch to be one of 'clean', 'adv', got 'both'. "),
+        (set_at("branch", value="the adv"), "branch to be the name of a branch, got 'the adv'. "),
         (set_at("seeds", value="07"), "seeds to be a list, got str. "),
         (set_at("seeds", value=[0, 1.5]), "seeds[1] to be an int >= 0, got float. "),
         (set_at("seeds", value=[0, 0]), "seeds that differ, got [0, 0]. "),
@@ -697,7 +747,8 @@ TWICE = {"TA": [bits(1), bits(2)]}
         ({"fingerprint": "0" * 65}, ValueError, "expected fingerprint to be a SHA-256, got '000"),
         ({"revision": COMMIT + "\n"}, ValueError, "expected revision to be a git commit or None, got '0123"),
         ({"revision": "x"}, ValueError, "expected revision to be a git commit or None, got 'x'. Pass revision(fol"),
-        ({"branch": "Adv"}, ValueError, "expected branch to be one of 'clean', 'adv', got 'Adv'. Did you mean 'adv'."),
+        ({"branch": "a-b"}, ValueError, "expected branch to be the name of a branch, got 'a-b'. Pass result.branch."),
+        ({"branch": 1}, TypeError, "expected branch to be a string, got int. "),
         (
             {"settings": {"lr": math.nan}},
             ValueError,

@@ -98,6 +98,14 @@ def choice(*choices: str) -> Callable[[str, Any], str]:
     return rule
 
 
+def branch(name: str, value: Any) -> str:
+    """Allow the name of a branch of dual norms, or several of them joined by " and "."""
+    # "and" is a keyword of Python, which no branch is called.
+    if not all(part.isidentifier() for part in text(name, value).split(" and ")):
+        raise ValueError(complaint(OWNER, f"{name} to be the name of a branch", repr(value), "Pass result.branch"))
+    return str(value)
+
+
 def seed(name: str, value: Any) -> int:
     """Allow what a generator can be seeded with."""
     check_int(OWNER, name, value, low=0, remedy="Pass the seeds that the runs were given")

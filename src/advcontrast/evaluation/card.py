@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._checks import check_path, complaint
 from .._durable import flush_folder, write
-from .._types import BRANCHES, Branch
+from ..data import ImageSet
 from . import _card_fields as rules
 from ._card_fields import OWNER, AlarmRecord, CurveRecord
 from ._card_file import check_unchanged, fields_in, parse, to_text
@@ -29,7 +29,7 @@ _RULES = {
     "data": rules.text,
     "fingerprint": rules.matching("[0-9a-f]{64}", "a SHA-256", "Pass images.fingerprint()"),
     "dtype": rules.text,
-    "branch": rules.optional(rules.choice(*BRANCHES)),
+    "branch": rules.optional(rules.branch),
     "attacks": rules.named(rules.plain),
     "settings": rules.named(rules.plain),
     "versions": rules.named(rules.text),
@@ -73,7 +73,8 @@ class ResultCard:
         data: name of the data set.
         fingerprint: its SHA-256, as ``ImageSet.fingerprint()`` returns it.
         dtype: the number format that the network computed in.
-        branch: the batch-norm branch that was evaluated, ``None`` in a network without.
+        branch: the batch-norm branch that was evaluated, several joined by " and " where the norms of a network differ,
+            ``None`` in a network without.
         attacks: for each metric the attack and all its settings, required for RA and AA.
         settings: whatever else was chosen, such as the protocol of fine-tuning.
         versions: software and hardware, as :func:`~advcontrast.evaluation.versions` returns them.
@@ -94,7 +95,7 @@ class ResultCard:
     data: str
     fingerprint: str
     dtype: str
-    branch: Branch | None = None
+    branch: str | None = None
     attacks: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -117,8 +118,8 @@ class ResultCard:
         verdicts: Mapping[str, Sequence[Accuracy]],
         *,
         seeds: Sequence[int],
-        data: str,
-        fingerprint: str,
+        data: str | ImageSet,
+        fingerprint: str | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         **fields: Any,
@@ -129,15 +130,22 @@ class ResultCard:
             name: what was evaluated.
             verdicts: for each metric the result for each seed, as :func:`accuracy` returns it.
             seeds: one for each result of a metric.
-            data: name of the data set.
-            fingerprint: its SHA-256, ``images.fingerprint()``.
+            data: the images that were evaluated, whose number, shape, classes and fingerprint are noted; or the name of
+                the data set.
+            fingerprint: where ``data`` is a name, the SHA-256 of the images, ``images.fingerprint()``.
             dtype: the number format that the network computed in.
             device: the device that the evaluation ran on.
             **fields: the other fields of the card. Attacks may be passed as they are, their settings are noted; curves
-                and alarms as their functions return them. The revision is by default that of the current folder.
+                and alarms as their functions return them. The revision is by default that of the current folder, and
+                the branch is that of the results.
 
         Returns:
             The card.
+
+        Raises:
+            ValueError: results of different branches, or on another number of images than ``data`` has; a fingerprint
+                beside images; and as for the class.
+            TypeError: an argument of the wrong kind.
 
         Example:
             >>> from advcontrast import PGDAttack
@@ -156,8 +164,18 @@ class ResultCard:
             >>> card.results["TA"].mean
             0.75
         """
+        correct = rules.named(rules.each(rules.correct))("verdicts", verdicts)
+        branches = {getattr(one, "branch", None) for runs in verdicts.values() for one in runs}
+        branches = (branches | {fields.pop("branch", None)}) - {None}
+        if len(branches) > 1:
+            got = ", ".join(sorted(map(repr, branches)))
+            raise ValueError(complaint(OWNER, "results of one branch", got, "Make a card for each branch"))
+        if isinstance(data, ImageSet):
+            _check_images(data, fingerprint, correct)
+            fingerprint = data.fingerprint()
+            data = f"{len(data)} images {list(data.x.shape[1:])} of {len(data.classes)} classes"
         given = {"name": name, "seeds": seeds, "data": data, "fingerprint": fingerprint}
-        found = {"verdicts": rules.named(rules.each(rules.correct))("verdicts", verdicts)}
+        found = {"verdicts": correct, "branch": next(iter(branches), None)}
         here = {"versions": versions(device), "revision": revision(), "dtype": str(dtype).removeprefix("torch.")}
         return cls(**{**given, **found, **here, **fields})
 
@@ -230,6 +248,16 @@ class ResultCard:
     def __repr__(self) -> str:
         found = ", ".join(f"{metric} {result.percent()}%" for metric, result in self.results.items())
         return f"{OWNER}({self.name!r} on {self.images} images: {found})"
+
+
+def _check_images(images: ImageSet, fingerprint: str | None, correct: Mapping[str, Sequence[Tensor]]) -> None:
+    if fingerprint is not None:
+        raise ValueError(complaint(OWNER, "no fingerprint beside an ImageSet", repr(fingerprint), "Leave it out"))
+    for metric, runs in correct.items():
+        for one in runs:
+            if len(one) != len(images):
+                expected = f"verdicts[{metric!r}] on the {len(images)} images of data"
+                raise ValueError(complaint(OWNER, expected, f"{len(one)}", "Pass the images that were evaluated"))
 
 
 def _result(correct: Sequence[Tensor]) -> Result:
