@@ -58,6 +58,21 @@ def built(architecture, *args, **training):
     return trained(model, **training)
 
 
+def templates():
+    """A linear classifier of noisy templates that needs no training, with logits of usual size, its images and labels.
+
+    Of 200 images all are right, 46 % under the strongest attack with eps 0.08, and 54 % under PGD with ten steps.
+    """
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(10, (200,), generator=generator)
+    centres = 0.5 + 0.4 * (torch.rand(10, 1, 8, 8, generator=generator) - 0.5)
+    x = (centres[y] + 0.12 * torch.randn(200, 1, 8, 8, generator=generator)).clamp(0, 1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    weight, bias = 20 * centres.flatten(1), -10 * centres.flatten(1).square().sum(1)
+    model[1].load_state_dict({"weight": weight - weight.mean(0), "bias": bias - bias.mean()})
+    return model, x, y
+
+
 class Before(nn.Module):
     """A network behind a function of its images."""
 
@@ -75,6 +90,18 @@ class After(Before):
 
     def forward(self, x):
         return self.function(self.network(x))
+
+
+class Tempered(nn.Module):
+    """A network with a temperature that depends on the image, and not on its class."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, x):
+        return self.network(x) * (5 * (20 * x).flatten(1).sum(1, keepdim=True).sin()).exp()
 
 
 def quantised(x):

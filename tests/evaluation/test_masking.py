@@ -11,12 +11,19 @@ import torch
 from torch import nn
 
 from advcontrast import PGDAttack
-from advcontrast.attacks import Classification
+from advcontrast.attacks import Classification, JPEGAttack
 from advcontrast.attacks.apgd import APGDAttack
 from advcontrast.evaluation import Accuracy
 from advcontrast.evaluation._black_box import SignNoise, WindowSearch, margin
-from advcontrast.evaluation.alarms import Alarm, falling_loss, incomplete_search, unbounded_attack, white_box_beaten
-from advcontrast.evaluation.masking import MaskingReport, gradient_masking
+from advcontrast.evaluation.alarms import (
+    Alarm,
+    falling_loss,
+    incomplete_search,
+    loss_beaten,
+    unbounded_attack,
+    white_box_beaten,
+)
+from advcontrast.evaluation.masking import MaskingReport, _margin, _rescaled, gradient_masking
 from advcontrast.evaluation.symptoms import (
     batch_dependence,
     probability_output,
@@ -32,6 +39,7 @@ from tests.evaluation.networks import (
     Before,
     OnGrid,
     Smooth,
+    Tempered,
     built,
     convolutions,
     fashion,
@@ -39,6 +47,7 @@ from tests.evaluation.networks import (
     noisy,
     quantised,
     shattered,
+    templates,
 )
 
 FLAT = nn.Flatten().eval()
@@ -75,7 +84,43 @@ EXPECTED = {
     "batch statistics": {"batch dependence"},
     "train mode": {"train mode"},
 }
+# Changes of the logits that leave every decision as it is and hide images from cross-entropy, with alarms they raise.
+HIDING = {
+    "division by 1000": (lambda z: z / 1000, {"rescaled logits", "margin loss"}),
+    "tiny logits": (lambda z: 1e-30 * z, {"rescaled logits", "margin loss"}),
+    "denormal logits": (lambda z: 1e-40 * z, {"margin loss"}),
+    "four times": (lambda z: 4 * z, {"rescaled logits", "margin loss"}),
+    "leaky clip": (lambda z: z.clamp(max=3) + 1e-3 * z, {"margin loss"}),
+    "signed root": (lambda z: z.sign() * (z.abs() + 1e-6).sqrt(), {"rescaled logits", "margin loss"}),
+    "hyperbolic tangent": (lambda z: 5 * (z / 5).tanh(), {"rescaled logits", "margin loss"}),
+    "sigmoid": (lambda z: z.sigmoid() - 0.3, {"margin loss"}),
+    "cube": (lambda z: z**3, {"rescaled logits", "margin loss"}),
+    "length one": (lambda z: z / z.norm(dim=1, keepdim=True), {"rescaled logits", "margin loss"}),
+    "log-softmax times 1000": (lambda z: 1e3 * z.log_softmax(1), {"rescaled logits", "margin loss"}),
+    "softmax of large logits": (lambda z: 10 * (20 * z).softmax(1) - 3, {"zero gradients", "unbounded attack"}),
+}
+HARMLESS = {"none": lambda z: z, "shift": lambda z: z + 100, "softmax": lambda z: 10 * z.softmax(1) - 3}
+TEMPLATES = PGDAttack(eps=0.08, step_size=0.02, steps=10)
 SHORT = dataclasses.replace(PGD, steps=3, step_size=EPS / 10)  # stops long before the surface of the ball
+
+
+class Counting(nn.Module):
+    """A network that counts its passes."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.forwards, self.backwards = network, 0, 0
+        self.eval()
+
+    def forward(self, x):
+        self.forwards += 1
+        logits = self.network(x)
+        if logits.requires_grad:
+            logits.register_hook(self.count)
+        return logits
+
+    def count(self, _):
+        self.backwards += 1
 
 
 def batches(n=144, size=144):
@@ -123,6 +168,90 @@ def test_masked_models_are_flagged(report, name):
     assert report(name).raised
 
 
+@pytest.fixture(scope="session")
+def flat():
+    """A classifier whose accuracy under attack is known, its images and labels."""
+    return templates()
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_logits_that_hide_images_are_flagged(flat, name):
+    network, x, y = flat
+    function, expected = HIDING[name]
+    found = gradient_masking(After(function, network), [(x, y)], TEMPLATES)
+    assert found["margin loss"].figures["white box"] > 0.65
+    assert raised(found) >= expected
+
+
+def test_temperature_that_depends_on_the_image_is_flagged(flat):
+    network, x, y = flat
+    assert raised(gradient_masking(Tempered(network), [(x, y)], TEMPLATES)) >= {"rescaled logits", "margin loss"}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_logits_that_hide_nothing_are_cleared(flat, name):
+    network, x, y = flat
+    found = gradient_masking(After(HARMLESS[name], network), [(x, y)], TEMPLATES)
+    assert found["margin loss"].figures["white box"] < 0.55
+    assert raised(found) == set()
+
+
+def test_margin_climbs_the_same_way_whatever_the_logits_pass_through(flat):
+    network, x, y = flat
+
+    def slope(function):
+        point = x.clone().requires_grad_()
+        value = _margin(Classification(After(function, network), y))(point)
+        return torch.autograd.grad(value.sum(), point)[0]
+
+    for name in ("division by 1000", "tiny logits", "denormal logits", "leaky clip", "signed root", "cube"):
+        assert torch.allclose(slope(HIDING[name][0]), slope(HARMLESS["none"]), atol=1e-3), name
+
+
+def test_rescaled_logits_know_neither_scale_nor_shift_of_an_image(flat):
+    network, x, y = flat
+    generator = torch.Generator().manual_seed(0)
+    size, shift = (torch.rand(200, 1, generator=generator) + offset for offset in (0.1, -0.5))
+    changes = (lambda z: z, lambda z: size * z + shift)
+    plain, moved = (_rescaled(Classification(After(change, network), y))(x) for change in changes)
+    assert torch.allclose(plain, moved, atol=1e-4)
+
+
+def test_best_of_restarts_is_judged_by_the_margin_itself(flat):
+    network, x, y = flat
+    attack = dataclasses.replace(TEMPLATES, restarts=2)
+    found = gradient_masking(After(HIDING["leaky clip"][0], network), [(x, y)], attack)
+    assert "margin loss" in raised(found)
+
+
+def test_two_classes_are_enough():
+    x, y = torch.rand(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2
+    x[:, 0] = (1 + y) / 3
+    weight = torch.tensor([[-3.0, 0, 0, 0, 0, 0], [3.0, 0, 0, 0, 0, 0]])
+    network = nn.Linear(6, 2).eval()
+    network.load_state_dict({"weight": weight, "bias": torch.tensor([1.5, -1.5])})
+    assert raised(gradient_masking(network, [(x, y)], TEMPLATES)) == set()
+
+
+def test_transfer_from_a_surrogate_goes_on_beyond_its_decision(flat):
+    network, x, y = flat
+    attack = APGDAttack(eps=0.08, steps=10)
+    found = gradient_masking(Before(torch.Tensor.detach, network), [(x, y)], attack, surrogate=network)
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other[1].weight.add_(0.3 * torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))
+    near = gradient_masking(network, [(x, y)], attack, surrogate=other)["transfer"].figures
+    assert "transfer" in raised(found)
+    assert near["accuracy"] - near["white box"] < 0.1
+
+
+def test_cost_is_the_one_of_the_documentation(flat):
+    network, x, y = flat
+    counter = Counting(network)
+    gradient_masking(counter, [(x, y)], TEMPLATES)
+    assert (counter.forwards, counter.backwards) == (7 * 10 + 167, 8 * 10 + 2)
+
+
 @pytest.mark.parametrize("name", ["randomised input", "softmax output", "shattered gradient", "train mode"])
 def test_models_with_one_fault_raise_one_alarm(report, name):
     assert raised(report(name)) == EXPECTED[name]
@@ -130,7 +259,8 @@ def test_models_with_one_fault_raise_one_alarm(report, name):
 
 def test_every_alarm_has_a_model_that_raises_it(report):
     names = {alarm.name for alarm in report("linear").alarms}
-    assert names == set().union(*EXPECTED.values()) | {"incomplete search"}
+    hidden = {name for _, expected in HIDING.values() for name in expected}
+    assert names == set().union(*EXPECTED.values()) | hidden | {"incomplete search"}
 
 
 def test_short_attack_is_told_apart_from_a_masked_model(model):
@@ -162,8 +292,8 @@ def test_without_surrogate_there_is_no_transfer(model):
     found = gradient_masking(model("linear"), batches(64), SHORT)
     assert [alarm.name for alarm in found.alarms] == [
         "train mode", "randomised output", "batch dependence", "probability output", "zero gradients",
-        "loss against steps", "incomplete search", "loss against eps", "unbounded attack",
-        "one step", "random noise", "gradient-free search",
+        "loss against steps", "incomplete search", "loss against eps", "unbounded attack", "rescaled logits",
+        "margin loss", "one step", "random noise", "gradient-free search",
     ]  # fmt: skip
 
 
@@ -267,7 +397,7 @@ def test_what_to_do_is_printed_below_what_is_raised():
 
 def test_every_alarm_has_advice(model):
     found = gradient_masking(model("linear"), batches(64), SHORT, surrogate=model("linear"))
-    assert len(found.alarms) == 13
+    assert len(found.alarms) == 15
     assert [alarm.name for alarm in found.alarms if not alarm.advice.endswith(".")] == []
 
 
@@ -366,6 +496,12 @@ def test_weaker_attack_that_breaks_other_images_is_not_stronger():
     alarm = white_box_beaten(Accuracy(white), Accuracy(other), by="noise")
     assert (alarm.figures["only"], alarm.figures["only white box"]) == (40, 42)
     assert not alarm.raised
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(11, False), (12, True)])
+def test_other_loss_must_win_by_a_twentieth_and_two_standard_errors(more, verdict):
+    # Of 100 images a twentieth is 5: 11 - 5 < 2 sqrt(11) = 6.6, but 12 - 5 > 2 sqrt(12) = 6.9.
+    assert loss_beaten(verdicts(50), verdicts(50 - more), by="margin loss").raised is verdict
 
 
 def test_stronger_white_box_is_not_an_alarm():
@@ -485,6 +621,11 @@ WHERE = "gradient_masking: expected"
             {"attack": dataclasses.replace(PGD, steps=0)},
             ValueError,
             "steps of the attack to be an int >= 1, got 0. Twenty are usual.",
+        ),
+        (
+            {"attack": JPEGAttack()},
+            TypeError,
+            "attack to search a ball of images, got JPEGAttack, whose eps counts quantisation steps. Pass PGD",
         ),
         ({"images": 0}, ValueError, "images to be an int >= 1, got 0. A few hundred are enough."),
         ({"images": 1.5}, TypeError, "images to be an int >= 1, got float. "),

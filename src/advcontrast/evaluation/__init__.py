@@ -8,6 +8,7 @@ from .accuracy import robust_accuracy as robust_accuracy
 from .alarms import Alarm as Alarm
 from .alarms import falling_loss as falling_loss
 from .alarms import incomplete_search as incomplete_search
+from .alarms import loss_beaten as loss_beaten
 from .alarms import unbounded_attack as unbounded_attack
 from .alarms import white_box_beaten as white_box_beaten
 from .autoattack import AutoAttackResult as AutoAttackResult
@@ -91,6 +92,7 @@ __all__ = [
     "gradient_masking",
     "incomplete_search",
     "label_free_robustness",
+    "loss_beaten",
     "markdown_table",
     "plot_branches",
     "plot_corruptions",

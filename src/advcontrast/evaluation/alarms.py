@@ -23,6 +23,10 @@ SLACK = 3.0
 LOSS_DROP = 0.01
 # What a converged search may still lose when it goes on, as a fraction of the images.
 STEPS_MATTER = 0.01
+# By how many images another loss may do better, as a fraction: cross-entropy misses a few of any classifier, most where
+# logits are small. A difference that is allowed leaves less to chance, so two standard errors beyond it are enough.
+LOSS_MATTERS = 0.05
+LOSS_SLACK = 2.0
 # Every image can become any other, also one of another class, so what survives is what the search missed.
 SURVIVORS = 0.05
 
@@ -139,6 +143,38 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
     reason = f"{left:.1%} survive in the largest ball"
     advice = "Every image may become any other there: the attack goes wrong, or is led astray by the gradient."
     return Alarm("unbounded attack", left > SURVIVORS, reason, {"accuracy": left}, advice)
+
+
+def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
+    """Tell whether an attack breaks many more images when it maximises another loss.
+
+    Cross-entropy flattens where all logits are close together and where one is far ahead, so that a change of the
+    logits which changes no decision, such as a division by 1000, hides images from an attack that follows it.
+
+    Args:
+        white: the verdicts under an attack.
+        other: those under the attack with the other loss, in the same ball around the same images, best from the same
+            start.
+        by: the name of the other loss.
+
+    Returns:
+        The alarm, raised where the other loss breaks more images by a twentieth of all images and two standard errors.
+
+    Raises:
+        ValueError: verdicts on different numbers of images.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> white, dlr = Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())
+        >>> loss_beaten(white, dlr, by="DLR loss").raised
+        True
+    """
+    more, fewer = _only("loss_beaten", white, other)
+    excess = more - fewer - LOSS_MATTERS * len(white.correct)
+    reason = f"breaks {more} images that the attack leaves, leaves {fewer} that it breaks"
+    figures = {"only": more, "only white box": fewer, "accuracy": other.accuracy, "white box": white.accuracy}
+    advice = "Evaluate with APGDAttack(loss='dlr') and autoattack(), or without the function that changes the logits."
+    return Alarm(by, excess > LOSS_SLACK * (more + fewer) ** 0.5, reason, figures, advice)
 
 
 def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
