@@ -634,6 +634,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "evaluation.label_free_robustness": lambda _: call(
         e.label_free_robustness, encoder=linear(), batches=batches(), attack=pgd(), generator=seeded()
     ),
+    "evaluation.loss_beaten": lambda _: call(e.loss_beaten, white=verdicts(), other=verdicts(), by="margin loss"),
     "evaluation.markdown_table": lambda _: call(e.markdown_table, cards=[e.ResultCard(**card())]),
     "evaluation.plot_branches": lambda _: call(
         figure(e.plot_branches), clean_features=rows(), adv_features=rows() + 1, y=labels(), classes=("a", "b", "c")
