@@ -361,6 +361,15 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         dtype=torch.float32,
     ),
     "norm.DualNorm": lambda _: call(n.DualNorm, norm=nn.LayerNorm(3), branches=("clean", "adv"), split="both"),
+    "norm.DualNorm.add_module": lambda _: call(
+        n.DualNorm(nn.LayerNorm(3)).add_module, name="adv", module=nn.LayerNorm(3)
+    ),
+    "norm.DualNorm.register_buffer": lambda _: call(
+        n.DualNorm(nn.BatchNorm1d(3)).register_buffer, name="running_mean", tensor=torch.zeros(3)
+    ),
+    "norm.DualNorm.register_parameter": lambda _: call(
+        n.DualNorm(nn.LayerNorm(3)).register_parameter, name="bias", param=nn.Parameter(torch.zeros(3))
+    ),
     "norm.DualNorm.forward": lambda _: call(n.DualNorm(nn.LayerNorm(3)), input=rows()),
     "norm.bn_branch": lambda _: call(n.bn_branch, model=dual(), branch="adv"),
     "norm.branch_parameters": lambda _: call(n.branch_parameters, model=dual(), branch="adv"),

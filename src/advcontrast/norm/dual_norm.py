@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import keyword
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,7 +24,8 @@ class DualNorm(nn.Module):
 
     The branches are ordinary norms that this module *owns*, under their names, so that whatever knows norms still finds
     them: :func:`advcontrast.surgery.convert_sync_batchnorm`, weight-decay filters, quantisation. Attributes that a dual
-    norm does not have itself are those of the norm in use: ``dual.weight`` is the weight of the active branch.
+    norm does not have itself are those of the norm in use, also where they are set: ``dual.weight`` is the weight of
+    the active branch, and ``dual.momentum = 0.01`` changes the momentum of that branch alone.
 
     Any norm will do, and stays what it is: a subclass with a fused activation, its dtype, device, frozen parameters,
     training flag and hooks. The object itself becomes the first branch, so an optimizer that holds its parameters keeps
@@ -72,10 +73,10 @@ class DualNorm(nn.Module):
         self._split: Split = split
         self._own_forward = isinstance(norm, _BatchNorm) and type(norm).forward not in _TORCH_FORWARDS
         self.training = norm.training
-        setattr(self, first, norm)
+        self._modules[first] = norm
         for name, memo in zip(others, memos, strict=True):
             memo.update((id(owner), owner) for owner in _hook_owners(norm) if owner is not norm)
-            setattr(self, name, copy.deepcopy(norm, memo))
+            self._modules[name] = copy.deepcopy(norm, memo)
         self._tie()
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
         return self
@@ -156,14 +157,64 @@ class DualNorm(nn.Module):
             return super().__getattr__(name)
         return getattr(self.active, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._owns(name):
+            super().__setattr__(name, value)
+        elif hasattr(self.active, name):
+            setattr(self.active, name, value)
+            self._tie(self.active)
+        elif isinstance(value, nn.Module):
+            self.add_module(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._owns(name):
+            self._check_held(name, self.__dict__)  # a branch cannot be deleted
+            super().__delattr__(name)
+            return
+        kept = {"affine": "_buffers", "stats": "_parameters"}.get(self._split)
+        shared = kept is not None and name in vars(self.active)[kept]
+        for norm in list(self._modules.values()) if shared else [self.active]:
+            delattr(norm, name)
+
+    def _owns(self, name: str) -> bool:
+        """Tell an attribute of the dual norm itself from one of its branches."""
+        return name.startswith("_") or name in self.__dict__ or name in self._modules or hasattr(type(self), name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Replace a parameter of the active branch; a branch gets no further ones."""
+        self._check_held(name, self.active._parameters)
+        self.active.register_parameter(name, param)
+        self._tie(self.active)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Replace a buffer of the active branch; a branch gets no further ones."""
+        self._check_held(name, self.active._buffers)
+        self.active.register_buffer(name, tensor, persistent)
+        self._tie(self.active)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Replace the norm of the branch ``name``; there are no further ones."""
+        self._check_held(name, self._modules)
+        super().add_module(name, module)
+
+    def _check_held(self, name: str, held: Container[str]) -> None:
+        """Require the name of something that ``held`` has."""
+        if not isinstance(name, str) or name not in held:
+            names = ", ".join(f"dual.{branch}" for branch in self.branches)
+            remedy = f"Change the norms of the branches themselves: {names}"
+            expected = "its branches to stay, and parameters, buffers and modules to be those of a branch"
+            raise ValueError(complaint(type(self).__name__, expected, repr(name), remedy))
+
     def extra_repr(self) -> str:
         """Name the branch in use, beside the norms that ``repr`` shows anyway."""
         return f"branch={self._branch!r}" + ("" if self._split == "both" else f", split={self._split!r}")
 
-    def _tie(self) -> None:
-        """Let all branches hold the very tensors that they share."""
-        first, *others = self._modules.values()
-        for other in others:
+    def _tie(self, source: nn.Module | None = None) -> None:
+        """Let all branches hold the tensors that they share: those of ``source``, by default the first branch."""
+        first = next(iter(self._modules.values())) if source is None else source
+        for other in self._modules.values():
             for module, twin in zip(_part(first), _part(other), strict=True):
                 if self._split == "affine":
                     twin._buffers.update(module._buffers)
