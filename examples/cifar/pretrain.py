@@ -122,7 +122,9 @@ def main(settings: Settings) -> None:
         optimizer=optimizer,
         schedule=WarmupCosine(steps, warmup=min(settings.warmup, settings.epochs // 10) * steps // settings.epochs),
         seed=settings.seed,
-        evaluate=partial(watch, settings, learner, images) if settings.attack_steps == 1 else None,
+        evaluate=partial(watch, settings, learner, images)
+        if settings.attack_steps == 1 and settings.mode != "S2S"
+        else None,
         folder=experiment.folder,
         save_every=settings.save_every or None,
         amp=settings.amp,

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from advcontrast import PGDAttack
+from advcontrast.attacks import ElasticAttack
 from advcontrast.attacks.apgd import APGDAttack
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.evaluation.curves import RobustCurve, robust_curve
@@ -302,3 +303,12 @@ def test_wrong_generator():
 def test_wrong_model():
     with pytest.raises(TypeError, match=re.escape("robust_curve: expected model to be an nn.Module, got str. ")):
         robust_curve("resnet", [(PIXELS, ONES)], ATTACK, eps=[0.1])
+
+
+def test_attack_that_chooses_its_step_size_is_varied_along_eps():
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 2)).eval()
+    y = network(x).argmax(1)
+    curve = robust_curve(network, [(x, y)], ElasticAttack(steps=2), eps=[0, 4])
+    assert curve.accuracies[0] == 1.0
+    assert curve.values == (0, 4)

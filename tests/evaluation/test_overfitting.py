@@ -103,6 +103,12 @@ def test_clean_loss_is_that_of_the_views_without_attack():
     assert found.clean == pytest.approx(learner(x).loss.item())
 
 
+def test_learner_that_does_not_attack_is_refused():
+    text = "catastrophic_overfitting: expected a learner that calls self.attack, got ACLTrainer."
+    with pytest.raises(ValueError, match=re.escape(text)):
+        catastrophic_overfitting(acl("S2S"), images(8))
+
+
 @pytest.mark.parametrize(
     ("learner", "settings", "kind", "text"),
     [

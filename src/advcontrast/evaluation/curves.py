@@ -151,7 +151,7 @@ def check_fields(owner: str, attack: Any, *names: str) -> None:
 
 def with_radius(owner: str, attack: Any, eps: float) -> Any:
     """Return an attack of positive radius ``eps`` whose steps, if it has a step size, are as long in proportion."""
-    if not hasattr(attack, "step_size"):
+    if getattr(attack, "step_size", None) is None:
         return dataclasses.replace(attack, eps=eps)
     if not attack.eps > 0:
         remedy = "The step size grows in proportion to the radius"

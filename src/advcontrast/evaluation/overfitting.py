@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def catastrophic_overfitting(
     Args:
         learner: a module as for :func:`advcontrast.engine.fit`, with the attribute ``attack``.
         batch: what it takes, for example images.
-        eps: radius of both attacks, L-infinity, in units of the images.
+        eps: radius of both attacks, L-infinity, in units of the images: the one of the training.
         steps: of the strong attack, each a quarter of the radius; at least 2.
         seed: of views and random starts.
 
@@ -68,7 +68,7 @@ def catastrophic_overfitting(
         The three losses, how much of the gain one step reaches, and whether that is alarming.
 
     Raises:
-        ValueError: the learner has no attack, or a number is out of its range.
+        ValueError: the learner has no attack, or does not call it for this batch, or a number is out of its range.
         TypeError: an argument of the wrong kind.
         RuntimeError: the learner cannot be copied, as in :func:`advcontrast.export_branch`.
 
@@ -96,9 +96,24 @@ def catastrophic_overfitting(
     check_copyable(_OWNER, learner)
     learner = copy.deepcopy(learner)
     single = PGDAttack(eps=eps, step_size=1.25 * eps, steps=1)
-    strong = PGDAttack(eps=eps, step_size=eps / 4, steps=steps)
+    strong = _Counted(eps=eps, step_size=eps / 4, steps=steps)
     clean = PGDAttack(eps=0.0, steps=0)
-    return Overfitting(*(_loss(learner, attack, batch, seed) for attack in (clean, single, strong)))
+    found = Overfitting(*(_loss(learner, attack, batch, seed) for attack in (clean, single, strong)))
+    if not strong.calls:
+        remedy = "Pass a learner that attacks, such as ACLTrainer(model) in another mode than S2S"
+        raise ValueError(complaint(_OWNER, "a learner that calls self.attack", type(learner).__name__, remedy))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counted(PGDAttack):
+    """PGD that counts its calls."""
+
+    calls: list[None] = field(default_factory=list)
+
+    def __call__(self, *args: Any, **settings: Any) -> Tensor:
+        self.calls.append(None)
+        return super().__call__(*args, **settings)
 
 
 def _loss(learner: Any, attack: PGDAttack, batch: tuple[Tensor, ...], seed: int) -> float:
