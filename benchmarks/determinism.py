@@ -101,17 +101,23 @@ class Watch:
     def __init__(self, learner: nn.Module, killed_before: int | None) -> None:
         self.learner, self.killed_before = learner, killed_before
         self.first: Weights = {}
+        self.step = 0
+        learner.register_forward_pre_hook(self.note)
 
     def __repr__(self) -> str:
         return "Watch()"
 
     def __call__(self, step: int) -> float:
         """Return the fraction of the learning rate."""
-        if step == 1:
-            self.first = weights(self.learner)
+        self.step = step
         if step == self.killed_before:
             os.kill(os.getpid(), signal.SIGKILL)
         return 1.0
+
+    def note(self, *_: object) -> None:
+        """Copy the weights before the second forward pass; a resumed run asks again for the rates of earlier steps."""
+        if self.step == 1:
+            self.first = weights(self.learner)
 
 
 def weights(learner: nn.Module) -> Weights:

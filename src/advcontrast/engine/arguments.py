@@ -1,4 +1,4 @@
-"""What a run is made of must fit together before it begins."""
+"""Checks of the arguments of :func:`fit`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OWNER = "fit"
 def check_data(
     learner: nn.Module, data: Tensor | Sequence[Tensor] | Dataset[Any] | Reader, batch_size: int, groups: Tensor | None
 ) -> Source:
-    """Return where the batches come from, once learner and data can be trained with."""
+    """Require a learner and data that can be trained with, and return the source of the batches."""
     check_module(_OWNER, learner)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         remedy = "Unfreeze what is to be trained"
@@ -56,7 +56,7 @@ def check_data(
 def check_parts(
     optimizer: Any, schedule: Any, evaluate: Any, select: Any, folder: str | os.PathLike[str] | None, ema: Any
 ) -> None:
-    """Require each of these that is not ``None`` to be of its kind; what its calls return only they can show."""
+    """Require each of these that is not ``None`` to be of its type."""
     kinds = (
         ("optimizer", optimizer, Optimizer, "Pass the optimizer itself, such as LARS(learner.parameters(), lr=5.0)"),
         ("ema", ema, EMA, "Pass EMA(learner.model, decay=0.999)"),
@@ -106,7 +106,7 @@ def check_parameters(owner: str, learner: nn.Module, optimizer: Optimizer) -> No
 
 
 def warn_of_untrained(learner: nn.Module, optimizer: Optimizer) -> None:
-    """Warn of parameters that want to be trained and that the optimizer does not know."""
+    """Warn of trainable parameters that the optimizer lacks."""
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     names = [name for name, p in learner.named_parameters() if p.requires_grad and id(p) not in known]
     if names:
@@ -117,7 +117,7 @@ def warn_of_untrained(learner: nn.Module, optimizer: Optimizer) -> None:
 
 
 def check_rate(rate: Any) -> float:
-    """Return what a schedule has returned, once an optimizer can be given it."""
+    """Require a schedule to return a fraction of the learning rate, and return it."""
     remedy = "Let it return the fraction of the learning rate to use"
     check_real(_OWNER, "what schedule returns", rate, low=0, remedy=remedy)
     return float(rate)

@@ -65,13 +65,13 @@ def fit(
     """Train a learner.
 
     A learner is a module whose forward pass is a training step, as :class:`advcontrast.ACLTrainer` is: it takes a batch
-    of each tensor of ``data`` and returns a loss and a dict of scalars to report. The loop belongs to it, and nothing
-    else: augmentation and attack are the learner's.
+    of each tensor of ``data`` and returns a loss and a dict of scalars to report. Augmentation and attack are the
+    learner's; ``fit`` runs the loop alone.
 
     With a ``folder`` the run can be interrupted. Checkpoints hold everything that changes: on the CPU, in one process
     or two, a resumed run ends with the very weights of an uninterrupted one. (With more processes DDP adds up in
     another order after a restart; a GPU is as exact as its kernels are deterministic.) Called again with the same
-    arguments, ``fit`` continues; when the run is complete it returns at once. SIGTERM saves after the step at hand and
+    arguments, ``fit`` continues; when the run is complete it returns at once. SIGTERM saves after the current step and
     exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
 
     Under ``torchrun``, with a process group, each process takes its share of every batch. Batches, steps and rates do

@@ -1,4 +1,4 @@
-"""What must be the same when a run is resumed, in words."""
+"""The settings that must be equal when a run is resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def identity(
     schedule: Callable[[int], float] | float,
     ema: EMA | None,
 ) -> dict[str, str | None]:
-    """Return what tells one run from another, as plain data."""
+    """Return the settings that tell one run from another, as plain data."""
     return {
         "learner": f"{type(learner).__name__}({_words(learner.extra_repr())})",
         "modules": _words(learner),
@@ -36,7 +36,7 @@ def identity(
 
 
 def differences(state: Mapping[str, Any], settings: Mapping[str, Any], learner: nn.Module, optimizer: Optimizer) -> str:
-    """Say how the state of a run differs from what these can take, or nothing."""
+    """Return how the state of a run differs from these in words, an empty string where it fits."""
     theirs, ours = dict(state["settings"]), dict(settings)
     for entries, groups in ((theirs, state["optimizer"]), (ours, optimizer.state_dict())):
         entries["optimized parameters"] = [len(group["params"]) for group in groups["param_groups"]]
@@ -48,12 +48,12 @@ def differences(state: Mapping[str, Any], settings: Mapping[str, Any], learner: 
 
 
 def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a state dict without what modules keep beside parameters and buffers."""
+    """Return the parameters and buffers of a state dict."""
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rest of a state dict: what modules keep of their own, other in each process."""
+    """Return the extra state of the modules in a state dict, which differs between processes."""
     return {name: value for name, value in state.items() if not isinstance(value, Tensor)}
 
 
@@ -67,7 +67,7 @@ def on_cpu(entry: Any) -> Any:
 
 
 def change(name: str, ours: Any, theirs: Any) -> str:
-    """Say how an entry changed; of a long one only the first line that did."""
+    """Return how an entry changed in words; of a long one the first line that did."""
     for our, their in zip(str(ours).splitlines(), str(theirs).splitlines(), strict=False):
         if our != their:
             return f"{name} {our.strip()} instead of {their.strip()}"
@@ -86,5 +86,5 @@ def _plain(value: Any) -> Any:
 
 
 def _words(value: Any) -> str:
-    """Return the ``repr`` without the address in memory, which differs from process to process."""
+    """Return the ``repr`` without addresses in memory, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", value if isinstance(value, str) else repr(value))

@@ -1,4 +1,4 @@
-"""Everything about a run that changes while it trains: how it takes a step, is written down, and is put back."""
+"""The state of a run: its training step, and how the state is saved and restored."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Run:
-    """A learner on its way.
+    """A training run.
 
     Attributes:
-        learner: what trains.
+        learner: module to train.
         optimizer: of its parameters.
         schedule: fraction of the optimizer's learning rates, for all steps or as a function of the step.
         amp: ``"off"``, ``"bf16"`` or ``"fp16"``.
         ema: average of ``learner.model``, or ``None``.
-        settings: what must be the same when the run is resumed.
+        settings: entries that must be equal when the run is resumed.
         step: optimizer steps taken.
         rates: digest of the fractions that the schedule returned in these steps.
-        means: of the epoch at hand.
+        means: of the current epoch.
         history: one row for each finished epoch.
         best: epoch, value and weights of the best epoch so far.
     """
@@ -180,7 +180,7 @@ class Run:
             _require_finite_everywhere(expected, largest, f"the steps before {self.step}")
 
     def state(self) -> dict[str, Any]:
-        """Return all of it as plain data. Every process must call this, as each has random generators of its own."""
+        """Return the state as plain data. Every process must call this, as each has random generators of its own."""
         learner = self.learner.state_dict()
         return {
             "settings": self.settings,
@@ -199,10 +199,10 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any], where: str) -> None:
-        """Go to where :meth:`state` was called; nothing changes unless everything fits.
+        """Restore what :meth:`state` returned; nothing changes unless everything fits.
 
         Args:
-            state: what it returned.
+            state: of the same run.
             where: name of the checkpoint, for messages.
 
         Raises:
@@ -250,7 +250,7 @@ class Run:
             generator.set_state(states[name])
 
     def _require_finite(self, expected: str, values: Sequence[Tensor], losses: Sequence[Tensor] = ()) -> None:
-        """Stop before the weights are hurt, where looking at values is free; elsewhere before the next save.
+        """Raise before the weights change, where reading values is free; elsewhere before the next save.
 
         Gradients are the same in every process, so that all of them come here together; ``losses`` are their own.
         """
@@ -281,7 +281,7 @@ def _not_finite(expected: str, value: float, where: str) -> RuntimeError:
 
 
 def _loss_and_terms(output: Any) -> Any:
-    """Require a learner to return what a learner returns."""
+    """Require a learner to return a scalar and a dict of scalars."""
     good = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)
     if not good or not all(
         isinstance(value, Tensor) and value.dim() == 0 for value in (output[0], *output[1].values())
