@@ -135,7 +135,7 @@ class Runner:
                 for run in runs:
                     before = None if run.takes is None else waiting[run.takes, seed]
                     waiting[run.name, seed] = pool.submit(self.run, run, seed, before)
-            return [future.result() for future in tqdm(waiting.values(), unit="run") if future.result()]
+            return [future.result() for future in tqdm(waiting.values(), unit="run", disable=None) if future.result()]
 
 
 def require_same(given: argparse.Namespace) -> None:
