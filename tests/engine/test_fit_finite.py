@@ -144,7 +144,7 @@ class Infinite(Separable):
         super().__init__(torch.float32)
         self.model.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
         self.model.register_buffer("narrow", torch.ones(4).to(torch.float8_e4m3fn))
-        self.model.register_buffer("empty", torch.ones(4, device="meta"))
+        self.model.register_buffer("empty", torch.ones(4, device="meta"), persistent=False)
         self.idle = torch.nn.Parameter(torch.tensor(math.nan), requires_grad=False)
         self.terms = terms
 
@@ -161,7 +161,17 @@ def test_what_is_infinite_on_purpose_is_trained_with_saved_and_read_back(tmp_pat
     assert same(history, train(again, folder=tmp_path, save_every=1, ema=averages[1], **settings))
     ours, theirs = weights(learner), weights(again)
     assert torch.equal(ours["model.mask"], Infinite().model.mask)
-    assert [n for n in ours if not ours[n].is_meta and not torch.equal(ours[n], theirs[n])] == ["idle"]  # it is NaN
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == ["idle"]  # it is NaN
+
+
+def test_a_buffer_without_values_is_trained_with_and_refused_where_it_would_be_saved(tmp_path):
+    learner = Separable()
+    learner.register_buffer("empty", torch.ones(4, device="meta"))
+    train(learner, select="accuracy")
+    learner.seen.clear()
+    with pytest.raises(ValueError, match=r"^fit: expected empty to have values, got a tensor on the meta device. "):
+        train(learner, folder=tmp_path)
+    assert learner.seen == []
 
 
 def test_terms_that_are_not_finite_are_reported(tmp_path):

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from .. import distributed
 from .._checks import check_int, check_module, check_path, check_real, check_tensor, complaint, type_name
 from .ema import EMA
+from .identity import weights_of
 from .reader import Reader
 from .source import Source, source_of
 
@@ -80,6 +81,14 @@ def check_parts(
     if select is not None and "test" in re.split("[^a-z]+", select.lower()):
         remedy = "Select on validation images, and look at the test images once, at the end"
         raise ValueError(complaint(_OWNER, "a metric of validation images to select by", repr(select), remedy))
+
+
+def check_savable(learner: nn.Module) -> None:
+    """Require values of all that is saved."""
+    for name, tensor in weights_of(learner.state_dict()).items():
+        if tensor.is_meta:
+            remedy = "Register the buffer with persistent=False, or leave out folder="
+            raise ValueError(complaint(_OWNER, f"{name} to have values", "a tensor on the meta device", remedy))
 
 
 def check_optimizer(owner: str, learner: nn.Module, optimizer: Optimizer) -> None:

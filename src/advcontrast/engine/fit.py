@@ -20,7 +20,7 @@ from .. import distributed
 from .._checks import check_bool, check_choice, check_int, complaint
 from .._memory_format import choose_memory_format
 from .._progress import check_progress
-from .arguments import check_data, check_optimizer, check_parts, warn_of_untrained
+from .arguments import check_data, check_optimizer, check_parts, check_savable, warn_of_untrained
 from .ema import EMA
 from .identity import identity
 from .lars import LARS
@@ -160,7 +160,9 @@ def fit(
     if (ema is not None or compile) and not isinstance(getattr(learner, "model", None), nn.Module):
         remedy = "Hold the network in an attribute of that name"
         raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", remedy))
-    if folder is None and (tensorboard or save_every is not None):
+    if folder is not None:
+        check_savable(learner)
+    elif tensorboard or save_every is not None:
         raise ValueError(complaint(_OWNER, "a folder to write to", "None", "Pass folder="))
     if accumulate > 1 and getattr(learner, "couples_samples", False):
         expected = f"accumulate to be 1 for {type(learner).__name__}, whose loss compares all images of a batch"
