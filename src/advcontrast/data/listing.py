@@ -54,9 +54,9 @@ def list_images(
             if error.errno == errno.ELOOP:  # a link to itself is not a folder
                 del found[folder]
             continue
+        above = os.path.join(folder, "")  # noqa: PTH118 (keeps the slash; a Path for each of millions is slow)
         for entry in inner:
-            path = os.path.join(folder, entry.name)  # noqa: PTH118 (a Path for each of millions is slow)
-            is_image = entry.name.lower().endswith(SUFFIXES)
+            path, is_image = above + entry.name, entry.name.lower().endswith(SUFFIXES)
             try:
                 is_folder, is_link = entry.is_dir(), entry.is_symlink()
             except OSError:  # decoding the image, or listing the folder, tells why
@@ -64,11 +64,11 @@ def list_images(
             if not is_folder and not is_image:
                 continue
             place = os.path.realpath(entry.path) if is_link else f"{places[-1]}{os.sep}{entry.name}"
-            if not outside_links and is_link and not Path(place).is_relative_to(real):
+            if is_link and not outside_links and not Path(place).is_relative_to(real):
                 got = f"a link from {entry.path!r} to {place!r}"
                 advice = "Copy what it leads to, or pass outside_links=True if you trust the folder"
                 raise ValueError(complaint(owner, f"nothing outside of {real!r}", got, advice))
-            if is_image and not is_folder:
+            if not is_folder:
                 found[folder].append(path)
             elif place not in places:
                 waiting.append((path, (*places, place)))
