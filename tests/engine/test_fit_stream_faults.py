@@ -1,7 +1,9 @@
 """Workers that die or hang while they read the data of a run."""
 
+import errno
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -12,10 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from advcontrast.data.stream import ImageStream
 from advcontrast.engine import Checkpoint
 from advcontrast.engine.reader import Reader
+from advcontrast.engine.reading import Reading
+from advcontrast.engine.sampling import Plan
+from tests.engine.faults import exit_code, fork
 from tests.engine.learners import (
     images,
     last_checkpoint,
@@ -114,6 +120,67 @@ def test_a_worker_killed_while_the_learner_learns_is_noticed_at_once(tmp_path):
     with pytest.raises(RuntimeError, match=r"^fit: .* one of 2 killed by SIGKILL( while it read .*)?\. Memory"):
         train(learner, Reader(learner.data, workers=2), folder=tmp_path, save_every=1)
     assert Checkpoint(tmp_path / "checkpoints").steps() == [1, 2]
+
+
+def test_a_connection_that_breaks_before_its_worker_is_seen_to_be_dead_is_told_as_its_death(monkeypatch):
+    reached = torch.zeros((), dtype=torch.bool).share_memory_()
+
+    def die_slowly():
+        reached.fill_(True)
+        time.sleep(0.3)
+        kill()
+
+    def receive(*_, **__):
+        while not reached:
+            time.sleep(0.01)
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", receive)
+    message = r"^fit: .* one of 1 killed by SIGKILL while it read sample 5\. Memory"
+    with pytest.raises(RuntimeError, match=message):
+        trained(Reader(Misbehaving(5, die_slowly), workers=1), batch_size=22)
+
+
+def test_an_error_of_the_connection_alone_stays_what_it_was(monkeypatch):
+    def receive(*_, **__):
+        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", receive)
+    monkeypatch.setattr("advcontrast.engine.reading._GOING", 0.2)
+    with pytest.raises(ConnectionResetError):
+        trained(Reader(Misbehaving(None, None), workers=1))
+
+
+class Sleeping(Misbehaving):
+    """Images, each of which announces itself and then takes half a minute."""
+
+    def __init__(self, pipe):
+        super().__init__(None, None)
+        self.pipe = pipe
+
+    def __getitem__(self, index):
+        os.write(self.pipe, b"0")
+        time.sleep(30)
+        return super().__getitem__(index)
+
+
+def test_workers_end_in_the_middle_of_a_sample_when_the_run_is_killed():
+    reading, writing = os.pipe()  # it is at its end when the last worker is
+
+    def job():
+        plan = Plan(samples=22, batch_size=1, seed=0, groups=None)
+        data = Reading(Reader(Sleeping(writing), workers=2))
+        with data.batches(plan, torch.device("cpu"), epochs=range(1), skip=0) as batches:
+            next(batches)
+
+    pid = fork(job)
+    os.close(writing)
+    assert os.read(reading, 1) + os.read(reading, 1) == b"00"
+    os.kill(pid, signal.SIGKILL)
+    exit_code(pid)
+    assert select.select([reading], [], [], 20)[0]
+    assert os.read(reading, 1) == b""
+    os.close(reading)
 
 
 def hang():

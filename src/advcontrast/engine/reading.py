@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -114,8 +115,15 @@ class Reading:
                 return next(alone[0])
             except BaseException as error:
                 error = error.with_traceback(None)
+                if not isinstance(error, Exception):
+                    raise error
                 late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self._timeout
-                if not late or self._dead(shelf, processes):
+                if not late:
+                    # What a worker sends breaks off, in any way, a moment before it is seen to be dead.
+                    wait([process.sentinel for process in processes], _GOING)
+                if dead := self._dead(shelf, processes):
+                    raise dead from error
+                if not late:
                     raise error
                 if int(shelf.at[:, 1].sum()) == counted:
                     with _deaf():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
+import time
 import traceback
 from collections.abc import Sequence
 from hashlib import sha256
@@ -20,6 +23,7 @@ from ..data.decoding import UnreadableImageError
 from ..data.stream import ImageStream
 
 _OWNER = "fit"
+_LOOK_EVERY = 1.0  # second, for the parent of a worker
 
 
 class Read(NamedTuple):
@@ -70,10 +74,11 @@ class Shelf(Dataset["Read | Failure"]):
         self.at: Tensor = torch.tensor([[-1, 0, 0]] * max(1, workers)).share_memory_()  # type: ignore[no-untyped-call]
 
     def begin(self, worker: int) -> None:
-        """Make this process a worker. A signal to all processes of a run is for the one that saves before it ends."""
+        """Make this process a worker: it ignores the signals that the run obeys, and ends when the run does."""
         self.at[worker, 2] = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def __getitem__(self, order: Order) -> Read | Failure:
         worker = get_worker_info()
@@ -119,6 +124,15 @@ class _UnusableSampleError(Exception):
             remedy += ", or pass advcontrast.data.ImageStream(folder, size=...)"
         super().__init__(complaint(_OWNER, expected, got, remedy))
         self.kind = kind
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that has started this one, and end this one, in the middle of a sample too."""
+    started_by, parent = os.getppid(), multiprocessing.parent_process()
+    # The first tells the end of a parent that died before, the second is deceived by no copy of a pipe elsewhere.
+    while (parent is None or parent.is_alive()) and os.getppid() == started_by:
+        time.sleep(_LOOK_EVERY)
+    os._exit(1)
 
 
 def _tensors(index: int, sample: Any) -> tuple[Tensor, ...]:
