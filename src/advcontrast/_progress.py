@@ -49,7 +49,7 @@ def progress_bar(total: int | None, *, unit: str, shown: bool | None, done: int 
     except ImportError:
         return _Hidden()
     if shown is None:
-        shown = sys.stderr is not None and sys.stderr.isatty()
+        shown = getattr(sys.stderr, "isatty", lambda: False)()  # standard error may be None, or a writer of a user
     # tqdm reads TQDM_DISABLE where it is not passed the argument.
     hidden = {} if shown else {"disable": True}
     return tqdm(total=total, initial=done, unit=unit, desc=title, **hidden)

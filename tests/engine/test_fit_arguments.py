@@ -300,11 +300,11 @@ def test_an_optimizer_that_needs_a_closure_is_refused():
     assert learner.seen == []
 
 
-@pytest.mark.parametrize("kind", ["floats", "bytes"])
+@pytest.mark.parametrize("kind", ["floats", "bytes", "labelled"])
 def test_a_plain_network_is_refused_with_the_remedy_and_its_buffers_are_as_before(kind):
     model = network(nn.BatchNorm2d)
     before = weights(model)
-    data = images() if kind == "bytes" else images() / 255
+    data = {"floats": images() / 255, "bytes": images(), "labelled": labelled()}[kind]
     with pytest.raises(TypeError, match=r"^fit: expected .* wrap a network in one, as ACLTrainer\(network\) does\.$"):
         fit(model, data, epochs=1)
     assert same(weights(model), before)

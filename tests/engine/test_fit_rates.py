@@ -74,6 +74,23 @@ def test_afterwards_also_means_after_ctrl_c():
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+@pytest.mark.parametrize("change", ["by hand", "scheduler", "new group"])
+def test_a_rate_that_evaluate_sets_is_refused(change):
+    learner = Separable()
+    optimizer = torch.optim.SGD(learner.model[:5].parameters(), lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    plateau.step(0.0)
+    learner.model[5].requires_grad_(False)
+    changes = {
+        "by hand": lambda: optimizer.param_groups[0].update(lr=0.001),
+        "scheduler": lambda: plateau.step(1.0),
+        "new group": lambda: optimizer.add_param_group({"params": [*learner.model[5].parameters()]}),
+    }
+    with pytest.raises(RuntimeError, match=r"^fit: expected evaluate to leave the learning rates alone, got others\. "):
+        train(learner, optimizer=optimizer, schedule=1.0, evaluate=lambda epoch: changes[change]() or {})
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
 def test_the_log_names_the_schedule_of_an_optimizer_that_is_passed(caplog):
     learner = Separable()
     with caplog.at_level("INFO", logger="advcontrast"):

@@ -97,7 +97,8 @@ def fit(
         seed: of the order of the samples. Everything else draws from torch's global generators, which are never
             seeded here.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
-        evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it.
+        evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it. It
+            must leave the learning rates of the optimizer alone, which are those of ``schedule``.
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
             must return it after the first epoch, and may leave it out after others; NaN counts as the lowest value. A
             name with the word "test" in it is refused: what is selected on test images is not tested by them.
@@ -124,8 +125,8 @@ def fit(
             something else than a loss and a dict of scalars, as a plain network does.
         RuntimeError: the loss, a gradient or a trained weight is not finite, in any process. On the CPU the weights are
             still those of the step before; elsewhere it shows at the next checkpoint, which is then not written.
-            Buffers, frozen weights and terms may be infinite or NaN. Or another process has ended, or given no sign of
-            life for as long as the process group waits.
+            Buffers, frozen weights and terms may be infinite or NaN. Or ``evaluate`` has set a learning rate. Or
+            another process has ended, or given no sign of life for as long as the process group waits.
         CheckpointError: the checkpoints in ``folder`` are damaged, belong to another run, cannot be written, or are
             being written by another process.
 

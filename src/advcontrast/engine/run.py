@@ -73,8 +73,8 @@ class Run:
         return check_rate(self.schedule(step) if callable(self.schedule) else self.schedule)
 
     def reset_rates(self) -> None:
-        """Set the learning rates to those that the optimizer was passed with."""
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+        """Set the learning rates to those that the optimizer was passed with; groups that are new since keep theirs."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=False):
             group["lr"] = peak
 
     def take_step(self, parts: Sequence[tuple[Tensor, ...]], wrapped: Any) -> None:
@@ -122,10 +122,13 @@ class Run:
             with torch.no_grad():
                 for buffer, value in before:
                     buffer.copy_(value)
-            # Networks take floats, learners bytes. Subclasses are errors of the memory or of other processes.
-            if type(error) is RuntimeError and part[0].dtype == torch.uint8 and not hasattr(self.learner, "model"):
+            # Networks take one tensor of floats. Subclasses are errors of the memory or of other processes.
+            floats = type(error) is RuntimeError and part[0].dtype == torch.uint8
+            one = type(error) is TypeError and "positional argument" in str(error)
+            if (floats or one) and not hasattr(self.learner, "model"):
+                expected = "a learner, which takes a batch of each tensor of data"
                 got = f"{type_name(self.learner)}, which raised: {str(error).partition(chr(10))[0].rstrip('.')}"
-                raise TypeError(complaint(_OWNER, "a learner that takes uint8 images", got, _WRAP)) from error
+                raise TypeError(complaint(_OWNER, expected, got, _WRAP)) from error
             raise
         self._tried = True
         return output
@@ -143,10 +146,13 @@ class Run:
             distributed.share(self.ema.model.buffers())
         if evaluate is not None:
             # What an evaluation draws must not change what training draws after it.
-            own = self._own_states()
+            own, rates = self._own_states(), [group["lr"] for group in self.optimizer.param_groups]
             with _random.kept():
                 row |= _numbers(evaluate(epoch))
             self._set_own_states(own)
+            if [group["lr"] for group in self.optimizer.param_groups] != rates:
+                remedy = "Pass a function of the step as schedule, instead of a scheduler of PyTorch for example"
+                raise RuntimeError(complaint(_OWNER, "evaluate to leave the learning rates alone", "others", remedy))
         if select is not None and select not in row and not self.history:
             remedy = "Let evaluate return it, after the first epoch at least"
             raise ValueError(complaint(_OWNER, f"a metric {select!r} to select by", str(list(row)), remedy))

@@ -1,0 +1,22 @@
+"""Where a progress bar is shown."""
+
+import pytest
+
+from advcontrast._progress import progress_bar
+
+pytest.importorskip("tqdm")
+
+
+@pytest.mark.parametrize("stream", [None, object()], ids=["none", "without isatty"])
+def test_a_standard_error_of_any_kind_is_no_terminal(monkeypatch, stream):
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress_bar(3, unit="step", shown=None) as bar:
+        bar.update()
+        bar.set_postfix_str("nothing")
+    assert bar.disable
+
+
+def test_a_terminal_gets_a_bar_unless_it_is_hidden(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert not progress_bar(3, unit="step", shown=None).disable
+    assert progress_bar(3, unit="step", shown=False).disable
