@@ -141,15 +141,16 @@ def main() -> None:
                             adv = attack(objective, x, seed)
                             robust.append(accuracy(objective, adv))
                     seconds = (time.perf_counter() - started) / settings.seeds
-                    spread = f"{min(robust):.1f} to {max(robust):.1f}"
-                    figures = f"{np.mean(robust):.2f} | {spread} | {sum(counts) // settings.seeds} | {seconds:.1f}"
-                    print(f"| {name} | {clean:.1f} | {norm} | {loss} | {who} | {figures} |", flush=True)
+                    spread = f"{100 * min(robust):.1f} to {100 * max(robust):.1f}"
+                    each = sum(counts) // settings.seeds
+                    figures = f"{100 * np.mean(robust):.2f} | {spread} | {each} | {seconds:.1f}"
+                    print(f"| {name} | {100 * clean:.1f} | {norm} | {loss} | {who} | {figures} |", flush=True)
 
 
 @torch.no_grad()
 def accuracy(objective: Classification, x: Tensor) -> float:
-    """Return how many of the images are classified correctly, in percent."""
-    return 100 * (objective.logits(x).argmax(1) == objective.y).double().mean().item()
+    """Return how many of the images are classified correctly, in [0, 1]."""
+    return (objective.logits(x).argmax(1) == objective.y).double().mean().item()
 
 
 if __name__ == "__main__":

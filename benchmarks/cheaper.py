@@ -108,7 +108,7 @@ def run(seed: int, names: list[str], task: quickstart.Task, settings: quickstart
         model = nn.Sequential(encoder, head)
         for protocol in quickstart.PROTOCOLS:
             model = quickstart.train_classifier(model, labelled, task, protocol, settings.steps, f"{name} {protocol}")
-            entry[protocol] = [100 * value for value in quickstart.accuracy(model, task)]
+            entry[protocol] = list(quickstart.accuracy(model, task))
         found[name] = entry
         print(name, entry, flush=True)
     return found
@@ -131,7 +131,7 @@ def table(seeds: list[dict[str, dict]]) -> str:
         entries = [seed[name] for seed in seeds]
         cost = entries[0]["cost"]
         relative = f"{cost / seeds[0]['default']['cost']:.2f}" if "default" in seeds[0] else ""
-        cells = [_mean([entry[p][i] for entry in entries]) for p in quickstart.PROTOCOLS for i in (0, 1)]
+        cells = [_mean([100 * entry[p][i] for entry in entries]) for p in quickstart.PROTOCOLS for i in (0, 1)]
         share = _mean([100 * entry["share"] for entry in entries]) + " %" if name != "S2S" else ""
         lines.append([TITLES[name], f"{cost:.1f}", relative, *cells, share])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

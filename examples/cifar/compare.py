@@ -53,7 +53,7 @@ def unforeseen(cards: Sequence[ResultCard]) -> str:
     """Return UAR, the accuracy under unforeseen attacks as a share of what training against them reaches."""
     found = {
         card.name: {
-            name: 100 * 100 * sum(card.curves[name].accuracies) / sum(calibration.ata)
+            name: 100 * sum(card.curves[name].accuracies) / sum(calibration.ata)
             for name, calibration in CALIBRATIONS.items()
             if name in card.curves
         }

@@ -115,7 +115,7 @@ def main(settings: Settings) -> None:
     draw_images(first, pgd, experiment.folder / "images.png")
     if dual is not None:
         draw_branches(dual, first, settings, experiment.folder / "branches.png")
-    experiment.record(finished=True, results={metric: 100 * found.mean for metric, found in card.results.items()})
+    experiment.record(finished=True, results={metric: found.mean for metric, found in card.results.items()})
     print(card)
 
 

@@ -25,6 +25,7 @@ from advcontrast.data import ImageSet
 from advcontrast.evaluation import accuracy, robust_accuracy
 
 EVALUATION_BATCH = 500
+FRACTIONS = "fractions"  # the unit of accuracies in a card, which earlier versions gave in percent
 
 
 @dataclass
@@ -73,6 +74,9 @@ def begin(settings: Common) -> Experiment | None:
         if card.get("finished"):
             say(f"{settings.out} is finished: {card.get('results')}")
             return None
+        if card.get("accuracies") != FRACTIONS:
+            got = f"accuracies in percent in {settings.out}"
+            raise ValueError(f"--out: expected a run with accuracies as fractions, got {got}. Choose another folder.")
         experiment.card = card
     if dist.is_initialized():
         torch.manual_seed(settings.seed + 1_000_003 * dist.get_rank())  # each process has noise of its own
@@ -82,7 +86,8 @@ def begin(settings: Common) -> Experiment | None:
 
     def write() -> None:
         try:
-            experiment.record(**identity, eps=settings.radius, versions=versions, machine=machine, finished=False)
+            about = {"eps": settings.radius, "versions": versions, "machine": machine, "accuracies": FRACTIONS}
+            experiment.record(**identity, **about, finished=False)
             (experiment.folder / "source").mkdir(exist_ok=True)
             for file in Path(__file__).parent.glob("*.py"):  # and not the runs that may lie beside them
                 shutil.copy(file, experiment.folder / "source")
@@ -152,7 +157,7 @@ def save(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any] | N
 
 
 def final_accuracies(model: nn.Module, images: Images, settings: Common, *, robust: bool = True) -> dict[str, float]:
-    """Return standard (TA) and robust accuracy (RA) on the test images, in percent."""
+    """Return standard (TA) and robust accuracy (RA) on the test images, in [0, 1]."""
     return _accuracies(model, images.test, settings, "", robust=robust)
 
 
@@ -162,10 +167,10 @@ def validation_accuracies(model: nn.Module, images: Images, settings: Common, *,
 
 
 def _accuracies(model: nn.Module, images: ImageSet, settings: Common, prefix: str, *, robust: bool) -> dict[str, float]:
-    found = {f"{prefix}ta": 100 * accuracy(model, images.batches(EVALUATION_BATCH)).accuracy}
+    found = {f"{prefix}ta": accuracy(model, images.batches(EVALUATION_BATCH)).accuracy}
     if robust:
         attack = PGDAttack(eps=settings.radius, step_size=settings.step, steps=20)
-        found[f"{prefix}ra"] = 100 * robust_accuracy(model, images.batches(EVALUATION_BATCH), attack).accuracy
+        found[f"{prefix}ra"] = robust_accuracy(model, images.batches(EVALUATION_BATCH), attack).accuracy
     return found
 
 
@@ -181,4 +186,4 @@ def say(text: str) -> None:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

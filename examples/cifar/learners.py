@@ -10,7 +10,7 @@ from advcontrast import ACLOutput, PGDAttack
 from advcontrast.augment import CropFlip
 from advcontrast.functional import kl_divergence
 from advcontrast.strategies.semi_supervised import targets_of
-from advcontrast.strategies.supervised import AdversarialTrainer, percent_right
+from advcontrast.strategies.supervised import AdversarialTrainer, batch_accuracy
 
 
 class UAT(AdversarialTrainer):
@@ -42,5 +42,5 @@ class UAT(AdversarialTrainer):
         loss = torch.where(labelled, error, self.weight * self.fixed * error)
         if self.online:
             loss = loss + self.weight * kl_divergence(clean.detach(), adv)
-        terms = {"train_ta": percent_right(clean, targets), "train_ra": percent_right(adv, targets)}
+        terms = {"train_ta": batch_accuracy(clean, targets), "train_ra": batch_accuracy(adv, targets)}
         return ACLOutput(loss.mean(), terms)

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import matplotlib as mpl
+from experiment import FRACTIONS
 from recipes import FIGURES, TABLES, Row, Table
 
 mpl.use("Agg")
@@ -57,7 +58,17 @@ def finished(folder: Path) -> bool:
 
 
 def _results(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    return [json.loads((folder / "card.json").read_text())["results"] for folder in folders]
+    """Return the results of runs, with the accuracies, of which alone there is use here, in percent."""
+    cards = [json.loads((folder / "card.json").read_text()) for folder in folders]
+    return [
+        {name: value if value is None else _unit(card) * value for name, value in card["results"].items()}
+        for card in cards
+    ]
+
+
+def _unit(card: dict[str, Any]) -> int:
+    """Return the factor that makes percent of the accuracies of a card, which earlier versions wrote in percent."""
+    return 100 if card.get("accuracies") == FRACTIONS else 1
 
 
 def _table(table: Table, cards: dict[str, list[Path]]) -> str:
@@ -123,5 +134,6 @@ def _draw_curves(axes: Any, runs: dict[str, list[Path]]) -> None:
 
 
 def _curve(path: Path) -> dict[int, float]:
+    unit = _unit(json.loads(path.with_name("card.json").read_text()))
     with path.open(newline="") as file:
-        return {int(row["epoch"]): float(row["val_ra"]) for row in csv.DictReader(file) if row.get("val_ra")}
+        return {int(row["epoch"]): unit * float(row["val_ra"]) for row in csv.DictReader(file) if row.get("val_ra")}

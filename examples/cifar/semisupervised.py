@@ -97,7 +97,7 @@ def main(settings: Settings) -> None:
     unlabelled = torch.ones(len(images.train), dtype=torch.bool, device=device)
     unlabelled[chosen] = False
     right = (logits.argmax(1) == images.train.y)[unlabelled]
-    experiment.record(pseudo_label_accuracy=100 * right.float().mean().item() if len(right) else None)
+    experiment.record(pseudo_label_accuracy=right.float().mean().item() if len(right) else None)
 
     history = supervise(
         learner,

@@ -5,7 +5,7 @@
 
 With ``--cifar10c`` on the 19 files of CIFAR-10-C, which are the paper's "unforeseen attacks". Without, on corruptions
 of the test images that can be computed from published constants; they are named for what they are, and are not
-CIFAR-10-C. The result is the accuracy in percent, averaged over severities.
+CIFAR-10-C. The result is the accuracy in [0, 1], averaged over severities.
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ def main(settings: Settings) -> None:
         clean, device = images.test.batches(EVALUATION_BATCH), images.test.x.device
         conditions = corrupted(clean, names=(*NOISES, *OTHERS), severities=SEVERITIES, device=device)
     found = corruption_accuracy(model, conditions)
-    results = {name: 100 * value for name, value in found.by_corruption.items()}
-    experiment.finish(model, about(settings, classes=images.classes), **results, mean=100 * found.mean)
+    experiment.finish(model, about(settings, classes=images.classes), **found.by_corruption, mean=found.mean)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def test_card_holds_every_part(evaluated):
 def test_numbers_are_those_of_the_training_script(evaluated):
     found = ResultCard.read(evaluated / "both" / "result.json")
     trained = card(evaluated / "classifier1")["results"]
-    assert found.results["TA"].accuracies[0] == pytest.approx(trained["ta"] / 100)
-    assert found.results["RA"].accuracies[0] == pytest.approx(trained["ra"] / 100)
+    assert found.results["TA"].accuracies[0] == pytest.approx(trained["ta"])
+    assert found.results["RA"].accuracies[0] == pytest.approx(trained["ra"])
 
 
 @pytest.mark.slow

@@ -299,6 +299,15 @@ def unfinished(pretrained, out):
     return out
 
 
+def test_a_run_with_accuracies_in_percent_cannot_go_on(pretrained, complaint, tmp_path):
+    out = unfinished(pretrained, tmp_path / "out")
+    card = json.loads((out / "card.json").read_text())
+    del card["accuracies"]
+    (out / "card.json").write_text(json.dumps(card))
+    expected = f"--out: expected a run with accuracies as fractions, got accuracies in percent in {out}. "
+    assert expected in complaint("pretrain", *AS_PRETRAINED, "--out", out)
+
+
 def test_other_settings_for_an_unfinished_run(pretrained, complaint, tmp_path):
     out = unfinished(pretrained, tmp_path / "out")
     before = contents(out)

@@ -70,6 +70,17 @@ def report(scripts, out):
     return (out / "tables.md").read_text()
 
 
+def test_accuracies_are_fractions_in_new_cards_and_percent_in_old_ones(scripts, tmp_path):
+    old = fake(tmp_path, "finetune-DS", 1, ta=40.0, ra=10.0)
+    new = fake(tmp_path, "finetune-DS", 2)
+    (new / "card.json").write_text(
+        json.dumps({"finished": True, "accuracies": "fractions", "results": {"ta": 0.5, "ra": 0.2}})
+    )
+    (new / "metrics.csv").write_text("epoch,val_ra\n1,0.1\n2,\n3,0.12\n")
+    assert "| DS | 45.0 ± 7.1 | 15.0 ± 7.1 | 2 |" in report(scripts, tmp_path)
+    assert scripts.report._curve(new / "metrics.csv") == scripts.report._curve(old / "metrics.csv") == {1: 10, 3: 12}
+
+
 def ran(out):
     return (out / "ran.txt").read_text().split()
 

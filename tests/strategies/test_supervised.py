@@ -12,7 +12,7 @@ from advcontrast import PGDAttack, convert_to_dual_bn, export_branch, fit
 from advcontrast.augment import CropFlip
 from advcontrast.losses import SemiSupervisedLoss
 from advcontrast.strategies.semi_supervised import SemiSupervisedTrainer, targets_of
-from advcontrast.strategies.supervised import AdversarialTrainer, StandardTrainer, percent_right
+from advcontrast.strategies.supervised import AdversarialTrainer, StandardTrainer, batch_accuracy, percent_right
 from advcontrast.strategies.trades import TRADESTrainer
 
 TOLERANCE = 1e-5  # of losses around 2 in float32
@@ -117,8 +117,8 @@ def test_trades_is_the_loss_of_its_authors():
     clean, attacked = twin(x), twin(adv)
     same_step(model, twin, output, cross_entropy(clean, LABELS).mean() + 3 * divergence(clean, attacked).mean())
     assert model.encoder[2].num_batches_tracked == 2  # clean and attacked, and nothing of the attack
-    near(output.terms["train_ta"], percent_right(clean, LABELS))
-    near(output.terms["train_ra"], percent_right(attacked, LABELS))
+    near(output.terms["train_ta"], batch_accuracy(clean, LABELS))
+    near(output.terms["train_ra"], batch_accuracy(attacked, LABELS))
 
 
 def test_semi_supervised_is_equation_3_on_an_attack_of_labels_and_pseudo_labels():
@@ -133,10 +133,14 @@ def test_semi_supervised_is_equation_3_on_an_attack_of_labels_and_pseudo_labels(
     labelled = 0.25 * cross_entropy(adv, targets) + 0.75 * distilled
     terms = torch.where(SOME >= 0, labelled, distilled)
     same_step(model, twin, output, terms.mean() + 6 * divergence(clean, adv).mean())
-    near(output.terms["train_ra"], percent_right(adv, targets))
+    near(output.terms["train_ra"], batch_accuracy(adv, targets))
 
 
-def test_the_accuracy_of_a_batch_is_in_percent():
+def test_the_accuracy_of_a_batch_is_a_fraction():
+    assert batch_accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])).item() == 0.75
+
+
+def test_the_old_name_gives_percent():
     assert percent_right(torch.eye(4), torch.tensor([0, 1, 2, 0])).item() == 75
 
 

@@ -45,7 +45,7 @@ class ProtocolResult:
         model: the classifier, a sequence of ``encoder`` and ``head``, in eval mode.
         ta: verdicts on the test images as they are; ``ta.accuracy`` is the standard accuracy.
         ra: verdicts on them under ``protocol.test_attack``; ``ra.accuracy`` is the robust accuracy.
-        history: one row an epoch, as :func:`advcontrast.engine.fit` returns them; accuracies are in percent.
+        history: one row an epoch, as :func:`advcontrast.engine.fit` returns them; accuracies are in [0, 1].
         epoch: the epoch that was tested, counted from 1.
     """
 
@@ -226,10 +226,10 @@ def _validator(model: nn.Module, protocol: Protocol, validation: ImageSet) -> Ca
     """Return what measures, after an epoch, the accuracies that a protocol selects by."""
 
     def evaluate(_: int) -> dict[str, float]:
-        found = {"val_ta": 100 * accuracy(model, validation.batches(_BATCH)).accuracy}
+        found = {"val_ta": accuracy(model, validation.batches(_BATCH)).accuracy}
         if protocol.select == "val_ra":
             robust = robust_accuracy(model, validation.batches(_BATCH), protocol.test_attack)
-            found["val_ra"] = 100 * robust.accuracy
+            found["val_ra"] = robust.accuracy
         return found
 
     return evaluate

@@ -30,7 +30,7 @@ class Calibration:
         attack: makes the attack, given ``eps``, ``steps`` and ``minimize``.
         published: the sizes of Kang et al., ascending, for pixels on the scale 0 to 255.
         scale: what to multiply them by to get the ``eps`` of the attack here.
-        ata: for each size the accuracy, in percent, of the best network that was trained against the attack.
+        ata: for each size the accuracy, in [0, 1], of the best network that was trained against the attack.
     """
 
     attack: Callable[..., Callable[..., Tensor]]
@@ -53,43 +53,43 @@ CALIBRATIONS: Mapping[str, Calibration] = {
         attack=partial(_pgd, norm="linf"),
         published=(1, 2, 4, 8, 16, 32),
         scale=1 / 255,
-        ata=(90.95, 87.80, 81.59, 71.34, 46.50, 23.11),
+        ata=(0.9095, 0.8780, 0.8159, 0.7134, 0.4650, 0.2311),
     ),
     "pgd_l2": Calibration(
         attack=partial(_pgd, norm="l2"),
         published=(40, 80, 160, 320, 640, 2560),
         scale=1 / 255,
-        ata=(90.06, 86.40, 79.60, 67.26, 49.89, 17.27),
+        ata=(0.9006, 0.8640, 0.7960, 0.6726, 0.4989, 0.1727),
     ),
     "fw_l1": Calibration(
         attack=FrankWolfeAttack,
         published=(195, 390, 780, 1560, 6240, 24960),
         scale=1 / 255,
-        ata=(92.23, 90.02, 83.24, 73.83, 47.36, 35.33),
+        ata=(0.9223, 0.9002, 0.8324, 0.7383, 0.4736, 0.3533),
     ),
     "jpeg_linf": Calibration(
         attack=partial(JPEGAttack, norm="linf"),
         published=(0.03125, 0.0625, 0.125, 0.25, 0.5, 1),
         scale=1,
-        ata=(89.75, 87.03, 83.12, 78.56, 69.71, 35.42),
+        ata=(0.8975, 0.8703, 0.8312, 0.7856, 0.6971, 0.3542),
     ),
     "jpeg_l2": Calibration(
         attack=partial(JPEGAttack, norm="l2"),
         published=(0.25, 0.5, 1, 2, 4, 8),
         scale=1,
-        ata=(92.18, 91.00, 88.42, 85.84, 81.25, 71.98),
+        ata=(0.9218, 0.9100, 0.8842, 0.8584, 0.8125, 0.7198),
     ),
     "jpeg_l1": Calibration(
         attack=partial(JPEGAttack, norm="l1"),
         published=(2, 8, 64, 256, 512, 1024),
         scale=1,
-        ata=(91.42, 88.06, 80.21, 68.86, 56.33, 37.68),
+        ata=(0.9142, 0.8806, 0.8021, 0.6886, 0.5633, 0.3768),
     ),
     "elastic": Calibration(
         attack=ElasticAttack,
         published=(0.125, 0.25, 0.5, 1, 2, 8),
         scale=31 / 32,  # their pixel is 1/32 of the distance between the centres of the outermost pixels, 31
-        ata=(87.38, 81.26, 72.09, 58.22, 45.45, 27.85),
+        ata=(0.8738, 0.8126, 0.7209, 0.5822, 0.4545, 0.2785),
     ),
 }
 
@@ -132,12 +132,12 @@ class UAR:
 
     @property
     def uar(self) -> float:
-        """The accuracies as a share of those of networks trained against the attack, in percent; it may exceed 100."""
-        return 100 * 100 * sum(self.accuracies) / sum(CALIBRATIONS[self.name].ata)
+        """The accuracies as a share of those of networks trained against the attack; it may exceed 1."""
+        return sum(self.accuracies) / sum(CALIBRATIONS[self.name].ata)
 
     def __repr__(self) -> str:
         accuracies = " ".join(f"{accuracy:.4f}" for accuracy in self.accuracies)
-        return f"UAR({self.name} {self.uar:.1f} at {accuracies})"
+        return f"UAR({self.name} {100 * self.uar:.1f} at {accuracies})"
 
 
 def calibrated_attacks(name: str, *, steps: int = 200) -> tuple[Callable[..., Tensor], ...]:

@@ -11,7 +11,7 @@ from .._checks import check_tensor, check_within, complaint, type_name
 from ..functional.devices import check_one_device
 from ..losses import SemiSupervisedLoss
 from .acl import ACLOutput
-from .supervised import AdversarialTrainer, percent_right
+from .supervised import AdversarialTrainer, batch_accuracy
 
 
 class SemiSupervisedTrainer(AdversarialTrainer):
@@ -66,7 +66,7 @@ class SemiSupervisedTrainer(AdversarialTrainer):
             teacher_logits: a standard-trained classifier's logits of the images as they are, ``[N, C]``.
 
         Returns:
-            The loss, and the accuracy of this batch in percent, pseudo-labels counting as labels: ``"train_ta"`` on
+            The loss, and the accuracy of this batch in [0, 1], pseudo-labels counting as labels: ``"train_ta"`` on
             clean images, ``"train_ra"`` on attacked ones.
 
         Raises:
@@ -77,7 +77,7 @@ class SemiSupervisedTrainer(AdversarialTrainer):
         x = self._augmented(images, labels, lowest=-1)
         x_adv = self.attacked(x, lambda logits: self._errors(logits, targets))
         clean, adv = self._logits(x), self._logits(x_adv)
-        terms = {"train_ta": percent_right(clean, targets), "train_ra": percent_right(adv, targets)}
+        terms = {"train_ta": batch_accuracy(clean, targets), "train_ra": batch_accuracy(adv, targets)}
         return ACLOutput(self.loss(clean, adv, labels, teacher_logits), terms)
 
 

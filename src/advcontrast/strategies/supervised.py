@@ -49,7 +49,7 @@ class StandardTrainer(nn.Module):
         >>> _ = torch.nn.init.zeros_(model[1].weight), torch.nn.init.zeros_(model[1].bias)
         >>> out = StandardTrainer(model)(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 0]))
         >>> round(out.loss.item(), 4) == round(math.log(2), 4), out.terms["train_ta"].item()
-        (True, 75.0)
+        (True, 0.75)
     """
 
     model: nn.Module
@@ -89,7 +89,7 @@ class StandardTrainer(nn.Module):
             labels: classes of the images, int64 ``[N]`` in [0, C).
 
         Returns:
-            The loss, and the accuracy of this batch in percent: ``"train_ta"`` on clean images, ``"train_ra"`` on
+            The loss, and the accuracy of this batch in [0, 1]: ``"train_ta"`` on clean images, ``"train_ra"`` on
             attacked ones, as far as the loss looks at them.
 
         Raises:
@@ -98,7 +98,7 @@ class StandardTrainer(nn.Module):
         """
         logits = self._logits(self._augmented(images, labels))
         self._check_labels(logits, labels)
-        return ACLOutput(F.cross_entropy(logits, labels), {"train_ta": percent_right(logits, labels)})
+        return ACLOutput(F.cross_entropy(logits, labels), {"train_ta": batch_accuracy(logits, labels)})
 
     def extra_repr(self) -> str:
         """Show what a resumed run must have in common with the one before."""
@@ -190,7 +190,7 @@ class AdversarialTrainer(StandardTrainer):
             x_adv = self.attack(_Errors(self.model, labels, self._errors), x)
         adv = self._logits(x_adv)
         self._check_labels(adv, labels)
-        return ACLOutput(F.cross_entropy(adv, labels), {"train_ra": percent_right(adv, labels)})
+        return ACLOutput(F.cross_entropy(adv, labels), {"train_ra": batch_accuracy(adv, labels)})
 
     def attacked(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """Return images near ``x`` whose logits maximise an objective, for the model in eval mode.
@@ -250,19 +250,24 @@ def _check_images(owner: str, x: Any, *, augmented: bool) -> None:
         check_tensor(owner, "images", x, remedy=remedy)
 
 
-def percent_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the accuracy of a batch in percent, as a scalar on the device.
+def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the accuracy of a batch as a scalar on the device.
 
     Args:
         logits: ``[N, C]``.
         labels: int64 ``[N]``.
 
     Returns:
-        A float32 scalar, detached.
+        A float32 scalar in [0, 1], detached.
 
     Example:
-        >>> from advcontrast.strategies.supervised import percent_right
-        >>> percent_right(torch.eye(4), torch.tensor([0, 1, 2, 0])).item()
-        75.0
+        >>> from advcontrast.strategies.supervised import batch_accuracy
+        >>> batch_accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])).item()
+        0.75
     """
-    return 100 * (logits.detach().argmax(1) == labels).float().mean()
+    return (logits.detach().argmax(1) == labels).float().mean()
+
+
+def percent_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return :func:`batch_accuracy` in percent, as earlier versions did; nothing here calls it any more."""
+    return 100 * batch_accuracy(logits, labels)

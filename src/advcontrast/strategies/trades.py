@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..functional import kl_divergence
 from ..losses import TRADESLoss
 from .acl import ACLOutput
-from .supervised import AdversarialTrainer, percent_right
+from .supervised import AdversarialTrainer, batch_accuracy
 
 
 class TRADESTrainer(AdversarialTrainer):
@@ -62,5 +62,5 @@ class TRADESTrainer(AdversarialTrainer):
         self._check_labels(calm, labels)
         x_adv = self.attacked(x, lambda logits: kl_divergence(calm, logits))
         clean, adv = self._logits(x), self._logits(x_adv)
-        terms = {"train_ta": percent_right(clean, labels), "train_ra": percent_right(adv, labels)}
+        terms = {"train_ta": batch_accuracy(clean, labels), "train_ra": batch_accuracy(adv, labels)}
         return ACLOutput(self.loss(clean, adv, labels), terms)
