@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,6 +163,28 @@ def test_a_sparse_tensor_is_refused():
 def test_what_is_no_path_is_refused(value, error, got):
     with pytest.raises(error, match=f"^{re.escape(f'Me: expected root to be a path, got {got}. Remedy.')}$"):
         _checks.check_path("Me", "root", value, remedy="Remedy")
+
+
+class OfBytes:
+    """A path that its system knows as bytes."""
+
+    def __fspath__(self):
+        return b"a"
+
+
+def test_a_path_of_bytes_is_refused():
+    with pytest.raises(TypeError, match=r"^Me: expected root to be a path, got OfBytes"):
+        _checks.check_path("Me", "root", OfBytes(), remedy="Remedy")
+
+
+@pytest.mark.parametrize(
+    ("value", "path"), [("~", ""), ("~/a", "a"), (Path("~/a"), "a"), ("~nobody-of-this-name/a", None), ("a/~", None)]
+)
+def test_a_leading_tilde_is_the_home_directory(value, path, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    found = _checks.check_path("Me", "root", value, remedy="Remedy")
+    assert found == (Path(value) if path is None else tmp_path / path)
 
 
 class ByIndex:

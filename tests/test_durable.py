@@ -106,7 +106,7 @@ def test_the_file_is_closed_after_an_error(tmp_path, call):
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
     for text in (b"old", b"newer"):
-        replace(tmp_path / "file", lambda file, text=text: file.write(text))
+        replace(tmp_path / "file", text)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"newer"
 
@@ -115,7 +115,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 def test_a_file_that_cannot_be_replaced_stays_what_it_was(tmp_path, call):
     (tmp_path / "file").write_bytes(b"old")
     with failing(call, 0, errno.ENOSPC), pytest.raises(OSError, match="No space left"):
-        replace(tmp_path / "file", lambda file: file.write(b"new"))
+        replace(tmp_path / "file", b"n", b"ew")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_replaced_stays_what_it_was(tmp_path, call):
 def test_a_link_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "file").symlink_to("precious")
-    replace(tmp_path / "file", lambda file: file.write(b"new"))
+    replace(tmp_path / "file", b"n", b"ew")
     assert (tmp_path / "precious").read_bytes() == b"precious"
     assert (tmp_path / "file").read_bytes() == b"new"
 
@@ -148,7 +148,7 @@ def test_a_disk_that_cannot_flush_folders_is_warned_of_once(tmp_path, monkeypatc
         durable.flush_folder(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        replace(tmp_path / "file", lambda file: file.write(b"new"))
+        replace(tmp_path / "file", b"n", b"ew")
     assert (tmp_path / "file").read_bytes() == b"new"
 
 

@@ -128,11 +128,15 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
     return sink.size, sink.digest.hexdigest()
 
 
-def replace(path: Path, produce: Callable[[Any], Any]) -> None:
-    """Write a file, which is afterwards the whole of it or what it was before; see :func:`write`."""
+def replace(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file, which is afterwards the whole of its parts or what it was before.
+
+    Raises:
+        OSError: the disk refused.
+    """
     draft = path.with_name(f".{secrets.token_hex(8)}.partial")  # a name that nobody can take first
     try:
-        write(draft, produce)
+        write(draft, lambda file: [file.write(part) for part in parts])
         draft.replace(path)
     except BaseException:
         with suppress(OSError):

@@ -40,13 +40,45 @@ def test_the_empty_folder_that_another_process_removed_is_made(tmp_path):
     assert (target / "file").read_text() == "mine"
 
 
-def test_an_error_of_the_disk_stays_what_it_is(tmp_path, monkeypatch):
+FULL = r"^owner: expected to write .*target, got No space left on device \(errno 28\)\. Make room, or choose"
+
+
+def test_an_error_of_the_disk_has_a_remedy(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left on device"), new_folder("owner", tmp_path / "target"):
+    with pytest.raises(OSError, match=FULL), new_folder("owner", tmp_path / "target"):
         monkeypatch.setattr(Path, "rename", full)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_disk_that_safetensors_rewords_has_one_too(tmp_path):
+    with pytest.raises(OSError, match=FULL), new_folder("owner", tmp_path / "target"):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_error_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^mine$"), new_folder("owner", tmp_path / "target"):
+        raise RuntimeError("mine")
+
+
+def test_a_disk_without_permissions_will_do(tmp_path, monkeypatch):
+    def chmod(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    with new_folder("owner", tmp_path / "target") as draft:
+        (draft / "file").write_text("mine")
+        monkeypatch.setattr(Path, "chmod", chmod)
+    assert (tmp_path / "target/file").read_text() == "mine"
+
+
+def test_folder_may_be_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with new_folder("owner", "~/target"):
+        pass
+    assert (tmp_path / "target").is_dir()
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

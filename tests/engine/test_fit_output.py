@@ -1,11 +1,14 @@
 """What a run writes and shows."""
 
 import csv
+import errno
+import re
 import sys
 
 import pytest
 
-from advcontrast.engine import Checkpoint
+from advcontrast.engine import Checkpoint, CheckpointWriteError
+from tests.engine.faults import failing
 from tests.engine.learners import (
     Halving,
     Interrupted,
@@ -45,6 +48,37 @@ def test_table_of_metrics_forgets_what_came_after_the_checkpoint(tmp_path):
     assert (tmp_path / "metrics.csv").read_bytes() == expected
 
 
+def test_a_table_that_cannot_be_written_is_an_error_of_the_disk_with_a_remedy(tmp_path):
+    message = rf"^Checkpoint: expected to write {re.escape(str(tmp_path / 'metrics.csv'))}, got .*\. Make room, or"
+    with failing("replace", 0, errno.ENOSPC), pytest.raises(CheckpointWriteError, match=message):
+        train(Separable(), folder=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
+    assert Checkpoint(tmp_path / "checkpoints").steps() == [3]
+
+
+@pytest.mark.parametrize("name", [".metrics.csv.partial", "metrics.csv"])
+def test_a_link_in_the_folder_is_not_followed(tmp_path, name):
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(precious)
+    train(Separable(), folder=tmp_path / "run")
+    assert precious.read_text() == "precious"
+    assert (tmp_path / "run/metrics.csv").read_text().startswith("epoch,step")
+
+
+def test_a_name_of_a_metric_that_is_no_text_is_written(tmp_path):
+    train(Separable(), folder=tmp_path, evaluate=lambda epoch: {"\ud800": 1.0})
+    assert "\\ud800" in (tmp_path / "metrics.csv").read_text()
+
+
+def test_folder_may_be_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    train(Separable(), folder="~/run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoints", "metrics.csv"]
+
+
 def scalars(folder):
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = reading.EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -80,6 +114,26 @@ def test_tensorboard_is_asked_for_by_name_where_it_is_missing(tmp_path, monkeypa
     )
     with pytest.raises(RuntimeError, match=message):
         train(Separable(), folder=tmp_path, tensorboard=True)
+
+
+def test_a_folder_for_tensorboard_that_cannot_be_made_is_an_error_of_the_disk(tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "tensorboard").touch()
+    learner = Separable()
+    message = r"^Checkpoint: expected to write .*tensorboard, got .*\. Choose another folder; a file or a link"
+    with pytest.raises(CheckpointWriteError, match=message):
+        train(learner, folder=tmp_path, tensorboard=True)
+    assert learner.seen == []
+
+
+def test_an_error_of_the_evaluation_is_not_one_of_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+
+    def evaluate(epoch):
+        raise FileNotFoundError(errno.ENOENT, "mine")
+
+    with pytest.raises(FileNotFoundError, match="mine"):
+        train(Separable(), folder=tmp_path, tensorboard=True, evaluate=evaluate)
 
 
 def test_checkpoints_are_those_of_the_epochs_and_of_every_few_steps(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The result card: what it says, what it refuses, and that its file cannot change unseen."""
 
 import base64
+import errno
 import hashlib
 import json
 import math
@@ -402,13 +403,24 @@ def test_write_replaces_the_file_in_one_step(path):
 
 def test_interrupted_write_keeps_the_old_card(path, monkeypatch):
     def full(*_):
-        raise OSError("no space")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    message = (
+        rf"^ResultCard: expected to write {re.escape(str(path))}, got No space left .* \(errno 28\)\. Make room, or"
+    )
+    with pytest.raises(OSError, match=message):
         card(name="other").write(path)
     assert ResultCard.read(path) == card()
     assert [file.name for file in path.parent.iterdir()] == ["card.json"]
+
+
+def test_a_card_may_be_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    card().write("~/c")
+    assert (tmp_path / "c").is_file()
+    assert ResultCard.read("~/c") == card()
 
 
 def test_writing_leaves_the_global_random_state_alone(tmp_path):

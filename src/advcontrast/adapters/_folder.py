@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .._checks import check_path, complaint
-from .._durable import flush_folder
+from .._durable import flush_folder, writing
+
+
+@contextmanager
+def saving(owner: str, folder: Path) -> Iterator[None]:
+    """Say which folder could not be written, and what to do, where the system refuses inside the block."""
+    with writing(owner, folder):
+        try:
+            yield
+        except Exception as error:
+            found = re.search(r"os error (\d+)", str(error))  # safetensors has an error class of its own
+            if found is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 @contextmanager
@@ -18,30 +32,32 @@ def new_folder(owner: str, folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder beside ``folder``, and give it that name when the block ends without an error.
 
     Raises:
+        OSError: the disk refused.
         FileExistsError: there is something at ``folder`` already, other than an empty folder.
     """
-    check_path(owner, "folder", folder, remedy="Pass the folder to write")
-    target = Path(folder).absolute()
+    target = check_path(owner, "folder", folder, remedy="Pass the folder to write").absolute()
     _check_new(owner, target)
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        for path in draft.iterdir():
-            path.chmod(draft.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        flush_folder(draft)
+    draft = target.with_name(f".{secrets.token_hex(8)}.partial")
+    with saving(owner, target):
+        draft.mkdir(parents=True)
         try:
-            with suppress(OSError):
-                target.rmdir()  # an empty one
-            draft.rename(target)
-        except OSError:
-            _check_new(owner, target)  # another process may have been first
-            raise
-        flush_folder(target.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+            yield draft
+            for path in draft.iterdir():
+                with suppress(OSError):  # on a disk without permissions
+                    path.chmod(draft.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+            flush_folder(draft)
+            try:
+                with suppress(OSError):
+                    target.rmdir()  # an empty one
+                draft.rename(target)
+            except OSError:
+                _check_new(owner, target)  # another process may have been first
+                raise
+            flush_folder(target.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _check_new(owner: str, target: Path) -> None:

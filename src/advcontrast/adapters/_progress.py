@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
-from .._checks import check_path, complaint
-
-Folder: TypeAlias = str | os.PathLike[str]
+from .._checks import complaint
+from .._durable import replace
 
 NAME = "progress.json"
 
@@ -23,12 +20,11 @@ def parts(learner: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[st
     return groups + [f"{name} {list(parameter.shape)}" for name, parameter in learner.named_parameters()]
 
 
-def progress(folder: Folder, ours: list[str]) -> tuple[list[float], int]:
+def progress(folder: Path, ours: list[str]) -> tuple[list[float], int]:
     """Return the loss of each epoch and the number of updates, once the newest state is known to be one of ``ours``."""
-    check_path("pretrain", "folder", folder, remedy="Pass a string or a Path, or None")
-    if Path(folder).is_file():
+    if folder.is_file():
         raise NotADirectoryError(complaint("pretrain", "folder to be one", f"the file {str(folder)!r}", "Pass another"))
-    found = [_read(file) for file in Path(folder).glob(f"[01]/{NAME}")]
+    found = [_read(file) for file in folder.glob(f"[01]/{NAME}")]
     losses, updates, theirs = max(found, key=lambda state: len(state[0]), default=([], 0, ours))
     for saved, given in zip_longest(theirs, ours, fillvalue="nothing"):
         if saved != given:
@@ -38,9 +34,8 @@ def progress(folder: Folder, ours: list[str]) -> tuple[list[float], int]:
 
 
 def write(place: Path, losses: list[float], updates: int, ours: list[str]) -> None:
-    """Say that the state in a folder is complete."""
-    (place / "new").write_text(json.dumps([losses, updates, ours]))
-    (place / "new").replace(place / NAME)
+    """Mark the state in a folder as complete."""
+    replace(place / NAME, json.dumps([losses, updates, ours]).encode())
 
 
 def _read(file: Path) -> tuple[list[float], int, list[str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 
 import torch
 
-from .._checks import complaint, type_name
+from .._checks import check_path, complaint, type_name
 from ._epochs import epoch, rates
-from ._progress import Folder, parts, progress
+from ._progress import parts, progress
 from ._state import load, save
 from ._training import check, check_functions
 
@@ -28,7 +29,7 @@ def pretrain(
     epochs: int,
     schedule: Callable[[int], float] = lambda _: 1.0,
     accelerator: Accelerator | None = None,
-    folder: Folder | None = None,
+    folder: str | os.PathLike[str] | None = None,
     report: Callable[[int, float], object] = lambda *_: None,
 ) -> list[float]:
     """Train a learner, and return the mean loss of each epoch over all processes.
@@ -41,16 +42,18 @@ def pretrain(
     if not isinstance(accelerator, Accelerator | None):
         raise TypeError(complaint("pretrain", "an Accelerator", type_name(accelerator), "Leave it out, or pass yours"))
     ours = parts(learner, optimizer)
-    losses, updates = ([], 0) if folder is None else progress(folder, ours)
+    remedy = "Pass a string or a Path, or None"
+    place = None if folder is None else check_path("pretrain", "folder", folder, remedy=remedy)
+    losses, updates = ([], 0) if place is None else progress(place, ours)
     accelerator = accelerator or Accelerator(cpu=not torch.accelerator.is_available())
     prepared = accelerator.prepare(learner, optimizer, batches)
     with rates(optimizer, schedule) as take_rate:
-        if folder is not None and losses:
-            load(accelerator, folder, len(losses))
+        if place is not None and losses:
+            load(accelerator, place, len(losses))
         while len(losses) < epochs:
             loss, updates = epoch(accelerator, prepared, take_rate, updates)
             losses.append(loss)
-            if folder is not None:
-                save(accelerator, folder, losses, updates, ours)
+            if place is not None:
+                save(accelerator, place, losses, updates, ours)
             report(len(losses), loss)
     return losses

@@ -16,6 +16,7 @@ from .._checks import check_device, check_path, complaint, type_name
 from .._random import kept
 from ..evaluation import ResultCard
 from ..models import Normalize
+from ._folder import saving
 from ._hub_network import network
 from ._model_card import is_of_another, model_card
 from ._plain import fill, plain_copy
@@ -63,18 +64,19 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             settings: other arguments of the mixin, such as ``push_to_hub=True``.
 
         Raises:
+            OSError: the disk refused.
             ValueError: ``config`` is another one, the encoder is not what its config builds any more, or the README is
                 that of another encoder. Nothing is written.
         """
         owner = "HubEncoder.save_pretrained"
-        check_path(owner, "save_directory", save_directory, remedy="Pass the folder to write")
+        folder = check_path(owner, "save_directory", save_directory, remedy="Pass the folder to write")
         self._check(owner, config, model_card_kwargs)
-        folder = Path(save_directory).expanduser()
         readme = folder / "README.md"
         if readme.is_file() and is_of_another(readme.read_text(encoding="utf-8"), self.config):
             remedy = "Remove it, or save into another folder"
             raise ValueError(complaint(owner, f"{str(readme)!r} to be of this encoder", "that of another one", remedy))
-        return super().save_pretrained(folder, config=config, model_card_kwargs=model_card_kwargs, **settings)
+        with saving(owner, folder):
+            return super().save_pretrained(folder, config=config, model_card_kwargs=model_card_kwargs, **settings)
 
     def push_to_hub(self, repo_id: str, *, config: Any = None, model_card_kwargs: Any = None, **settings: Any) -> str:
         """Upload the encoder; arguments and errors are those of :meth:`save_pretrained`, and those of the mixin."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import threading
 import warnings
 from pathlib import Path
 
@@ -33,19 +32,11 @@ def write(path: Path, tensor: Tensor) -> None:
     """Put ``tensor`` into ``path`` such that a reader, at any time, finds all of it or none; warn where that fails."""
     content = tensor.contiguous().numpy().data.cast("B")
     digest = hashlib.sha256(content).hexdigest().encode()
-    partial = path.with_name(f".writing-{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        try:
-            _durable.write(partial, lambda file: [file.write(part) for part in (digest, content)])
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        _durable.flush_folder(path.parent)
+        _durable.replace(path, digest, content)
     except OSError as error:
-        warnings.warn(f"image_folder: the images were not cached ({error}).", stacklevel=4)
+        warnings.warn(_durable.refusal("image_folder", f"to cache the images in {path}", error), stacklevel=4)
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> Tensor:

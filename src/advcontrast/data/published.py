@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+from .._durable import replace
+
 _LARGEST = 1 << 28  # bytes that an archive may unpack to; those of CIFAR unpack to 186 MB
 _RECONSTRUCT = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
 
@@ -42,9 +44,7 @@ def unpack(archive: Path, folder: Path, wanted: Mapping[str, str]) -> None:
             if _md5(content) != left.pop(path.name):
                 raise ValueError(f"an archive in which {member.name!r} has another checksum")
             folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".{path.name}.partial"
-            partial.write_bytes(content)
-            partial.replace(folder / path.name)
+            replace(folder / path.name, content)
     if left:
         raise ValueError(f"an archive without {', '.join(left)}")
 

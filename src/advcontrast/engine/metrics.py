@@ -75,4 +75,4 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     table.writeheader()
     table.writerows(rows)
     with writing(path):
-        replace(path, lambda file: file.write(text.getvalue().encode(errors="backslashreplace")))
+        replace(path, text.getvalue().encode(errors="backslashreplace"))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._checks import check_path, complaint
-from .._durable import flush_folder, write
+from .._durable import replace, writing
 from ..data import ImageSet
 from . import _card_fields as rules
 from ._card_fields import OWNER, AlarmRecord, CurveRecord
@@ -203,15 +201,10 @@ class ResultCard:
             OSError: the disk refused.
             ValueError: the card is too large to be read back.
         """
-        check_path("ResultCard", "path", path, remedy="Pass the file to write")
-        path, content = Path(path), self.to_json().encode()
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            write(draft, lambda sink: sink.write(content))
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-        flush_folder(path.parent)
+        where = check_path("ResultCard", "path", path, remedy="Pass the file to write")
+        content = self.to_json().encode()
+        with writing("ResultCard", where):
+            replace(where, content)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> ResultCard:
@@ -227,12 +220,12 @@ class ResultCard:
             OSError: the file cannot be read.
             ValueError: it holds anything else than an unchanged card.
         """
-        check_path("ResultCard", "path", path, remedy="Pass the file to read")
-        if not Path(path).is_file():
+        where = check_path("ResultCard", "path", path, remedy="Pass the file to read")
+        if not where.is_file():
             remedy = "Pass a file that write() made"
             raise FileNotFoundError(complaint("ResultCard", f"a card in {str(path)!r}", "no file", remedy))
         try:
-            document = parse(Path(path))
+            document = parse(where)
             card = cls(**fields_in(document))
             check_unchanged(document, card)
         except (TypeError, ValueError) as error:

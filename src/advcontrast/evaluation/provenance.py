@@ -54,8 +54,8 @@ def revision(folder: str | os.PathLike[str] = ".") -> str | None:
         ...     print(revision(folder))
         None
     """
-    check_path("revision", "folder", folder, remedy="Pass a folder of the working tree")
-    look = ["git", "--no-optional-locks", "-C", os.fspath(folder)]
+    place = check_path("revision", "folder", folder, remedy="Pass a folder of the working tree")
+    look = ["git", "--no-optional-locks", "-C", str(place)]
     describe = ["describe", "--always", "--dirty", "--abbrev=64", "--exclude=*"]
     try:
         done = subprocess.run([*look, *describe], capture_output=True, text=True, timeout=60, check=False)
