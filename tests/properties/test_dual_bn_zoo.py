@@ -380,7 +380,6 @@ DEFECTS = {
     "export takes the other branch": replace(REAL, export=_exports_the_other),
     "export shares its tensors": replace(REAL, export=_exports_views),
     "export changes modes": replace(REAL, export=_exports_in_eval),
-    "recomputation is not told the branch": replace(REAL, context_fn=lambda _: lambda: (nullcontext(), nullcontext())),
     "recomputation is always clean": replace(REAL, context_fn=_recomputes_on_clean),
     "recomputation is on the first branch seen": replace(REAL, context_fn=_recomputes_on_first),
     "eval mode wakes frozen norms": replace(REAL, eval_mode=_root_flag_on_exit),

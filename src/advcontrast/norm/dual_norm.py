@@ -153,9 +153,14 @@ class DualNorm(nn.Module):
         return cast(Tensor, norm(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in self._modules or not self._modules:
+        norms = self.__dict__.get("_modules")
+        if not norms or name in norms or name.startswith("__"):
             return super().__getattr__(name)
-        return getattr(self.active, name)
+        norm = self.active
+        # Private methods of the norm too: a ``forward`` that was bound before the conversion calls them.
+        if name.startswith("_") and not hasattr(type(norm), name):
+            return super().__getattr__(name)
+        return getattr(norm, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if self._owns(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,7 @@ from .._types import BRANCHES, SPLITS, Split
 from ..norm import DualNorm
 from ..norm.dual_batch_norm import dual_of
 from ..norm.dual_norm import check_branches
-from .modules import check_surgery, replace, slots
+from .modules import become, check_functions, check_surgery, slots
 
 _OWNER = "convert_to_dual_bn"
 
@@ -31,9 +31,10 @@ def convert_to_dual_bn(
 ) -> nn.Module:
     """Replace every batch norm of ``model`` by a dual one that starts as two copies of it.
 
-    Outputs stay the same to the bit, in both branches, in training and in evaluation. The original norms stay inside as
-    the ``clean`` branch, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of ``"adv"``
-    to it. Norms that several parents share stay shared. Norms that are dual already are left alone.
+    Outputs stay the same to the bit, in both branches, in training and in evaluation. The ``clean`` branch has the
+    original parameters, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of ``"adv"``
+    to it. The object that was a norm becomes the dual norm: parents, lists and functions that hold it need no change.
+    Norms that are dual already are left alone.
 
     Convert before wrapping in DDP or ``torch.compile``; :func:`~advcontrast.surgery.convert_sync_batchnorm` may come
     before or after. State dicts of the plain network load into the dual one with ``strict=True`` and fill both
@@ -46,8 +47,8 @@ def convert_to_dual_bn(
         model: any network.
         norms: class or classes of the norms to convert, found by ``isinstance``, subclasses with a fused activation
             included. By default batch norms of every kind.
-        branches: names of the branches, at least two. The first one keeps the original norms. Trainers of this library
-            use ``"clean"`` and ``"adv"``; more are yours to use through :func:`bn_branch`.
+        branches: names of the branches, at least two. The first one keeps the original parameters. Trainers of
+            this library use ``"clean"`` and ``"adv"``; more are yours to use through :func:`bn_branch`.
         split: what each branch has for itself: ``"both"`` affine parameters and running statistics, as in the paper;
             ``"affine"`` the parameters only, with statistics over whatever any branch sees; ``"stats"`` the statistics
             only. A norm that has nothing of that kind stays as it is.
@@ -55,7 +56,7 @@ def convert_to_dual_bn(
         inplace: whether to change ``model`` itself or a deep copy of it.
 
     Returns:
-        The converted network, which is ``model`` itself unless that is a norm or ``inplace=False``.
+        The converted network, which is ``model`` itself unless ``inplace=False``.
 
     Raises:
         ValueError: ``branches`` are fewer than two, repeat each other or are no possible names of attributes, or
@@ -65,8 +66,7 @@ def convert_to_dual_bn(
         RuntimeError: ``inplace=False`` and ``model`` cannot be copied, as in :func:`export_branch`.
 
     Warns:
-        UserWarning: there is nothing to convert, or only norms that are dual in another way; or a norm is also held
-            outside of the submodules, as in a plain list.
+        UserWarning: there is nothing to convert, or only norms that are dual in another way.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -87,6 +87,7 @@ def convert_to_dual_bn(
     check_branches(_OWNER, branches, [module for module in model.modules() if isinstance(module, kinds)])
     if not inplace:
         check_copyable(_OWNER, model)
+        check_functions(_OWNER, model)
         model = copy.deepcopy(model)
 
     found: dict[int, nn.Module] = {}
@@ -98,12 +99,19 @@ def convert_to_dual_bn(
             inside.update(id(part) for part in module.modules() if part is not module)
     if not found:
         _warn_of_nothing(model, kinds, branches, split, filtered=filter_fn is not None)
-    _warn_of_other_references(model, found)
     # Only the norms are to be copied, not a module that one of them refers to.
-    parts = {id(part) for norm in found.values() for part in norm.modules()}
-    kept = {id(module): module for module in model.modules() if id(module) not in parts}
-    memos: list[dict[int, Any]] = [dict(kept) for _ in branches[1:]]
-    return replace(model, {key: dual_of(norm, branches, split, memos) for key, norm in found.items()})
+    parts = {id(part) for norm in found.values() for part in norm.modules() if part is not norm}
+    kept: dict[int, Any] = {id(module): module for module in model.modules() if id(module) not in parts}
+    memos = [dict(kept) for _ in branches[1:]]
+    duals = []
+    for norm in found.values():
+        first = object.__new__(type(norm))
+        become(first, norm, kept)
+        duals.append(dual_of(first, branches, split, memos))
+    # The object that was the norm becomes the dual norm, whatever holds it: a parent, a list, a function.
+    for norm, dual in zip(found.values(), duals, strict=True):
+        become(norm, dual, kept)
+    return model
 
 
 def _check_norms(norms: Any) -> tuple[type[nn.Module], ...]:
@@ -145,16 +153,3 @@ def _warn_of_nothing(
             remedy += f", and norms= converts other norms, of which it has {', '.join(sorted(has))}"
         text = complaint(_OWNER, f"a model with {what}", f"none in {type(model).__name__}", remedy)
         warnings.warn(text, UserWarning, stacklevel=3)
-
-
-def _warn_of_other_references(model: nn.Module, norms: Mapping[int, nn.Module]) -> None:
-    """Warn of norms that a module also holds where they cannot be replaced, such as a plain list."""
-    for name, module in model.named_modules():
-        for attribute, value in vars(module).items():
-            held = list(value.values()) if isinstance(value, dict) else value
-            items = held if isinstance(held, (list, tuple)) else [held]
-            if attribute != "_modules" and any(id(item) in norms for item in items):
-                where = f"one in the attribute {attribute!r} of {name or 'the model'!r}"
-                remedy = "What runs through that attribute keeps using the clean branch; hold it in an nn.ModuleList"
-                text = complaint(_OWNER, "batch norms to be held as submodules only", where, remedy)
-                warnings.warn(text, UserWarning, stacklevel=3)

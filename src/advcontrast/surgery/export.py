@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .._checks import check_copyable, check_real, complaint
 from .._types import BRANCHES
-from ..norm import update_bn
+from ..norm import DualNorm, update_bn
 from ..norm.dual_norm import check_branch, dual_norms
-from .modules import check_surgery, replace
+from .modules import become, check_functions, check_surgery
 
 
 def export_branch(model: nn.Module, branch: str) -> nn.Module:
@@ -32,8 +32,8 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
     Raises:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.
         TypeError: ``model`` is not a module, is wrapped or scripted.
-        RuntimeError: ``model`` cannot be copied, as it holds the old ``weight_norm``, pruned layers or results of a
-            forward pass.
+        RuntimeError: ``model`` cannot be copied, as it holds the old ``weight_norm``, pruned layers, results of a
+            forward pass, or functions that hold its modules.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -44,8 +44,17 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
     check_surgery(owner, model)
     check_branch(owner, dual_norms(owner, model), branch)
     check_copyable(owner, model)
+    check_functions(owner, model)
     model = copy.deepcopy(model)
-    return replace(model, {id(norm): norm._norm_of(branch) for norm in dual_norms(owner, model)})
+    _keep(dual_norms(owner, model), branch, model)
+    return model
+
+
+def _keep(norms: Iterable[DualNorm], branch: str, model: nn.Module) -> None:
+    """Turn dual norms of ``model`` into those of one branch."""
+    modules = {id(module): module for module in model.modules()}
+    for norm in norms:
+        become(norm, norm._norm_of(branch), modules)
 
 
 def blend(
@@ -93,6 +102,7 @@ def blend(
     for branch in branches:
         check_branch(owner, dual_norms(owner, model), branch)
     check_copyable(owner, model)
+    check_functions(owner, model)
     # What cannot lie in between, such as counts of batches, comes from the nearer branch.
     (near, far), way = (branches, alpha) if alpha <= 0.5 else (branches[::-1], 1 - alpha)
     model = copy.deepcopy(model)
@@ -102,7 +112,7 @@ def blend(
     with torch.no_grad():
         for here, there in targets.items():
             here.lerp_(there, way)
-    model = replace(model, {id(norm): norm._norm_of(near) for norm in norms})
+    _keep(norms, near, model)
     if loader is not None:
         update_bn(model, loader)
     return model

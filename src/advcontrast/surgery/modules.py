@@ -1,8 +1,13 @@
-"""Find and replace the modules of a network."""
+"""Find the modules of a network, and turn them into others."""
 
 from __future__ import annotations
 
+import copy
+import gc
+from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -55,9 +60,46 @@ def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield f"{prefix}.{name}" if prefix else name, child
 
 
-def replace(root: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
-    """Put into every slot the replacement of the module with that ``id``; return the new root."""
-    for parent in list(root.modules()):
-        for name, child in parent._modules.items():
-            parent._modules[name] = replacements.get(id(child), child)
-    return replacements.get(id(root), root)
+def become(module: nn.Module, other: nn.Module, kept: Mapping[int, Any]) -> None:
+    """Turn ``module`` into ``other``, so that whatever holds the one holds the other from now on.
+
+    What ``other`` has of itself, such as a bound method in place of ``forward``, becomes that of ``module``. ``kept``
+    maps the ids of objects that must not be copied to them.
+    """
+    memo = {**kept, id(other): module}
+    state = vars(other)
+    for values in (state, *(hooks for name, hooks in state.items() if name.endswith("_hooks"))):
+        for name, value in list(values.items()):
+            if value is other or any(referent is other for referent in gc.get_referents(value)):
+                values[name] = copy.deepcopy(value, dict(memo))
+    object.__setattr__(module, "__class__", type(other))
+    object.__setattr__(module, "__dict__", state)
+
+
+def check_functions(owner: str, model: nn.Module) -> None:
+    """Refuse functions that hold modules of ``model``: those of a copy would run the modules of the original."""
+    modules = {id(module) for module in model.modules()}
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if not name.endswith("_hooks") and _captures(value, modules, set()):
+                where = f"{prefix}.{name}".removeprefix(".")
+                remedy = "A copy would run the modules of the original: make it a method, or an nn.Module"
+                expected = "functions that do not hold modules of the model"
+                raise RuntimeError(complaint(owner, expected, f"one in {where!r} that does", remedy))
+
+
+def _captures(value: Any, modules: set[int], seen: set[int], inside: bool = False) -> bool:
+    """Tell whether a function that ``value`` is, or holds in containers, holds one of ``modules``."""
+    if id(value) in modules:
+        return inside
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    if isinstance(value, FunctionType):
+        inside = True
+        parts = gc.get_referents(*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
+    elif isinstance(value, (dict, list, tuple, set, frozenset, deque, partial)):
+        parts = gc.get_referents(value)
+    else:
+        return False
+    return any(_captures(part, modules, seen, inside) for part in parts)
