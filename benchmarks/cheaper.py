@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from advcontrast import ACLTrainer, PGDAttack
 from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart
@@ -86,29 +85,26 @@ def mean_cost(acl: ACLTrainer, batch: torch.Tensor, steps: int) -> float:
 def run(seed: int, names: list[str], task: quickstart.Task, settings: quickstart.Settings) -> dict[str, dict]:
     """Return cost, accuracies and the share of one step for each algorithm."""
     found = {}
-    each = settings.labels // len(task.classes)
+    each = settings.labels // len(task.train.classes)
     steps = settings.epochs * (len(task.train) // settings.batch_size)
     for name in names:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(task.train), generator=generator)
         y = task.train.y.cpu()
-        chosen = torch.cat([order[y[order] == c][:each] for c in range(len(task.classes))]).to(task.train.x.device)
-        labelled = quickstart.Images(task.train.x[chosen], task.train.y[chosen])
-        initial = quickstart.Encoder(task.train.x.shape[1]).to(task.train.x.device, memory_format=torch.channels_last)
-        acl = learner_of(name, initial, task, steps)
+        chosen = torch.cat([order[y[order] == c][:each] for c in range(len(task.train.classes))])
+        model = quickstart.new_classifier(task)
+        acl = learner_of(name, model.encoder, task, steps)
         batch = task.train.x[: settings.batch_size]
         entry = {"cost": mean_cost(acl, batch, steps)}
         print(f"{name}: {entry['cost']:.1f} forward passes an image and step", flush=True)
-        encoder = quickstart.pretrain(acl, task, settings, generator)
+        model.encoder = quickstart.pretrain(acl, task, settings, generator)
         if name != "S2S":
             entry["share"] = catastrophic_overfitting(acl, batch, eps=task.eps).share
-        head = nn.Linear(encoder.features, len(task.classes)).to(task.train.x.device)
-        nn.init.zeros_(head.weight)
-        model = nn.Sequential(encoder, head)
         for protocol in quickstart.PROTOCOLS:
-            model = quickstart.train_classifier(model, labelled, task, protocol, settings.steps, f"{name} {protocol}")
-            entry[protocol] = list(quickstart.accuracy(model, task))
+            stage = f"{name} {protocol}"
+            quickstart.train_classifier(model, task.train.subset(chosen), task, protocol, settings.steps, stage)
+            entry[protocol] = list(quickstart.evaluated(model, task).values())
         found[name] = entry
         print(name, entry, flush=True)
     return found

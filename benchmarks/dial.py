@@ -37,7 +37,7 @@ KINDS = ("interpolated", "from clean images", "from attacked images")
 def train(task: quickstart.Task, epochs: int, batch_size: int) -> nn.Module:
     """Return a classifier that has learned clean images on one branch and attacked ones on the other."""
     encoder = quickstart.Encoder(task.train.x.shape[1])
-    model = convert_to_dual_bn(nn.Sequential(encoder, nn.Linear(encoder.features, len(task.classes))))
+    model = convert_to_dual_bn(nn.Sequential(encoder, nn.Linear(encoder.features, len(task.train.classes))))
     attack, augment = task.attack(3), SimCLRAugment(task.size, strength=0.2)
     steps = epochs * (len(task.train) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -71,7 +71,7 @@ def accuracies(model: nn.Module, task: quickstart.Task) -> dict[str, list[tuple[
         attacked = [quickstart.attacked(plain, x, y, task.attack(3)) for x, y in pairs]
         blended = (plain, blend(model, alpha, batches), blend(model, alpha, attacked))
         for kind, exported in zip(KINDS, blended, strict=True):
-            found[kind].append(quickstart.accuracy(exported.requires_grad_(False), task))
+            found[kind].append(tuple(quickstart.evaluated(exported.requires_grad_(False), task).values()))
         print(alpha, [found[kind][-1] for kind in KINDS], flush=True)
     return found
 

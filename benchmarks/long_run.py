@@ -85,7 +85,7 @@ def read(minutes: float, steps: int) -> Reading:
 
 def train(minutes: float, folder: Path) -> list[Reading]:
     """Pre-train a small dual network on the embedded images until the time is over; return the readings."""
-    train_images, test_images, _ = quickstart.embedded()
+    train_images, test_images = quickstart.embedded()
     encoder = resnet18(num_classes=0, width=4, in_channels=1, normalize=None)
     model = convert_to_dual_bn(nn.Sequential(encoder, acl_head(encoder.num_features)))
     attack = PGDAttack(eps=0.1, step_size=0.05, steps=2)

@@ -7,42 +7,45 @@ test images (TA) and under a PGD-20 attack (RA), after the last step: nothing is
 
     python examples/quickstart.py                        # embedded part of Fashion-MNIST, one seed
     python examples/quickstart.py --seeds 3              # mean and standard deviation
+    python examples/quickstart.py --jobs 1               # one encoder at a time: slower, the same results
     python examples/quickstart.py --data cifar10         # downloads CIFAR-10 into ./data
     python examples/quickstart.py --data folder PATH     # PATH/train/<class>/*, PATH/test/<class>/*
 
-Writes results.json (accuracies), card.json (settings, versions, times), results.png, images.png and the classifiers,
-models/seed<n>-<encoder>-<protocol>.safetensors, to --out. examples/cifar/evaluate.py tests those to the full.
+Encoders are trained side by side, one a CPU core, each in a process with one thread of PyTorch unless OMP_NUM_THREADS
+is set. Writes results.json (accuracies), card.json (settings, versions, times), results.png, images.png and the
+classifiers, models/seed<n>-<encoder>-<protocol>.safetensors, to --out. examples/cifar/evaluate.py tests those to the
+full.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
+import os
 import platform
+import sys
 import time
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 import advcontrast
-from advcontrast import (
-    ACLTrainer,
-    ContrastivePairAugment,
-    NTXentLoss,
-    PGDAttack,
-    convert_to_dual_bn,
-    export_branch,
-)
+from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn, export_branch
 from advcontrast.augment import SimCLRAugment
-from advcontrast.functional import kl_divergence, trades
+from advcontrast.data import ImageSet, cifar10, image_folder
+from advcontrast.evaluation import accuracy, robust_accuracy
+from advcontrast.strategies import AdversarialTrainer, TRADESTrainer
+from processes import default_jobs, in_processes
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -52,6 +55,7 @@ PROTOCOLS = {"linear": "linear on the frozen encoder", "finetune": "fine-tuning"
 COLOURS = {"RI": "#7f7f7f", "S2S": "#1f77b4", "DS": "#d62728"}
 BRANCH = {"S2S": "clean", "DS": "adv"}  # the norms that a pre-trained encoder is used with
 DATA = ("embedded", "cifar10 [DIR]", "folder PATH")
+CACHE = Path("~/.cache/advcontrast")  # for decoded images
 Results = dict[str, dict[str, dict[str, list[float]]]]
 
 
@@ -70,26 +74,15 @@ class Settings:
         default=160, metadata={"help": "training steps of fine-tuning; half as many for linear classifiers"}
     )
     device: str = field(default="auto", metadata={"help": "auto | cpu | cuda | ..."})
-
-
-@dataclass
-class Images:
-    """One split: uint8 images ``[N, C, H, W]`` and their classes ``[N]``, on the device."""
-
-    x: Tensor
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.x)
+    jobs: int = field(default=0, metadata={"help": "encoders to train at a time; 0 for one a CPU core or accelerator"})
 
 
 @dataclass
 class Task:
     """The images of a run, and how strong the attacks on them are."""
 
-    train: Images
-    test: Images
-    classes: list[str]
+    train: ImageSet
+    test: ImageSet
     eps: float
 
     @property
@@ -111,12 +104,14 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = []
         for before, after, stride in zip(widths[:-1], widths[1:], (1, 2, 2, 1), strict=True):
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.layers = nn.Sequential(*layers)
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features ``[N, features]`` of images ``[N, C, H, W]``."""
-        return self.layers((x - 0.5) / 0.25)
+        x = self.layers((x - 0.5) / 0.25)
+        # As AdaptiveAvgPool2d(1), whose gradient is not channels last and slows down the backward pass.
+        return F.avg_pool2d(x, x.shape[2:]).flatten(1)
 
 
 def contrastive(mode: str, encoder: Encoder, task: Task) -> ACLTrainer:
@@ -130,48 +125,62 @@ def contrastive(mode: str, encoder: Encoder, task: Task) -> ACLTrainer:
 
 def pretrain(acl: ACLTrainer, task: Task, settings: Settings, generator: torch.Generator) -> Encoder:
     """Train; return the encoder with the norms of the branch that is wanted afterwards."""
-    optimizer = torch.optim.Adam(acl.parameters(), lr=3e-3, weight_decay=1e-6)
-    steps = settings.epochs * (len(task.train) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    with tqdm(total=steps, desc=f"pre-train {acl.mode}", unit="step") as bar:
-        for _ in range(settings.epochs):
-            order = torch.randperm(len(task.train), generator=generator).to(task.train.x.device)
-            for batch in order[: len(order) // settings.batch_size * settings.batch_size].split(settings.batch_size):
-                out = acl(task.train.x[batch])
-                optimizer.zero_grad(set_to_none=True)
-                out.loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-            bar.set_postfix({name: f"{value:.2f}" for name, value in out.terms.items()})
+    size = settings.batch_size
+    orders = [torch.randperm(len(task.train), generator=generator) for _ in range(settings.epochs)]
+    batches = torch.cat([order[: len(order) // size * size] for order in orders]).to(task.train.x.device).split(size)
+    optimizer = Adam(acl.parameters(), lr=3e-3, weight_decay=1e-6)
+    schedule = OneCycleLR(optimizer, 3e-3, total_steps=len(batches), pct_start=0.1)
+    train(acl, [task.train.x], batches, schedule, f"seed {generator.initial_seed()}, {acl.mode}, pre-training")
     return export_branch(acl.model, BRANCH[acl.mode])[0]
 
 
-def train_classifier(model: nn.Module, labelled: Images, task: Task, protocol: str, steps: int, name: str) -> nn.Module:
-    """Train a copy of a classifier to be robust: its last layer on adversarial images, or all of it with TRADES."""
-    model = copy.deepcopy(model).eval()
-    trained, steps = (model[1], (steps + 1) // 2) if protocol == "linear" else (model, steps)
-    model[0].requires_grad_(protocol == "finetune")
+def new_classifier(task: Task) -> nn.Sequential:
+    """Return an encoder with random weights and a linear head with weights of zero."""
+    encoder = Encoder(task.train.x.shape[1])
+    head = nn.Linear(encoder.features, len(task.train.classes))
+    nn.init.zeros_(head.weight)
+    model = nn.Sequential(OrderedDict(encoder=encoder, head=head))
+    return model.to(task.train.x.device, memory_format=torch.channels_last)
+
+
+def train_classifier(model: nn.Module, labelled: ImageSet, task: Task, protocol: str, steps: int, stage: str) -> None:
+    """Train a classifier to be robust: its head on adversarial images, or all of it with TRADES."""
+    model.requires_grad_(True)
     attack, augment = task.attack(7), SimCLRAugment(task.size, strength=0.2)
-    rate = 0.1 if protocol == "linear" else 0.03
-    optimizer = torch.optim.SGD(trained.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in tqdm(range(steps), desc=name, unit="step"):
-        x, y = augment(labelled.x), labelled.y
-        model.eval()
-        if protocol == "linear":
-            loss = F.cross_entropy(model(attacked(model, x, y, attack)), y)
-        else:
-            with torch.no_grad():
-                clean = model(x)
-            x_adv = attack(lambda images, clean=clean: kl_divergence(clean, model(images)), x)
-            model.train()
-            loss = trades(model(x), model(x_adv), y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+    learner: nn.Module
+    if protocol == "linear":
+        learner, rate = AdversarialTrainer(model, attack=attack, augment=augment, frozen=True), 0.1
+        steps = (steps + 1) // 2
+    else:
+        learner, rate = TRADESTrainer(model, attack=attack, augment=augment), 0.03
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = SGD(trained, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    train(learner, [labelled.x, labelled.y], [slice(None)] * steps, CosineAnnealingLR(optimizer, steps), stage)
+    model.eval()
+
+
+def train(learner: nn.Module, data: list[Tensor], batches: Sequence, schedule: LRScheduler, stage: str) -> None:
+    """Take a step of training on each batch; print the progress at the start, every ten seconds and at the end."""
+    learner.train()
+    report(f"{stage}: {len(batches)} steps")
+    started = shown = time.monotonic()
+    for done, batch in enumerate(batches, 1):
+        out = learner(*(tensor[batch] for tensor in data))
+        learner.zero_grad()
+        out.loss.backward()
+        schedule.optimizer.step()
         schedule.step()
-    return model.eval()
+        now = time.monotonic()
+        if now > shown + 10 or done == len(batches):
+            left = (now - started) / done * (len(batches) - done)
+            terms = ", ".join(f"{name} {value:.2f}" for name, value in out.terms.items())
+            report(f"{stage}: {done} of {len(batches)} steps, {left:.0f} s left; {terms}")
+            shown = now
+
+
+def report(text: str) -> None:
+    """Print a line of progress. Several processes may do so at once, into a terminal or a log."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: PGDAttack, seed: int | None = None) -> Tensor:
@@ -180,125 +189,102 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: PGDAttack, seed: in
     return attack(lambda images: F.cross_entropy(model(images), y, reduction="none"), x, generator=generator)
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, task: Task) -> tuple[float, float]:
-    """Return the fraction of test images classified correctly, as they are (TA) and under PGD-20 (RA)."""
-    right = torch.zeros(2)
-    for start in range(0, len(task.test), 500):
-        x, y = task.test.x[start : start + 500].float() / 255, task.test.y[start : start + 500]
-        for i, images in enumerate((x, attacked(model, x, y, task.attack(20)))):
-            right[i] += (model(images).argmax(1) == y).sum().cpu()
-    ta, ra = (right / len(task.test)).tolist()
-    return ta, ra
+def evaluated(model: nn.Module, task: Task) -> dict[str, float]:
+    """Return the fraction of test images classified correctly, as they are (TA), and under PGD-20 too (RA)."""
+    batches = list(task.test.batches(500))
+    ra = robust_accuracy(model, batches, task.attack(20))
+    return {"ta": accuracy(model, batches).accuracy, "ra": ra.accuracy}
 
 
-def run(seed: int, task: Task, settings: Settings, results: Results) -> dict[str, nn.Module]:
-    """Run all encoders and protocols with one seed; add their accuracies, store and return the classifiers."""
+def stored(settings: Settings, seed: int, name: str, protocol: str) -> Path:
+    """Return the path of a classifier."""
+    return Path(settings.out) / "models" / f"seed{seed}-{name}-{protocol}.safetensors"
+
+
+def run(seed: int, name: str, settings: Settings) -> dict[str, dict[str, float]]:
+    """Train an encoder and its classifiers, store these, and return their accuracies."""
+    task = load_task(settings)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    each = settings.labels // len(task.classes)
+    each = settings.labels // len(task.train.classes)
     y = task.train.y.cpu()
     order = torch.randperm(len(y), generator=generator)
-    chosen = torch.cat([order[y[order] == c][:each] for c in range(len(task.classes))]).to(task.train.x.device)
-    labelled = Images(task.train.x[chosen], task.train.y[chosen])
+    chosen = torch.cat([order[y[order] == c][:each] for c in range(len(task.train.classes))])
+    labelled = task.train.subset(chosen)
 
-    initial = Encoder(task.train.x.shape[1]).to(task.train.x.device, memory_format=torch.channels_last)
-    folder = Path(settings.out) / "models"
-    folder.mkdir(parents=True, exist_ok=True)
-    models = {}
-    for name in ENCODERS:
-        acl = None if name == "RI" else contrastive(name, initial, task)
-        encoder = initial if acl is None else pretrain(acl, task, settings, generator)
-        head = nn.Linear(encoder.features, len(task.classes)).to(task.train.x.device)
-        nn.init.zeros_(head.weight)
-        model = nn.Sequential(encoder, head)
-        for protocol in PROTOCOLS:
-            model = train_classifier(model, labelled, task, protocol, settings.steps, f"{name} {protocol}")
-            entry = results.setdefault(name, {}).setdefault(protocol, {"ta": [], "ra": []})
-            for metric, value in zip(("ta", "ra"), accuracy(model, task), strict=True):
-                entry[metric].append(value)
-            models[f"{name}-{protocol}"] = model
-            weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-            about = {"arch": "quickstart", "settings": asdict(settings), "branch": BRANCH.get(name)}
-            path = folder / f"seed{seed}-{name}-{protocol}.safetensors"
-            save_file(weights, path, {"advcontrast": json.dumps(about)})
-            path.chmod(folder.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read
-    return models
+    model = new_classifier(task)  # up to here, all encoders of a seed have drawn the same numbers
+    if name != "RI":
+        model.encoder = pretrain(contrastive(name, model.encoder, task), task, settings, generator)
+    found = {}
+    for protocol, title in PROTOCOLS.items():
+        stage = f"seed {seed}, {name}, {title}"
+        train_classifier(model, labelled, task, protocol, settings.steps, stage)
+        found[protocol] = evaluated(model, task)
+        report(f"{stage}: TA {found[protocol]['ta']:.1%}, RA {found[protocol]['ra']:.1%}")
+        weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+        about = {"arch": "quickstart", "settings": asdict(settings), "branch": BRANCH.get(name)}
+        path = stored(settings, seed, name, protocol)
+        path.parent.mkdir(exist_ok=True)
+        save_file(weights, path, {"advcontrast": json.dumps(about)})
+        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read
+    return found
 
 
 def load_task(settings: Settings) -> Task:
     """Read the images that ``--data`` names, once the flags make sense."""
-    for name in ("seeds", "epochs", "limit", "steps"):
-        if getattr(settings, name) < 1:
-            raise SystemExit(f"quickstart: expected --{name} of at least 1, got {getattr(settings, name)}.")
+    for name, least in {"seeds": 1, "epochs": 1, "limit": 1, "steps": 1, "jobs": 0}.items():
+        if getattr(settings, name) < least:
+            raise SystemExit(f"quickstart: expected --{name} of at least {least}, got {getattr(settings, name)}.")
     device = settings.device
     if device == "auto":
         device = str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
     kind, *where = settings.data
-    if kind == "embedded" and not where:
-        (train, test, classes), eps = embedded(), 0.1
-    elif kind == "cifar10" and len(where) <= 1:
-        (train, test, classes), eps = cifar10(where[0] if where else "data"), 8 / 255
-    elif kind == "folder" and len(where) == 1:
-        (train, test, classes), eps = folder(Path(where[0]), settings.limit), 8 / 255
-    else:
+    if (kind, len(where)) not in {("embedded", 0), ("cifar10", 0), ("cifar10", 1), ("folder", 1)}:
         raise SystemExit(f"quickstart: expected --data {' or '.join(DATA)}, got {' '.join(settings.data)}.")
-    keep = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: settings.limit]
-    train = Images(train.x[keep], train.y[keep])
+    try:
+        if kind == "embedded":
+            train, test = embedded()
+        elif kind == "cifar10":
+            train, test = (cifar10(where[0] if where else "data", train=split) for split in (True, False))
+        else:
+            train, test = (image_folder(Path(where[0]) / split, cache=CACHE) for split in ("train", "test"))
+            test = test.subset(shuffled(len(test))[: max(settings.limit // 5, 1)])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SystemExit(f"quickstart: {error}") from error
+    if train.classes != test.classes:
+        raise SystemExit(
+            f"quickstart: expected the same classes in train and test, got {train.classes}, {test.classes}."
+        )
+    train = train.subset(shuffled(len(train))[: settings.limit])
     if not 2 <= settings.batch_size <= len(train):
         raise SystemExit(f"quickstart: expected --batch-size from 2 to {len(train)} images, got {settings.batch_size}.")
-    most = len(classes) * int(torch.bincount(train.y, minlength=len(classes)).min())
-    if not len(classes) <= settings.labels <= most:
-        raise SystemExit(f"quickstart: expected --labels from {len(classes)} to {most}, got {settings.labels}.")
-    splits = [Images(split.x.to(device), split.y.to(device)) for split in (train, test)]
-    return Task(*splits, classes, eps)
+    most = len(train.classes) * int(torch.bincount(train.y, minlength=len(train.classes)).min())
+    if not len(train.classes) <= settings.labels <= most:
+        raise SystemExit(f"quickstart: expected --labels from {len(train.classes)} to {most}, got {settings.labels}.")
+    return Task(train.to(device), test.to(device), eps=0.1 if kind == "embedded" else 8 / 255)
 
 
-def embedded() -> tuple[Images, Images, list[str]]:
+def shuffled(n: int) -> Tensor:
+    """Return the numbers below n, always in the same random order."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+
+def embedded() -> list[ImageSet]:
     """Return 5,000 training and 1,000 test images of Fashion-MNIST, halved to 14 x 14 pixels."""
+    classes = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
     with np.load(Path(__file__).parent / "data" / "fashion-mini.npz") as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-
-    def split(name: str) -> Images:
-        x = F.avg_pool2d(arrays[f"{name}_images"][:, None].float(), 2).round().to(torch.uint8)
-        return Images(x, arrays[f"{name}_labels"].long())
-
-    classes = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-    return split("train"), split("test"), classes
+    x = {name: F.avg_pool2d(arrays[f"{name}_images"][:, None].float(), 2).round() for name in ("train", "test")}
+    return [ImageSet(x[name].to(torch.uint8), arrays[f"{name}_labels"].long(), classes) for name in x]
 
 
-def cifar10(where: str) -> tuple[Images, Images, list[str]]:
-    """Return CIFAR-10, downloaded and verified by torchvision."""
-    from torchvision.datasets import CIFAR10
+def gathered(done: dict[tuple[int, str], dict[str, dict[str, float]]]) -> Results:
+    """Return what has been found so far as lists over the seeds, in an order that does not depend on time."""
 
-    files = [CIFAR10(where, train=train, download=True) for train in (True, False)]
-    train, test = (Images(torch.from_numpy(f.data).permute(0, 3, 1, 2), torch.tensor(f.targets)) for f in files)
-    return train, test, files[0].classes
+    def each(name: str, protocol: str, metric: str) -> list[float]:
+        return [done[key][protocol][metric] for key in sorted(done) if key[1] == name]
 
-
-def folder(where: Path, limit: int) -> tuple[Images, Images, list[str]]:
-    """Return the images of two folders of class folders, cut square and resized to 32 x 32 pixels."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import functional as TF
-
-    def split(name: str, most: int) -> tuple[Images, list[str]]:
-        if not (where / name).is_dir():
-            raise SystemExit(f"quickstart: expected a folder of class folders at {where / name}, found none.")
-        files = ImageFolder(where / name)
-        chosen = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[:most].tolist()
-        x = torch.empty(len(chosen), 3, 32, 32, dtype=torch.uint8)
-        for i, index in enumerate(tqdm(chosen, desc=f"read {name}", unit="image")):
-            try:
-                image = files[index][0]
-            except OSError as error:
-                path = files.samples[index][0]
-                raise SystemExit(f"quickstart: expected an image in {path}, got {error}. Remove the file.") from error
-            x[i] = TF.pil_to_tensor(TF.resize(TF.center_crop(image, min(image.size)), [32, 32]))
-        return Images(x, torch.tensor([files.targets[index] for index in chosen])), files.classes
-
-    train, classes = split("train", limit)
-    test, _ = split("test", max(limit // 5, 1))
-    return train, test, classes
+    return {n: {p: {metric: each(n, p, metric) for metric in ("ta", "ra")} for p in PROTOCOLS} for n in ENCODERS}
 
 
 def mean_and_deviation(values: list[float]) -> str:
@@ -332,17 +318,18 @@ def plot_results(results: Results, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_images(models: dict[str, nn.Module], task: Task, path: Path) -> None:
+def plot_images(settings: Settings, task: Task, path: Path) -> None:
     """Draw test images, and for each fine-tuned model what the attack makes of them and the perturbation itself."""
-    shown = torch.stack([(task.test.y == c).nonzero()[0, 0] for c in range(min(len(task.classes), 8))])
+    classes, model = task.test.classes, new_classifier(task).eval().requires_grad_(False)
+    shown = torch.stack([(task.test.y == c).nonzero()[0, 0] for c in range(min(len(classes), 8))])
     clean, y = task.test.x[shown].float() / 255, task.test.y[shown]
-    rows = [("clean", clean, [task.classes[c] for c in y.tolist()], ["black"] * len(shown))]
+    rows = [("clean", clean, [classes[c] for c in y.tolist()], ["black"] * len(shown))]
     for name in ("RI", "DS"):
-        model = models[f"{name}-finetune"]
+        model.load_state_dict(load_file(stored(settings, settings.seeds - 1, name, "finetune")))
         perturbed = attacked(model, clean, y, task.attack(20), seed=0)
         guesses = model(perturbed).argmax(1).tolist()
         colours = ["green" if guess == y else "red" for guess, y in zip(guesses, y.tolist(), strict=True)]
-        rows.append((f"{name}: attacked", perturbed, [task.classes[guess] for guess in guesses], colours))
+        rows.append((f"{name}: attacked", perturbed, [classes[guess] for guess in guesses], colours))
         rows.append((f"{name}: perturbation", 0.5 + (perturbed - clean) / (2 * task.eps), [""] * len(shown), colours))
     shape = (len(rows), len(shown))
     figure, grid = plt.subplots(*shape, figsize=(1.3 * shape[1], 1.5 * shape[0]), layout="constrained")
@@ -370,9 +357,15 @@ def main() -> None:
     task = load_task(settings)
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    results: Results = {}
-    for seed in range(settings.seeds):
-        models = run(seed, task, settings, results)
+    calls = [
+        (seed, name, settings) for seed in range(settings.seeds) for name in reversed(ENCODERS)
+    ]  # the longest first
+    jobs = min(settings.jobs or (default_jobs() if task.train.x.device.type == "cpu" else 1), len(calls))
+    report(f"quickstart: {settings.seeds} seed(s) of {', '.join(ENCODERS)}, {jobs} at a time; results will be in {out}")
+    done: dict[tuple[int, str], dict[str, dict[str, float]]] = {}
+    for (seed, name, _), found in in_processes(run, calls, jobs):
+        done[seed, name] = found
+        results = gathered(done)
         (out / "results.json").write_text(json.dumps(results, indent=2))
     versions = {"advcontrast": advcontrast.__version__, "torch": torch.__version__, "python": platform.python_version()}
     card = {
@@ -381,14 +374,17 @@ def main() -> None:
         "images": {"train": list(task.train.x.shape), "test": list(task.test.x.shape)},
         "branch": BRANCH,
         "versions": versions,
-        "hardware": {"device": str(task.train.x.device), "threads": torch.get_num_threads()},
+        "hardware": {"device": str(task.train.x.device), "jobs": jobs, "threads": os.environ["OMP_NUM_THREADS"]},
         "seconds": round(time.perf_counter() - started, 1),
     }
     (out / "card.json").write_text(json.dumps(card, indent=2))
     plot_results(results, out / "results.png")
-    plot_images(models, task, out / "images.png")
+    plot_images(settings, task, out / "images.png")
     print(f"\n{table(results)}\n\n{settings.labels} labels, PGD-20, eps = {task.eps:.3g}, {card['seconds']:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

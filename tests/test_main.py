@@ -181,12 +181,14 @@ def without(*names):
 
 
 def test_what_is_missing_is_named_with_the_command_that_mends_it():
-    found = rows(lines(before=without("accelerate", "lightning", "pytorch_lightning", "pytorch-lightning", "tqdm")))
+    found = rows(
+        lines(before=without("accelerate", "lightning", "pytorch_lightning", "pytorch-lightning", "matplotlib", "tqdm"))
+    )
     assert found["accelerate"] == found["tqdm"] == "missing"
     assert found["examples/accelerate_acl.py"] == "missing: pip install accelerate"
     assert found["adapters.accelerate"] == "missing: pip install accelerate"
     assert found["examples/lightning_acl.py"] == "missing: pip install lightning"
-    assert found["examples/quickstart.py"] == "missing: pip install tqdm"
+    assert found["examples/quickstart.py"] == "missing: pip install matplotlib"
     assert found["examples"].startswith("missing: pip install ")
     assert "tqdm" in found["examples"]
 

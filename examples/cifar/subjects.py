@@ -77,15 +77,14 @@ def _about(name: str, path: str) -> dict[str, Any]:
 def _from_quickstart(path: str, about: dict[str, Any], settings: Any) -> Subject:
     """Rebuild a classifier of the quickstart; its images come with it, whatever ``--data`` says."""
     sys.path.append(str(Path(__file__).parents[1]))
-    from quickstart import Encoder, load_task
     from quickstart import Settings as Quickstart
+    from quickstart import load_task, new_classifier
 
     task = load_task(Quickstart(**about["settings"]))
-    images = ImageSet(task.test.x, task.test.y, tuple(task.classes))
+    images = task.test
     if settings.test_limit:
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
         images = images.subset(chosen[: settings.test_limit])
-    encoder = Encoder(images.x.shape[1])
-    model = nn.Sequential(encoder, nn.Linear(encoder.features, len(task.classes))).to(images.x.device)
+    model = new_classifier(task)
     model.load_state_dict(load_file(path))
     return Subject(model.eval(), images, task.eps if settings.eps is None else settings.eps, about["branch"])

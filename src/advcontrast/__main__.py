@@ -116,7 +116,7 @@ def report() -> Iterator[str]:
     scripts = {f"adapters.{file.stem}": needs([file]) for file in sorted((_PACKAGE / "adapters").glob("[!_]*.py"))}
     for path in sorted(_EXAMPLES.iterdir()) if _EXAMPLES.is_dir() else []:
         if files := [path] if path.suffix == ".py" else sorted(path.glob("*.py")):
-            scripts[f"examples/{path.name}"] = needs(files, [file.stem for file in files])
+            scripts[f"examples/{path.name}"] = needs(files, [file.stem for file in files[0].parent.glob("*.py")])
     found = extras()
     optional = {_distribution(name) for groups in scripts.values() for group in groups for name in group}
     optional |= {*_GUESTS, *(name for names in found.values() for name in names)}

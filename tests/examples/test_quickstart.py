@@ -1,20 +1,34 @@
 """The quickstart runs as a user would run it, on few images."""
 
 import json
+import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 QUICK = ["--epochs", "1", "--steps", "2", "--limit", "80", "--batch-size", "40", "--labels", "20"]
 
 
-def quickstart(*flags):
-    return subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True, check=False)
+def start(*flags, home, **more):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    line = [sys.executable, SCRIPT, *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(line, **pipes, env={**environment, "HOME": str(home)}, **more)
+
+
+def quickstart(*flags, home):
+    with start(*flags, home=home) as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output, errors
 
 
 def write_image_folder(root, classes=2, each=12):
@@ -51,21 +65,51 @@ def check_results(out, seeds):
 
 
 @pytest.mark.slow
-def test_runs_on_the_embedded_images_with_two_seeds(tmp_path):
-    done = quickstart(*QUICK, "--seeds", "2", "--out", str(tmp_path / "new" / "out"))
-    assert done.returncode == 0, done.stderr
-    check_results(tmp_path / "new" / "out", seeds=2)
-    assert "| ACL (DS) |" in done.stdout
-    assert "pre-train DS" in done.stderr
+def test_the_number_of_processes_changes_no_result(tmp_path):
+    several, one = tmp_path / "new" / "several", tmp_path / "one"
+    output, errors = quickstart(*QUICK, "--seeds", "2", "--jobs", "3", "--out", str(several), home=tmp_path)
+    check_results(several, seeds=2)
+    assert "| ACL (DS) |" in output
+    assert all(f"seed {seed}, {name}" in errors for seed in (0, 1) for name in ("RI", "S2S", "DS"))
+    hardware = json.loads((several / "card.json").read_text())["hardware"]
+    assert (hardware["jobs"], hardware["threads"]) == (3, "1")
+
+    quickstart(*QUICK, "--jobs", "1", "--out", str(one), home=tmp_path)
+    first, alone = (json.loads((out / "results.json").read_text()) for out in (several, one))
+    cut = {name: {p: {m: v[:1] for m, v in e.items()} for p, e in entry.items()} for name, entry in first.items()}
+    assert cut == alone
+    for path in (one / "models").iterdir():
+        torch.testing.assert_close(load_file(path), load_file(several / "models" / path.name), rtol=0, atol=0)
 
 
 @pytest.mark.slow
 def test_runs_on_a_folder_of_images(tmp_path):
     write_image_folder(tmp_path)
     flags = ["--data", "folder", str(tmp_path), "--epochs", "1", "--steps", "2", "--batch-size", "8", "--labels", "4"]
-    done = quickstart(*flags, "--out", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
+    quickstart(*flags, "--out", str(tmp_path / "out"), home=tmp_path)
     check_results(tmp_path / "out", seeds=1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs process groups")
+@pytest.mark.parametrize("line", ["results will be in", "pre-training"])
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path, line):
+    with start("--out", str(tmp_path), home=tmp_path, start_new_session=True) as process:
+        assert any(line in text for text in iter(process.stderr.readline, ""))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
+        _, errors = process.communicate(timeout=300)  # until no process of it holds the pipe
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_classes_that_differ_are_no_test(tmp_path, monkeypatch):
+    write_image_folder(tmp_path)
+    (tmp_path / "test" / "class 1").rename(tmp_path / "test" / "class 2")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--data", "folder", str(tmp_path)])
+    with pytest.raises(SystemExit, match="expected the same classes in train and test"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +117,8 @@ def test_runs_on_a_folder_of_images(tmp_path):
     [
         (["--data", "imagenet"], "quickstart: expected --data embedded or cifar10"),
         (["--data", "folder"], "quickstart: expected --data embedded or cifar10"),
-        (["--data", "folder", "nowhere"], "quickstart: expected a folder of class folders at nowhere"),
+        (["--data", "folder", "nowhere"], "quickstart: image_folder: expected a folder at"),
+        (["--jobs", "-1"], "quickstart: expected --jobs of at least 0, got -1"),
         (["--epochs", "0"], "quickstart: expected --epochs of at least 1, got 0"),
         (["--labels", "5"], "quickstart: expected --labels from 10 to"),
         (["--labels", "100000"], "quickstart: expected --labels from 10 to"),
@@ -81,6 +126,7 @@ def test_runs_on_a_folder_of_images(tmp_path):
     ],
 )
 def test_a_wrong_flag_ends_with_one_line(flags, message, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     monkeypatch.setattr(sys, "argv", ["quickstart.py", *flags, "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match=message) as stop:
         runpy.run_path(str(SCRIPT), run_name="__main__")
