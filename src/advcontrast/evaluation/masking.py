@@ -86,8 +86,8 @@ def gradient_masking(
     attacked with one step, with the attack as given, with twice the steps, in a ball of half the radius and in one
     that holds every image; with two other losses; with the best of 50 draws of sign noise; with a gradient-free search
     of 100 queries; and with images that were made for a surrogate. With k the steps of the attack, an image costs about
-    ``7 * k + 170`` forward and ``8 * k`` backward passes, and k of each more with a surrogate: a little more than
-    seven runs of the attack and 150 queries. Only images that are classified correctly are attacked; a few hundred are
+    ``8 * k + 170`` forward and ``8 * k`` backward passes, and k of each more with a surrogate: eight runs of the attack
+    and 150 queries. Only images that are classified correctly are attacked; a few hundred are
     enough. Where the model leaves the graph, or a gradient is not finite, attacks see a gradient of zero. As
     :func:`accuracy`, the call leaves no trace.
 
@@ -101,7 +101,7 @@ def gradient_masking(
     - ``"margin loss"`` climbs in the direction :math:`g_r / \lVert g_r \rVert - g_y / \lVert g_y \rVert`, with
       :math:`g_y` and :math:`g_r` the gradients of the logits of the true class and of the strongest other one. It stays
       the same when each logit passes through an increasing function, such as a clip that leaks. Each step costs two
-      backward passes.
+      forward and two backward passes.
 
     Both runs, and the one on the surrogate, are those of the given attack where it is a ``PGDAttack``, and otherwise
     PGD with as many steps of a quarter of the radius.
@@ -233,20 +233,21 @@ def _margin(objective: Classification) -> Objective:
         if not x.requires_grad:
             return ahead
         rivals = logits.scatter(1, y[:, None], -torch.inf).argmax(1)
-        # Logits of any size, also tiny ones, enter the backward pass as if their spread were one.
-        spread = logits.detach().amax(1) - logits.detach().amin(1)
-        scale = (1 / spread).clamp(max=torch.finfo(spread.dtype).max ** 0.5)
-        up, down = (_direction(logits.gather(1, which[:, None])[:, 0], x, scale) for which in (rivals, y))
-        uphill = ((up - down) * x).flatten(1).sum(1)
-        return ahead.detach() + (uphill - uphill.detach())
+        # A second forward pass, as compiled networks free what the first backward pass used.
+        uphill = _direction(logits, rivals, x) - _direction(objective.logits(x), y, x)
+        climb = (uphill * x).flatten(1).sum(1)
+        return ahead.detach() + (climb - climb.detach())
 
     return value
 
 
-def _direction(values: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """Return the gradient of each value, scaled to length one for each image, and zero where it is zero."""
+def _direction(logits: Tensor, classes: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of one logit of each image, scaled to length one, and zero where it is zero."""
+    # Logits of any size, also tiny ones, enter the backward pass as if their spread were one.
+    spread = logits.detach().amax(1) - logits.detach().amin(1)
+    scale = (1 / spread).clamp(max=torch.finfo(spread.dtype).max ** 0.5)
     with torch.autocast(x.device.type, enabled=False):
-        (slope,) = torch.autograd.grad(values, x, scale, retain_graph=True)
+        (slope,) = torch.autograd.grad(logits.gather(1, classes[:, None])[:, 0], x, scale)
     # Two divisions, as the square of a tiny gradient is zero.
     slope = slope / rows(slope.flatten(1).abs().amax(1).clamp(min=torch.finfo(slope.dtype).tiny), slope)
     return slope / rows(slope.flatten(1).norm(dim=1).clamp(min=1), slope)
@@ -322,7 +323,7 @@ class _Visible:
 class _FiniteGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
+        return x.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
