@@ -130,3 +130,65 @@ def test_a_wrong_shape_is_reported_for_both_branches():
     state["1.weight"] = torch.zeros(5)
     with pytest.raises(RuntimeError, match=r"(?s)size mismatch for 1\.clean\.weight.*size mismatch for 1\.adv\.weight"):
         convert_to_dual_bn(network()).load_state_dict(state)
+
+
+SPLITS = pytest.mark.parametrize("split", ["both", "affine", "stats"])
+
+
+def differing(split):
+    """Return a converted network whose branches differ in all that they do not share."""
+    torch.manual_seed(0)
+    model = convert_to_dual_bn(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), split=split)
+    for number, branch in enumerate(("clean", "adv")):
+        with torch.no_grad(), bn_branch(model, branch):
+            for parameter in model[1].parameters():
+                parameter.add_(torch.rand_like(parameter))
+            model(torch.rand(2, 3, 4, 4) + number)
+    return model.eval()
+
+
+def of_both_branches(model):
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for branch in ("clean", "adv"):
+        with bn_branch(model, branch):
+            outputs.append(model(x))
+    return outputs
+
+
+@SPLITS
+def test_safetensors_saves_and_loads_a_network(split, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, other = (
+        differing(split),
+        convert_to_dual_bn(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), split=split),
+    )
+    safetensors.save_model(model, tmp_path / "model.safetensors")
+    assert safetensors.load_model(other, tmp_path / "model.safetensors") == (set(), [])
+    assert all(map(torch.equal, of_both_branches(other.eval()), of_both_branches(model)))
+
+
+@SPLITS
+def test_safetensors_loads_a_plain_network_into_every_branch(split, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    plain[1].running_mean.fill_(3.0)
+    safetensors.save_model(plain, tmp_path / "model.safetensors")
+    model = differing(split)
+    assert safetensors.load_model(model, tmp_path / "model.safetensors") == (set(), [])
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert all(torch.equal(output, plain(x)) for output in of_both_branches(model))
+
+
+@SPLITS
+def test_entries_of_a_state_dict_share_no_memory(split):
+    state = differing(split).state_dict()
+    assert len({value.data_ptr() for value in state.values()}) == len(state)
+
+
+@SPLITS
+def test_the_variables_themselves_are_those_of_the_network(split):
+    model = differing(split)
+    state = model.state_dict(keep_vars=True)
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    assert all(state[name] is tensor for name, tensor in tensors.items())

@@ -78,6 +78,7 @@ class DualNorm(nn.Module):
             memo.update((id(owner), owner) for owner in _hook_owners(norm) if owner is not norm)
             self._modules[name] = copy.deepcopy(norm, memo)
         self._tie()
+        self.register_state_dict_post_hook(_separate)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
         return self
 
@@ -274,6 +275,17 @@ def _hook_owners(norm: nn.Module) -> Iterator[object]:
             for hook in hooks.values():
                 function = getattr(hook, "hook", hook)
                 yield getattr(function, "__self__", function)
+
+
+def _separate(dual: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: object) -> None:
+    """Copy what branches share, unless the tensors themselves are asked for: safetensors refuses shared memory."""
+    dual = cast(DualNorm, dual)
+    for branch in dual.branches[1:] if dual.split != "both" else ():
+        norm = dual._norm_of(branch)
+        for name, tensor in norm.named_buffers() if dual.split == "affine" else norm.named_parameters():
+            key = f"{prefix}{branch}.{name}"
+            if state_dict.get(key, tensor) is not tensor:
+                state_dict[key] = state_dict[key].clone()
 
 
 def _tie_again(dual: nn.Module, _keys: object) -> None:
