@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 
+# They hold no generators, and there may be millions of them.
+_PLAIN = (int, float, str, bytes, torch.Tensor, type, FunctionType, ModuleType)
+
 
 def capture(*devices: torch.device) -> dict[str, Any]:
     """Return the states of the generators of the host and of these devices, as plain data."""
@@ -79,7 +82,9 @@ def generators(owner: object) -> dict[str, torch.Generator]:
         if isinstance(value, torch.Generator):
             found[name.replace("_modules.", "")] = value
         else:
-            left += [(f"{name}.{key}".removeprefix("."), held) for key, held in _held(value)]
+            left += [
+                (f"{name}.{key}".removeprefix("."), held) for key, held in _held(value) if not isinstance(held, _PLAIN)
+            ]
     return found
 
 
@@ -91,8 +96,6 @@ def _held(value: Any) -> Iterable[tuple[Any, Any]]:
         return value.items()
     if isinstance(value, partial):
         return [("args", value.args), ("keywords", value.keywords), ("func", value.func)]
-    if isinstance(value, (torch.Tensor, type, FunctionType, ModuleType)):
-        return []
     held: dict[str, Any] = getattr(value, "__dict__", {})
     return held.items()
 
