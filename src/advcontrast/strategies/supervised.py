@@ -219,7 +219,11 @@ class AdversarialTrainer(StandardTrainer):
 
         Returns:
             Logits ``[N, C]``.
+
+        Raises:
+            TypeError: ``x`` is no floating-point tensor.
         """
+        _check_images(type(self).__name__, x, augmented=True)
         with under_attack(self.model):
             logits: Tensor = self.model(x.clone())  # a model may change its input in place
         return logits
