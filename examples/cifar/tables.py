@@ -5,6 +5,8 @@
     python examples/cifar/tables.py --budget paper --data cifar10 --data100 cifar100 --out runs/paper
 
 Each run is one of the scripts beside this one, in ``OUT/seed<N>/<run>/``. Started again, it goes on where it stopped.
+What the scripts print is in ``OUT/logs/``. On a CPU let ``--jobs`` be the number of cores: a run has one thread of
+PyTorch unless the environment variable OMP_NUM_THREADS sets another number. The results do not depend on ``--jobs``.
 ``OUT/tables.md``, ``OUT/figure2.png`` and ``OUT/figure3.png`` show what there is: mean and standard deviation over the
 seeds, beside the paper's numbers; ``OUT/cards/`` has a JSON card for each run.
 
@@ -22,14 +24,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from flags import Parser
 from recipes import BUDGETS, PARTS, Run, needed, runs_of
 from report import finished, write_report
-from tqdm import tqdm
 
 HERE = Path(__file__).parent
 KINDS = ("cifar10", "cifar100", "folder", "embedded")
@@ -49,7 +51,12 @@ def arguments() -> argparse.Namespace:
     parts = ", ".join(PARTS)
     parser.add_argument("--only", nargs="+", default=PARTS, metavar="PART", help=f"{parts}, or names of runs")
     parser.add_argument("--seeds", type=int, default=0, help="number of seeds; 0 for the budget's")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="runs at a time, each with one thread on the CPU unless OMP_NUM_THREADS is set",
+    )
     parser.add_argument("--device", default="auto", help="as for the scripts")
     parser.add_argument("--amp", default="off", choices=("off", "bf16"), help="as for the scripts")
     given = parser.parse_args()
@@ -93,8 +100,8 @@ class Runner:
         self.folder = Path(given.out)
         self.children: set[subprocess.Popen[bytes]] = set()
         self.lock, self.ending = threading.Lock(), False
-        threads = str(max(1, (os.cpu_count() or 1) // given.jobs))
-        self.environment = {"OMP_NUM_THREADS": threads, **os.environ}
+        # Not the cores divided by the jobs: the number of threads decides how sums are rounded, and so the results.
+        self.environment = {"OMP_NUM_THREADS": "1", **os.environ}
 
     def run(self, run: Run, seed: int, before: Future[str] | None) -> str:
         """Run a script to its end, unless it has ended before; return what went wrong, or nothing."""
@@ -110,6 +117,7 @@ class Runner:
                     return f"{run.name}, seed {seed}: not run"
                 child = subprocess.Popen(command(run, seed, self.given), stdout=file, stderr=file, env=self.environment)
                 self.children.add(child)
+            progress(f"{run.name}, seed {seed}: running, see {log}")
             child.wait()
             with self.lock:
                 self.children.discard(child)
@@ -135,7 +143,15 @@ class Runner:
                 for run in runs:
                     before = None if run.takes is None else waiting[run.takes, seed]
                     waiting[run.name, seed] = pool.submit(self.run, run, seed, before)
-            return [future.result() for future in tqdm(waiting.values(), unit="run", disable=None) if future.result()]
+            names = {future: f"{name}, seed {seed}" for (name, seed), future in waiting.items()}
+            for done, future in enumerate(as_completed(names), 1):
+                progress(f"{names[future]}: {'not ' * bool(future.result())}finished, {done} of {len(names)} runs")
+        return [future.result() for future in names if future.result()]
+
+
+def progress(text: str) -> None:
+    """Print a line about the runs, for a terminal or a log."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def require_same(given: argparse.Namespace) -> None:

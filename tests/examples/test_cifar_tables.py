@@ -10,12 +10,14 @@ from tests.examples.cifar import process, scripts_importable
 
 # Stands for a script: notes that it ran, and writes a card unless it is told to fail.
 SCRIPT = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 out = Path(flags["--out"])
 with (out.parents[1] / "ran.txt").open("a") as file:
     print(out.name, file=file)
+with (out.parents[1] / "threads.txt").open("a") as file:
+    print(os.environ["OMP_NUM_THREADS"], file=file)
 if (out.parents[1] / f"break-{out.name}").exists():
     sys.exit("pretrain.py: --lr: expected less, got more. Take less.")
 if "--encoder" in flags:
@@ -248,6 +250,24 @@ def test_a_second_call_makes_up_for_what_failed(run, tmp_path):
 
 def test_runs_side_by_side_wait_for_what_they_take(run):
     assert run("--only", "few", "table5", "--jobs", "3") == 0
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "1"), ("3", "3")])
+def test_the_threads_of_a_run_do_not_depend_on_the_jobs(run, monkeypatch, tmp_path, jobs, chosen, expected):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if chosen is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    assert run("--only", "few-random", "--jobs", jobs) == 0
+    assert set((tmp_path / "out" / "threads.txt").read_text().split()) == {expected}
+
+
+def test_a_line_for_the_beginning_and_the_end_of_each_run(run, tmp_path, capsys):
+    assert run("--only", "few-S2S") == 0
+    lines = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines[0] == f"pretrain-S2S, seed 1: running, see {tmp_path / 'out' / 'logs' / 'pretrain-S2S-seed1.log'}"
+    assert {"pretrain-S2S, seed 1: finished, 1 of 2 runs", "few-S2S, seed 1: finished, 2 of 2 runs"} < set(lines)
 
 
 def test_without_a_second_data_set_its_rows_stay_empty(run, tmp_path):
