@@ -232,6 +232,11 @@ def test_from_verdicts_refuses_results_of_two_branches(extra):
         ResultCard.from_verdicts("DS", found, seeds=[0], data="d", fingerprint="0" * 64, **extra)
 
 
+def test_from_verdicts_refuses_a_branch_that_is_no_name():
+    with pytest.raises(TypeError, match="ResultCard: expected branch to be a string, got list"):
+        from_verdicts(branch=["adv"])
+
+
 def test_from_verdicts_takes_an_image_set():
     images = ImageSet(torch.arange(N * 12).view(N, 3, 2, 2).byte(), torch.zeros(N).long(), ("cat", "dog"))
     one = from_verdicts(data=images, fingerprint=None)

@@ -163,8 +163,8 @@ class ResultCard:
             0.75
         """
         correct = rules.named(rules.each(rules.correct))("verdicts", verdicts)
-        branches = {getattr(one, "branch", None) for runs in verdicts.values() for one in runs}
-        branches = (branches | {fields.pop("branch", None)}) - {None}
+        named = [getattr(one, "branch", None) for runs in verdicts.values() for one in runs]
+        branches = {rules.branch("branch", one) for one in (fields.pop("branch", None), *named) if one is not None}
         if len(branches) > 1:
             got = ", ".join(sorted(map(repr, branches)))
             raise ValueError(complaint(OWNER, "results of one branch", got, "Make a card for each branch"))
