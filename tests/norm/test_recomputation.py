@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import threading
 
 import pytest
@@ -317,6 +318,22 @@ def test_forward_passes_of_another_thread_are_refused_after_a_switch():
         in_a_thread(lambda: found.append(model(images()).sum()))
     with pytest.raises(RuntimeError, match=UNKNOWN):
         found[0].backward()
+
+
+def test_a_later_thread_is_not_taken_for_an_earlier_one():
+    model, errors = network("plain", "non-reentrant"), []
+
+    def clean():
+        try:
+            model(images()).sum().backward()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    in_a_thread(lambda: loss(model, "adv").backward())
+    in_a_thread(lambda: None)
+    in_a_thread(clean)  # often under the same number as the first thread
+    assert len(errors) == 1
+    assert re.match(UNKNOWN, errors[0])
 
 
 def test_forward_passes_of_another_thread_work_without_a_switch():

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import check_module, complaint
 from .dual_norm import DualNorm, check_branch, dual_norms, refuse_in_backward
-from .recomputation import Moment, buffers_kept, recomputation
+from .recomputation import Moment, copied_buffers, recomputation
 
 
 @contextmanager
@@ -181,7 +181,7 @@ class _Recomputation(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         self._entered = ExitStack()
-        self._entered.enter_context(buffers_kept(self._norms))
+        self._entered.enter_context(copied_buffers(self._norms))
         self._entered.enter_context(_switched(self._branches, replay=True))
 
     def __exit__(self, *exception: Any) -> None:

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from .._checks import check_choice, check_module, complaint, type_name
 from .._types import BRANCHES, SPLITS, Split
-from .recomputation import History, buffers_kept, recomputation
+from .recomputation import History, copied_buffers, recomputation
 
 _TORCH_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
@@ -148,7 +148,7 @@ class DualNorm(nn.Module):
         norm = self.active
         if not torch.compiler.is_compiling():
             if recomputation() is not None:
-                with buffers_kept(norm.modules()):
+                with copied_buffers(norm.modules()):
                     return cast(Tensor, norm(*args, **kwargs))
             self._history.call(self._branch)
         return cast(Tensor, norm(*args, **kwargs))

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from threading import get_ident
+from threading import Thread, current_thread
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def recomputation() -> Moment | None:
 
 
 @contextmanager
-def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let ``modules`` work on copies of their buffers: a batch that comes a second time is not counted again."""
     before = [(module, dict(module._buffers)) for module in modules]
     try:
@@ -55,7 +55,7 @@ class History:
     __slots__ = ("backwards", "contexts", "entries", "looked_up", "several_threads", "switched", "thread")
 
     def __init__(self) -> None:
-        self.thread: int | None = None  # the one whose numbers the entries hold
+        self.thread: Thread | None = None  # the one whose numbers the entries hold
         self.several_threads = False
         self.entries: deque[tuple[int, str]] = deque(maxlen=256)
         self.contexts: list[tuple[dict[Any, str], Moment | None]] = []  # those that are entered, the innermost last
@@ -69,9 +69,9 @@ class History:
     def call(self, branch: str) -> None:
         """Note a forward pass on ``branch``."""
         if self.thread is None:
-            self.thread = get_ident()
+            self.thread = current_thread()
             self.entries.append((-1, branch))
-        elif self.thread != get_ident():
+        elif self.thread is not current_thread():
             self.several_threads = True
         if self.entries[-1][1] != branch:  # compiled code has switched it, which is not noted
             self.entries.clear()
@@ -83,7 +83,7 @@ class History:
         """Note that ``branch`` is in use from now on."""
         if self.thread is None:
             return
-        if self.thread != get_ident():
+        if self.thread is not current_thread():
             self.several_threads = True
         number = torch._C._autograd._get_sequence_nr()
         if self.entries[-1][0] == number:
@@ -107,8 +107,8 @@ class History:
         found = next((branch for first, branch in reversed(self.entries) if first <= number), None)
         # A backward pass within another one may execute nodes that a recomputation created, on the branch of that.
         others = {branch for other, branch in self.backwards.items() if other != task}
-        switched = self.several_threads and len(self.entries) > 1
-        if found is None or switched or not others <= {found} or self.switched == moment:
+        switched = len(self.entries) > 1 or (self.entries and self.entries[0][0] >= 0)
+        if found is None or (switched and self.several_threads) or not others <= {found} or self.switched == moment:
             expected = "to know the branch of the forward pass that is recomputed"
             got = "several that are possible"
             remedy = (
