@@ -5,9 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 
-# Property tests want reproducible sums, and DDP tests start processes of their own on the same cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import pytest
 import torch
 
@@ -16,17 +13,18 @@ from advcontrast import augment, norm
 
 pytest_plugins = ["tests.scoreboard"]
 
+# Sums are reproducible, and the tensors of tests are small: more threads only wait for each other, and for those of the
+# processes that tests start.
+if "OMP_NUM_THREADS" not in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by these processes
+    torch.set_num_threads(1)
+
 
 def pytest_report_header() -> str:
     """Name the versions that are tested."""
     import torchvision
 
     return f"torch {torch.__version__}, torchvision {torchvision.__version__}"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,6 +149,8 @@ def main() -> None:
         default = getattr(quickstart.Settings(), name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help="as for the quickstart")
     given = vars(parser.parse_args())
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     only, out = given.pop("only"), given.pop("out")
     settings = quickstart.Settings(**given, out=str(out))
     task = quickstart.load_task(settings)

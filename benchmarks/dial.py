@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
 import statistics
 import sys
@@ -95,6 +96,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=5000, help="training images")
     parser.add_argument("--out", type=Path, help="file for the table; by default it is only printed")
     given = parser.parse_args()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     task = quickstart.load_task(quickstart.Settings(limit=given.limit, device="cpu"))
     seeds = []
     for seed in range(given.seeds):

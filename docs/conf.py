@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "examples" / "cifar" / "results"
 BENCHMARKS = HERE.parent / "benchmarks" / "results"
 sys.path.insert(0, str(HERE))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the gallery's tensors are small: more threads only wait for each other
 os.environ["TQDM_DISABLE"] = "1"  # a page shows what a run found, not how it went; torch imports tqdm
 
 from diagrams import DIAGRAMS  # noqa: E402
