@@ -288,7 +288,7 @@ class _Parser:
         """Read the values of tensors once, for all that share them."""
         match identity:
             case ("storage", torch.dtype() as dtype, str() as key, str(), int() as numbers) if key.isdecimal():
-                size = self._entries[f"archive/data/{key}"].file_size
+                size = self._entry(f"data/{key}").file_size
                 if size != numbers * dtype.itemsize:
                     raise ValueError(f"a storage of {size} bytes that claims {numbers} numbers of {dtype}")
                 if key not in self._storages:
@@ -313,11 +313,17 @@ class _Parser:
 
     def _find(self, name: str) -> int:
         """Go to where a record begins, and return its size."""
-        entry = self._entries[f"archive/{name}"]
+        entry = self._entry(name)
         self._file.seek(entry.header_offset)
         lengths = struct.unpack("<HH", self._file.read(30)[26:])  # of the name and the padding behind it
         self._file.seek(sum(lengths), os.SEEK_CUR)
         return entry.file_size
+
+
+    def _entry(self, name: str) -> zipfile.ZipInfo:
+        if f"archive/{name}" not in self._entries:
+            raise ValueError(f"an archive without a record {name}")
+        return self._entries[f"archive/{name}"]
 
 
 def _tuple(items: list[Any]) -> tuple[Any, ...]:
