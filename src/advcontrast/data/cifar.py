@@ -78,8 +78,7 @@ def _load(owner: str, kind: Any, root: str | Path, train: bool, download: bool) 
     """Return a data set of torchvision's ``kind`` as tensors, or say in one sentence what keeps it from loading."""
     check_bool(owner, "train", train, remedy="True loads the training images, False the test images")
     check_bool(owner, "download", download, remedy="True fetches missing files")
-    check_path(owner, "root", root, remedy="Pass the folder that holds the files")
-    root = Path(root).expanduser()
+    root = check_path(owner, "root", root, remedy="Pass the folder that holds the files")
     folder, files = root / kind.base_folder, [*kind.train_list, *kind.test_list]
     checksums = {**dict(files), kind.meta["filename"]: kind.meta["md5"]}
     missing, damaged = _wrong(folder, checksums)

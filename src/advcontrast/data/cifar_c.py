@@ -81,8 +81,7 @@ def cifar10_c(
     """
     _check_names(names)
     check_bool(_OWNER, "verify", verify, remedy="False reads files without comparing their checksums")
-    check_path(_OWNER, "folder", folder, remedy="Pass the folder that holds the files")
-    folder = Path(folder).expanduser()
+    folder = check_path(_OWNER, "folder", folder, remedy="Pass the folder that holds the files")
     paths = {name: folder / f"{name}.npy" for name in (*names, "labels")}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:

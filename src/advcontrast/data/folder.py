@@ -75,12 +75,11 @@ def image_folder(
     check_int(_OWNER, "size", size, low=1, remedy="Pass the side of the images in pixels")
     check_bool(_OWNER, "outside_links", outside_links, remedy="True follows links to anywhere")
     check_progress(_OWNER, progress)
-    check_path(_OWNER, "root", root, remedy="Pass the folder that holds a folder for each class")
-    if cache is not None:
-        check_path(_OWNER, "cache", cache, remedy="Pass a folder, or None to keep nothing")
+    root = check_path(_OWNER, "root", root, remedy="Pass the folder that holds a folder for each class")
+    remedy = "Pass a folder, or None to keep nothing"
+    where = None if cache is None else check_path(_OWNER, "cache", cache, remedy=remedy)
     check_choice(_OWNER, "unreadable", unreadable, ("raise", "skip"))
     check_real(_OWNER, "tolerance", tolerance, low=0, high=1, remedy="0.01 accepts one bad file in a hundred")
-    root = Path(root).expanduser()
     skip = unreadable == "skip"
     found, unusable = list_images(_OWNER, root, outside_links=outside_links, skip=skip, remedy=_REMEDY)
     classes = _by_class(root, found, unusable)
@@ -88,7 +87,6 @@ def image_folder(
     y = torch.tensor([label for label, own in enumerate(classes.values()) for _ in own])
     if progress is None and len(names) <= _MANY:
         progress = False
-    where = None if cache is None else Path(cache).expanduser()
     flat = _pixels(root, names, size, unreadable, where, progress)
     x, readable = flat[: -len(y)].view(len(y), 3, size, size), flat[-len(y) :].bool()
     images = ImageSet(x, y, tuple(classes))

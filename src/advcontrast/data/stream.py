@@ -67,12 +67,12 @@ class ImageStream(Dataset[Tensor]):
         tolerance: float = 0.01,
         outside_links: bool = False,
     ) -> None:
-        check_path(_OWNER, "root", root, remedy="Pass the folder that holds the images")
+        root = check_path(_OWNER, "root", root, remedy="Pass the folder that holds the images")
         check_int(_OWNER, "size", size, low=1, remedy="Pass the side of the images in pixels")
         check_choice(_OWNER, "unreadable", unreadable, ("raise", "skip"))
         check_real(_OWNER, "tolerance", tolerance, low=0, high=1, remedy="0.01 accepts one bad file in a hundred")
         check_bool(_OWNER, "outside_links", outside_links, remedy="True follows links to anywhere")
-        self.root = Path(root).expanduser().absolute()
+        self.root = root.absolute()
         self.size, self.unreadable, self.tolerance = int(size), unreadable, float(tolerance)
         self.outside_links = outside_links
         # As one string: a list of millions of them would be copied into every worker process as it counts references.

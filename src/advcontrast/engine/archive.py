@@ -319,7 +319,6 @@ class _Parser:
         self._file.seek(sum(lengths), os.SEEK_CUR)
         return entry.file_size
 
-
     def _entry(self, name: str) -> zipfile.ZipInfo:
         if f"archive/{name}" not in self._entries:
             raise ValueError(f"an archive without a record {name}")
