@@ -216,9 +216,13 @@ def _lock(file: IO[bytes], path: Path) -> None:
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+        same = os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except (FileNotFoundError, NotADirectoryError):
         return False
+    if same:
+        with suppress(OSError):
+            os.utime(path)  # some disks are cleaned of files that nobody has touched for weeks
+    return same
 
 
 def _forget_locks() -> None:

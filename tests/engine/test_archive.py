@@ -102,6 +102,12 @@ class Mode(Enum):
     ONE = 1
 
 
+def released():
+    value = torch.ones(4)
+    value.untyped_storage().resize_(0)
+    return value
+
+
 class Sub(torch.Tensor):
     pass
 
@@ -143,6 +149,7 @@ UNREADABLE = {
     "an uninitialised buffer": (nn.LazyBatchNorm1d().running_mean, "UninitializedBuffer"),
     "a sparse tensor": (torch.eye(2).to_sparse(), "one of torch.float32 and torch.sparse_coo"),
     "a meta tensor": (torch.ones(2, device="meta"), "one on the meta device"),
+    "released memory": (released(), "one whose memory was released"),
     "four bits": (torch.empty(2, dtype=torch.uint4), "one of torch.uint4 and torch.strided"),
     "a tensor as key": ({torch.ones(2).as_subclass(Sub): 1}, "Sub"),
     "a huge int": (2**2000, "one of 2001"),

@@ -170,6 +170,14 @@ def test_a_folder_that_is_not_the_one_that_was_locked_is_not_written_to(tmp_path
         assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_save_touches_the_lock_so_that_it_does_not_look_abandoned(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    with checkpoint.locked():
+        os.utime(tmp_path / ".lock", (0, 0))
+        checkpoint.save(1, {})
+        assert (tmp_path / ".lock").stat().st_mtime > 0
+
+
 def test_a_folder_may_change_once_it_is_free(tmp_path):
     checkpoint = Checkpoint(tmp_path / "run")
     with checkpoint.locked():

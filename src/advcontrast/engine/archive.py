@@ -100,13 +100,25 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
         got = f"one of {value.dtype} and {value.layout}"
     elif value.is_meta:
         got = "one on the meta device"
+    elif value.numel() and _end(value.storage_offset(), value.shape, value.stride()) > _room(value):
+        got = "one whose memory was released"
     if got is not None:
         expected = f"{where} to be a dense Tensor or nn.Parameter with values, without attributes"
         raise TypeError(complaint(_OWNER, expected, got, "Convert it, with .detach().to_dense() for example"))
     if value.is_conj() or value.is_neg():
         value = value.resolve_conj().resolve_neg()
-    repeats = value.numel() * value.itemsize > value.untyped_storage().nbytes()
+    repeats = value.numel() > _room(value)
     return value.detach().clone(memory_format=torch.contiguous_format) if repeats else value
+
+
+def _room(tensor: Tensor) -> int:
+    """Return how many entries the storage of a tensor has."""
+    return tensor.untyped_storage().nbytes() // tensor.itemsize
+
+
+def _end(offset: int, size: Sequence[int], stride: Sequence[int]) -> int:
+    """Return how many entries a storage must have for a tensor that is not empty."""
+    return 1 + offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -351,7 +363,6 @@ def _tensor(data: Tensor, dtype: torch.dtype, offset: int, size: Sequence[int], 
     ):
         raise ValueError("a tensor of impossible size")
     count = math.prod(size)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count > room or (count and last >= room):
+    if count > room or (count and _end(offset, size, stride) > room):
         raise ValueError(f"a tensor of {count} entries on a storage of {room}")
     return torch.empty(0, dtype=dtype, device=data.device).set_(data.untyped_storage(), offset, size, stride)

@@ -232,7 +232,7 @@ class Checkpoint:
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         partial = self.folder / f".partial-{step:08d}"
         partial.mkdir()
-        size, digest = write(partial / _STATE, lambda file: torch.save(state, file))
+        size, digest = write(partial / _STATE, lambda file: torch.save(state, file, pickle_protocol=2))
         write(partial / MANIFEST, lambda file: file.write(sealed_manifest(step, size, digest)))
         flush_folder(partial)
         try:
@@ -240,7 +240,9 @@ class Checkpoint:
         except CheckpointCorruptError as error:
             remedy = "Check the disk and the memory; earlier checkpoints are untouched"
             expected = f"{self.path(step)} to be read back as it was written"
-            raise CheckpointWriteError(complaint(_OWNER, expected, str(error), remedy)) from error
+            raise CheckpointWriteError(
+                complaint(_OWNER, expected, f"{error.__cause__ or error}".rstrip("."), remedy)
+            ) from error
         self._discard(step)  # a damaged one
         partial.rename(self.path(step))
         flush_folder(self.folder)
