@@ -100,7 +100,7 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
         got = f"one of {value.dtype} and {value.layout}"
     elif value.is_meta:
         got = "one on the meta device"
-    elif value.numel() and _end(value.storage_offset(), value.shape, value.stride()) > _room(value):
+    elif value.numel() and _end(int(value.storage_offset()), value.shape, value.stride()) > _room(value):
         got = "one whose memory was released"
     if got is not None:
         expected = f"{where} to be a dense Tensor or nn.Parameter with values, without attributes"
