@@ -317,8 +317,8 @@ def interrupted(step):
     def trace(frame, event, argument):
         if frame.f_code.co_filename not in (_modes.__file__, sys.modules[under_attack.__module__].__file__):
             return None
-        # Python looks for signals at calls and loops: neither on its way out of a frame nor at a bare ``try``.
-        if event == "return" or linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "try:":
+        # Python looks for signals at calls and in loops, not at a bare ``try``.
+        if event != "line" or linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() == "try:":
             return trace
         left[0] -= 1
         if left[0] == 0:
