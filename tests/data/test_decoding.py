@@ -23,6 +23,11 @@ def png(bits, kind, channels, size=(4, 4)):
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
+def after_a_text(image, text):
+    """Return a PNG whose header is not its first chunk."""
+    return image[:8] + chunk(b"tEXt", text) + image[8:]
+
+
 def tiff(bits, channels, *, order="<", kind=1, compression=None):
     """Return a TIFF of 4 x 4 pixels."""
     data, many = bytes(4 * 4 * channels * bits // 8), [bits] * channels
@@ -46,6 +51,7 @@ DEEP = {
     "rgb.png": png(16, 2, 3),
     "gray-alpha.png": png(16, 4, 2),
     "rgba.png": png(16, 6, 4),
+    "late-header.png": after_a_text(png(16, 2, 3), b"Comment\0\x08"),
     "gray.tif": tiff(16, 1),
     "rgb.tif": tiff(16, 3),
     "rgb-big-endian.tif": tiff(16, 3, order=">"),
@@ -89,6 +95,7 @@ SHALLOW = {
     "2.png": png(2, 0, 1),
     "4.png": png(4, 0, 1),
     "8.png": png(8, 2, 3),
+    "late-header.png": after_a_text(png(8, 2, 3), b"Comment\0A text"),
     "8.tif": tiff(8, 3),
     "8-alpha.tif": tiff(8, 4),
     "8.ppm": b"P6 4 4 255\n" + bytes(48),

@@ -163,12 +163,42 @@ def test_a_cache_does_not_keep_what_a_disk_failed_to_read(root, tmp_path, monkey
     assert len(image_folder(root, **settings)) == 3
 
 
+def refuse_large(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)
+
+
+def run_out_of_memory(monkeypatch):
+    def convert(image, _):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.convert", convert, raising=False)
+
+
+@pytest.mark.parametrize("fail", [refuse_large, run_out_of_memory])
+def test_a_cache_does_not_keep_what_may_be_readable_next_time(root, tmp_path, monkeypatch, fail):
+    for name, side in (("cat/c.png", 9), ("cat/d.png", 9), ("dog/b.bmp", 8)):
+        save(root / name, noise(side, side))
+    settings = {"size": 8, "unreadable": "skip", "tolerance": 1, "cache": tmp_path / "cache"}
+    with monkeypatch.context() as patch:
+        fail(patch)
+        with pytest.warns(UserWarning, match=r"of 6 images .* unreadable: .*'cat/c\.png', 'cat/d\.png'"):
+            image_folder(root, **settings)
+    assert len(image_folder(root, **settings)) == 6
+
+
 def test_home_folders_are_found(root, monkeypatch):
     monkeypatch.setenv("HOME", str(root.parent))
     monkeypatch.setenv("USERPROFILE", str(root.parent))
     image_folder("~/root", size=8, cache="~/cache")
     assert (root.parent / "cache").is_dir()
     assert len(ImageStream("~/root")) == 3
+
+
+def test_a_folder_may_begin_with_a_tilde(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+    root.rename("~nobody-of-this-name")
+    assert len(image_folder("~nobody-of-this-name", cache="~cache-of-nobody")) == 3
+    assert len(ImageStream("~nobody-of-this-name")) == 3
 
 
 def test_names_may_be_of_any_alphabet(tmp_path):
@@ -269,6 +299,15 @@ def test_what_may_not_be_left_out(root, broken, tolerance, expected, remedy):
     message = f"image_folder: expected {expected}, got 1 of 3 images in {str(root)!r} unreadable: {broken!r}. {remedy}."
     with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}$"):
         image_folder(root, size=8, unreadable="skip", tolerance=tolerance)
+
+
+def test_a_share_of_exactly_the_tolerance_may_be_left_out(root):
+    for i in range(97):
+        save(root / "cat" / f"{i:02}.bmp", noise(1, 1))
+        if i < 29:
+            text(root / "cat" / f"{i:02}.bmp")
+    with pytest.warns(UserWarning, match="29 of 100 images"):  # and 0.29 * 100 is 28.999999999999996
+        assert len(image_folder(root, size=1, unreadable="skip", tolerance=0.29)) == 71
 
 
 def test_ten_broken_images_are_named_and_the_others_counted(root):

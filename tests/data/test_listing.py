@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -79,13 +80,18 @@ def longest(path):
     path.symlink_to("x" * 300)
 
 
-LOOP, LONG = os.strerror(errno.ELOOP), os.strerror(errno.ENAMETOOLONG)
+def to_nothing(path):
+    path.symlink_to("not-mounted")
+
+
+LOOP, LONG, GONE = (os.strerror(code) for code in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT))
 BROKEN = {
     "image": (self_link, ["b/1.png"], UnreadableImageError, LOOP),
     "pair": (pair_of_links, ["b/1.png", "b/other-1.png"], UnreadableImageError, LOOP),
     "longest": (longest, ["b/1.png"], UnreadableImageError, LONG),
     "folder": (self_link, ["b/loop"], OSError, LOOP),
     "class": (self_link, ["loop"], OSError, LOOP),
+    "gone": (to_nothing, ["b/gone"], OSError, GONE),
     "parent": (parent_link, ["b/loop"], ValueError, "a circle"),
     "root": (root_link, ["b/loop"], ValueError, "a circle"),
     "root as class": (parent_link, ["loop"], ValueError, "a circle"),
@@ -143,6 +149,32 @@ def test_a_class_that_cannot_be_listed_is_not_left_out(root, monkeypatch):
         UnreadableImageError, match=r"^image_folder: expected a readable image of each class, got .*'b'"
     ):
         image_folder(root, unreadable="skip", tolerance=1)
+
+
+def test_a_class_that_is_a_link_to_nothing_is_not_left_out(root):
+    """The classes after it would get other labels."""
+    (root / "a").symlink_to(root / "not-mounted")
+    with pytest.raises(OSError, match=rf"^image_folder: expected to list the folder .*{GONE}"):
+        image_folder(root)
+    with pytest.raises(
+        UnreadableImageError, match=r"^image_folder: expected a readable image of each class, got .*'a'"
+    ):
+        image_folder(root, unreadable="skip", tolerance=1)
+
+
+def test_links_to_nothing_with_the_suffix_of_another_file_are_left_out(root):
+    (root / "b" / "0.xml").symlink_to("not-downloaded")
+    assert len(image_folder(root)) == 4
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="needs a list of open files")
+def test_a_link_in_a_circle_leaves_no_file_open(root):
+    (root / "b" / "loop").symlink_to("..")
+    stream = ImageStream(root, unreadable="skip", tolerance=0.2)
+    read_with_warnings(stream)
+    before = len(list(Path("/dev/fd").iterdir()))
+    read_with_warnings(stream)
+    assert len(list(Path("/dev/fd").iterdir())) == before
 
 
 def test_an_unlisted_folder_is_skipped_and_counted(root, monkeypatch):

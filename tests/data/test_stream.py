@@ -339,7 +339,7 @@ def test_a_link_out_of_the_folder_is_refused_unless_asked_for(tmp_path, what):
         save(tmp_path / "root" / "cat" / "b.png", noise(8, 8, 7))
     target = tmp_path / "private" / ("secret.png" if what == "file" else "")
     message = (
-        f"expected nothing outside of {str(tmp_path / 'root')!r}, got a link from {str(link)!r} to {str(target)!r}. "
+        f"expected links to stay inside {str(tmp_path / 'root')!r}, got a link from {str(link)!r} to {str(target)!r}. "
         "Copy what it leads to, or pass outside_links=True if you trust the folder."
     )
     with pytest.raises(ValueError, match=f"^{re.escape('ImageStream: ' + message)}$"):
@@ -356,7 +356,7 @@ def test_a_link_to_a_neighbour_with_a_longer_name_is_out_of_the_folder(tmp_path)
     save(tmp_path / "root-private" / "secret.png", noise(8, 8, 7))
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "a.png").symlink_to("../root-private/secret.png")
-    with pytest.raises(ValueError, match="expected nothing outside of"):
+    with pytest.raises(ValueError, match="expected links to stay inside"):
         ImageStream(tmp_path / "root")
 
 
@@ -381,7 +381,7 @@ def test_links_in_a_circle_are_named(tmp_path, target):
     save(tmp_path / "b" / "c" / "a.png", noise(8, 8, 7))
     (tmp_path / "b" / "c" / "loop").symlink_to(target)
     message = (
-        f"ImageStream: expected folders in {str(tmp_path)!r} that end, "
+        f"ImageStream: expected links in {str(tmp_path)!r} without a circle, "
         f"got a circle at {str(tmp_path / 'b' / 'c' / 'loop')!r}. Remove the link."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -13,9 +13,8 @@ from .._checks import complaint
 
 # Pillow goes by the contents. One of its readers, for PostScript, would start another program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-_PNG_DEPTH = 24  # place of the byte with the bits a channel
 _TIFF_BITS, _TIFF_KIND = 258, 339  # tags BitsPerSample and SampleFormat
-_WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
 
 
 class UnreadableImageError(RuntimeError):
@@ -44,7 +43,7 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
     try:
         with (
             # Opening a pipe would wait until another process writes to it.
-            os.fdopen(os.open(path, os.O_RDONLY | _WITHOUT_WAITING), "rb") as file,
+            open(path, "rb", opener=lambda name, flags: os.open(name, flags | _WITHOUT_WAITING)) as file,
             warnings.catch_warnings(),
         ):
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -52,10 +51,8 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
             warnings.simplefilter("ignore")  # of metadata
             # The header tells the size, so that nothing is allocated for what is too large.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            header = file.read(_PNG_DEPTH + 1)
-            file.seek(0)
             with Image.open(file, formats=_FORMATS) as image:
-                channel = _channel(image, header)
+                channel = _channel(image)
                 if channel is None:
                     rgb = image.convert("RGB")
                     with suppress(Exception):  # damaged metadata does not make the pixels unusable
@@ -74,14 +71,14 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
     return rgb.tobytes()
 
 
-def _channel(image: Any, header: bytes) -> str | None:
+def _channel(image: Any) -> str | None:
     """Return what a channel of the file holds if that is not an unsigned number of at most 8 bits.
 
     Pillow reduces most files with more bits to 8 when it opens them, so its mode does not tell.
     """
     bits, largest = 8, 255
     if image.format == "PNG":
-        bits = header[_PNG_DEPTH]
+        bits = 16 if image.tile[0][3].endswith(";16B") else 8
     elif image.format == "TIFF":
         bits = max(image.tag_v2.get(_TIFF_BITS, (1,)))
         if set(image.tag_v2.get(_TIFF_KIND, (1,))) != {1}:

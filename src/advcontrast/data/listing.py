@@ -31,6 +31,8 @@ def list_images(
         FileNotFoundError: there is no such folder.
         OSError: a folder cannot be listed.
         ValueError: a link leads out of ``root``, or to a folder that it is in.
+
+    A broken link whose name has no suffix counts as a folder that cannot be listed: it may be a class.
     """
     real = os.path.realpath(root)
     found: dict[str, list[str]] = {}
@@ -61,13 +63,15 @@ def list_images(
                 is_folder, is_link = entry.is_dir(), entry.is_symlink()
             except OSError:  # decoding the image, or listing the folder, tells why
                 is_folder, is_link = not is_image, True
+            if is_link and not is_folder and "." not in entry.name:
+                is_folder = not os.path.exists(entry.path)  # noqa: PTH110
             if not is_folder and not is_image:
                 continue
             place = os.path.realpath(entry.path) if is_link else f"{places[-1]}{os.sep}{entry.name}"
             if is_link and not outside_links and not Path(place).is_relative_to(real):
                 got = f"a link from {entry.path!r} to {place!r}"
                 advice = "Copy what it leads to, or pass outside_links=True if you trust the folder"
-                raise ValueError(complaint(owner, f"nothing outside of {real!r}", got, advice))
+                raise ValueError(complaint(owner, f"links to stay inside {real!r}", got, advice))
             if not is_folder:
                 found[folder].append(path)
             elif place not in places:
@@ -75,7 +79,7 @@ def list_images(
             elif skip:
                 unusable.append(path)
             else:
-                expected, got = f"folders in {str(root)!r} that end", f"a circle at {entry.path!r}"
+                expected, got = f"links in {str(root)!r} without a circle", f"a circle at {entry.path!r}"
                 raise ValueError(complaint(owner, expected, got, "Remove the link"))
     order = sorted(found, key=lambda folder: (folder.partition(os.sep)[0], folder))
     return {folder: sorted(found[folder]) for folder in order}, sorted(unusable)
