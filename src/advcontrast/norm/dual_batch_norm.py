@@ -16,7 +16,7 @@ from .dual_norm import DualNorm, check_branches
 
 
 class DualBatchNorm(DualNorm):
-    """What the dual batch norms of every dimension share; build one of its subclasses.
+    """Base of the dual batch norms of every dimension; build one of its subclasses.
 
     Convolutions and linear layers around it are shared by both branches; only affine parameters and running statistics
     are double.

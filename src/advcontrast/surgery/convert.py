@@ -59,7 +59,7 @@ def convert_to_dual_bn(
         The converted network, which is ``model`` itself unless ``inplace=False``.
 
     Raises:
-        ValueError: ``branches`` are fewer than two, repeat each other or are no possible names of attributes, or
+        ValueError: ``branches`` are fewer than two, repeat each other or cannot be names of attributes, or
             ``split`` is another word.
         TypeError: an argument of the wrong kind; ``model`` is wrapped (DDP, DataParallel, FSDP, ``torch.compile``),
             scripted, or lazy and not yet initialised.

@@ -45,7 +45,7 @@ def check_surgery(owner: str, model: nn.Module) -> None:
 
 
 def check_values(owner: str, what: str, tensors: Mapping[str, Any], *, remedy: str) -> None:
-    """Require tensors that hold values; those on the meta device would take and give none, without a word."""
+    """Require tensors that hold values: those on the meta device have none."""
     name = next((name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta), None)
     if name is not None:
         raise ValueError(complaint(owner, f"{what} to hold values", f"{name!r} on the meta device", remedy))
