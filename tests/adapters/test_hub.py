@@ -233,6 +233,12 @@ def with_a_head():
     return hub
 
 
+def with_a_part_beside():
+    hub = a_hub()
+    hub.head = nn.Linear(16, 10)
+    return hub
+
+
 REFUSED = {
     "config": (a_hub, {"config": {"epochs": 100}}, ValueError, "expected config to be None or {'name': 'resnet18', "),
     "branch": (
@@ -241,8 +247,14 @@ REFUSED = {
         ValueError,
         "expected config to be None or ",
     ),
-    "half": (lambda: a_hub().half(), {}, ValueError, "expected conv1.weight in torch.float32, got conv1.weight in "),
+    "half": (lambda: a_hub().half(), {}, ValueError, "expected encoder.conv1.weight in torch.float32, got "),
     "head": (with_a_head, {}, ValueError, "expected the encoder that its config builds, got (fc): Linear(in_features="),
+    "beside": (
+        with_a_part_beside,
+        {},
+        ValueError,
+        "expected the encoder that its config builds, got (head): Linear(in_",
+    ),
     "dual": (
         lambda: convert_to_dual_bn(a_hub()),
         {},
@@ -269,6 +281,21 @@ def test_what_could_not_be_loaded_is_refused_before_anything_is_written(tmp_path
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: pytest.fail("made a repository"))
     with pytest.raises(error, match=rf"^HubEncoder(\.push_to_hub)?: {re.escape(message)}"):
         hub.push_to_hub("someone/encoder", **settings)
+
+
+def test_a_branch_is_not_chosen_when_it_is_saved(tmp_path):
+    with pytest.raises(TypeError, match=r"^HubEncoder\.save_pretrained: .*push_to_hub=True, got branch"):
+        a_hub().save_pretrained(tmp_path / "new", branch="clean")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b'{"name": ', b"\xff\xfe"])
+def test_a_damaged_file_is_refused_with_its_folder(tmp_path, name, content):
+    saved(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^HubEncoder\.from_pretrained: .*{re.escape(str(tmp_path))}"):
+        HubEncoder.from_pretrained(tmp_path)
 
 
 def test_folders_may_be_below_home(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from ._plain import fill, plain_copy
 
 try:
     from huggingface_hub import PyTorchModelHubMixin
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 except ImportError as error:
     needed, remedy = "huggingface_hub and safetensors", "Call pip install huggingface_hub safetensors"
     raise ImportError(complaint("adapters.hub", needed, "no such package", remedy)) from error
@@ -64,13 +64,18 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             settings: other arguments of the mixin, such as ``push_to_hub=True``.
 
         Raises:
-            OSError: the disk refused.
-            ValueError: ``config`` is another one, the encoder is not what its config builds any more, or the README is
+            OSError: the file system refuses to write.
+            ValueError: ``config`` is another one, the network is not what its config builds any more, or the README is
                 that of another encoder. Nothing is written.
+            TypeError: arguments of an upload, such as ``branch``, without ``push_to_hub=True``. Nothing is written.
         """
         owner = "HubEncoder.save_pretrained"
         folder = check_path(owner, "save_directory", save_directory, remedy="Pass the folder to write")
         self._check(owner, config, model_card_kwargs)
+        unused = settings.keys() - {"push_to_hub", "repo_id"}
+        if unused and not settings.get("push_to_hub"):
+            expected, remedy = "other arguments with push_to_hub=True", "Leave them out; HubEncoder.of takes the branch"
+            raise TypeError(complaint(owner, expected, ", ".join(sorted(unused)), remedy))
         readme = folder / "README.md"
         if readme.is_file() and is_of_another(readme.read_text(encoding="utf-8"), self.config):
             remedy = "Remove it, or save into another folder"
@@ -93,7 +98,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             raise ValueError(complaint(owner, f"config to be None or {self.config!r}", repr(config), remedy))
         with kept(), torch.device("cpu"):
             built = type(self)(**self.config)
-        fill(owner, built.encoder, self.encoder, "the encoder that its config builds")
+        fill(owner, built, self, "the encoder that its config builds")
         self.generate_model_card(**(model_card_kwargs or {}))
 
     def generate_model_card(self, *, result: ResultCard | None = None, **metadata: Any) -> Any:
@@ -111,14 +116,19 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
                 must be those that it was saved with.
 
         Raises:
-            ValueError: a setting is another one than that of the file, ``strict`` is off, or there is no config.
+            ValueError: a setting is another one than that of the file, ``strict`` is off, there is no config, or a file
+                is damaged.
             RuntimeError: names, shapes or dtypes of the weights do not match the config.
             TypeError: the config has no such setting.
         """
         owner, remedy = "HubEncoder.from_pretrained", "Pass a folder or the name of a repository"
         check_path(owner, "pretrained_model_name_or_path", pretrained_model_name_or_path, remedy=remedy)
         place = os.path.expanduser(pretrained_model_name_or_path)  # noqa: PTH111 (a repository is not a path)
-        loaded: HubEncoder = super().from_pretrained(place, **settings)
+        try:
+            loaded: HubEncoder = super().from_pretrained(place, **settings)
+        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            remedy = "Save it again, or pass force_download=True"
+            raise ValueError(complaint(owner, f"whole files in {place!r}", str(error), remedy)) from error
         return loaded
 
     @classmethod
@@ -130,10 +140,10 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote, and look at the connection"
             raise ValueError(complaint(owner, "a config.json with the name of an encoder", repr(config), remedy))
         if strict is not True:
-            remedy = "Leave it out: a part of the weights is no encoder"
+            remedy = "Leave it out: all weights are needed"
             raise ValueError(complaint(owner, "strict to be True", repr(strict), remedy))
         device = check_device(owner, map_location)
-        remedy = "Leave it out: weights are those of one encoder; a branch of the repository is revision="
+        remedy = "Leave it out: the files hold one encoder. For a branch of the repository pass revision"
         download = inspect.signature(super()._from_pretrained).parameters
         for name in [name for name in settings if name not in download]:
             if name not in config:
