@@ -126,7 +126,7 @@ class DualNorm(nn.Module):
             expected = f"the norm of {branch!r} to keep its own forward method"
             remedy = (
                 "torch.nn.SyncBatchNorm.convert_sync_batchnorm, which Lightning's sync_batchnorm=True calls, drops "
-                "activations: build the network again and call advcontrast.surgery.convert_sync_batchnorm"
+                "activations: build the network again and call advcontrast.surgery.convert_sync_batchnorm in its place"
             )
             raise RuntimeError(complaint(type(self).__name__, expected, "a plain SyncBatchNorm", remedy))
         return cast(nn.Module, norm)
