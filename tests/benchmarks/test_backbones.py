@@ -82,11 +82,11 @@ class Cached(Small):
 
 
 class Counting(Small):
-    """Counts its forward passes in a buffer, those of an attack too."""
+    """Counts its forward passes in a parameter, those of an attack too."""
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("passes", torch.zeros(()))
+        self.passes = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def forward(self, x):
         if torch.is_grad_enabled():
