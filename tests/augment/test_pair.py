@@ -194,7 +194,7 @@ STRENGTH = r"strength to be a finite number >= 0 and <= 1"
         (
             ValueError,
             {"min_area": 0.0},
-            r"min_area to be a finite number > 0 and <= 1, got 0\.0\. 0\.1 is the code of ACL's\.",
+            r"min_area to be a finite number > 0 and <= 1, got 0\.0\. 0\.1 is that of the ACL code\.",
         ),
         (
             ValueError,

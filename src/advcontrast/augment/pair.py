@@ -22,8 +22,8 @@ class ContrastivePairAugment:
 
     By default each view is SimCLR's recipe for CIFAR, batched, on the device of the images and with randomness of its
     own for every image; see :class:`advcontrast.augment.SimCLRAugment`, whose parameters can also be drawn once and
-    replayed. There are no normalised outputs here: the attack works on images in [0, 1], and the normalisation belongs
-    into the model.
+    replayed. The views are not normalised: the attack works on images in [0, 1], and normalisation belongs in the
+    model.
 
     Args:
         size: side of the views in pixels, or (height, width); only for the default recipe.
@@ -43,7 +43,7 @@ class ContrastivePairAugment:
 
     Example:
         >>> augment = ContrastivePairAugment(32)
-        >>> x1, x2 = augment(torch.rand(8, 3, 32, 32), torch.Generator().manual_seed(0))
+        >>> x1, x2 = augment(torch.rand(8, 3, 32, 32), generator=torch.Generator().manual_seed(0))
         >>> x1.shape == x2.shape, torch.equal(x1, x2)
         (True, False)
     """
@@ -58,7 +58,7 @@ class ContrastivePairAugment:
     ) -> None:
         height_width(_OWNER, size)
         check_real(_OWNER, "strength", strength, low=0, high=1, remedy="1 is the full recipe")
-        check_real(_OWNER, "min_area", min_area, low=0, high=1, above=True, remedy="0.1 is the code of ACL's")
+        check_real(_OWNER, "min_area", min_area, low=0, high=1, above=True, remedy="0.1 is that of the ACL code")
         if transform is not None and not callable(transform):
             remedy = "Pass a function of an image batch, or None for SimCLR's recipe"
             raise TypeError(complaint(_OWNER, "transform to be callable", type_name(transform), remedy))

@@ -75,7 +75,7 @@ class SimCLRAugment:
     Example:
         >>> augment = SimCLRAugment(32)
         >>> images = torch.zeros(8, 3, 40, 40, dtype=torch.uint8)
-        >>> parameters = augment.draw(8, 40, 40, torch.Generator().manual_seed(0))
+        >>> parameters = augment.draw(8, 40, 40, generator=torch.Generator().manual_seed(0))
         >>> augment.apply(images, parameters).shape
         torch.Size([8, 3, 32, 32])
 
@@ -88,7 +88,7 @@ class SimCLRAugment:
     def __init__(self, size: int | tuple[int, int] = 32, *, strength: float = 1.0, min_area: float = 0.1) -> None:
         height_width(_OWNER, size)
         check_real(_OWNER, "strength", strength, low=0, high=1, remedy="1 is the full recipe")
-        check_real(_OWNER, "min_area", min_area, low=0, high=1, above=True, remedy="0.1 is the code of ACL's")
+        check_real(_OWNER, "min_area", min_area, low=0, high=1, above=True, remedy="0.1 is that of the ACL code")
         self.size = size
         self.strength = strength
         self.min_area = min_area

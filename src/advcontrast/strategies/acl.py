@@ -199,7 +199,7 @@ class ACLTrainer(nn.Module):
                 raise ValueError(complaint(_OWNER, "augment to return a pair", type_name(pair), remedy))
             x1, x2 = pair
         if isinstance(x2, Tensor) and x2.dim() == 1 and not x2.is_floating_point():
-            remedy = "Leave the labels out: this trainer takes images alone, or two views of them"
+            remedy = "Leave the labels out, as data.ImageStream(folder) does: pass images alone, or two views of them"
             raise TypeError(complaint(_OWNER, "x2 to be views", f"{x2.dtype} of shape {list(x2.shape)}", remedy))
         remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment"
         check_tensor(_OWNER, "x1", x1, remedy=remedy)
