@@ -180,8 +180,8 @@ def _check_layout(owner: str, layout: str, state_dict: Mapping[str, Tensor]) -> 
     if layout not in layouts:
         got, remedy = f"{sign!r} as in a network of this library", "Call model.load_state_dict(state_dict)"
         if layouts:
-            got = f"{sign!r} as in {layouts[0]!r}"
-            remedy = f"Pass layout={layouts[0]!r}; the network for it is {_LAYOUTS[layouts[0]].network}"
+            got = f"{sign!r} as in {' or '.join(map(repr, layouts))}"
+            remedy = "Pass " + "; or ".join(f"layout={name!r} with {_LAYOUTS[name].network}" for name in layouts)
         raise ValueError(complaint(owner, f"a state dict in the layout {layout!r}", got, remedy))
 
 
