@@ -30,7 +30,7 @@ except ImportError as error:
 
 
 class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pipeline_tag="image-feature-extraction"):
-    """An untrained network of :func:`advcontrast.models.backbone`, whose (mean, std) may be others; see :meth:`of`."""
+    """Network of :func:`advcontrast.models.backbone` for the hub, untrained; :meth:`of` copies a trained one."""
 
     def __init__(self, name: str, *, branch: str | None = None, normalize: Any = None, **settings: Any) -> None:
         super().__init__()
@@ -84,7 +84,10 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             return super().save_pretrained(folder, config=config, model_card_kwargs=model_card_kwargs, **settings)
 
     def push_to_hub(self, repo_id: str, *, config: Any = None, model_card_kwargs: Any = None, **settings: Any) -> str:
-        """Upload the encoder; arguments and errors are those of :meth:`save_pretrained`, and those of the mixin."""
+        """Upload the encoder; ``branch`` is that of the repository.
+
+        The arguments and errors are those of :meth:`save_pretrained` and of the mixin.
+        """
         self._check("HubEncoder.push_to_hub", config, model_card_kwargs)
         return super().push_to_hub(repo_id, config=config, model_card_kwargs=model_card_kwargs, **settings)
 
@@ -152,7 +155,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
                 expected = f"{name} to be {config[name]!r}, as in its config"
                 raise ValueError(complaint(owner, expected, repr(settings[name]), remedy))
         with kept(), torch.device("cpu"):
-            # The mixin loads a file of the device into a network on the CPU, where it stays.
+            # With map_location the mixin would load the file there, but leave the network on the CPU.
             return super()._from_pretrained(strict=True, map_location="cpu", **settings).to(device)
 
     @classmethod

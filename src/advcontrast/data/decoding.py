@@ -11,7 +11,7 @@ from typing import Any
 
 from .._checks import complaint
 
-# Pillow goes by the contents. One of its readers, for PostScript, would start another program.
+# Pillow selects a reader by the contents of a file. The one for PostScript would start another program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF_BITS, _TIFF_KIND = 258, 339  # tags BitsPerSample and SampleFormat
 _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
@@ -24,9 +24,9 @@ class UnreadableImageError(RuntimeError):
 def decode(owner: str, path: str | Path, size: int) -> bytes:
     """Return the pixels of an image, row by row, three bytes each.
 
-    The image is turned as its EXIF orientation asks and converted to RGB: an alpha channel is dropped, so that
-    transparent pixels have the colour that the file stores for them, and colour profiles are not applied. Of a file
-    with several images the first one is decoded.
+    The image is rotated and mirrored according to its EXIF orientation and converted to RGB. An alpha channel is
+    dropped, so that transparent pixels have the colour that the file stores for them. Colour profiles are not applied.
+    If a file holds several images, the first one is decoded.
 
     Args:
         owner: the caller, for messages.

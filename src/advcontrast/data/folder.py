@@ -45,24 +45,25 @@ def image_folder(
     ``ImageFolder``. Files whose suffix is not one of bmp, jfif, jpeg, jpg, pgm, png, ppm, tif, tiff and webp are left
     out, in upper or lower case, and so are hidden files and folders and those called ``__MACOSX``.
 
-    Decoding takes its time, so that a ``cache`` folder pays: the pixels are kept there under the names, sizes and times
-    of modification of all files. A damaged cache, or one that cannot be written, costs a warning and the time to decode
-    again. Several processes may share it.
+    Decoding is slow. The folder ``cache`` keeps the pixels under a key of the names, sizes and modification times of
+    all files. If it is damaged or cannot be written, a warning is issued and the images are decoded again. Several
+    processes may share it.
 
     Args:
         root: folder with a folder for each class.
         size: side of the images in pixels, at least 1.
         cache: folder for the decoded images, made if it does not exist; ``None`` decodes on every call.
-        unreadable: what to do with a file that is not an image, or broken, empty or gone, and with a folder or a link
-            that cannot be followed: ``"raise"``, or ``"skip"``, which leaves it out and names it in a warning.
+        unreadable: what to do with a file that is broken, empty, gone or not an image, with a folder that cannot be
+            listed, and with a link that cannot be followed: ``"raise"``, or ``"skip"``, which leaves it out and names
+            it in a warning.
         tolerance: the largest share of the images that may be left out, in [0, 1]; beyond it an error is raised.
-        outside_links: whether links may lead out of ``root``. They make an error by default: a data set of a stranger
-            could name any file of this machine.
+        outside_links: whether links may lead out of ``root``. By default they raise an error, as an untrusted data set
+            could link to any file of this machine.
         progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only, for more
             than 1000 images.
 
     Returns:
-        The images on the CPU, labelled by the place of their class among the sorted names.
+        The images on the CPU, labelled by the index of their class among the sorted names.
 
     Raises:
         FileNotFoundError: there is no such folder, no class in it, or a class without images.

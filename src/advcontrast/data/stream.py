@@ -24,22 +24,22 @@ _OWNER = "ImageStream"
 class ImageStream(Dataset[Tensor]):
     """Images of a folder, decoded one by one when they are asked for.
 
-    The folder may be flat or nested; there are no labels. The images are those that :func:`image_folder` finds in the
-    folders in it, in the same order and equal to the bit, after those that are in ``root`` itself. Only the paths are
-    held in memory, some fifty bytes an image.
+    The folder may be flat or nested; there are no labels. The images in ``root`` itself come first. Those in folders
+    below it follow, in the order of :func:`image_folder` and equal to its images to the bit. Only the paths are held in
+    memory, some fifty bytes an image.
 
     :func:`advcontrast.engine.fit` reads such a data set in worker processes while it trains; so does a ``DataLoader``.
 
     Args:
         root: the folder.
         size: side of the images in pixels, at least 1.
-        unreadable: what to do with a file that is not an image, or broken, empty, gone or of more than 8 bits a
-            channel, and with a folder or a link that cannot be followed: ``"raise"``, or ``"skip"`` it and take the
-            next readable image in its place. The place is the same in every epoch and process, and each file is named
-            in a warning, once.
+        unreadable: what to do with a file that is broken, empty, gone, not an image or of more than 8 bits a channel,
+            with a folder that cannot be listed, and with a link that cannot be followed: ``"raise"``, or ``"skip"``,
+            which returns the next readable image in its place. That image is the same in every epoch and process. Each
+            file is named in a warning, once.
         tolerance: the largest share of the images that may be skipped, in [0, 1]; beyond it an error is raised.
-        outside_links: whether links may lead out of ``root``. They make an error by default: a data set of a stranger
-            could name any file of this machine.
+        outside_links: whether links may lead out of ``root``. By default they raise an error, as an untrusted data set
+            could link to any file of this machine.
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
@@ -139,9 +139,9 @@ class ImageStream(Dataset[Tensor]):
         return digest.hexdigest()
 
     def read(self, index: int) -> tuple[Tensor, str | None]:
-        """Return an image, and why another one stands in its place, if one does; nothing is kept in mind.
+        """Return an image and, if it replaces an unreadable one, the reason; nothing is recorded.
 
-        A loader with several processes calls this in a worker, and :meth:`note` where all of them meet.
+        A loader with several processes calls this in its workers, and :meth:`note` in the process that they serve.
         """
         reason: str | None = None
         for i in range(self._most() + 1):
@@ -157,10 +157,10 @@ class ImageStream(Dataset[Tensor]):
         raise self._too_many(f"{self._most() + 1} in a row, from {str(self.path(index))!r}")
 
     def note(self, index: int, reason: str) -> None:
-        """Keep in mind that an image is skipped, and warn of it if that is new.
+        """Record that an image is skipped, and warn of it the first time.
 
         Raises:
-            UnreadableImageError: these are now more than may be.
+            UnreadableImageError: more images are skipped than ``tolerance`` allows.
         """
         path = self.path(index)
         if index in self._bad:

@@ -79,7 +79,7 @@ def load_published(
         model: the network.
         state_dict: names and tensors; of a published file, what it holds under ``"state_dict"``, or ``"model"`` for
             AdvCL. Files of DeACL hold settings of Lightning beside it.
-        layout: whose file it is.
+        layout: the method whose authors wrote the file.
         ignore: prefix or prefixes of translated names that are not to be loaded or compared, for example ``"fc."`` for
             a classifier of your own, or ``"normalize."``; the model then keeps its own values for them.
 
