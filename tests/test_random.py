@@ -160,11 +160,17 @@ def test_state_of_a_device_may_go_to_another_one(accelerator):
     assert module.states == {0: 10, 1: 10}
 
 
-def test_generators_are_found_in_modules_objects_containers_and_partials():
+def test_generators_are_found_in_modules_objects_containers_partials_and_methods():
     class Plain:
         def __init__(self):
             self.g = torch.Generator()
             self.back = self
+
+        def draw(self):
+            return torch.rand(3, generator=self.g)
+
+    class Slots:
+        __slots__ = ("g", "unset")
 
     learner, plain = nn.Module(), Plain()
     learner.part = nn.Sequential(nn.ReLU())
@@ -172,7 +178,19 @@ def test_generators_are_found_in_modules_objects_containers_and_partials():
     learner.many = [torch.Generator(), {"x": (plain, plain.g)}]
     learner.call = partial(torch.rand, 3, generator=torch.Generator())
     learner.scale = nn.Parameter(torch.ones(1))
-    assert sorted(_random.generators(learner)) == ["call.keywords.generator", "many.0", "many.1.x.1", "part.0.g"]
+    learner.method, learner.slots = Plain().draw, Slots()
+    learner.slots.g = torch.Generator()
+    names = ["call.keywords.generator", "many.0", "many.1.x.1", "method.self.g", "part.0.g", "slots.g"]
+    assert sorted(_random.generators(learner)) == names
+
+
+def test_generators_of_hooks_have_the_same_names_in_a_second_learner():
+    names = []
+    for _ in range(2):
+        learner = nn.Linear(1, 1)
+        learner.register_forward_hook(partial(print, torch.Generator()))
+        names.append([*_random.generators(learner)])
+    assert names[0] == names[1] == ["_forward_hooks.0.args.0"]
 
 
 def test_no_other_file_keeps_a_random_state():

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -68,8 +68,8 @@ def branch_off(state: dict[str, Any], rank: int, *devices: torch.device) -> int:
 def generators(owner: object) -> dict[str, torch.Generator]:
     """Return the generators in the attributes of an object and of whatever it holds, by their full names.
 
-    Attributes, lists, tuples, dicts and the arguments of ``functools.partial`` are followed, functions and their
-    closures are not.
+    Attributes, lists, tuples, dicts, methods and the arguments of ``functools.partial`` are followed, functions and
+    their closures are not.
     """
     found: dict[str, torch.Generator] = {}
     seen: set[int] = set()
@@ -93,11 +93,15 @@ def _held(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, (list, tuple)):
         return enumerate(value)
     if isinstance(value, dict):
-        return value.items()
+        # The keys of hooks are counted up in a process.
+        return [(key if isinstance(key, str) else i, held) for i, (key, held) in enumerate(value.items())]
     if isinstance(value, partial):
         return [("args", value.args), ("keywords", value.keywords), ("func", value.func)]
-    held: dict[str, Any] = getattr(value, "__dict__", {})
-    return held.items()
+    if isinstance(value, MethodType):
+        return [("self", value.__self__)]
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return {**held, **getattr(value, "__dict__", {})}.items()
 
 
 @contextmanager

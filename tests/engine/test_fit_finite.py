@@ -153,6 +153,22 @@ class Infinite(Separable):
         return loss, {**terms, **{str(value): torch.tensor(value) for value in self.terms}}
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 300.0), (torch.float32, 1e25)])
+def test_gradients_that_are_finite_may_have_a_norm_that_is_not(dtype, size):
+    class Large(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(100_000, dtype=dtype))
+
+        def forward(self, x):
+            return self.weight.sum(dtype=torch.float32) * size * x.mean(), {}
+
+    learner = Large()
+    optimizer = torch.optim.SGD(learner.parameters(), lr=1 / size)
+    train(learner, torch.ones(2, 1), epochs=1, optimizer=optimizer, schedule=1.0)
+    torch.testing.assert_close(learner.weight.detach(), torch.full((100_000,), -1.0, dtype=dtype))
+
+
 @pytest.mark.parametrize("settings", [{}, {"select": "accuracy"}], ids=["last", "selected"])
 def test_what_is_infinite_on_purpose_is_trained_with_saved_and_read_back(tmp_path, settings):
     learner, again = Infinite(), Infinite()

@@ -110,6 +110,37 @@ def test_generators_of_the_learner_are_part_of_a_checkpoint(tmp_path, stop):
     assert same(weights(resumed), weights(whole))
 
 
+class Late(Separable):
+    """A classifier that replaces its generator in the second epoch, or makes it in the first forward pass."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own = own
+
+    def forward(self, images, labels):
+        if self.own is None or len(self.seen) == 3:
+            self.own = torch.Generator().manual_seed(len(self.seen))
+        loss, terms = super().forward(images, labels)
+        return loss * torch.rand((), generator=self.own), terms
+
+
+def test_a_generator_in_the_place_of_another_is_part_of_a_checkpoint(tmp_path):
+    whole, cut, resumed = (Late(torch.Generator().manual_seed(5)) for _ in range(3))
+    train(whole)
+    with pytest.raises(Interrupted):
+        train(cut, schedule=Halving(5), folder=tmp_path, save_every=1)
+    train(resumed, folder=tmp_path)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_a_generator_that_is_made_in_training_is_refused_where_it_would_be_saved(tmp_path):
+    train(Late(None))
+    learner = Late(None)
+    with pytest.raises(RuntimeError, match=r"^fit: expected generators to be made before training, got own\. "):
+        train(learner, folder=tmp_path, save_every=1)
+    assert len(learner.seen) == 1
+
+
 def test_what_an_evaluation_draws_from_the_generators_of_the_learner_does_not_change_the_training():
     with_it, without = Own(), Own()
     train(with_it, evaluate=lambda epoch: {"score": float(with_it.noise().sum())})

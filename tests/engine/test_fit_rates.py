@@ -74,10 +74,11 @@ def test_afterwards_also_means_after_ctrl_c():
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
 @pytest.mark.parametrize("change", ["by hand", "scheduler", "new group"])
-def test_a_rate_that_evaluate_sets_is_refused(change):
+def test_a_rate_that_evaluate_sets_is_refused(change, lr):
     learner = Separable()
-    optimizer = torch.optim.SGD(learner.model[:5].parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(learner.model[:5].parameters(), lr=lr)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
     plateau.step(0.0)
     learner.model[5].requires_grad_(False)
@@ -88,7 +89,7 @@ def test_a_rate_that_evaluate_sets_is_refused(change):
     }
     with pytest.raises(RuntimeError, match=r"^fit: expected evaluate to leave the learning rates alone, got others\. "):
         train(learner, optimizer=optimizer, schedule=1.0, evaluate=lambda epoch: changes[change]() or {})
-    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.param_groups[0]["lr"] == lr
 
 
 def test_the_log_names_the_schedule_of_an_optimizer_that_is_passed(caplog):

@@ -200,6 +200,24 @@ def test_another_data_set_of_the_same_length_is_refused(tmp_path, change):
     train(Separable(), Reader(data(), workers=0), folder=tmp_path, schedule=1.0)
 
 
+def test_fingerprints_are_compared_to_the_end(tmp_path):
+    def data(version):
+        samples = Named(*labelled())
+        samples.name = f"images for training, version {version}"
+        return Reader(samples, workers=0)
+
+    interrupted(tmp_path, 1.0, data=data(1))
+    with pytest.raises(CheckpointMismatchError, match=r"version 2 instead of .*version 1"):
+        train(Separable(), data(2), folder=tmp_path, schedule=1.0)
+
+
+class Named(TensorDataset):
+    """A data set with a name for a fingerprint."""
+
+    def fingerprint(self):
+        return self.name
+
+
 def test_a_schedule_that_evaluate_changes_is_refused(tmp_path):
     def settings():
         state = {"rate": 1.0}

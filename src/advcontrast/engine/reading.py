@@ -197,7 +197,7 @@ def _identity(dataset: Any) -> str:
     """Return class and length, and a digest of the samples where one is known without reading them."""
     known = getattr(dataset, "fingerprint", None)
     if callable(known):
-        about = f" {known()[:16]}"
+        about = f" {known()}"
     elif isinstance(dataset, TensorDataset):
         about = f" {digest(*dataset.tensors).hex()[:16]}"
     elif isinstance(dataset, Subset):

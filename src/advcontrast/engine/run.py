@@ -65,7 +65,7 @@ class Run:
         self.device = next(self.learner.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self._tried = False
-        self.generators = _random.generators(self.learner)
+        self.generators = set(_random.generators(self.learner))
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def rate(self, step: int) -> float:
@@ -146,11 +146,11 @@ class Run:
             distributed.share(self.ema.model.buffers())
         if evaluate is not None:
             # What an evaluation draws must not change what training draws after it.
-            own, rates = self._own_states(), [group["lr"] for group in self.optimizer.param_groups]
+            own, rates = self._own_states(), self._rates()
             with _random.kept():
                 row |= _numbers(evaluate(epoch))
             self._set_own_states(own)
-            if [group["lr"] for group in self.optimizer.param_groups] != rates:
+            if self._rates() != rates:
                 remedy = "Pass a function of the step as schedule, instead of a scheduler of PyTorch for example"
                 raise RuntimeError(complaint(_OWNER, "evaluate to leave the learning rates alone", "others", remedy))
         if select is not None and select not in row and not self.history:
@@ -166,6 +166,9 @@ class Run:
         self.history.append(row)
         self.means = Means()
         return row
+
+    def _rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def take_best(self) -> None:
         """Go back to the weights of the best epoch, if one was selected, those of the average included."""
@@ -187,7 +190,10 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Return the state as plain data. Every process must call this, as each has random generators of its own."""
-        learner = self.learner.state_dict()
+        learner, own = self.learner.state_dict(), self._own_states()
+        if late := sorted(own.keys() - self.generators):
+            remedy = "Make them in __init__, so that a resumed run can restore their states"
+            raise RuntimeError(complaint(_OWNER, "generators to be made before training", ", ".join(late), remedy))
         return {
             "settings": self.settings,
             "learner": learner,
@@ -199,7 +205,7 @@ class Run:
             "means": distributed.exchange(self.means.state()),
             "history": self.history,
             "best": self.best,
-            "random": distributed.exchange({**_random.capture(self.device), "own": self._own_states()}),
+            "random": distributed.exchange({**_random.capture(self.device), "own": own}),
             "extra": distributed.exchange(on_cpu(extra_of(learner))),
             "threads": torch.get_num_threads(),
         }
@@ -244,16 +250,17 @@ class Run:
             self._set_own_states(streams[rank]["own"])
         else:
             seed = _random.branch_off(streams[0], rank, self.device)
-            for i, generator in enumerate(self.generators.values()):
+            for i, generator in enumerate(_random.generators(self.learner).values()):
                 generator.manual_seed((seed + 1 + i) % 2**63)
 
     def _own_states(self) -> dict[str, Tensor]:
         """Return the states of the generators that the learner holds."""
-        return {name: generator.get_state() for name, generator in self.generators.items()}
+        return {name: generator.get_state() for name, generator in _random.generators(self.learner).items()}
 
     def _set_own_states(self, states: Mapping[str, Tensor]) -> None:
-        for name, generator in self.generators.items():
-            generator.set_state(states[name])
+        for name, generator in _random.generators(self.learner).items():
+            if name in states:
+                generator.set_state(states[name])
 
     def _require_finite(self, expected: str, values: Sequence[Tensor], losses: Sequence[Tensor] = ()) -> None:
         """Raise before the weights change, where reading values is free; elsewhere before the next save.
@@ -262,6 +269,8 @@ class Run:
         """
         if values and all(readable(value) for value in values):
             norm = torch.nn.utils.get_total_norm(values).item()
+            if not math.isfinite(norm):  # a sum of squares may overflow; the maximum is slower on a CPU
+                norm = torch.nn.utils.get_total_norm(values, norm_type=math.inf).item()
             if not math.isfinite(norm):
                 for loss in losses:
                     _require_finite_everywhere("a finite loss", loss.item(), f"step {self.step + 1}")
