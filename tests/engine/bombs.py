@@ -130,6 +130,13 @@ def many_ordered(count):
     return program.done()
 
 
+def many_without_memos(count):
+    program = Program()
+    program._put(b"]")
+    program.code += b"(" + b"]" * count + b"e"
+    return program.done()
+
+
 def many_marks(count):
     return Program().code + b"(" * count
 

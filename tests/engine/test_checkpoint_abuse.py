@@ -174,7 +174,7 @@ BOMBS = {
     "a claim of text": bombs.Program().code + b"X" + (1 << 31).to_bytes(4, "little"),
     "a claim of a frame": b"\x80\x02\x95" + N.to_bytes(8, "little") + b".",
     "a memo far away": bombs.Program().code + b"r" + (1 << 31).to_bytes(4, "little"),
-    "lists": b"\x80\x02](" + b"]" * 10_000 + b"e.",
+    "lists": bombs.many_without_memos(10_000),
     "marks": bombs.many_marks(10_000),
     "a list that holds itself": b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01]q\x02h\x02as.",
     "a storage that is claimed": bombs.tensor(numbers=N, size=(N,)),
