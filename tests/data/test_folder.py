@@ -139,6 +139,18 @@ def test_images_below_the_folder_of_a_class_are_read(root, tmp_path):
         assert images.y.tolist() == [0] * 4 + [1] * 2 + [2]
 
 
+@pytest.mark.parametrize("splits", [("train", "test"), ("Train", "val", "TEST"), ("training", "validation")])
+def test_splits_are_not_taken_for_classes(root, splits):
+    for split in splits:
+        save(root / "pets" / split / "cat" / "a.png", noise(8, 8))
+    got = ", ".join(map(repr, sorted(splits)))
+    message = f"expected folders of classes in {str(root / 'pets')!r}, got those of splits: {got}. Pass one of them"
+    with pytest.raises(ValueError, match=f"^image_folder: {re.escape(message)}"):
+        image_folder(root / "pets")
+    save(root / "pets" / "bus" / "a.png", noise(8, 8))
+    assert len(image_folder(root / "pets").classes) == len(splits) + 1  # "train" is a vehicle too
+
+
 def test_a_cache_tells_folders_below_a_class_apart(root, tmp_path):
     save(root / "cat" / "x" / "a.png", noise(8, 8, 1))
     image_folder(root, size=8, cache=tmp_path / "cache")

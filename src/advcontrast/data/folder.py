@@ -24,6 +24,7 @@ _FORMAT = 4  # to be raised when the same files shall give other pixels
 _MANY = 1000  # images that are worth a progress bar
 _NAMED = 10  # files that a message lists
 _REMEDY = "Put the images into root/<class>/"
+_SPLITS = {"test", "testing", "train", "training", "val", "valid", "validation"}
 _EACH_CLASS = "a readable image of each class"
 
 
@@ -70,7 +71,8 @@ def image_folder(
         OSError: a folder cannot be listed, and is not to be skipped.
         UnreadableImageError: an image cannot be decoded, has more than 8 bits a channel, or claims more pixels than
             ``PIL.Image.MAX_IMAGE_PIXELS``; where they are skipped, there are too many, or all of a class.
-        ValueError: an argument out of its range, or a link that leads out of the folder, or in a circle.
+        ValueError: an argument out of its range, a link that leads out of the folder or in a circle, or only folders
+            with the names of splits, such as ``train`` and ``test``.
         TypeError: an argument of the wrong kind.
     """
     check_int(_OWNER, "size", size, low=1, remedy="Pass the side of the images in pixels")
@@ -107,6 +109,10 @@ def _by_class(root: Path, found: dict[str, list[str]], unusable: list[str]) -> d
     if not classes:
         remedy = f"{_REMEDY}, or read them without labels by ImageStream(root)"
         raise FileNotFoundError(complaint(_OWNER, f"a folder for each class in {str(root)!r}", "none", remedy))
+    if {name.lower() for name in classes} <= _SPLITS:
+        got = f"those of splits: {', '.join(map(repr, classes))}"
+        remedy = "Pass one of them, which holds a folder for each class"
+        raise ValueError(complaint(_OWNER, f"folders of classes in {str(root)!r}", got, remedy))
     for name, own in classes.items():
         if own:
             continue
