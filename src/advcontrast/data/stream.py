@@ -118,7 +118,7 @@ class ImageStream(Dataset[Tensor]):
         """Return the path of an image."""
         expected = f"index to be an int from 0 to {len(self) - 1}"
         if isinstance(index, bool) or not isinstance(index, Integral):
-            raise TypeError(complaint(_OWNER, expected, type_name(index), "Pass the place of one image"))
+            raise TypeError(complaint(_OWNER, expected, type_name(index), "Pass the index of one image"))
         if not 0 <= index < len(self):
             raise IndexError(complaint(_OWNER, expected, str(index), "There are no more"))
         start = int(self._ends[index - 1]) if index else 0
