@@ -25,7 +25,7 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 
 # No tensor, no count and no seed of PyTorch holds a larger int.
 _LARGEST = 2**64
-# Quotients, and sums of millions of them, are far below the largest number of float32.
+# Keeps quotients, and sums of millions of them, far below the largest float32.
 _COLDEST = 1e-30
 
 
@@ -101,13 +101,13 @@ def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> N
 
 
 def check_path(owner: str, name: str, value: Any, *, remedy: str) -> Path:
-    """Require a string or a path, and return the path, with the home directory in the place of a leading ``~``."""
+    """Require a string or a path, and return the path with a leading ``~`` expanded."""
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise TypeError(complaint(owner, f"{name} to be a path", type_name(value), remedy))
     if text == "" or "\0" in text:
         raise ValueError(complaint(owner, f"{name} to be a path", repr(value), remedy))
-    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises where there is no such user)
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
 
 
 def check_iterable(owner: str, name: str, value: Any, *, remedy: str) -> None:
@@ -137,7 +137,7 @@ def check_module(owner: str, model: Any) -> None:
 
 
 def check_copyable(owner: str, model: nn.Module) -> None:
-    """Require a model that ``copy.deepcopy`` can copy; no parameter or buffer is copied to find out."""
+    """Require a model that ``copy.deepcopy`` can copy, without copying parameters or buffers."""
     tensors = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_leaf)
     kept: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     try:
@@ -145,7 +145,7 @@ def check_copyable(owner: str, model: nn.Module) -> None:
     except Exception as error:
         kept |= {id(module): module for module in model.modules()}
         where = next(_uncopyable(model, kept), type(model).__name__)
-        remedy = "Keep such objects outside of the model, or give their class a __deepcopy__ method"
+        remedy = "Keep such objects outside of the model, or define __deepcopy__ in their class"
         got = f"{where!r}: {error}"
         if "graph leaves" in str(error):
             got = f"the result of a computation in {where!r}"
@@ -211,7 +211,7 @@ def source_device(owner: str, generator: Any) -> torch.device:
 
 
 def generator_by_name(call: Call) -> Call:
-    """Let a call with ``generator`` by position, which is a keyword everywhere, go on working."""
+    """Accept ``generator`` by position too, as earlier versions did; it is keyword-only now."""
     kinds = [parameter.kind for parameter in inspect.signature(call).parameters.values()]
     others = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -225,7 +225,7 @@ def generator_by_name(call: Call) -> Call:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Tell whether looking at the values of ``tensor`` is free.
+    """Return whether the values of ``tensor`` can be read at no cost.
 
     Reading a value of an accelerator's tensor would stall it until its queue is empty, and reading one under
     ``torch.compile`` would break the graph. Checks of values are therefore made on the CPU, in eager mode.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def digest(*tensors: Tensor) -> bytes:
-    """Return the SHA-256 of dtypes, shapes and all values; one copy at a time is made of what is not on the host."""
+    """Return the SHA-256 of dtypes, shapes and all values; device tensors are copied to the host one at a time."""
     summary = hashlib.sha256()
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous()

@@ -19,7 +19,7 @@ from ._checks import complaint
 _CHUNK = 1 << 20
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would else translate line ends
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-# Network and FUSE file systems that have no locks, or that cannot flush a folder.
+# Raised by network and FUSE file systems that cannot lock files or flush folders.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _NO_FLUSH = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM}
 _REMEDIES = {
@@ -32,11 +32,11 @@ _REMEDIES = {
     "Close files, or raise the limit on open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
     "Free some memory": (errno.ENOMEM,),
 }
-_locks: set[IO[bytes]] = set()  # that this process holds
+_locks: set[IO[bytes]] = set()  # held by this process
 
 
 def refusal(owner: str, expected: str, error: OSError, ending: str = "") -> str:
-    """Return the text of an error for what the system refused, with a remedy that fits its number."""
+    """Return the message for an ``OSError``, with a remedy chosen by its errno."""
     fitting = [remedy for remedy, numbers in _REMEDIES.items() if error.errno in numbers]
     remedy = fitting[0] if fitting else "Check the disk and try again, or choose another folder"
     return complaint(owner, expected, _reason(error), remedy + ending)
@@ -48,11 +48,11 @@ def _reason(error: OSError) -> str:
 
 @contextmanager
 def writing(owner: str, path: Path) -> Iterator[None]:
-    """Say which file could not be written, and what to do, where the system refuses inside the block."""
+    """Reword an ``OSError`` from the block: add the path and a remedy."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # one of ours, which says so already
+        if error.errno is None:  # already worded by this library
             raise
         reworded = type(error)(refusal(owner, f"to write {path}", error))
         reworded.errno = error.errno
@@ -129,12 +129,12 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
 
 
 def replace(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file, which is afterwards the whole of its parts or what it was before.
+    """Write a file atomically: afterwards it holds all parts, or what it held before.
 
     Raises:
         OSError: the disk refused.
     """
-    draft = path.with_name(f".{secrets.token_hex(8)}.partial")  # a name that nobody can take first
+    draft = path.with_name(f".{secrets.token_hex(8)}.partial")  # unpredictable, so that nobody can create it first
     try:
         write(draft, lambda file: [file.write(part) for part in parts])
         draft.replace(path)
@@ -146,7 +146,7 @@ def replace(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk; warn once where the file system cannot be asked to."""
+    """Flush the entries of a folder to the disk; warn once if the file system does not support it."""
     if os.name == "nt":
         return
     try:
@@ -158,7 +158,7 @@ def flush_folder(path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FLUSH:
             raise
-        remedy = "Nothing is wrong, but what was written last may be lost when the power fails"
+        remedy = "Nothing is wrong, but a power failure may lose what was written last"
         _warn_once(complaint("advcontrast", "a disk that can flush a folder", _reason(error), remedy))
 
 
@@ -221,12 +221,12 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
         return False
     if same:
         with suppress(OSError):
-            os.utime(path)  # some disks are cleaned of files that nobody has touched for weeks
+            os.utime(path)  # some clusters delete files that were not touched for weeks
     return same
 
 
 def _forget_locks() -> None:
-    """Close the lock files in a forked child: the system keeps a lock for as long as anyone has its file open."""
+    """Close the lock files in a forked child: a lock lasts as long as any process has its file open."""
     for file in _locks:
         file.close()
     _locks.clear()

@@ -13,16 +13,16 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-# In eval mode these leave the statistics alone.
+# These do not change the statistics in eval mode.
 _NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, _InstanceNorm.forward)
 
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Put every module of ``models`` into eval mode; on the way out restore what each one had.
+    """Put every module of ``models`` into eval mode, and restore each mode on exit.
 
-    The flag is kept module by module, because ``model.train()`` would wake a norm that was frozen on purpose. The
-    ``train()`` method of a module that has its own, as one with a cache for evaluation does, is called too.
+    Modes are restored module by module: ``model.train()`` would unfreeze a norm that was frozen on purpose. Where a
+    module overrides ``train()``, for example to fill a cache for evaluation, that method is called too.
     """
     before = [(module, module.training) for module in _modules(models)]
     with _changed(partial(_set, [(module, False) for module, _ in before]), partial(_set, before)):
@@ -39,7 +39,7 @@ def _set(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 
 @contextmanager
 def frozen(*models: nn.Module) -> Iterator[None]:
-    """Stop gradients from reaching the parameters of ``models``; on the way out restore what each one had.
+    """Set ``requires_grad`` of all parameters of ``models`` to False, and restore each value on exit.
 
     A compiled backward computes every gradient that it could be asked for, and an eager forward keeps the activations
     that they need. With frozen parameters neither happens.
@@ -57,12 +57,12 @@ def _require(flags: Sequence[tuple[nn.Parameter, bool]]) -> None:
 
 @contextmanager
 def buffers_kept(*models: nn.Module) -> Iterator[None]:
-    """Restore the buffers of ``models`` on the way out, for forward passes that move some of them in eval mode.
+    """Restore the buffers of ``models`` on exit, for modules that update buffers in eval mode.
 
-    Observers of a quantisation, codebooks, memory banks and counters do. Every buffer gets its value back in the very
-    tensor, also where it was resized or another tensor took its place. New buffers are removed, but for those that are
-    not part of the state dict: they are caches, and the module may rely on what it has cached. The statistics of
-    PyTorch's own norms do not move in eval mode and are not copied. Nothing waits for the device.
+    Quantisation observers, codebooks, memory banks and counters do. Each value is restored in the original tensor, even
+    if it was resized or replaced. New buffers are removed, except those that are not in the state dict: they are caches
+    that the module may rely on. The statistics of PyTorch's own norms do not change in eval mode and are not copied.
+    Nothing waits for the device.
     """
     before = [(module, dict(module._buffers.items())) for module in _modules(models)]
     moving = {
@@ -109,7 +109,7 @@ def _modules(models: Sequence[nn.Module]) -> list[nn.Module]:
 
 @contextmanager
 def _changed(change: Callable[[], None], undo: Callable[[], None]) -> Iterator[None]:
-    """Undo a change at the end of the block; Ctrl-C in the middle of either leaves nothing of it."""
+    """Make a change and undo it on exit, completely even if Ctrl-C interrupts one of the two."""
     try:
         change()
         yield

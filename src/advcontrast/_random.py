@@ -31,7 +31,7 @@ def capture(*devices: torch.device) -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any], *devices: torch.device) -> None:
-    """Set every generator to the state that :func:`capture` returned for as many devices; they may be others."""
+    """Restore the states that :func:`capture` returned for as many devices, not necessarily the same ones."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     for device, saved in zip(_accelerators(devices), state["devices"], strict=False):
@@ -52,9 +52,9 @@ def reseed(seed: int, *devices: torch.device) -> None:
 
 
 def branch_off(state: dict[str, Any], rank: int, *devices: torch.device) -> int:
-    """Seed every generator from a captured state and the number of a process: one that joins a run has no stream yet.
+    """Seed every generator from a captured state and the number of a process that joins a run.
 
-    Its stream is neither that of another process nor one that a process of this number has had before.
+    Its stream differs from those of the other processes, and from those of earlier processes with this number.
 
     Returns:
         The seed.
@@ -93,7 +93,7 @@ def _held(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, (list, tuple)):
         return enumerate(value)
     if isinstance(value, dict):
-        # The keys of hooks are counted up in a process.
+        # The keys of hooks are counters of the process.
         return [(key if isinstance(key, str) else i, held) for i, (key, held) in enumerate(value.items())]
     if isinstance(value, partial):
         return [("args", value.args), ("keywords", value.keywords), ("func", value.func)]
@@ -109,7 +109,7 @@ def kept(seed: int | None = None) -> Iterator[None]:
     """Restore every global generator after the block, those of all devices included.
 
     Args:
-        seed: of all of them inside the block; ``None`` leaves them as they are.
+        seed: seed of all of them inside the block; ``None`` leaves them unchanged.
     """
     devices = _in_use()
     before = capture(*devices)

@@ -170,7 +170,7 @@ def test_layers_of_a_loss_with_a_memory_are_shared_by_the_streams():
 def test_a_forward_pass_that_copies_would_share_is_refused():
     loss = bank()
     loss.forward = lambda z1, z2: z1.sum()
-    with pytest.raises(ValueError, match=r"^Remembering: expected loss with the forward pass of its class"):
+    with pytest.raises(ValueError, match=r"^Remembering: expected loss with the forward method of its class"):
         Remembering(loss)
 
 

@@ -241,7 +241,7 @@ def test_from_verdicts_takes_an_image_set():
     images = ImageSet(torch.arange(N * 12).view(N, 3, 2, 2).byte(), torch.zeros(N).long(), ("cat", "dog"))
     one = from_verdicts(data=images, fingerprint=None)
     assert (one.data, one.fingerprint) == (f"{N} images [3, 2, 2] of 2 classes", images.fingerprint())
-    with pytest.raises(ValueError, match="ResultCard: expected no fingerprint beside an ImageSet, got '000"):
+    with pytest.raises(ValueError, match="ResultCard: expected no fingerprint with an ImageSet, got '000"):
         from_verdicts(data=images)
     with pytest.raises(ValueError, match=re.escape("ResultCard: expected verdicts['RA'] on the 2 images of data")):
         from_verdicts(data=images.subset(torch.arange(2)), fingerprint=None)

@@ -16,12 +16,12 @@ from .._durable import flush_folder, writing
 
 @contextmanager
 def saving(owner: str, folder: Path) -> Iterator[None]:
-    """Say which folder could not be written, and what to do, where the system refuses inside the block."""
+    """Reword an error of the file system from the block: add the folder and a remedy."""
     with writing(owner, folder):
         try:
             yield
         except Exception as error:
-            found = re.search(r"os error (\d+)", str(error))  # safetensors has an error class of its own
+            found = re.search(r"os error (\d+)", str(error))  # safetensors raises its own error class
             if found is None:
                 raise
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
@@ -44,7 +44,7 @@ def new_folder(owner: str, folder: str | os.PathLike[str]) -> Iterator[Path]:
             yield draft
             for path in draft.iterdir():
                 with suppress(OSError):  # on a disk without permissions
-                    path.chmod(draft.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read
+                    path.chmod(draft.stat().st_mode & 0o666)  # safetensors makes files readable by the owner only
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
             flush_folder(draft)

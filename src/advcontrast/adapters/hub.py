@@ -55,7 +55,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
     def save_pretrained(
         self, save_directory: str | Path, *, config: Any = None, model_card_kwargs: Any = None, **settings: Any
     ) -> str | None:
-        """Write weights, config and model card into a folder, from which :meth:`from_pretrained` loads the encoder.
+        """Write weights, config and model card into a folder that :meth:`from_pretrained` can load.
 
         Args:
             save_directory: the folder. A README that is in it is kept.
@@ -65,9 +65,9 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 
         Raises:
             OSError: the file system refuses to write.
-            ValueError: ``config`` is another one, the network is not what its config builds any more, or the README is
-                that of another encoder. Nothing is written.
-            TypeError: arguments of an upload, such as ``branch``, without ``push_to_hub=True``. Nothing is written.
+            ValueError: ``config`` differs from ``self.config``, the network no longer matches its config, or the README
+                is the card of another encoder. Nothing is written.
+            TypeError: upload arguments, such as ``branch``, without ``push_to_hub=True``. Nothing is written.
         """
         owner = "HubEncoder.save_pretrained"
         folder = check_path(owner, "save_directory", save_directory, remedy="Pass the folder to write")
@@ -78,13 +78,13 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             raise TypeError(complaint(owner, expected, ", ".join(sorted(unused)), remedy))
         readme = folder / "README.md"
         if readme.is_file() and is_of_another(readme.read_text(encoding="utf-8"), self.config):
-            remedy = "Remove it, or save into another folder"
-            raise ValueError(complaint(owner, f"{str(readme)!r} to be of this encoder", "that of another one", remedy))
+            got, remedy = "the card of another encoder", "Remove it, or save into another folder"
+            raise ValueError(complaint(owner, f"{str(readme)!r} to be of this encoder", got, remedy))
         with saving(owner, folder):
             return super().save_pretrained(folder, config=config, model_card_kwargs=model_card_kwargs, **settings)
 
     def push_to_hub(self, repo_id: str, *, config: Any = None, model_card_kwargs: Any = None, **settings: Any) -> str:
-        """Upload the encoder; ``branch`` is that of the repository.
+        """Upload the encoder; ``branch`` is a git branch of the repository.
 
         The arguments and errors are those of :meth:`save_pretrained` and of the mixin.
         """
@@ -92,12 +92,12 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         return super().push_to_hub(repo_id, config=config, model_card_kwargs=model_card_kwargs, **settings)
 
     def _check(self, owner: str, config: Any, model_card_kwargs: Mapping[str, Any] | None) -> None:
-        """Require what :meth:`from_pretrained` can load, before anything is written."""
+        """Require an encoder that :meth:`from_pretrained` can load, before anything is written."""
         if not isinstance(model_card_kwargs, Mapping | None):
             remedy = 'For example {"license": "mit"}'
             raise TypeError(complaint(owner, "model_card_kwargs to be a dict", type_name(model_card_kwargs), remedy))
         if config is not None and _as_json(config) != _as_json(self.config):
-            remedy = "Leave it out; model_card_kwargs has a place for what else is known"
+            remedy = "Leave it out; pass further facts as model_card_kwargs"
             raise ValueError(complaint(owner, f"config to be None or {self.config!r}", repr(config), remedy))
         with kept(), torch.device("cpu"):
             built = type(self)(**self.config)
@@ -115,12 +115,12 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 
         Args:
             pretrained_model_name_or_path: the folder, or the name of the repository.
-            settings: arguments of the mixin for a download, ``map_location``, a device, and the encoder's own, which
-                must be those that it was saved with.
+            settings: download arguments of the mixin; ``map_location``, a device; and settings of the encoder, which
+                must equal the saved ones.
 
         Raises:
-            ValueError: a setting is another one than that of the file, ``strict`` is off, there is no config, or a file
-                is damaged.
+            ValueError: a setting differs from the saved one, ``strict`` is False, there is no config, or a file is
+                damaged.
             RuntimeError: names, shapes or dtypes of the weights do not match the config.
             TypeError: the config has no such setting.
         """
@@ -140,7 +140,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
     ) -> Any:
         owner = "HubEncoder.from_pretrained"
         if not isinstance(config, Mapping) or "name" not in config:
-            remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote, and look at the connection"
+            remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote, and check the connection"
             raise ValueError(complaint(owner, "a config.json with the name of an encoder", repr(config), remedy))
         if strict is not True:
             remedy = "Leave it out: all weights are needed"

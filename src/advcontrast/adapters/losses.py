@@ -35,12 +35,12 @@ class NumberedPairs(nn.Module):
 
 
 class Remembering(nn.Module):
-    """A loss that remembers batches, as a memory bank does, with a memory for each branch.
+    """A loss that remembers batches, such as one with a memory bank, with a memory for each branch.
 
-    In DS the adversarial stream would otherwise enqueue the very images that the clean stream then pushes away.
-    ``ACLTrainer`` switches the branches, whose buffers are their own and whose parameters are shared. In eval mode, as
-    under attack, a copy of the loss is called, so that it remembers nothing, in plain attributes neither. ``model`` is
-    no longer needed.
+    With one memory for both, the adversarial stream of DS would enqueue images that the clean stream then takes as
+    negatives. ``ACLTrainer`` switches the branches; each has its own buffers, and they share the parameters. In eval
+    mode, as under attack, a copy of the loss is called, so that nothing is remembered, not even in plain attributes.
+    ``model`` is no longer needed.
     """
 
     def __init__(self, loss: nn.Module, model: nn.Module | None = None) -> None:
@@ -51,8 +51,8 @@ class Remembering(nn.Module):
             remedy = "Pass the module that holds the memory, not a function around it"
             raise TypeError(complaint("Remembering", "loss to be an nn.Module", type_name(loss), remedy))
         if any("forward" in vars(part) for part in loss.modules()):
-            rule, got = "loss with the forward pass of its class", "another one, which a copy would share"
-            raise ValueError(complaint("Remembering", rule, got, "Write a subclass that has it"))
+            rule, got = "loss with the forward method of its class", "one set on the instance, which a copy would share"
+            raise ValueError(complaint("Remembering", rule, got, "Define it in a subclass"))
         self.loss = DualNorm(loss, split="stats")
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:

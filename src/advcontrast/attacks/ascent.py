@@ -30,9 +30,9 @@ AttackClass = TypeVar("AttackClass", bound=type)
 
 
 def explains_calls(attack: AttackClass) -> AttackClass:
-    """Let a class of attacks refuse calls in the style of other libraries by an error that shows its own.
+    """Make a class of attacks refuse calls in the style of other libraries, with an error that shows its own style.
 
-    There the model and the labels are arguments by position: ``Attack(model, eps=...)`` and ``attack(model, x, y)``.
+    Other libraries take the model and the labels by position: ``Attack(model, eps=...)`` and ``attack(model, x, y)``.
     """
     call = "forward" if issubclass(attack, nn.Module) else "__call__"
     for name, expected in (("__init__", "settings by name"), (call, "an objective and images")):
@@ -89,7 +89,7 @@ def check_call(
 def value_of(owner: str, objective: Objective, image: Tensor, *, scalar: bool) -> Tensor:
     """Return the value of an objective, one for each sample, or a scalar where that is allowed.
 
-    The objective gets a copy of the image, which it may change in place, as a normalisation may.
+    The objective gets a copy of the images, so it may change them in place.
     """
     value = objective(image.clone())
     remedy = "Use reduction='none', or the mean of it" if scalar else "Use reduction='none'"

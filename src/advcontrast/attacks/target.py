@@ -14,12 +14,12 @@ from .._modes import buffers_kept, eval_mode, frozen
 
 @contextmanager
 def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
-    """Put networks into the state in which they are usually attacked; on the way out restore what they had.
+    """Put networks into the state in which they are usually attacked, and restore their own on exit.
 
     Inside the block every module is in eval mode, so that the attack neither moves running statistics nor meets
-    dropout, and no parameter requires a gradient, so that none is computed. Buffers that a forward pass moves in eval
-    mode too, such as the observers of a quantisation, get their values back at the end. All is kept module by module,
-    parameter by parameter and buffer by buffer, also when the block raises. Plain attributes, such as a counter that is
+    dropout, and no parameter requires a gradient, so that none is computed. Buffers that a forward pass updates even in
+    eval mode, such as those of quantisation observers, are restored too. Each module, parameter and buffer gets back
+    its own mode, flag and value, also when the block raises. Plain attributes, such as a counter that is
     a Python int, are not restored.
 
     Args:
@@ -27,7 +27,7 @@ def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
         *others: every other module that takes part, such as a loss with layers.
 
     Raises:
-        TypeError: an argument is no module.
+        TypeError: an argument is not an ``nn.Module``.
 
     Warns:
         UserWarning: the weights are channels last, and a convolution of the model crashes PyTorch in that format.

@@ -37,8 +37,8 @@ class ContrastivePairAugment:
             [0, 1] is clamped.
 
     Raises:
-        ValueError: size < 1, strength or min_area out of range, or one of them beside a transform, which would go
-            unused.
+        ValueError: size < 1, strength or min_area out of range, or one of them passed with a transform, which ignores
+            them.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -120,7 +120,7 @@ def _view(transform: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _from_torchvision(transform: object) -> bool:
-    """Tell whether a transform, or a part of it, is one of torchvision's."""
+    """Return whether a transform, or a part of it, is one of torchvision's."""
     while isinstance(transform, partial):
         transform = transform.func
     transform = getattr(transform, "__self__", transform)

@@ -19,7 +19,7 @@ class Replay(nn.Module):
     Training on each batch ``times`` times in a row lets the perturbations of :class:`advcontrast.attacks.FreeAttack`
     grow. The loop need not know: of the batches it draws every ``times``-th one is used, so an epoch of ``times`` as
     many steps sees each image about once. Views that are still to be returned are kept in the state dict, so that a
-    resumed training goes on with them. Only for learners without labels, which would no longer fit.
+    resumed run continues with them. Only for learners without labels, which would no longer fit.
 
     Args:
         augment: makes the views, for example ``ContrastivePairAugment(32)``.
@@ -63,7 +63,7 @@ class Replay(nn.Module):
         return views
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the views that are still to be returned for the state dict."""
+        """Return the views that are still to be replayed, for the state dict."""
         return {"left": self._left, "views": self._views}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

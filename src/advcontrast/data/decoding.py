@@ -74,7 +74,7 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
 def _channel(image: Any) -> str | None:
     """Return what a channel of the file holds if that is not an unsigned number of at most 8 bits.
 
-    Pillow reduces most files with more bits to 8 when it opens them, so its mode does not tell.
+    Pillow reduces most files with more bits to 8 when it opens them, so its mode does not show it.
     """
     bits, largest = 8, 255
     if image.format == "PNG":

@@ -20,7 +20,7 @@ from .images import ImageSet
 from .listing import list_images
 
 _OWNER = "image_folder"
-_FORMAT = 4  # to be raised when the same files shall give other pixels
+_FORMAT = 4  # increase it when the same files give other pixels
 _MANY = 1000  # images that are worth a progress bar
 _NAMED = 10  # files that a message lists
 _REMEDY = "Put the images into root/<class>/"
@@ -40,7 +40,7 @@ def image_folder(
 ) -> ImageSet:
     """Load the images in and below the folders ``root/<class>`` as squares of one size.
 
-    An image is turned upright by its EXIF orientation, converted to RGB, cropped to its central square and resized with
+    An image is rotated by its EXIF orientation, converted to RGB, cropped to its central square and resized with
     antialiased bicubic interpolation unless it has the size already. An alpha channel is dropped: transparent pixels
     have the colour that the file stores for them. Classes, labels and files come in the order of torchvision's
     ``ImageFolder``. Files whose suffix is not one of bmp, jfif, jpeg, jpg, pgm, png, ppm, tif, tiff and webp are left
@@ -68,7 +68,7 @@ def image_folder(
 
     Raises:
         FileNotFoundError: there is no such folder, no class in it, or a class without images.
-        OSError: a folder cannot be listed, and is not to be skipped.
+        OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         UnreadableImageError: an image cannot be decoded, has more than 8 bits a channel, or claims more pixels than
             ``PIL.Image.MAX_IMAGE_PIXELS``; where they are skipped, there are too many, or all of a class.
         ValueError: an argument out of its range, a link that leads out of the folder or in a circle, or only folders
@@ -79,7 +79,7 @@ def image_folder(
     check_bool(_OWNER, "outside_links", outside_links, remedy="True follows links to anywhere")
     check_progress(_OWNER, progress)
     root = check_path(_OWNER, "root", root, remedy="Pass the folder that holds a folder for each class")
-    remedy = "Pass a folder, or None to keep nothing"
+    remedy = "Pass a folder, or None for no cache"
     where = None if cache is None else check_path(_OWNER, "cache", cache, remedy=remedy)
     check_choice(_OWNER, "unreadable", unreadable, ("raise", "skip"))
     check_real(_OWNER, "tolerance", tolerance, low=0, high=1, remedy="0.01 accepts one bad file in a hundred")
@@ -131,7 +131,7 @@ def _by_class(root: Path, found: dict[str, list[str]], unusable: list[str]) -> d
 def _check_left_out(
     root: Path, left_out: list[str], of: int, y: Tensor, classes: tuple[str, ...], tolerance: float
 ) -> None:
-    """Name what is left out in a warning; require it to be little, and each class to keep an image."""
+    """Warn of the images that are left out; require few of them, and each class to keep an image."""
     named = ", ".join(map(repr, left_out[:_NAMED]))
     if len(left_out) > _NAMED:
         named += f" and {len(left_out) - _NAMED} more"
@@ -179,7 +179,7 @@ def _pixels(
 
 
 def _decode_all(root: Path, names: list[str], size: int, unreadable: str, progress: bool | None) -> tuple[Tensor, bool]:
-    """Return the pixels, and whether those that are missing depend on the contents of the files alone."""
+    """Return the pixels, and whether they may be cached: a failure of the disk or of memory may not occur again."""
     pixels, readable, lasting = bytearray(len(names) * size * size * 3), bytearray(len(names)), True
     with progress_bar(len(names), unit="image", shown=progress, title="decode") as bar:
         for i, name in enumerate(names):
@@ -188,7 +188,7 @@ def _decode_all(root: Path, names: list[str], size: int, unreadable: str, progre
             except UnreadableImageError as error:
                 if unreadable == "raise":
                     raise
-                # Disk, permissions and memory may be better next time, with the same size and times.
+                # Errors of disk, permissions and memory may be gone next time, although sizes and times are the same.
                 cause = error.__cause__
                 lasting = lasting and not isinstance(cause, MemoryError) and getattr(cause, "errno", None) is None
             else:

@@ -15,7 +15,7 @@ _RESOURCE_FORKS = "__MACOSX"  # a folder that macOS adds to archives
 def list_images(
     owner: str, root: Path, *, outside_links: bool, skip: bool, remedy: str
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Return the paths of the images in each folder below ``root``, and those of what cannot be listed.
+    """Return the paths of the images in each folder below ``root``, and of the folders that cannot be listed.
 
     Paths are relative to ``root``, and the folder ``""`` is ``root`` itself. They are sorted as those of torchvision's
     ``ImageFolder``: by the name of the top folder, then by the path of the folder, then by the name of the file.
@@ -43,7 +43,7 @@ def list_images(
         folder, places = waiting.pop()
         found[folder] = []
         try:
-            with os.scandir(root / folder) as entries:  # tells folders from files without a look at every file
+            with os.scandir(root / folder) as entries:  # distinguishes folders from files without a stat of each
                 inner = [entry for entry in entries if not entry.name.startswith(".") and entry.name != _RESOURCE_FORKS]
         except OSError as error:
             if not folder and isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -61,7 +61,7 @@ def list_images(
             path, is_image = above + entry.name, entry.name.lower().endswith(SUFFIXES)
             try:
                 is_folder, is_link = entry.is_dir(), entry.is_symlink()
-            except OSError:  # decoding the image, or listing the folder, tells why
+            except OSError:  # decoding the image, or listing the folder, raises it again
                 is_folder, is_link = not is_image, True
             if is_link and not is_folder and "." not in entry.name:
                 is_folder = not os.path.exists(entry.path)  # noqa: PTH110

@@ -25,7 +25,7 @@ class ImageStream(Dataset[Tensor]):
     """Images of a folder, decoded one by one when they are asked for.
 
     The folder may be flat or nested; there are no labels. The images in ``root`` itself come first. Those in folders
-    below it follow, in the order of :func:`image_folder` and equal to its images to the bit. Only the paths are held in
+    below it follow, in the order of :func:`image_folder` and bit-identical to its images. Only the paths are held in
     memory, some fifty bytes an image.
 
     :func:`advcontrast.engine.fit` reads such a data set in worker processes while it trains; so does a ``DataLoader``.
@@ -43,7 +43,7 @@ class ImageStream(Dataset[Tensor]):
 
     Raises:
         FileNotFoundError: there is no such folder, or no image in it.
-        OSError: a folder cannot be listed, and is not to be skipped.
+        OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         ValueError: an argument out of its range; a link that leads out of the folder, or in a circle.
         TypeError: an argument of the wrong kind.
 
@@ -141,7 +141,7 @@ class ImageStream(Dataset[Tensor]):
     def read(self, index: int) -> tuple[Tensor, str | None]:
         """Return an image and, if it replaces an unreadable one, the reason; nothing is recorded.
 
-        A loader with several processes calls this in its workers, and :meth:`note` in the process that they serve.
+        A loader with workers calls this in the workers, and :meth:`note` in the main process.
         """
         reason: str | None = None
         for i in range(self._most() + 1):

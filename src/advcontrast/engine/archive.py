@@ -1,4 +1,4 @@
-"""States in files of ``torch.save``: what may be written, and a parser that builds nothing else."""
+"""States in files of ``torch.save``: a check before writing, and a parser that builds nothing else."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _STORAGES = {
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a state as it is written: with containers of its own, and whole tensors for those that repeat values.
+    """Return a state as it is written: containers are copied, and tensors that repeat values are expanded.
 
     Args:
         value: a tensor, number, string or ``None``, or a list, tuple or dict of such values.
@@ -56,12 +56,12 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
         depth: number of containers around it.
 
     Raises:
-        TypeError: it is anything else, which :func:`read` would refuse.
-        ValueError: an int of too many bits, or too many containers around each other.
+        TypeError: any other value, which :func:`read` would refuse.
+        ValueError: an int of too many bits, or containers that are nested too deeply.
     """
     if depth > _DEEPEST:
         expected, got = "state to be nested at most 100 deep", "more, or a container that holds itself"
-        raise ValueError(complaint(_OWNER, expected, got, "Save its parts under names of their own"))
+        raise ValueError(complaint(_OWNER, expected, got, "Save its parts under separate keys"))
     if type(value) in _PLAIN:
         return value
     if type(value) is int:
@@ -122,7 +122,7 @@ def _end(offset: int, size: Sequence[int], stride: Sequence[int]) -> int:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Tell whether two states are equal, tensors to the bit."""
+    """Return whether two states are bit-identical."""
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
@@ -139,16 +139,16 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def read(file: IO[bytes], device: str = "cpu") -> Any:
-    """Return what is in a file that ``torch.save`` wrote of what :func:`plain` returned.
+    """Read a state that :func:`plain` returned and ``torch.save`` wrote.
 
-    Memory is taken for what is in the file, and for nothing that the file claims.
+    The memory that this takes is bounded by the bytes in the file, not by sizes that the file claims.
 
     Args:
-        file: open at any place.
+        file: an open file, at any position.
         device: that of the tensors. On ``"meta"`` they have no values, and the values are not read.
 
     Raises:
-        ValueError: the file holds anything else. Errors of other kinds come from bytes that make no sense.
+        ValueError: the file holds anything else. Damaged bytes may raise errors of other types.
         MemoryError: it is too large for this machine.
     """
     return _Parser(file, device).run()
@@ -172,7 +172,7 @@ _INTERNAL = (_Name, _Storage, _Arguments)
 
 
 class _Parser:
-    """A machine for the opcodes of pickle protocol 2 that ``torch.save`` writes, and no others."""
+    """An interpreter of the opcodes of pickle protocol 2 that ``torch.save`` writes, and no others."""
 
     def __init__(self, file: IO[bytes], device: str) -> None:
         self._file, self._device = file, device
@@ -183,10 +183,10 @@ class _Parser:
             raise ValueError("an archive that unpacks to more than its size")
         file.seek(0)
         if file.read(4) != b"PK\3\4":
-            raise ValueError("an archive behind something else")
+            raise ValueError("an archive behind other data")
         self._entries = {entry.filename: entry for entry in entries}
         if self._record("byteorder") != sys.byteorder.encode():
-            raise ValueError("tensors of a machine with another order of bytes")
+            raise ValueError("tensors in another byte order")
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: list[Any] = []
@@ -244,16 +244,16 @@ class _Parser:
                     case {"_metadata": OrderedDict() as metadata, **others} if not others:
                         self._top(OrderedDict)._metadata = metadata
                     case _:
-                        raise ValueError("attributes of something else than a state dict")
+                        raise ValueError("attributes of something other than a state dict")
             case "PROTO" if argument == 2:
                 pass
             case _:
-                raise ValueError(f"a pickle with {opcode} {argument}, which is no part of a state")
+                raise ValueError(f"a pickle with {opcode} {argument}, which is not part of a state")
 
     def _cut(self, start: int) -> list[Any]:
-        """Take what is on the stack from ``start`` on."""
+        """Pop the stack down to ``start``."""
         if start < 0:
-            raise ValueError("a pickle that takes more than it has")
+            raise ValueError("a pickle that pops more than its stack holds")
         items = self._stack[start:]
         del self._stack[start:]
         return items
@@ -294,7 +294,7 @@ class _Parser:
                 return _tensor(storage.data, dtype, *place).requires_grad_(wanted)
             case "torch._utils _rebuild_parameter", (Tensor() as data, bool() as wanted, OrderedDict()):
                 return nn.Parameter(data, wanted)
-        raise ValueError(f"a call of {name}, or with arguments, that is no part of a state")
+        raise ValueError(f"a call of {name}, or arguments of it, that are not part of a state")
 
     def _storage(self, identity: Any) -> _Storage:
         """Read the values of tensors once, for all that share them."""
@@ -303,7 +303,7 @@ class _Parser:
                 if key not in self._storages:
                     self._storages[key] = self._values(key)
                 return _Storage(self._storages[key], dtype)
-        raise ValueError("a reference to something else than a storage")
+        raise ValueError("a reference to something other than a storage")
 
     def _values(self, key: str) -> Tensor:
         size = self._find(f"data/{key}")
@@ -321,7 +321,7 @@ class _Parser:
         return self._file.read(self._find(name))
 
     def _find(self, name: str) -> int:
-        """Go to where a record begins, and return its size."""
+        """Seek to the start of a record, and return its size."""
         entry = self._entry(name)
         self._file.seek(entry.header_offset)
         lengths = struct.unpack("<HH", self._file.read(30)[26:])  # of the name and the padding behind it
@@ -347,12 +347,12 @@ def _named(name: str) -> _Name | torch.dtype:
     module, _, attribute = name.partition(" ")
     found = vars(torch).get(attribute) if module == "torch" else None
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"the name {name.replace(' ', '.')}, which is no part of a state")
+        raise ValueError(f"the name {name.replace(' ', '.')}, which is not part of a state")
     return found
 
 
 def _tensor(data: Tensor, dtype: torch.dtype, offset: int, size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Return a tensor that lies inside of its storage, and has no more entries than that."""
+    """Return a tensor that lies inside its storage and has no more entries than it."""
     numbers, room = (offset, *size, *stride), data.numel() // dtype.itemsize
     if (
         any(type(n) is not int or not 0 <= n < 2**63 for n in numbers)

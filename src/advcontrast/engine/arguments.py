@@ -84,7 +84,7 @@ def check_parts(
 
 
 def check_savable(learner: nn.Module) -> None:
-    """Require values of all that is saved."""
+    """Require every tensor that is saved to have values."""
     for name, tensor in weights_of(learner.state_dict()).items():
         if tensor.is_meta:
             remedy = "Register the buffer with persistent=False, or leave out folder="

@@ -39,8 +39,8 @@ class Checkpoint:
     A checkpoint is written to a temporary folder, flushed to the disk, and gets its name by one rename. A process that
     is killed at any instant leaves it whole or not at all, and those before it as they were. Beside the state lies a
     manifest with its size and its SHA-256. Both are verified before the state is parsed, by a parser that builds
-    nothing but tensors and plain containers, and when it was written, before an older one is removed. What an
-    interrupted save left behind is removed by the next one.
+    nothing but tensors and plain containers, and when it was written, before an older one is removed. The next save
+    removes files left by an interrupted one.
 
     Args:
         folder: where the checkpoints are; it need not exist yet.
@@ -65,7 +65,7 @@ class Checkpoint:
         # A relative path would point elsewhere after a change of directory.
         self.folder = folder.absolute()
         self.keep = keep
-        self._is_locked: Callable[[], bool] | None = None  # inside of locked()
+        self._is_locked: Callable[[], bool] | None = None  # inside locked()
 
     def __repr__(self) -> str:
         return f"{_OWNER}({str(self.folder)!r}, keep={self.keep})"
@@ -98,11 +98,11 @@ class Checkpoint:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and f"{int(name):08d}" == name)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the state of a step, read it back, and remove what is more than ``keep``.
+        """Write the state of a step, read it back, and remove the oldest ones beyond ``keep``.
 
         Args:
-            step: the number of steps taken, at least 0, and more than that of any good checkpoint in the folder. Only
-                the very state of the newest may be saved again, which does nothing.
+            step: the number of steps taken, at least 0, and more than that of any good checkpoint in the folder. Saving
+                an equal state of the newest step again does nothing.
             state: a dict of tensors, numbers, strings, ``None``, and lists, tuples and dicts of them. Tensors are dense
                 and of class ``Tensor`` or ``nn.Parameter``, without attributes.
 
@@ -112,9 +112,9 @@ class Checkpoint:
         Raises:
             CheckpointWriteError: the disk is full, read-only or failing. Earlier checkpoints are untouched.
             CheckpointMismatchError: the folder has a good checkpoint of a later step, or another state of this one.
-            CheckpointError: inside of :meth:`locked`, the folder was moved, removed or replaced.
+            CheckpointError: inside :meth:`locked`, the folder was moved, removed or replaced.
             TypeError: the state holds anything else, which could not be read back.
-            ValueError: the state holds a huge int, is nested too deeply, or holds itself.
+            ValueError: the state holds a huge int, is nested too deeply, or contains itself.
         """
         path, step = self.path(step), int(step)
         if not isinstance(state, Mapping):
@@ -131,7 +131,7 @@ class Checkpoint:
                 self._sweep()
                 if not self._has(step, state):
                     self._write(step, state)
-                # Of what is newer, nothing is good.
+                # No newer checkpoint is good.
                 older = [other for other in self.steps() if other < step]
                 for old in older[: max(0, len(older) + 1 - self.keep)]:
                     self._discard(old)
@@ -184,7 +184,7 @@ class Checkpoint:
         """Keep other processes from writing to the folder, until the block or the process ends.
 
         Inside the block :meth:`save` raises if the folder is no longer the one that was locked. On a disk without locks
-        there is a warning, and nothing is locked.
+        a warning is issued, and nothing is locked.
 
         Raises:
             CheckpointBusyError: another process is writing to the folder.
@@ -215,7 +215,7 @@ class Checkpoint:
             raise CheckpointError(complaint(_OWNER, expected, "another one or none", remedy))
 
     def _has(self, step: int, state: Mapping[str, Any]) -> bool:
-        """Tell whether the state is there already, and require its step to be the newest otherwise."""
+        """Return whether the state is saved already; if not, require its step to be the newest."""
         for other in reversed([other for other in self.steps() if other >= step]):
             try:
                 found = self.read(other)
@@ -224,7 +224,7 @@ class Checkpoint:
             if other == step and archive.same(found, state):
                 return True
             got = f"{step}" if other > step else f"another state of step {step}"
-            remedy = "Go on from what load() returns, or choose another folder"
+            remedy = "Continue from what load() returns, or choose another folder"
             expected = f"a step after {other}, which {self.folder} holds already"
             raise CheckpointMismatchError(complaint(_OWNER, expected, got, remedy))
         return False

@@ -122,11 +122,11 @@ def fit(
         ValueError: an argument out of its range; data that is empty, not finite or of unequal lengths; an optimizer of
             parameters that the learner does not hold.
         TypeError: an argument of the wrong kind, such as an optimizer that needs a closure; or the learner returns
-            something else than a loss and a dict of scalars, as a plain network does.
+            something other than a loss and a dict of scalars, as a plain network does.
         RuntimeError: the loss, a gradient or a trained weight is not finite, in any process. On the CPU the weights are
-            still those of the step before; elsewhere it shows at the next checkpoint, which is then not written.
+            still those of the step before; elsewhere this is raised at the next checkpoint, which is not written.
             Buffers, frozen weights and terms may be infinite or NaN. Or ``evaluate`` has set a learning rate. Or
-            another process has ended, or given no sign of life for as long as the process group waits.
+            another process has ended, or has not responded within the timeout of the process group.
         CheckpointError: the checkpoints in ``folder`` are damaged, belong to another run, cannot be written, or are
             being written by another process.
 

@@ -22,7 +22,7 @@ def identity(
     schedule: Callable[[int], float] | float,
     ema: EMA | None,
 ) -> dict[str, str | None]:
-    """Return the settings that tell one run from another, as plain data."""
+    """Return the settings that identify a run, as plain data."""
     return {
         "learner": f"{type(learner).__name__}({_words(learner.extra_repr())})",
         "modules": _words(learner),
@@ -36,7 +36,7 @@ def identity(
 
 
 def differences(state: Mapping[str, Any], settings: Mapping[str, Any], learner: nn.Module, optimizer: Optimizer) -> str:
-    """Return how the state of a run differs from these in words, an empty string where it fits."""
+    """Describe how the state of a run differs from these settings; an empty string if it does not."""
     theirs, ours = dict(state["settings"]), dict(settings)
     for entries, groups in ((theirs, state["optimizer"]), (ours, optimizer.state_dict())):
         entries["optimized parameters"] = [len(group["params"]) for group in groups["param_groups"]]
@@ -58,7 +58,7 @@ def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_cpu(entry: Any) -> Any:
-    """Return nested dicts and lists with their tensors on the CPU, but for those without values."""
+    """Return nested dicts and lists with their tensors on the CPU, except those without values."""
     if isinstance(entry, dict):
         return {name: on_cpu(value) for name, value in entry.items()}
     if isinstance(entry, (list, tuple)):
@@ -67,7 +67,7 @@ def on_cpu(entry: Any) -> Any:
 
 
 def change(name: str, ours: Any, theirs: Any) -> str:
-    """Return how an entry changed in words; of a long one the first line that did."""
+    """Describe how an entry changed; of a long one, only the first line that differs."""
     for our, their in zip(str(ours).splitlines(), str(theirs).splitlines(), strict=False):
         if our != their:
             return f"{name} {our.strip()} instead of {their.strip()}"

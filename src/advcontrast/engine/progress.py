@@ -16,7 +16,7 @@ _SECONDS = 2.0
 class StepBar:
     """A bar over the steps of a run, with the mean loss of the epoch so far; only the first process shows one.
 
-    Reading the loss waits for the device, so that it is read every two seconds, and only where the bar is shown.
+    Reading the loss waits for the device, so it is read every two seconds, and only if the bar is shown.
 
     Args:
         steps: steps of the run.

@@ -14,18 +14,18 @@ _OWNER = "Reader"
 class Reader:
     """A data set that :func:`~advcontrast.engine.fit` reads while it trains, with the settings of how.
 
-    Worker processes read ahead, in the order that the seed of :func:`fit` gives. How many they are changes nothing but
-    the time: the weights are the same to the bit, also after a run was interrupted in the middle of an epoch. What a
-    sample draws at random, in a data set that augments, depends on the seed and the step alone.
+    Worker processes read ahead, in the order that the seed of :func:`fit` gives. Their number affects only the time:
+    the weights are bit-identical, also after a run was interrupted in the middle of an epoch. Random numbers that a
+    sample draws, in a data set that augments, depend only on the seed and the step.
 
-    In memory are at most ``workers * prefetch + 1`` batches. A slow disk slows the training. A disk that gives no
-    sample at all for ``timeout`` seconds, or a worker that dies, ends it with an error that names the sample; started
-    again it goes on from the last checkpoint.
+    At most ``workers * prefetch + 1`` batches are in memory. A slow disk slows the training. A disk that gives no
+    sample at all for ``timeout`` seconds, or a worker that dies, ends it with an error that names the sample; the next
+    call of ``fit`` continues from the last checkpoint.
 
     Args:
         dataset: a map-style data set, as :class:`advcontrast.data.ImageStream`: each sample is a tensor, or a tuple of
             tensors and numbers, all of one shape and dtype. A method ``fingerprint()`` that returns a string lets a
-            resume notice other samples.
+            resume detect other samples.
         workers: processes that read; 0 reads between the steps, in the process that trains, where nothing can be timed
             out.
         timeout: seconds without a sample from any worker after which they are taken to hang, > 0.

@@ -119,7 +119,7 @@ class Reading:
                     raise error
                 late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self._timeout
                 if not late:
-                    # What a worker sends breaks off, in any way, a moment before it is seen to be dead.
+                    # A dying worker can break off a message in many ways, shortly before it is found dead.
                     wait([process.sentinel for process in processes], _GOING)
                 if dead := self._dead(shelf, processes):
                     raise dead from error

@@ -84,7 +84,7 @@ class Records:
 
 
 def _in_first(action: Callable[[], _T]) -> _T:
-    """Return what an action of the first process returns, or raise what it raises, in all processes."""
+    """Run an action in the first process, and return or raise its outcome in all processes."""
     result, failure = None, None
     if distributed.rank() == 0:
         try:

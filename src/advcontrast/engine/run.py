@@ -73,7 +73,7 @@ class Run:
         return check_rate(self.schedule(step) if callable(self.schedule) else self.schedule)
 
     def reset_rates(self) -> None:
-        """Set the learning rates to those that the optimizer was passed with; groups that are new since keep theirs."""
+        """Restore the learning rates that the optimizer was passed with; groups added since then keep theirs."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=False):
             group["lr"] = peak
 
@@ -114,7 +114,7 @@ class Run:
             self.ema.update(self.learner.get_submodule("model"))
 
     def _first_pass(self, wrapped: Any, part: tuple[Tensor, ...]) -> Any:
-        """Return the loss and the terms of the first forward pass; where it fails, the buffers are as before."""
+        """Return the loss and the terms of the first forward pass; if it fails, restore the buffers."""
         before = [(buffer, buffer.clone()) for buffer in self.learner.buffers()]
         try:
             output = _loss_and_terms(wrapped(*part))
@@ -122,7 +122,7 @@ class Run:
             with torch.no_grad():
                 for buffer, value in before:
                     buffer.copy_(value)
-            # Networks take one tensor of floats. Subclasses are errors of the memory or of other processes.
+            # A network fails on uint8 or on several tensors. Subclasses are errors of memory or of other processes.
             floats = type(error) is RuntimeError and part[0].dtype == torch.uint8
             one = type(error) is TypeError and "positional argument" in str(error)
             if (floats or one) and not hasattr(self.learner, "model"):
@@ -278,7 +278,7 @@ class Run:
 
 
 def _digest(rates: str, rate: float) -> str:
-    """Return the digest of some rates and one more. Six digits count: the last ones differ between machines."""
+    """Extend a digest of rates by one rate, to six digits, since the last ones differ between machines."""
     return hashlib.sha256(f"{rates} {rate:.6g}".encode()).hexdigest()[:16]
 
 

@@ -84,7 +84,7 @@ class Shelf(Dataset["Read | Failure"]):
         worker = get_worker_info()
         at = self.at[0 if worker is None else worker.id]
         try:
-            with kept():  # what reading draws is apart from what training draws, where one process does both
+            with kept():  # with workers=0, reading must not advance the generators of the training
                 return self._read(order, at)
         except UnreadableImageError as error:
             return Failure(UnreadableImageError, str(error), traceback.format_exc())
@@ -127,9 +127,9 @@ class _UnusableSampleError(Exception):
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of the process that has started this one, and end this one, in the middle of a sample too."""
+    """Wait until the parent process has ended, then end this one, even in the middle of a sample."""
     started_by, parent = os.getppid(), multiprocessing.parent_process()
-    # The first tells the end of a parent that died before, the second is deceived by no copy of a pipe elsewhere.
+    # is_alive sees a parent that died before this line. A copy of its pipe elsewhere can mislead it, but not getppid.
     while (parent is None or parent.is_alive()) and os.getppid() == started_by:
         time.sleep(_LOOK_EVERY)
     os._exit(1)

@@ -37,10 +37,10 @@ def branch_in_use(model: nn.Module) -> str | None:
 
 @contextmanager
 def borrowed(owner: str, model: nn.Module) -> Iterator[torch.device]:
-    """Lend a model to an evaluation, and yield its device.
+    """Prepare a model for an evaluation, and yield its device.
 
-    Inside the block the model is in eval mode, none of its parameters requires a gradient, and no graph is built. On
-    the way out modes, ``requires_grad``, buffers and every global random state are what they were.
+    Inside the block the model is in eval mode, none of its parameters requires a gradient, and no graph is built.
+    Modes, ``requires_grad``, buffers and every global random state are restored on exit.
     """
     check_module(owner, model)
     device = device_of(model)
@@ -76,7 +76,7 @@ def checked_batches(
 
 
 def output_of(owner: str, model: nn.Module, x: Tensor) -> Tensor:
-    """Return what a model makes of a copy of the images, which it may change in place."""
+    """Return the output of a model for a copy of the images, which it may change in place."""
     try:
         output: Tensor = model(x.clone())
     except RuntimeError as error:
@@ -125,12 +125,12 @@ def check_attack(owner: str, attack: object) -> None:
 
 
 def check_steps(owner: str, attack: object) -> None:
-    """Require an attack, perhaps wrapped by another one, that follows the gradient."""
+    """Require an attack that takes steps, perhaps wrapped in another one."""
     while attack is not None:
         if isinstance(attack, FreeAttack) or (
             getattr(attack, "steps", None) == 0 and getattr(attack, "eps", None) != 0
         ):
-            remedy = "Without steps the result is the accuracy under noise at most, and no robust accuracy"
+            remedy = "Without steps the result is at most the accuracy under noise, not a robust accuracy"
             raise ValueError(complaint(owner, "attack to take steps", f"{type_name(attack)} without any", remedy))
         attack = next((getattr(attack, name) for name in ("current", "attack", "func") if hasattr(attack, name)), None)
 

@@ -54,11 +54,10 @@ class Accuracy:
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
     """Return which images a classifier gets right.
 
-    The model is in eval mode for the call, whatever mode each of its modules is in; the branch of dual norms and
-    autocast are whatever surrounds the call. Modes, gradients, buffers and the global random state of PyTorch, which a
-    ``DataLoader`` would advance, are afterwards what they were, also where something raises: evaluating between two
-    epochs does not change the training. Only what a model keeps in plain attributes, such as a Python counter, is not
-    restored.
+    The model is in eval mode for the call, whatever mode each of its modules is in. The branch of dual norms and
+    autocast are those around the call. Modes, gradients, buffers and the global random state of PyTorch, which a
+    ``DataLoader`` would advance, are restored afterwards, also after an exception: evaluating between two epochs does
+    not change the training. Only plain attributes of a model, such as a Python counter, are not restored.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
@@ -164,7 +163,7 @@ def _evaluate(
 def _warn_of_idle(owner: str, right: Tensor, same: Tensor) -> None:
     """Warn of an attack that changed none of the images that are right without it."""
     if bool(right.any()) and bool(same[right].all()):
-        remedy = "Look for a gradient of zero with gradient_masking, or for an attack that takes no steps"
+        remedy = "Look for zero gradients with gradient_masking, and check that the attack takes steps"
         got = f"the same {int(right.sum())} images that are classified correctly"
         warnings.warn(complaint(owner, "attack to change images", got, remedy), UserWarning, stacklevel=4)
 

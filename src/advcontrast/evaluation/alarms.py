@@ -23,8 +23,8 @@ SLACK = 3.0
 LOSS_DROP = 0.01
 # What a converged search may still lose when it goes on, as a fraction of the images.
 STEPS_MATTER = 0.01
-# By how many images another loss may do better, as a fraction: cross-entropy misses a few of any classifier, most where
-# logits are small. A difference that is allowed leaves less to chance, so two standard errors beyond it are enough.
+# The fraction of images by which another loss may do better: cross-entropy misses a few of any classifier, most if its
+# logits are small. Chance rarely exceeds this allowance, so two standard errors beyond it are enough.
 LOSS_MATTERS = 0.05
 LOSS_SLACK = 2.0
 # Every image can become any other, also one of another class, so what survives is what the search missed.
@@ -60,7 +60,7 @@ class Alarm:
 
 
 def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
-    """Tell whether an attack reaches less when it may do more.
+    """Check whether an attack achieves less when it may do more.
 
     Args:
         losses: the loss of each image under attack, ``[N]``, for at least two values of a setting that strengthens the
@@ -95,7 +95,7 @@ def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
 
 
 def incomplete_search(once: Accuracy, twice: Accuracy) -> Alarm:
-    """Tell whether twice as many steps break more images: the attack was stopped early, whatever the model.
+    """Check whether twice as many steps break more images: the attack was stopped early, whatever the model.
 
     Args:
         once: the verdicts under an attack.
@@ -122,7 +122,7 @@ def incomplete_search(once: Accuracy, twice: Accuracy) -> Alarm:
 
 
 def unbounded_attack(unbounded: Accuracy) -> Alarm:
-    """Tell whether images survive an attack that may change them into any other.
+    """Check whether images survive an attack that may change them into any other.
 
     Args:
         unbounded: the verdicts under an attack whose ball holds every image, best of images that are classified
@@ -146,10 +146,10 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
 
 
 def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
-    """Tell whether an attack breaks many more images when it maximises another loss.
+    """Check whether an attack breaks many more images when it maximises another loss.
 
-    Cross-entropy flattens where all logits are close together and where one is far ahead, so that a change of the
-    logits which changes no decision, such as a division by 1000, hides images from an attack that follows it.
+    Cross-entropy is flat where all logits are close together and where one is far ahead. A change of the logits that
+    changes no decision, such as a division by 1000, can therefore mislead an attack that maximises it.
 
     Args:
         white: the verdicts under an attack.
@@ -178,7 +178,7 @@ def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
 
 
 def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
-    """Tell whether an attack that knows less, or does less, breaks more than the white-box attack.
+    """Check whether an attack that knows less, or does less, breaks more than the white-box attack.
 
     Such as one step, random noise, a gradient-free search, or images made for another network: none of them can win
     where the gradient shows the way.

@@ -72,7 +72,7 @@ class ResultCard:
         fingerprint: its SHA-256, as ``ImageSet.fingerprint()`` returns it.
         dtype: the number format that the network computed in.
         branch: the batch-norm branch that was evaluated, several joined by " and " where the norms of a network differ,
-            ``None`` in a network without.
+            ``None`` for a network without dual norms.
         attacks: for each metric the attack and all its settings, required for RA and AA.
         settings: whatever else was chosen, such as the protocol of fine-tuning.
         versions: software and hardware, as :func:`~advcontrast.evaluation.versions` returns them.
@@ -128,8 +128,8 @@ class ResultCard:
             name: what was evaluated.
             verdicts: for each metric the result for each seed, as :func:`accuracy` returns it.
             seeds: one for each result of a metric.
-            data: the images that were evaluated, whose number, shape, classes and fingerprint are noted; or the name of
-                the data set.
+            data: the images that were evaluated, whose number, shape, classes and fingerprint are recorded; or the name
+                of the data set.
             fingerprint: where ``data`` is a name, the SHA-256 of the images, ``images.fingerprint()``.
             dtype: the number format that the network computed in.
             device: the device that the evaluation ran on.
@@ -142,7 +142,7 @@ class ResultCard:
 
         Raises:
             ValueError: results of different branches, or on another number of images than ``data`` has; a fingerprint
-                beside images; and as for the class.
+                passed with images; and as for the class.
             TypeError: an argument of the wrong kind.
 
         Example:
@@ -245,7 +245,7 @@ class ResultCard:
 
 def _check_images(images: ImageSet, fingerprint: str | None, correct: Mapping[str, Sequence[Tensor]]) -> None:
     if fingerprint is not None:
-        raise ValueError(complaint(OWNER, "no fingerprint beside an ImageSet", repr(fingerprint), "Leave it out"))
+        raise ValueError(complaint(OWNER, "no fingerprint with an ImageSet", repr(fingerprint), "Leave it out"))
     for metric, runs in correct.items():
         for one in runs:
             if len(one) != len(images):

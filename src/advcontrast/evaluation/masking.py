@@ -82,14 +82,14 @@ def gradient_masking(
 ) -> MaskingReport:
     r"""Look for known signs that robust accuracy is overstated, because gradient or loss mislead the attack.
 
-    Each sign is described where it is looked for, from :func:`train_mode` to :func:`white_box_beaten`. The model is
+    Each sign is described with its check, from :func:`train_mode` to :func:`white_box_beaten`. The model is
     attacked with one step, with the attack as given, with twice the steps, in a ball of half the radius and in one
     that holds every image; with two other losses; with the best of 50 draws of sign noise; with a gradient-free search
     of 100 queries; and with images that were made for a surrogate. With k the steps of the attack, an image costs about
     ``8 * k + 170`` forward and ``8 * k`` backward passes, and k of each more with a surrogate: eight runs of the attack
     and 150 queries. Only images that are classified correctly are attacked; a few hundred are
-    enough. Where the model leaves the graph, or a gradient is not finite, attacks see a gradient of zero. As
-    :func:`accuracy`, the call leaves no trace.
+    enough. If the output has no gradient, or one that is not finite, attacks see a gradient of zero. Like
+    :func:`accuracy`, the call restores the model and all random states.
 
     The attack is called with a :class:`~advcontrast.attacks.Classification`, whose value is the cross-entropy; an
     ``APGDAttack`` maximises the loss it was given. Each of the other losses keeps its gradient where cross-entropy
@@ -107,7 +107,7 @@ def gradient_masking(
     PGD with as many steps of a quarter of the radius.
 
     Where loss against steps or eps is compared, the loss is the margin by which another class wins, and 0 once one
-    does: attacks differ in what else they maximise, and some are content with that.
+    does: attacks differ in what else they maximise, and some stop there.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns ``[N, C]``.
@@ -115,7 +115,7 @@ def gradient_masking(
         attack: a dataclass such as ``PGDAttack(...)`` with the fields ``eps``, ``steps`` and ``norm``, whose ball is
             one of images. By default PGD-20 in the ball of radius 8/255.
         surrogate: another classifier of the same images whose gradient can be trusted, best an undefended network of
-            the same architecture, or the network that a defence was put around. Some defences show in no other alarm.
+            the same architecture, or the network inside a defence. Some defences raise no other alarm.
             Without one, the alarm ``"transfer"`` is missing from the report.
         images: how many images to read, at least 1.
         generator: source of randomness, on the device of the model; by default one seeded with 0.
@@ -125,7 +125,7 @@ def gradient_masking(
 
     Raises:
         ValueError: as for :func:`accuracy`; an attack that may not move; fewer than two images classified correctly.
-        TypeError: an argument of the wrong kind, or an attack whose ``eps`` is no distance between images.
+        TypeError: an argument of the wrong kind, or an attack whose ``eps`` is not a distance between images.
 
     Example:
         A linear classifier hides nothing, unless its images are rounded first.
@@ -224,7 +224,7 @@ def _margin(objective: Classification) -> Objective:
     """Return the margin as an objective whose gradient no increasing function of the logits changes.
 
     The gradients of the logit of the true class and of the strongest other one are scaled to length one. Their
-    difference points uphill as the gradient of the margin does: it forms no obtuse angle with it.
+    difference never has a negative inner product with the gradient of the margin.
     """
 
     def value(x: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def _margin(objective: Classification) -> Objective:
 
 def _direction(logits: Tensor, classes: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of one logit of each image, scaled to length one, and zero where it is zero."""
-    # Logits of any size, also tiny ones, enter the backward pass as if their spread were one.
+    # Scale the backward pass to a spread of one, so that logits of any size give a gradient.
     spread = logits.detach().amax(1) - logits.detach().amin(1)
     scale = (1 / spread).clamp(max=torch.finfo(spread.dtype).max ** 0.5)
     with torch.autocast(x.device.type, enabled=False):

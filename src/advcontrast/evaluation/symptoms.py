@@ -20,7 +20,7 @@ ROUNDING = 1e-4
 
 
 def train_mode(model: nn.Module) -> Alarm:
-    """Tell whether a model was handed over with modules in train mode.
+    """Check whether a model was passed with modules in train mode.
 
     Everything in this package evaluates in eval mode, whatever mode the model is in. Code that does not would attack
     batch statistics and dropout, and move the running statistics while it does.
@@ -46,7 +46,7 @@ def train_mode(model: nn.Module) -> Alarm:
 
 
 def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
-    """Tell whether two forward passes of the same images differ.
+    """Check whether two forward passes of the same images differ.
 
     Against noise inside a model an attack must average gradients over it; one that does not follows a random direction.
 
@@ -74,7 +74,7 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
 
 
 def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
-    """Tell whether, in eval mode, the output for an image depends on the other images of its batch.
+    """Check whether, in eval mode, the output for an image depends on the other images of its batch.
 
     It does where a norm uses the statistics of the batch also in eval mode. Attacked images then lean on each other,
     and the verdict on one of them depends on how they were batched.
@@ -109,7 +109,7 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
 
 
 def probability_output(model: nn.Module, images: Tensor) -> Alarm:
-    """Tell whether a model returns probabilities instead of logits.
+    """Check whether a model returns probabilities instead of logits.
 
     The cross-entropy of a softmax of a softmax is almost flat. The other functions of this package that attack refuse
     such a model.

@@ -34,7 +34,7 @@ def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], replay
     if moment is not None and not replay:
         if any(norm._history.looked_up == moment for norm in branches):
             got = "one that uses the norms on both sides of the switch"
-            remedy = "Call torch.utils.checkpoint inside of bn_branch"
+            remedy = "Call torch.utils.checkpoint inside bn_branch"
             raise RuntimeError(complaint("bn_branch", "a checkpointed function that does not switch", got, remedy))
         for norm in branches:
             norm._history.switched = moment
@@ -49,7 +49,7 @@ def _leave(before: dict[DualNorm, str]) -> None:
         return
     try:
         _restore(before)
-    except KeyboardInterrupt:  # which can come in the middle
+    except KeyboardInterrupt:  # may interrupt the loop
         _restore(before)
         raise
 
@@ -61,7 +61,7 @@ def _restore(before: dict[DualNorm, str]) -> None:
         if place is None:  # never entered, or left already
             continue
         if place + 1 < len(contexts):
-            # A context that was entered later is still in use. It returns to where this one came from.
+            # A context that was entered later is still in use: on exit it restores what this one would have restored.
             contexts[place + 1][0][norm] = branch
         else:
             _switch_one(norm, branch, contexts[place][1])
@@ -127,7 +127,7 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
     Raises:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.
         TypeError: ``model`` is not an ``nn.Module``.
-        RuntimeError: called inside of a backward pass, as by a checkpointed function.
+        RuntimeError: called inside a backward pass, as by a checkpointed function.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -199,7 +199,7 @@ def checkpoint_context_fn(
 
     Checkpointing runs a part of the network a second time during the backward pass, when the ``with`` block of
     :func:`bn_branch` is over. Dual norms find the branch of the forward pass by themselves, or raise. Modules that were
-    compiled by themselves do not: they need this function. It also keeps the second run from moving the running
+    compiled on their own do not: they need this function. It also keeps the second run from moving the running
     statistics of single batch norms.
 
     Args:

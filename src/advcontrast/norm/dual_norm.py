@@ -189,24 +189,24 @@ class DualNorm(nn.Module):
         return name.startswith("_") or name in self.__dict__ or name in self._modules or hasattr(type(self), name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Replace a parameter of the active branch; a branch gets no further ones."""
+        """Replace a parameter of the active branch; new names are refused."""
         self._check_held(name, self.active._parameters)
         self.active.register_parameter(name, param)
         self._tie(self.active)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Replace a buffer of the active branch; a branch gets no further ones."""
+        """Replace a buffer of the active branch; new names are refused."""
         self._check_held(name, self.active._buffers)
         self.active.register_buffer(name, tensor, persistent)
         self._tie(self.active)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Replace the norm of the branch ``name``; there are no further ones."""
+        """Replace the norm of the branch ``name``; new names are refused."""
         self._check_held(name, self._modules)
         super().add_module(name, module)
 
     def _check_held(self, name: str, held: Container[str]) -> None:
-        """Require the name of something that ``held`` has."""
+        """Require a name that is in ``held``."""
         if not isinstance(name, str) or name not in held:
             names = ", ".join(f"dual.{branch}" for branch in self.branches)
             remedy = f"Change the norms of the branches themselves: {names}"
@@ -218,7 +218,7 @@ class DualNorm(nn.Module):
         return f"branch={self._branch!r}" + ("" if self._split == "both" else f", split={self._split!r}")
 
     def _tie(self, source: nn.Module | None = None) -> None:
-        """Let all branches hold the tensors that they share: those of ``source``, by default the first branch."""
+        """Make all branches hold the tensors that they share: those of ``source``, by default the first branch."""
         first = next(iter(self._modules.values())) if source is None else source
         for other in self._modules.values():
             for module, twin in zip(_part(first), _part(other), strict=True):
@@ -306,7 +306,7 @@ def dual_norms(owner: str, model: nn.Module) -> list[DualNorm]:
 
 
 def refuse_in_backward(owner: str) -> None:
-    """Refuse a switch for good inside of a backward pass: that of a recomputation would outlive it."""
+    """Refuse :func:`set_bn_branch` inside a backward pass: a switch in a recomputation would outlast it."""
     if not torch.compiler.is_compiling() and recomputation() is not None:
         got = "a recomputation of a checkpointed function that sets it"
         remedy = "Switch with bn_branch(model, branch), which ends"

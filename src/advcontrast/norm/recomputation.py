@@ -32,7 +32,7 @@ def recomputation() -> Moment | None:
 
 @contextmanager
 def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let ``modules`` work on copies of their buffers: a batch that comes a second time is not counted again."""
+    """Run ``modules`` on copies of their buffers, so that a recomputed batch is not counted twice."""
     before = [(module, dict(module._buffers)) for module in modules]
     try:
         for module, buffers in before:
@@ -45,11 +45,11 @@ def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 class History:
-    """The branches that a dual norm was on, so that a recomputation finds that of its forward pass.
+    """History of the branches that a dual norm used, in which a recomputation finds that of its forward pass.
 
     A thread numbers the autograd nodes that it creates: ``entries`` holds the number from which on a branch was in use.
     The node that asks for a recomputation belongs to the segment that is recomputed, so its number tells the branch.
-    Copies and pickles start with an empty history: their graphs are yet to come.
+    Copies and pickles start with an empty history, as they have no graphs yet.
     """
 
     __slots__ = ("backwards", "contexts", "entries", "looked_up", "several_threads", "switched", "thread")
@@ -67,20 +67,20 @@ class History:
         return History, ()
 
     def call(self, branch: str) -> None:
-        """Note a forward pass on ``branch``."""
+        """Record a forward pass on ``branch``."""
         if self.thread is None:
             self.thread = current_thread()
             self.entries.append((-1, branch))
         elif self.thread is not current_thread():
             self.several_threads = True
-        if self.entries[-1][1] != branch:  # compiled code has switched it, which is not noted
+        if self.entries[-1][1] != branch:  # compiled code has switched it, which is not recorded
             self.entries.clear()
             self.entries.append((torch._C._autograd._get_sequence_nr(), branch))
         if self.backwards:  # of a backward pass that raised
             self.backwards.clear()
 
     def switch(self, branch: str) -> None:
-        """Note that ``branch`` is in use from now on."""
+        """Record that ``branch`` is in use from now on."""
         if self.thread is None:
             return
         if self.thread is not current_thread():
@@ -113,7 +113,7 @@ class History:
             got = "several that are possible"
             remedy = (
                 "Pass context_fn=checkpoint_context_fn(model) and use_reentrant=False to torch.utils.checkpoint, and "
-                "enter bn_branch outside of what is checkpointed"
+                "enter bn_branch outside the checkpointed function"
             )
             raise RuntimeError(complaint(owner, expected, got, remedy))
         self.looked_up = moment

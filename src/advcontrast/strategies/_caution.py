@@ -1,4 +1,4 @@
-"""Checks of the contrastive trainer for training that would run and learn something else."""
+"""Checks of the contrastive trainer for setups that would train without an error but learn something else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _single_norms(module: nn.Module) -> list[str]:
 
 @contextmanager
 def moved_memories(loss: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that holds, after the block, the memories of a loss that were written to and serve all branches.
+    """Yield a list that holds, after the block, the memories of a loss that changed and are shared by all branches.
 
     A memory is a buffer of two dimensions or more, as one row an embedding makes it; running statistics and counters
     have fewer. Versions are compared, not values: nothing waits for the device.
@@ -64,6 +64,6 @@ def _memories(loss: nn.Module) -> dict[str, tuple[Tensor, int]]:
 
 
 def _outside_dual_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules, by their names, that no dual norm has one of for each branch."""
+    """Return the modules, with their names, that are not part of a dual norm."""
     inside = {part for norm in module.modules() if isinstance(norm, DualNorm) for part in norm.modules()}
     return [(name, part) for name, part in module.named_modules() if part not in inside]

@@ -159,7 +159,7 @@ class ACLTrainer(nn.Module):
             ValueError: the views differ in shape or are fewer than two, or ``x2`` is missing and there is no
                 ``augment``.
             TypeError: a view is no floating-point tensor.
-            RuntimeError: in DS the loss has one memory for both streams, in which each image would find itself.
+            RuntimeError: in DS the loss has one memory for both streams, so that each image becomes its own negative.
         """
         source_device(_OWNER, generator)
         source: dict[str, Any] = {} if generator is None else {"generator": generator}
@@ -301,7 +301,7 @@ class ACLTrainer(nn.Module):
 
 
 def _name(stream: tuple[Branch, Branch]) -> Branch:
-    """Return what a stream is called, which is the branch that its loss is on."""
+    """Return the name of a stream, which is the branch of its loss."""
     return "adv" if "adv" in stream else "clean"
 
 
@@ -310,5 +310,5 @@ def _dual_norms(module: nn.Module) -> list[DualNorm]:
 
 
 def _switched(module: nn.Module, branch: Branch) -> AbstractContextManager[None]:
-    """Send what passes through a module through one branch, or through the only one there is."""
+    """Use one branch of a module inside the block, if it has branches."""
     return bn_branch(module, branch) if _dual_norms(module) else nullcontext()

@@ -29,7 +29,7 @@ class StandardTrainer(nn.Module):
     As :class:`~advcontrast.ACLTrainer` it is a module whose forward pass is one step, and owns no optimizer, loop,
     device or log.
 
-    A frozen encoder stays as it is to the bit: its parameters get no gradients, and it stays in eval mode when the
+    A frozen encoder stays bit-identical: its parameters get no gradients, and it stays in eval mode when the
     trainer is put into train mode, so that its running statistics do not move either.
 
     Args:
@@ -273,5 +273,5 @@ def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def percent_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return :func:`batch_accuracy` in percent, as earlier versions did; nothing here calls it any more."""
+    """Return :func:`batch_accuracy` in percent; kept for code that was written for earlier versions."""
     return 100 * batch_accuracy(logits, labels)

@@ -31,10 +31,10 @@ def convert_to_dual_bn(
 ) -> nn.Module:
     """Replace every batch norm of ``model`` by a dual one that starts as two copies of it.
 
-    Outputs stay the same to the bit, in both branches, in training and in evaluation. The ``clean`` branch has the
+    Outputs stay bit-identical, in both branches, in training and in evaluation. The ``clean`` branch has the
     original parameters, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of ``"adv"``
     to it. The object that was a norm becomes the dual norm: parents, lists and functions that hold it need no change.
-    Norms that are dual already are left alone.
+    Norms that are dual already stay as they are.
 
     Convert before wrapping in DDP or ``torch.compile``; :func:`~advcontrast.surgery.convert_sync_batchnorm` may come
     before or after. State dicts of the plain network load into the dual one with ``strict=True`` and fill both
@@ -48,7 +48,7 @@ def convert_to_dual_bn(
         norms: class or classes of the norms to convert, found by ``isinstance``, subclasses with a fused activation
             included. By default batch norms of every kind.
         branches: names of the branches, at least two. The first one keeps the original parameters. Trainers of
-            this library use ``"clean"`` and ``"adv"``; more are yours to use through :func:`bn_branch`.
+            this library use ``"clean"`` and ``"adv"``; switch to others with :func:`bn_branch`.
         split: what each branch has for itself: ``"both"`` affine parameters and running statistics, as in the paper;
             ``"affine"`` the parameters only, with statistics over whatever any branch sees; ``"stats"`` the statistics
             only. A norm that has nothing of that kind stays as it is.
@@ -108,7 +108,7 @@ def convert_to_dual_bn(
         first = object.__new__(type(norm))
         become(first, norm, kept)
         duals.append(dual_of(first, branches, split, memos))
-    # The object that was the norm becomes the dual norm, whatever holds it: a parent, a list, a function.
+    # The norm object itself becomes the dual norm, so that parents, lists and functions refer to the dual norm.
     for norm, dual in zip(found.values(), duals, strict=True):
         become(norm, dual, kept)
     return model
@@ -126,7 +126,7 @@ def _check_norms(norms: Any) -> tuple[type[nn.Module], ...]:
 
 
 def _divisible(norm: nn.Module, split: Split) -> bool:
-    """Tell whether there is anything for branches to have for themselves."""
+    """Return whether a norm has anything that branches can hold separately."""
     parameters, statistics = any(True for _ in norm.parameters()), any(True for _ in norm.buffers())
     if split == "both":
         return parameters or statistics or isinstance(norm, _BatchNorm)

@@ -61,10 +61,10 @@ def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def become(module: nn.Module, other: nn.Module, kept: Mapping[int, Any]) -> None:
-    """Turn ``module`` into ``other``, so that whatever holds the one holds the other from now on.
+    """Give ``module`` the class and state of ``other``, so that existing references to it now refer to the latter.
 
-    What ``other`` has of itself, such as a bound method in place of ``forward``, becomes that of ``module``. ``kept``
-    maps the ids of objects that must not be copied to them.
+    References of ``other`` to itself, such as a bound method set as ``forward``, become references to ``module``.
+    ``kept`` maps the ids of objects that must not be copied to these objects.
     """
     memo = {**kept, id(other): module}
     state = vars(other)
@@ -89,7 +89,7 @@ def check_functions(owner: str, model: nn.Module) -> None:
 
 
 def _captures(value: Any, modules: set[int], seen: set[int], inside: bool = False) -> bool:
-    """Tell whether a function that ``value`` is, or holds in containers, holds one of ``modules``."""
+    """Return whether ``value``, or a function in its containers, holds one of ``modules``."""
     if id(value) in modules:
         return inside
     if id(value) in seen:

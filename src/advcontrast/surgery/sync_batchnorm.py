@@ -23,13 +23,13 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
     """Let every batch norm of ``model`` use the statistics of the batch of all processes.
 
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces every batch norm by a ``SyncBatchNorm`` and drops what a
-    subclass computes besides: the activation of timm's ``BatchNormAct2d``, for example. This function keeps the module
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces every batch norm with a ``SyncBatchNorm`` and drops what
+    a subclass adds: the activation of timm's ``BatchNormAct2d``, for example. This function keeps the module
     objects, with their hooks, and changes their class. Plain batch norms become ``torch.nn.SyncBatchNorm``. A subclass
     keeps its ``forward``, in which ``torch.nn.functional.batch_norm`` is synchronised.
 
     Call it before or after :func:`~advcontrast.convert_to_dual_bn`, and before wrapping in DDP or ``torch.compile``. In
-    eval mode, and in a single process, outputs stay the same to the bit.
+    eval mode, and in a single process, outputs stay bit-identical.
 
     Args:
         model: any network. It is changed in place.
@@ -67,7 +67,7 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
 
 
 class SynchronisedNorm(nn.Module):
-    """Base of batch norms with a ``forward`` of their own and the statistics of the batch of all processes."""
+    """Base of batch norms that keep their own ``forward`` and use the statistics of the batch of all processes."""
 
     process_group: dist.ProcessGroup | None
 
