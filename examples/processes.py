@@ -1,7 +1,7 @@
-"""A function called with several arguments at a time, each call in a process of its own: ``quickstart.py`` uses it.
+"""Calls of a function in parallel, each in a separate process, as ``quickstart.py`` uses them.
 
-Networks that are small do not gain from the threads of PyTorch, which wait for each other actively and take the time of
-all other programs meanwhile. One thread in each of several processes does.
+Small networks do not gain from several threads of PyTorch: threads that wait for each other spin, and take CPU time
+from all other programs. Several processes with one thread each are faster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def default_jobs() -> int:
-    """Return how many processes it takes to use all CPU cores that this one may use."""
+    """Return how many processes use all CPU cores that are available to this one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0])
     return max(1, cores // threads)
@@ -26,14 +26,14 @@ def default_jobs() -> int:
 def in_processes(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], jobs: int
 ) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Yield the arguments and the result of each call, in the order in which they end.
+    """Yield the arguments and the result of each call, in the order of completion.
 
-    PyTorch has one thread in each process, or as many as the environment variable OMP_NUM_THREADS says. The first error
-    of a call is raised, and ends all processes; so does Ctrl-C.
+    PyTorch has one thread in each process, or as many as the environment variable OMP_NUM_THREADS sets. The first error
+    of a call is raised and ends all processes; so does Ctrl-C.
 
     Args:
-        function: a function of a module, which can be imported.
-        calls: tuples of arguments; the first ones begin first.
+        function: a function that can be imported from a module.
+        calls: tuples of arguments, started in this order.
         jobs: number of processes, at least 1.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,7 +51,7 @@ def in_processes(
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Hold Ctrl-C back, and block it in the processes that begin meanwhile: it is for their parent to handle."""
+    """Defer Ctrl-C until the end of the block, and block it in processes started inside: the parent handles it."""
     pressed: list[bool] = []
     handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     if hasattr(signal, "pthread_sigmask"):
@@ -67,6 +67,6 @@ def _interrupts_later() -> Iterator[None]:
 
 
 def _follow_parent() -> None:
-    """Ignore Ctrl-C, and end this process with its parent, however that ends."""
+    """Ignore Ctrl-C, and end this process when its parent has ended for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()

@@ -1,4 +1,4 @@
-"""What adversarial contrastive pre-training gives: real images, few labels, minutes on a CPU.
+"""Compare adversarial contrastive pre-training with two baselines: real images, few labels, minutes on a CPU.
 
 Three encoders of the same architecture: random initialisation (RI), pre-trained without labels by SimCLR (S2S), and by
 adversarial contrastive learning (DS). Each then gets a few labels: a linear classifier on the frozen encoder is trained
@@ -11,10 +11,10 @@ test images (TA) and under a PGD-20 attack (RA), after the last step: nothing is
     python examples/quickstart.py --data cifar10         # downloads CIFAR-10 into ./data
     python examples/quickstart.py --data folder PATH     # PATH/train/<class>/*, PATH/test/<class>/*
 
-Encoders are trained side by side, one a CPU core, each in a process with one thread of PyTorch unless OMP_NUM_THREADS
-is set. Writes results.json (accuracies), card.json (settings, versions, times), results.png, images.png and the
-classifiers, models/seed<n>-<encoder>-<protocol>.safetensors, to --out. examples/cifar/evaluate.py tests those to the
-full.
+Encoders are trained in parallel, one on each CPU core, each in a process with one thread of PyTorch unless
+OMP_NUM_THREADS is set. The script writes results.json (accuracies), card.json (settings, versions, times), results.png,
+images.png and the classifiers, models/seed<n>-<encoder>-<protocol>.safetensors, to --out. examples/cifar/evaluate.py
+runs the full evaluation of a classifier.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Settings:
         default=160, metadata={"help": "training steps of fine-tuning; half as many for linear classifiers"}
     )
     device: str = field(default="auto", metadata={"help": "auto | cpu | cuda | ..."})
-    jobs: int = field(default=0, metadata={"help": "encoders to train at a time; 0 for one a CPU core or accelerator"})
+    jobs: int = field(default=0, metadata={"help": "encoders to train at a time; 0: one per CPU core or accelerator"})
 
 
 @dataclass
@@ -160,7 +160,7 @@ def train_classifier(model: nn.Module, labelled: ImageSet, task: Task, protocol:
 
 
 def train(learner: nn.Module, data: list[Tensor], batches: Sequence, schedule: LRScheduler, stage: str) -> None:
-    """Take a step of training on each batch; print the progress at the start, every ten seconds and at the end."""
+    """Take a training step on each batch; print the progress at the start, every ten seconds and at the end."""
     learner.train()
     report(f"{stage}: {len(batches)} steps")
     started = shown = time.monotonic()
@@ -179,7 +179,7 @@ def train(learner: nn.Module, data: list[Tensor], batches: Sequence, schedule: L
 
 
 def report(text: str) -> None:
-    """Print a line of progress. Several processes may do so at once, into a terminal or a log."""
+    """Print a line of progress to a terminal or a log that several processes share."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -212,7 +212,7 @@ def run(seed: int, name: str, settings: Settings) -> dict[str, dict[str, float]]
     chosen = torch.cat([order[y[order] == c][:each] for c in range(len(task.train.classes))])
     labelled = task.train.subset(chosen)
 
-    model = new_classifier(task)  # up to here, all encoders of a seed have drawn the same numbers
+    model = new_classifier(task)  # all encoders of a seed have drawn the same random numbers so far
     if name != "RI":
         model.encoder = pretrain(contrastive(name, model.encoder, task), task, settings, generator)
     found = {}
@@ -226,7 +226,7 @@ def run(seed: int, name: str, settings: Settings) -> dict[str, dict[str, float]]
         path = stored(settings, seed, name, protocol)
         path.parent.mkdir(exist_ok=True)
         save_file(weights, path, {"advcontrast": json.dumps(about)})
-        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors lets nobody but the owner read
+        path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files readable by the owner only
     return found
 
 

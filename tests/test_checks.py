@@ -249,7 +249,7 @@ def test_every_generator_is_a_keyword_whose_default_is_none(call):
     assert parameter.default is None
 
 
-def test_a_generator_by_position_goes_on_working():
+def test_a_generator_by_position_still_works():
     @_checks.generator_by_name
     def call(x, *, generator=None):
         return x, generator

@@ -1,4 +1,4 @@
-"""Modules get back exactly the modes and the buffers that they had."""
+"""Modes and buffers of modules are restored exactly."""
 
 import linecache
 import sys
@@ -173,7 +173,7 @@ def test_frozen_keeps_gradients_that_are_there():
 
 
 class Moving(nn.Module):
-    """Moves its buffers in eval mode too, in each of the ways that libraries use."""
+    """Updates its buffers in eval mode too, in each of the ways that libraries use."""
 
     def __init__(self):
         super().__init__()

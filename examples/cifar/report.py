@@ -58,7 +58,7 @@ def finished(folder: Path) -> bool:
 
 
 def _results(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the results of runs, with the accuracies, of which alone there is use here, in percent."""
+    """Return the accuracies of runs in percent."""
     cards = [json.loads((folder / "card.json").read_text()) for folder in folders]
     return [
         {name: value if value is None else _unit(card) * value for name, value in card["results"].items()}
@@ -67,7 +67,7 @@ def _results(folders: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _unit(card: dict[str, Any]) -> int:
-    """Return the factor that makes percent of the accuracies of a card, which earlier versions wrote in percent."""
+    """Return the factor from the accuracies of a card to percent; earlier versions wrote percent."""
     return 100 if card.get("accuracies") == FRACTIONS else 1
 
 

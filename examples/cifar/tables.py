@@ -4,11 +4,11 @@
     python examples/cifar/tables.py --budget small --data embedded --out runs/small --jobs 2 --only few table2 table5
     python examples/cifar/tables.py --budget paper --data cifar10 --data100 cifar100 --out runs/paper
 
-Each run is one of the scripts beside this one, in ``OUT/seed<N>/<run>/``. Started again, it goes on where it stopped.
-What the scripts print is in ``OUT/logs/``. On a CPU let ``--jobs`` be the number of cores: a run has one thread of
-PyTorch unless the environment variable OMP_NUM_THREADS sets another number. The results do not depend on ``--jobs``.
-``OUT/tables.md``, ``OUT/figure2.png`` and ``OUT/figure3.png`` show what there is: mean and standard deviation over the
-seeds, beside the paper's numbers; ``OUT/cards/`` has a JSON card for each run.
+Each run is one of the scripts in this folder, and writes to ``OUT/seed<N>/<run>/``. The same command resumes what was
+interrupted. Logs are in ``OUT/logs/``. On a CPU set ``--jobs`` to the number of cores: a run has one thread of PyTorch
+unless the environment variable OMP_NUM_THREADS sets another number. The results do not depend on ``--jobs``.
+``OUT/tables.md``, ``OUT/figure2.png`` and ``OUT/figure3.png`` show the results so far: mean and standard deviation over
+the seeds, next to the paper's numbers; ``OUT/cards/`` has a JSON card for each run.
 
 Budgets: ``paper`` has the settings of the paper (weeks on one GPU); ``hour`` cuts its pre-training to 40 epochs, for
 ``--amp bf16 --only finetune-random finetune-S2S finetune-DS`` on a GPU. ``small`` has a narrow network and few epochs,
@@ -100,7 +100,7 @@ class Runner:
         self.folder = Path(given.out)
         self.children: set[subprocess.Popen[bytes]] = set()
         self.lock, self.ending = threading.Lock(), False
-        # Not the cores divided by the jobs: the number of threads decides how sums are rounded, and so the results.
+        # Not the cores divided by the jobs: the number of threads changes the rounding of sums, and so the results.
         self.environment = {"OMP_NUM_THREADS": "1", **os.environ}
 
     def run(self, run: Run, seed: int, before: Future[str] | None) -> str:

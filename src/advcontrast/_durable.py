@@ -176,11 +176,11 @@ def sha256(file: IO[bytes]) -> str:
 def only_process(path: Path) -> Iterator[Callable[[], bool]]:
     """Hold the lock file ``path`` inside the block.
 
-    The system releases the lock when the process ends, however it ends, and whatever processes it has forked. Where
-    the file system has no locks nothing is locked, and a warning says so.
+    The system releases the lock when the process ends for any reason, even if processes that it has forked are still
+    running. On a file system without locks nothing is locked, and a warning is issued.
 
     Yields:
-        A function that tells whether ``path`` is still the file that was locked, and locked by this process.
+        A function that returns whether ``path`` is still the file that was locked, and locked by this process.
 
     Raises:
         BlockingIOError: another process holds the lock; the message is its name.

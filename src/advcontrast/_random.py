@@ -66,7 +66,7 @@ def branch_off(state: dict[str, Any], rank: int, *devices: torch.device) -> int:
 
 
 def generators(owner: object) -> dict[str, torch.Generator]:
-    """Return the generators in the attributes of an object and of whatever it holds, by their full names.
+    """Return the generators in the attributes of an object and of the objects that it holds, by their full names.
 
     Attributes, lists, tuples, dicts, methods and the arguments of ``functools.partial`` are followed, functions and
     their closures are not.

@@ -63,7 +63,7 @@ def test_another_error_stays_what_it_is(tmp_path):
         raise RuntimeError("mine")
 
 
-def test_a_disk_without_permissions_will_do(tmp_path, monkeypatch):
+def test_a_disk_without_permissions_works(tmp_path, monkeypatch):
     def chmod(*_, **__):
         raise PermissionError(1, "Operation not permitted")
 

@@ -218,7 +218,7 @@ def test_a_folder_without_the_config_of_an_encoder_is_refused(tmp_path, config):
         HubEncoder.from_pretrained(tmp_path)
 
 
-def test_the_encoder_comes_back_on_the_device_that_is_asked_for(tmp_path):
+def test_the_encoder_is_loaded_on_the_requested_device(tmp_path):
     saved(tmp_path)
     assert HubEncoder.from_pretrained(tmp_path, map_location="meta").encoder.conv1.weight.device.type == "meta"
 

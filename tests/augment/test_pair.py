@@ -199,7 +199,7 @@ STRENGTH = r"strength to be a finite number >= 0 and <= 1"
         (
             ValueError,
             {"transform": abs, "min_area": 0.08},
-            r"no min_area beside a transform, got 0\.08\. Set .* inside .*",
+            r"no min_area with a transform, got 0\.08\. Set .* inside .*",
         ),
         (TypeError, {"strength": "1"}, rf"{STRENGTH}, got str\. 1 is the full recipe\."),
         (
@@ -210,7 +210,7 @@ STRENGTH = r"strength to be a finite number >= 0 and <= 1"
         (
             ValueError,
             {"transform": abs, "strength": 0.5},
-            r"no strength beside a transform, got 0\.5\. Set the strength inside the transform\.",
+            r"no strength with a transform, got 0\.5\. Set the strength inside the transform\.",
         ),
     ],
 )

@@ -133,7 +133,7 @@ TURNS = {
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp", "jpg"])
 def test_images_are_turned_upright_in_all_formats(tmp_path, suffix, orientation):
-    """The file holds the image turned, and the orientation that turns it back."""
+    """A file holds the rotated image, and the orientation that undoes the rotation."""
     (tmp_path / "cat").mkdir()
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -26,7 +26,7 @@ def everything(root):
 
 
 def fail(monkeypatch, path, code):
-    """Let the listing of a folder fail."""
+    """Make the listing of a folder fail."""
     real = os.scandir
 
     def scandir(folder):

@@ -1,4 +1,4 @@
-"""Pickles that would take far more memory than they have bytes, for checkpoints that were made to do harm."""
+"""Malicious pickles that take far more memory than they have bytes."""
 
 import io
 import zipfile
@@ -16,7 +16,7 @@ def archive(program, *records):
 
 
 class Program:
-    """A pickle, written opcode by opcode; what is on the stack last is the value of ``"a"``."""
+    """A pickle, written opcode by opcode; the value on top of the stack becomes that of ``"a"``."""
 
     def __init__(self):
         self.code, self.memos = b"\x80\x02", 0

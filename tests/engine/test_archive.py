@@ -1,4 +1,4 @@
-"""What a state may hold comes back as it was, and what would not is refused before anything is written."""
+"""Plain states are restored unchanged; all others are refused before anything is written."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def there_and_back(folder, value):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tensors_of_every_dtype_come_back(tmp_path, dtype):
+def test_tensors_of_every_dtype_are_restored(tmp_path, dtype):
     x = torch.tensor([0, 1, 1, 0]).to(dtype)
     found = there_and_back(tmp_path, x)
     assert found.dtype == dtype
@@ -50,7 +50,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_tensors_of_every_layout_come_back(tmp_path, name):
+def test_tensors_of_every_layout_are_restored(tmp_path, name):
     x = LAYOUTS[name]
     found = there_and_back(tmp_path, x)
     assert same(found, x)
@@ -79,7 +79,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: ascii(value)[:20])
-def test_plain_values_come_back(tmp_path, value):
+def test_plain_values_are_restored(tmp_path, value):
     found = there_and_back(tmp_path, value)
     assert found == value
     assert type(found) is type(value)
@@ -90,7 +90,7 @@ def test_a_container_may_be_in_several_places(tmp_path):
     assert there_and_back(tmp_path, [row, (row, row)]) == [row, (row, row)]
 
 
-def test_versions_of_modules_come_back(tmp_path):
+def test_versions_of_modules_are_restored(tmp_path):
     weights = nn.BatchNorm1d(2).state_dict()
     assert there_and_back(tmp_path, weights)._metadata == weights._metadata == {"": {"version": 2}}
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_read_back_removes_nothing(tmp_path, monkeypatch, damage)
     checkpoint, real = filled(tmp_path, (1, 2)), durable._Sink.close
 
     def close(sink):
-        """Do what a failing disk or memory does."""
+        """Corrupt data as a failing disk or memory does."""
         if sink.size > 1000:
             (os.ftruncate if damage == "lost" else os.pwrite)(
                 sink._descriptor, *((500,) if damage == "lost" else (b"!", 500))

@@ -271,7 +271,7 @@ def test_no_other_name_is_looked_up(checkpoint, name):
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_changed_pickles_are_read_or_refused(checkpoint, tmp_path, number):
-    """One byte after the other is replaced by others, as by an attacker who computes the SHA-256 anew."""
+    """Each byte in turn is replaced, as by an attacker who recomputes the SHA-256."""
     content = bytearray(saved(state(number)))
     with zipfile.ZipFile(io.BytesIO(bytes(content))) as file:
         entry = file.getinfo("archive/data.pkl")

@@ -86,7 +86,7 @@ def test_the_lock_is_no_leftover(tmp_path):
 
 
 def sleeper():
-    """Fork a process that sleeps, whatever its parent does."""
+    """Fork a process that sleeps and outlives its parent."""
     return fork(signal.pause)
 
 

@@ -1,4 +1,4 @@
-"""Learning rates: those that the optimizer has when it is passed."""
+"""Learning rates of ``fit``: those that the optimizer has when it is passed."""
 
 import pytest
 import torch

@@ -122,7 +122,7 @@ def test_a_worker_killed_while_the_learner_learns_is_noticed_at_once(tmp_path):
     assert Checkpoint(tmp_path / "checkpoints").steps() == [1, 2]
 
 
-def test_a_connection_that_breaks_before_its_worker_is_seen_to_be_dead_is_told_as_its_death(monkeypatch):
+def test_a_connection_that_breaks_shortly_before_its_worker_is_found_dead_is_reported_as_its_death(monkeypatch):
     reached = torch.zeros((), dtype=torch.bool).share_memory_()
 
     def die_slowly():

@@ -84,7 +84,7 @@ EXPECTED = {
     "batch statistics": {"batch dependence"},
     "train mode": {"train mode"},
 }
-# Changes of the logits that leave every decision as it is and hide images from cross-entropy, with alarms they raise.
+# Changes of the logits that change no decision but mislead an attack on the cross-entropy, with the alarms they raise.
 HIDING = {
     "division by 1000": (lambda z: z / 1000, {"rescaled logits", "margin loss"}),
     "tiny logits": (lambda z: 1e-30 * z, {"rescaled logits", "margin loss"}),
@@ -175,7 +175,7 @@ def flat():
 
 
 @pytest.mark.parametrize("name", HIDING)
-def test_logits_that_hide_images_are_flagged(flat, name):
+def test_logits_that_mislead_cross_entropy_are_flagged(flat, name):
     network, x, y = flat
     function, expected = HIDING[name]
     found = gradient_masking(After(function, network), [(x, y)], TEMPLATES)
@@ -189,7 +189,7 @@ def test_temperature_that_depends_on_the_image_is_flagged(flat):
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_logits_that_hide_nothing_are_cleared(flat, name):
+def test_logits_that_do_not_mislead_cross_entropy_are_cleared(flat, name):
     network, x, y = flat
     found = gradient_masking(After(HARMLESS[name], network), [(x, y)], TEMPLATES)
     assert found["margin loss"].figures["white box"] < 0.55
@@ -197,18 +197,18 @@ def test_logits_that_hide_nothing_are_cleared(flat, name):
 
 
 def slope(network, x, y):
-    """Return which way the margin loss goes."""
+    """Return the gradient of the margin loss with respect to the images."""
     point = x.clone().requires_grad_()
     return torch.autograd.grad(_margin(Classification(network, y))(point).sum(), point)[0]
 
 
-def test_margin_climbs_the_same_way_whatever_the_logits_pass_through(flat):
+def test_margin_direction_is_invariant_to_increasing_functions_of_the_logits(flat):
     network, x, y = flat
     for name in ("division by 1000", "tiny logits", "denormal logits", "leaky clip", "signed root", "cube"):
         assert torch.allclose(slope(After(HIDING[name][0], network), x, y), slope(network, x, y), atol=1e-3), name
 
 
-def test_rescaled_logits_know_neither_scale_nor_shift_of_an_image(flat):
+def test_rescaled_logits_are_invariant_to_scale_and_shift_of_an_image(flat):
     network, x, y = flat
     generator = torch.Generator().manual_seed(0)
     size, shift = (torch.rand(200, 1, generator=generator) + offset for offset in (0.1, -0.5))

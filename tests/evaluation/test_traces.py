@@ -1,4 +1,4 @@
-"""Evaluations leave no trace in buffers that a forward pass moves in eval mode."""
+"""Evaluations restore buffers that a forward pass updates in eval mode."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ ATTACK = PGDAttack(eps=0.1, step_size=0.1, steps=1)
 
 
 class Counting(nn.Module):
-    """A classifier that counts its images, in place and by another tensor, as a quantisation or a codebook does."""
+    """A classifier that counts its images, in place and by rebinding a buffer, as quantisation or a codebook does."""
 
     def __init__(self, norm):
         super().__init__()
@@ -31,7 +31,7 @@ class Counting(nn.Module):
 
 
 def right(model):
-    """Return labels that the model finds."""
+    """Return labels that the model predicts."""
     with torch.no_grad():
         return [(X, model.layers(X).argmax(1))]
 
@@ -53,7 +53,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_buffers_are_what_they_were(name):
+def test_buffers_are_restored(name):
     torch.manual_seed(0)
     model = Counting(DualNorm(nn.LayerNorm(4)))
     seen, largest = model.seen, model.largest

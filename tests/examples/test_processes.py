@@ -1,4 +1,4 @@
-"""Calls in processes: their threads, their errors, and their end."""
+"""Calls in processes: threads, errors and termination."""
 
 import multiprocessing
 import operator

@@ -149,7 +149,7 @@ def test_a_norm_of_a_branch_can_be_replaced():
         lambda dual: dual.register_module("gate", nn.ReLU()),
     ],
 )
-def test_a_dual_norm_gets_nothing_of_its_own(write):
+def test_a_dual_norm_refuses_new_attributes_that_no_branch_has(write):
     dual = DualNorm(nn.LayerNorm(6))
     message = (
         "DualNorm: expected its branches to stay, and parameters, buffers and modules to be those of a branch, got "

@@ -1,4 +1,4 @@
-"""Norms that something else than a module holds are converted and exported too, or refused."""
+"""Norms that lists, functions and other objects refer to are converted and exported too, or refused."""
 
 import collections
 import copy
@@ -36,7 +36,7 @@ HOLDERS = {
 
 
 class Holding(nn.Module):
-    """Runs its norm through what else holds it."""
+    """Runs its norm through another object that refers to it."""
 
     def __init__(self, holder, kind=nn.BatchNorm1d):
         super().__init__()
@@ -53,7 +53,7 @@ def images():
 
 
 def shifted(model):
-    """Let the outputs of the adversarial branch tell themselves."""
+    """Make the outputs of the adversarial branch recognisable."""
     model.norm.adv.bias.data.fill_(100.0)
     return model
 

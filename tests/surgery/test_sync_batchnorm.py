@@ -1,4 +1,4 @@
-"""Synchronised batch norms keep what subclasses compute besides."""
+"""Synchronised batch norms keep what subclasses add."""
 
 import copy
 import pickle
@@ -72,7 +72,7 @@ KINDS = pytest.mark.parametrize("kind", [nn.BatchNorm1d, Activated, Fused, Named
 @KINDS
 @ORDERS
 @pytest.mark.parametrize("branch", ["clean", "adv"])
-def test_outputs_in_eval_mode_stay_the_same_to_the_bit(kind, convert, branch):
+def test_outputs_in_eval_mode_stay_bit_identical(kind, convert, branch):
     plain = network(kind)
     plain(images())
     model = convert(copy.deepcopy(plain)).eval()
@@ -172,7 +172,7 @@ def trained_on_a_rank(kind):
 
 
 class Still(Fused):
-    """Without dropout, whose draws differ between processes."""
+    """Disable dropout, whose masks differ between processes."""
 
     def __init__(self, features):
         super().__init__(features)

@@ -65,7 +65,7 @@ class ContrastivePairAugment:
         for name, value, default in (("strength", strength, 1.0), ("min_area", min_area, 0.1)):
             if transform is not None and value != default:
                 remedy = f"Set the {name} inside the transform"
-                raise ValueError(complaint(_OWNER, f"no {name} beside a transform", repr(value), remedy))
+                raise ValueError(complaint(_OWNER, f"no {name} with a transform", repr(value), remedy))
         self.size = size
         self.strength = strength
         self.min_area = min_area

@@ -54,7 +54,7 @@ def image_folder(
         root: folder with a folder for each class.
         size: side of the images in pixels, at least 1.
         cache: folder for the decoded images, made if it does not exist; ``None`` decodes on every call.
-        unreadable: what to do with a file that is broken, empty, gone or not an image, with a folder that cannot be
+        unreadable: what to do with a file that is broken, empty, missing or not an image, with a folder that cannot be
             listed, and with a link that cannot be followed: ``"raise"``, or ``"skip"``, which leaves it out and names
             it in a warning.
         tolerance: the largest share of the images that may be left out, in [0, 1]; beyond it an error is raised.

@@ -25,10 +25,10 @@ def list_images(
         root: the folder.
         outside_links: whether links may lead out of ``root``.
         skip: whether folders that cannot be listed are returned, instead of an error.
-        remedy: for an error if there is no such folder.
+        remedy: remedy in the error for a missing folder.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
         OSError: a folder cannot be listed.
         ValueError: a link leads out of ``root``, or to a folder that it is in.
 

@@ -33,7 +33,7 @@ class ImageStream(Dataset[Tensor]):
     Args:
         root: the folder.
         size: side of the images in pixels, at least 1.
-        unreadable: what to do with a file that is broken, empty, gone, not an image or of more than 8 bits a channel,
+        unreadable: what to do with a file that is broken, empty, missing, not an image or above 8 bits a channel,
             with a folder that cannot be listed, and with a link that cannot be followed: ``"raise"``, or ``"skip"``,
             which returns the next readable image in its place. That image is the same in every epoch and process. Each
             file is named in a warning, once.

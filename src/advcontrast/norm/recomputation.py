@@ -48,7 +48,7 @@ class History:
     """History of the branches that a dual norm used, in which a recomputation finds that of its forward pass.
 
     A thread numbers the autograd nodes that it creates: ``entries`` holds the number from which on a branch was in use.
-    The node that asks for a recomputation belongs to the segment that is recomputed, so its number tells the branch.
+    The node that triggers a recomputation belongs to the recomputed segment, so its number identifies the branch.
     Copies and pickles start with an empty history, as they have no graphs yet.
     """
 

@@ -93,8 +93,8 @@ class ACLTrainer(nn.Module):
         TypeError: an argument of the wrong kind.
 
     Warns:
-        UserWarning: A2S or DS on a model without dual norms, or with batch norms, also in the loss, that are single
-            beside them.
+        UserWarning: A2S or DS on a model without dual norms, or with single batch norms in the model or the loss beside
+            dual ones.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 8), torch.nn.BatchNorm1d(8))

@@ -221,7 +221,7 @@ class AdversarialTrainer(StandardTrainer):
             Logits ``[N, C]``.
 
         Raises:
-            TypeError: ``x`` is no floating-point tensor.
+            TypeError: ``x`` is not a floating-point tensor.
         """
         _check_images(type(self).__name__, x, augmented=True)
         with under_attack(self.model):
