@@ -148,3 +148,28 @@ def test_a_model_that_cannot_be_copied_is_refused(owner, surgery):
     )
     with pytest.raises(RuntimeError, match=message):
         surgery(model)
+
+
+def test_a_norm_that_cannot_be_copied_is_refused_and_no_norm_is_changed():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    model[0].reset = model[0].reset_running_stats
+    prune.l1_unstructured(model[1], "weight", 1)
+    message = (
+        r"^convert_to_dual_bn: expected a model that copy\.deepcopy can copy, got the result of a computation in "
+        r"'1\.weight'"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        convert_to_dual_bn(model)
+    assert [type(module) for module in model] == [nn.BatchNorm2d, nn.BatchNorm2d]
+    assert model[0].reset.__self__ is model[0]
+
+
+def test_a_norm_with_slots_is_refused_and_no_norm_is_changed():
+    class Slotted(nn.BatchNorm2d):
+        __slots__ = ("gain",)
+
+    model = nn.Sequential(nn.BatchNorm2d(3), Slotted(3))
+    with pytest.raises(TypeError, match="__class__ assignment"):
+        convert_to_dual_bn(model)
+    assert [type(module) for module in model] == [nn.BatchNorm2d, Slotted]
+    assert len(list(model.parameters())) == 4

@@ -63,7 +63,7 @@ def convert_to_dual_bn(
             ``split`` is another word.
         TypeError: an argument of the wrong kind; ``model`` is wrapped (DDP, DataParallel, FSDP, ``torch.compile``),
             scripted, or lazy and not yet initialised.
-        RuntimeError: ``inplace=False`` and ``model`` cannot be copied, as in :func:`export_branch`.
+        RuntimeError: a norm, or with ``inplace=False`` the model, cannot be copied, as in :func:`export_branch`.
 
     Warns:
         UserWarning: there is nothing to convert, or only norms that are dual in another way.
@@ -103,14 +103,21 @@ def convert_to_dual_bn(
     parts = {id(part) for norm in found.values() for part in norm.modules() if part is not norm}
     kept: dict[int, Any] = {id(module): module for module in model.modules() if id(module) not in parts}
     memos = [dict(kept) for _ in branches[1:]]
-    duals = []
-    for norm in found.values():
-        first = object.__new__(type(norm))
-        become(first, norm, kept)
-        duals.append(dual_of(first, branches, split, memos))
-    # The norm object itself becomes the dual norm, so that parents, lists and functions refer to the dual norm.
-    for norm, dual in zip(found.values(), duals, strict=True):
-        become(norm, dual, kept)
+    firsts, duals = [], []
+    try:
+        for norm in found.values():
+            first = object.__new__(type(norm))
+            become(first, norm, kept)
+            firsts.append(first)
+            duals.append(dual_of(first, branches, split, memos))
+        # The norm object itself becomes the dual norm, so that parents, lists and functions refer to it.
+        for norm, dual in zip(found.values(), duals, strict=True):
+            become(norm, dual, kept)
+    except Exception:
+        for norm, first in zip(found.values(), firsts, strict=False):
+            become(norm, first, kept)
+        check_copyable(_OWNER, model)
+        raise
     return model
 
 
