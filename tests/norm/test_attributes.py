@@ -174,3 +174,12 @@ def test_a_loop_over_all_modules_reaches_every_branch():
         if hasattr(module, "momentum"):
             module.momentum = 0.02
     assert model[0].clean.momentum == model[0].adv.momentum == 0.02
+
+
+def test_the_mode_is_that_of_every_branch():
+    dual = DualBatchNorm2d(4)
+    dual.training = False
+    for branch in dual.branches:
+        dual.branch = branch
+        assert torch.equal(dual(images()), getattr(dual, branch).eval()(images()))
+        assert dual.num_batches_tracked == 0

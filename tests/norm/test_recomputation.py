@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from advcontrast import ACLTrainer, PGDAttack, bn_branch, convert_to_dual_bn, set_bn_branch
 from advcontrast.norm import DualNorm
@@ -20,7 +20,12 @@ HOW = {
     "plain": lambda function, x: function(x),
     "reentrant": lambda function, x: checkpoint(function, x, use_reentrant=True),
     "non-reentrant": lambda function, x: checkpoint(function, x, use_reentrant=False),
+    "selective": lambda function, x: checkpoint(function, x, use_reentrant=False, context_fn=saved_products),
 }
+
+
+def saved_products():
+    return create_selective_checkpoint_contexts([torch.ops.aten.addmm.default])
 
 
 class Network(nn.Module):
@@ -153,6 +158,7 @@ SCENARIOS = [
 CHECKPOINTED = [
     ("plain", "reentrant"),
     ("plain", "non-reentrant"),
+    ("plain", "selective"),
     ("reentrant", "plain"),
     ("non-reentrant", "plain"),
     ("non-reentrant", "non-reentrant"),

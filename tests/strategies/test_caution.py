@@ -131,6 +131,12 @@ def test_a_loss_with_layers_is_attacked_as_the_model_is(mode, under_attack, trai
     assert loss.predictor[1].branch == "clean"
 
 
+def test_a_compiled_loss_is_one_with_layers():
+    loss = torch.compile(Predicting(), backend="eager")
+    with pytest.warns(UserWarning, match=r"single ones beside them: loss\.(_orig_mod\.)?predictor\.1\."):
+        ACLTrainer(network(), loss=loss, attack=ATTACK)
+
+
 def test_a_loss_with_branches_of_other_names_is_refused():
     loss = convert_to_dual_bn(Predicting(), branches=("a", "b"))
     with pytest.raises(ValueError, match=r"^ACLTrainer: expected dual norms to have the branches 'clean' and 'adv'"):

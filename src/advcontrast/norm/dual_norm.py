@@ -166,6 +166,9 @@ class DualNorm(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if self._owns(name):
             super().__setattr__(name, value)
+            if name == "training":
+                for norm in self.children():
+                    norm.training = value
         elif hasattr(self.active, name):
             setattr(self.active, name, value)
             self._tie(self.active)

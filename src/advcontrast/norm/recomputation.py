@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .._checks import complaint
 
@@ -35,9 +36,10 @@ def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run ``modules`` on copies of their buffers, so that a recomputed batch is not counted twice."""
     before = [(module, dict(module._buffers)) for module in modules]
     try:
-        for module, buffers in before:
-            copies = {name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()}
-            module._buffers.update(copies)
+        with _disable_current_modes():  # selective checkpointing expects the operations of the forward pass, no others
+            for module, buffers in before:
+                copies = {name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()}
+                module._buffers.update(copies)
         yield
     finally:
         for module, buffers in before:

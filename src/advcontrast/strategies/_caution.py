@@ -16,7 +16,8 @@ from ..norm import DualNorm
 def warn_of_single_norms(owner: str, model: nn.Module, loss: nn.Module | None, mode: str) -> None:
     """Warn of norms that clean and perturbed images share, unless they do so by design."""
     dual = [module for module in model.modules() if isinstance(module, DualNorm)]
-    single, of_loss = _single_norms(model), [f"loss.{name}" for name in _single_norms(loss)] if loss else []
+    single = _single_norms(model)
+    of_loss = [] if loss is None else [f"loss.{name}" for name in _single_norms(loss)]
     if not dual:
         got = f"none in {type(model).__name__}"
         remedy = "Call convert_to_dual_bn(model) first, unless this is the single-norm ablation"
