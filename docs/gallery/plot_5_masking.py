@@ -1,10 +1,10 @@
 """
-A defence that is none
+An ineffective defence
 ======================
 
 Round the pixels to a few gray levels, and an attack that follows the gradient finds nothing: the derivative of rounding
-is zero. The robust accuracy goes up, and the classifier is as easy to fool as before. This has happened in print more
-than once. :func:`~advcontrast.evaluation.gradient_masking` looks for its signs.
+is zero. The robust accuracy goes up, but the classifier is as easy to fool as before. Published defences have made this
+mistake. :func:`~advcontrast.evaluation.gradient_masking` looks for its signs.
 """
 
 from pathlib import Path
@@ -63,8 +63,8 @@ fit(learner, train, epochs=6, batch_size=100, optimizer=adam)
 defended = Rounded(plain).eval()
 
 # %%
-# The report attacks in several ways and compares. What knows less must not break more: where noise, a search that sees
-# no gradient, or images made for another network beat the attack, the attack was blind.
+# The report compares several attacks. An attack that knows less must not break more images: if noise, a gradient-free
+# search, images made for another network, or another loss beat the attack, the gradient has misled it.
 
 attack = PGDAttack(eps=0.1, step_size=0.025, steps=10)
 report = gradient_masking(defended, [test], attack, surrogate=plain)
@@ -76,9 +76,9 @@ print(report)
 print(gradient_masking(plain, [test], attack))
 
 # %%
-# The picture shows the accuracy that the defence seems to have, and what other attacks leave of it, both for the images
-# that are right without attack. The number to report is the smallest. One step finds least, since it starts at the
-# image and stays there; PGD starts at random.
+# The figure shows the accuracy of the defence under PGD and under the other attacks, on the images that are classified
+# correctly without attack. Report the smallest number. One step breaks the fewest images, since it starts at the image
+# and stays there; PGD starts at random.
 
 weaker = ["one step", "random noise", "gradient-free search", "transfer"]
 left = {name: report[name].figures["accuracy"] for name in weaker}

@@ -3,8 +3,8 @@ Killed and resumed
 ==================
 
 A machine that is taken away, a full disk, a power cut: long runs end before they are done. With a folder,
-:func:`~advcontrast.engine.fit` goes on where it was, and on a CPU it ends with the very weights of a run that was never
-disturbed. Not nearly: to the bit. Otherwise one could not tell an interruption from a change of the code.
+:func:`~advcontrast.engine.fit` continues from the last checkpoint, and on a CPU its final weights are bit-identical to
+those of an undisturbed run. Otherwise the effect of an interruption could not be told from that of a code change.
 """
 
 from pathlib import Path
@@ -84,7 +84,7 @@ with TemporaryDirectory() as folder:
 
 both = undisturbed.state_dict().values(), resumed.state_dict().values()
 same = all(map(torch.equal, *both))
-print("weights and statistics equal to the bit:", same)
+print("weights and statistics bit-identical:", same)
 
 # %%
 # The history of the resumed run holds the epochs from before the cut too. The two curves are one.
