@@ -25,7 +25,8 @@ class DualNorm(nn.Module):
     The branches are ordinary norms that this module *owns*, under their names, so that whatever knows norms still finds
     them: :func:`advcontrast.surgery.convert_sync_batchnorm`, weight-decay filters, quantisation. Attributes that a dual
     norm does not have itself are those of the norm in use, also where they are set: ``dual.weight`` is the weight of
-    the active branch, and ``dual.momentum = 0.01`` changes the momentum of that branch alone.
+    the active branch, and ``dual.momentum = 0.01`` changes the momentum of that branch alone. ``dual.training`` is
+    set on all branches.
 
     Any norm will do, and stays what it is: a subclass with a fused activation, its dtype, device, frozen parameters,
     training flag and hooks. The object itself becomes the first branch, so an optimizer that holds its parameters keeps
