@@ -153,6 +153,18 @@ class Infinite(Separable):
         return loss, {**terms, **{str(value): torch.tensor(value) for value in self.terms}}
 
 
+def test_fp16_training_without_a_single_finite_gradient_ends_with_an_error(tmp_path):
+    class Cusp(Separable):
+        def forward(self, *batch):
+            loss, terms = super().forward(*batch)
+            return loss + (0 * loss).sqrt(), terms  # the square root has an infinite slope at 0
+
+    learner = Cusp(torch.float32)
+    with pytest.raises(RuntimeError, match=r"^fit: expected a loss scale of at least 1e-06, got "):
+        train(learner, amp="fp16", epochs=20, folder=tmp_path)
+    assert same(weights(learner), weights(Separable(torch.float32)))
+
+
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 300.0), (torch.float32, 1e25)])
 def test_gradients_that_are_finite_may_have_a_norm_that_is_not(dtype, size):
     class Large(torch.nn.Module):

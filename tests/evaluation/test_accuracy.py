@@ -547,6 +547,15 @@ def test_an_attack_without_steps_is_refused(name):
             call(IDLE[name])
 
 
+def test_an_attack_that_holds_itself_is_called():
+    def attack(objective, x, *, generator):
+        return ATTACK(objective, x, generator=generator)
+
+    attack.attack = attack
+    held, expected = (robust_accuracy(classifier(), batches(), each) for each in (attack, ATTACK))
+    assert torch.equal(held.correct, expected.correct)
+
+
 def test_a_curve_of_an_attack_without_steps_is_refused_unless_it_is_one_of_steps():
     with pytest.raises(ValueError, match=r"^robust_curve: expected attack to take steps, got PGDAttack without any\."):
         robust_curve(classifier(), batches(), PGDAttack(steps=0), eps=[0.0, 0.1])

@@ -28,6 +28,8 @@ from .metrics import Means, Row
 
 _OWNER = "fit"
 _WRAP = "A learner returns a scalar and a dict of scalars; wrap a network in one, as ACLTrainer(network) does"
+# Of the gradient scaler, which halves it in each step whose gradients are not finite, and skips that step.
+_SMALLEST_SCALE = 1e-6
 _AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -187,6 +189,9 @@ class Run:
         for expected, values in (("a finite loss", losses), ("finite weights", weights)):
             largest = torch.nn.utils.get_total_norm(values, norm_type=math.inf).item()
             _require_finite_everywhere(expected, largest, f"the steps before {self.step}")
+        if self.scaler.get_scale() < _SMALLEST_SCALE:
+            expected = f"a loss scale of at least {_SMALLEST_SCALE}"
+            raise _not_finite(expected, self.scaler.get_scale(), f"the steps before {self.step}")
 
     def state(self) -> dict[str, Any]:
         """Return the state as plain data. Every process must call this, as each has random generators of its own."""

@@ -126,7 +126,7 @@ def check_attack(owner: str, attack: object) -> None:
 
 def check_steps(owner: str, attack: object) -> None:
     """Require an attack that takes steps, perhaps wrapped in another one."""
-    while attack is not None:
+    for _ in range(8):  # an attack may hold itself
         if isinstance(attack, FreeAttack) or (
             getattr(attack, "steps", None) == 0 and getattr(attack, "eps", None) != 0
         ):
