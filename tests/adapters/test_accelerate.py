@@ -331,7 +331,7 @@ def test_a_file_is_no_folder_for_a_run(tmp_path):
 
 def test_an_optimizer_of_something_else_is_refused():
     message = (
-        "pretrain: expected an optimizer of the parameters of the learner, got SGD of others. "
+        "pretrain: expected an optimizer of the parameters of the learner, got SGD of other parameters. "
         "Make it from learner.parameters(), once the network has been converted."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

@@ -273,7 +273,7 @@ def test_nan_metric_is_never_the_best():
 
 def test_an_optimizer_of_another_network_is_refused():
     learner = Separable()
-    message = "fit: expected an optimizer of the parameters of the learner, got SGD of others. "
+    message = "fit: expected an optimizer of the parameters of the learner, got SGD of other parameters. "
     with pytest.raises(ValueError, match=f"^{message}"):
         train(learner, optimizer=torch.optim.SGD(Separable().parameters(), lr=0.1))
     learner.model[0].requires_grad_(False)

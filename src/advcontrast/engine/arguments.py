@@ -106,7 +106,7 @@ def check_parameters(owner: str, learner: nn.Module, optimizer: Optimizer) -> No
     ours = {id(parameter): parameter.requires_grad for parameter in learner.parameters()}
     if not any(ours.get(parameter) for parameter in held):
         remedy = "Make it from learner.parameters(), once the network has been converted"
-        got = f"{type_name(optimizer)} of others"
+        got = f"{type_name(optimizer)} of other parameters"
         raise ValueError(complaint(owner, "an optimizer of the parameters of the learner", got, remedy))
     if others := len(held - ours.keys()):
         remedy = "Assign the modules that hold these to attributes of the learner, or make it from learner.parameters()"

@@ -40,7 +40,7 @@ class Alarm:
         raised: whether it looks as if the gradient were masked.
         reason: the observation in words, whether or not the alarm is raised.
         figures: the numbers behind it.
-        advice: what to do where it is raised; printed then, and only then.
+        advice: what to do if it is raised; printed only then.
 
     Example:
         >>> print(Alarm("zero gradients", True, "12.0% are zero", {"zero": 0.12}, "Attack without gradients too."))
@@ -90,7 +90,7 @@ def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
         raised |= drop.mean().item() > LOSS_DROP * abs(means[weaker]) + SLACK * error
     reason = "mean loss " + ", ".join(f"{mean:.3g} at {value:.3g}" for value, mean in means.items())
     figures = {f"{value:g}": mean for value, mean in means.items()}
-    advice = "An attack that may do more should reach more: try smaller steps, and report a gradient-free attack too."
+    advice = "A stronger attack should achieve more: try smaller steps, and report a gradient-free attack too."
     return Alarm(f"loss against {parameter}", raised, reason, figures, advice)
 
 
@@ -141,7 +141,7 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
     _check_accuracy("unbounded_attack", unbounded)
     left = unbounded.accuracy
     reason = f"{left:.1%} survive in the largest ball"
-    advice = "Every image may become any other there: the attack goes wrong, or is led astray by the gradient."
+    advice = "In this ball any image can become any other: the attack fails, or the gradient misleads it."
     return Alarm("unbounded attack", left > SURVIVORS, reason, {"accuracy": left}, advice)
 
 
@@ -171,9 +171,9 @@ def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
     """
     more, fewer = _only("loss_beaten", white, other)
     excess = more - fewer - LOSS_MATTERS * len(white.correct)
-    reason = f"breaks {more} images that the attack leaves, leaves {fewer} that it breaks"
+    reason = f"breaks {more} images that the attack does not, misses {fewer} that it breaks"
     figures = {"only": more, "only white box": fewer, "accuracy": other.accuracy, "white box": white.accuracy}
-    advice = "Evaluate with APGDAttack(loss='dlr') and autoattack(), or without the function that changes the logits."
+    advice = "Evaluate with APGDAttack(loss='dlr') and autoattack(), or without the function applied to the logits."
     return Alarm(by, excess > LOSS_SLACK * (more + fewer) ** 0.5, reason, figures, advice)
 
 
@@ -201,9 +201,9 @@ def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
         True
     """
     more, fewer = _only("white_box_beaten", white, other)
-    reason = f"breaks {more} images that the attack leaves, leaves {fewer} that it breaks"
+    reason = f"breaks {more} images that the attack does not, misses {fewer} that it breaks"
     figures = {"only": more, "only white box": fewer, "accuracy": other.accuracy, "white box": white.accuracy}
-    advice = "Robust accuracy is lower than the attack says: report the worst case over both, or autoattack()."
+    advice = "Robust accuracy is lower than under the attack: report the worst case over both, or autoattack()."
     return Alarm(by, more - fewer > SLACK * (more + fewer) ** 0.5, reason, figures, advice)
 
 

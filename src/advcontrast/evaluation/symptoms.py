@@ -69,7 +69,7 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
         x = _some("randomised_output", images, device)
         difference = _difference(*(_output("randomised_output", model, x) for _ in range(2)))
     reason = f"two forward passes differ by {difference:.1e} of the spread of the outputs"
-    advice = "Attack with the gradient averaged over many passes a step, or take out what draws random numbers."
+    advice = "Attack with the gradient averaged over many passes a step, or remove the source of randomness."
     return Alarm("randomised output", difference > ROUNDING, reason, {"difference": difference}, advice)
 
 
@@ -176,7 +176,7 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     if missing:
         reason = "no gradient reaches the images: the model leaves the graph"
     figures = {"zero": zero, "not finite": bad, "no graph": missing}
-    advice = "Report an attack without gradients, such as autoattack(), and one on a smooth stand-in for the model."
+    advice = "Report an attack without gradients, such as autoattack(), and one on a smooth approximation of the model."
     return Alarm("zero gradients", zero + bad > ZERO_GRADIENTS, reason, figures, advice)
 
 
