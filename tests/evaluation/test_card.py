@@ -258,7 +258,9 @@ def test_cards_of_earlier_versions_are_read():
 
 
 def test_from_verdicts_refuses_bare_tensors():
-    message = "ResultCard: expected verdicts['TA'][0] to have correct, got torch.bool without correct. Pass all."
+    message = (
+        "ResultCard: expected verdicts['TA'][0] to have correct, got torch.bool without correct. Pass the whole result."
+    )
     with pytest.raises(TypeError, match=re.escape(message)):
         ResultCard.from_verdicts("DS", {"TA": [bits()]}, seeds=[0], data="d", fingerprint="0" * 64)
 
@@ -596,7 +598,7 @@ def test_changed_files_are_refused_and_the_place_is_named(path, edit, message):
         (set_at("data", "sha256", value="AB" * 32), "fingerprint to be a SHA-256, got "),
         (set_at("revision", value="main"), "revision to be a git commit or None, got 'main'. "),
         (set_at("settings", value=None), "settings to be a mapping, got NoneType. "),
-        (set_at("settings", "", value=None), "each name in settings to say something, got ''. "),
+        (set_at("settings", "", value=None), "each name in settings to be a string that is not empty, got ''. "),
         (set_at("versions", "torch", value=2), "versions['torch'] to be a string, got int. "),
         (set_at("corruptions", "fog", value=1.5), "corruptions['fog'] to be a finite number >= 0 and <= 1, got 1.5. "),
         (set_at("corruptions", "fog", value=10**19), "corruptions['fog'] to be a finite number >= 0 and <= 1, got 1"),
@@ -680,7 +682,7 @@ TWICE = {"TA": [bits(1), bits(2)]}
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"name": " "}, ValueError, "expected name to say something, got ' '. Pass a few words."),
+        ({"name": " "}, ValueError, "expected name to be a string that is not empty, got ' '. Pass a few words."),
         ({"name": None}, TypeError, "expected name to be a string, got NoneType. Pass a str."),
         ({"verdicts": {}}, ValueError, "expected verdicts of at least one metric, got none. Evaluate first."),
         ({"verdicts": [bits()]}, TypeError, "expected verdicts to be a mapping, got list. Pass a dict."),
@@ -790,7 +792,7 @@ TWICE = {"TA": [bits(1), bits(2)]}
             {"curves": {"PGD": {"parameter": "eps"}}},
             TypeError,
             "expected curves['PGD'] to have parameter, values, accuracies, got dict without parameter, accuracies. "
-            "Pass all.",
+            "Pass the whole result.",
         ),
         (
             {"curves": {"PGD": SimpleNamespace(parameter="eps", values=[], accuracies=[])}},

@@ -64,11 +64,11 @@ def named(rule: Callable[[str, Any], _Value]) -> Callable[[str, Any], dict[str, 
 
 
 def text(name: str, value: Any) -> str:
-    """Allow a string that says something."""
+    """Allow a string that is not empty."""
     if not isinstance(value, str):
         raise TypeError(complaint(OWNER, f"{name} to be a string", type_name(value), "Pass a str"))
     if not value.strip():
-        raise ValueError(complaint(OWNER, f"{name} to say something", repr(value), "Pass a few words"))
+        raise ValueError(complaint(OWNER, f"{name} to be a string that is not empty", repr(value), "Pass a few words"))
     return value
 
 
@@ -235,5 +235,6 @@ def _attributes(name: str, value: Any, *names: str) -> list[Any]:
     missing = [attribute for attribute in names if not hasattr(value, attribute)]
     if missing:
         expected = f"{name} to have {', '.join(names)}"
-        raise TypeError(complaint(OWNER, expected, f"{type_name(value)} without {', '.join(missing)}", "Pass all"))
+        got = f"{type_name(value)} without {', '.join(missing)}"
+        raise TypeError(complaint(OWNER, expected, got, "Pass the whole result"))
     return [getattr(value, attribute) for attribute in names]
