@@ -104,6 +104,7 @@ FUNCTIONS = {
     "default": lambda module, norm: lambda x, norm=norm: norm(x),
     "keyword default": lambda module, norm: lambda x, *, norm=norm: norm(x),
     "in containers": lambda module, norm: {"f": [lambda x: 1 * [norm][0](x)]},
+    "closure of a method": lambda module, norm: (lambda forward: lambda x: 1 * forward(x))(norm.forward),
     "in a partial": lambda module, norm: functools.partial(lambda x: 1 * norm(x)),
 }
 

@@ -7,7 +7,7 @@ import gc
 from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ def _captures(value: Any, modules: set[int], seen: set[int], inside: bool = Fals
     if isinstance(value, FunctionType):
         inside = True
         parts = gc.get_referents(*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
-    elif isinstance(value, (dict, list, tuple, set, frozenset, deque, partial)):
+    elif isinstance(value, (dict, list, tuple, set, frozenset, deque, partial, MethodType)):
         parts = gc.get_referents(value)
     else:
         return False
