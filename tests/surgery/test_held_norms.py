@@ -149,6 +149,12 @@ def test_a_recursive_function_is_accepted():
     assert torch.equal(export_branch(model, "adv")(images()), images())
 
 
+def test_the_compiled_call_of_a_module_is_accepted():
+    model = convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(3)))
+    model.compile(backend="eager")
+    assert torch.equal(export_branch(model, "adv")(images()), model(images()))
+
+
 def test_hooks_that_hold_the_model_are_accepted():
     model, seen = convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(3))), []
     model[0].register_forward_hook(lambda *_: seen.append(model[0].branch))

@@ -81,7 +81,7 @@ def check_functions(owner: str, model: nn.Module) -> None:
     modules = {id(module) for module in model.modules()}
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
-            if not name.endswith("_hooks") and _captures(value, modules, set()):
+            if not name.endswith(("_hooks", "_compiled_call_impl")) and _captures(value, modules, set()):
                 where = f"{prefix}.{name}".removeprefix(".")
                 remedy = "A copy would run the modules of the original: make it a method, or an nn.Module"
                 expected = "functions that do not hold modules of the model"
