@@ -112,7 +112,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
-def test_a_file_that_cannot_be_replaced_stays_what_it_was(tmp_path, call):
+def test_a_file_that_cannot_be_replaced_is_unchanged(tmp_path, call):
     (tmp_path / "file").write_bytes(b"old")
     with failing(call, 0, errno.ENOSPC), pytest.raises(OSError, match="No space left"):
         replace(tmp_path / "file", b"n", b"ew")

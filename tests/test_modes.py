@@ -252,7 +252,7 @@ def test_a_buffer_of_two_modules_is_kept():
     ],
     ids=["expanded", "meta", "sparse", "float8", "integers", "lazy"],
 )
-def test_every_kind_of_buffer_may_be_there(buffer):
+def test_every_kind_of_buffer_is_accepted(buffer):
     model = nn.Module()
     model.register_buffer("kept", buffer)
     with buffers_kept(model):
@@ -260,7 +260,7 @@ def test_every_kind_of_buffer_may_be_there(buffer):
     assert model.kept is buffer
 
 
-def test_what_a_module_caches_besides_its_state_stays():
+def test_caches_of_a_module_outside_its_state_are_kept():
     class Grid(nn.Module):
         made = False
 

@@ -8,7 +8,7 @@ pytest.importorskip("tqdm")
 
 
 @pytest.mark.parametrize("stream", [None, object()], ids=["none", "without isatty"])
-def test_a_standard_error_of_any_kind_is_no_terminal(monkeypatch, stream):
+def test_other_kinds_of_standard_error_are_not_terminals(monkeypatch, stream):
     monkeypatch.setattr("sys.stderr", stream)
     with progress_bar(3, unit="step", shown=None) as bar:
         bar.update()

@@ -58,7 +58,7 @@ def test_an_error_of_the_disk_that_safetensors_rewords_has_one_too(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_error_stays_what_it_is(tmp_path):
+def test_another_error_is_not_reworded(tmp_path):
     with pytest.raises(RuntimeError, match=r"^mine$"), new_folder("owner", tmp_path / "target"):
         raise RuntimeError("mine")
 

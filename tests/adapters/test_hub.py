@@ -272,7 +272,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_could_not_be_loaded_is_refused_before_anything_is_written(tmp_path, monkeypatch, case):
+def test_an_encoder_that_could_not_be_loaded_is_refused_before_anything_is_written(tmp_path, monkeypatch, case):
     make, settings, error, message = REFUSED[case]
     hub = make()
     with pytest.raises(error, match=rf"^HubEncoder(\.save_pretrained)?: {re.escape(message)}"):

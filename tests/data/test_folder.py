@@ -151,7 +151,7 @@ def test_splits_are_not_taken_for_classes(root, splits):
     assert len(image_folder(root / "pets").classes) == len(splits) + 1  # "train" is a vehicle too
 
 
-def test_a_cache_tells_folders_below_a_class_apart(root, tmp_path):
+def test_a_cache_distinguishes_folders_below_a_class(root, tmp_path):
     save(root / "cat" / "x" / "a.png", noise(8, 8, 1))
     image_folder(root, size=8, cache=tmp_path / "cache")
     (root / "cat" / "x").rename(root / "dog" / "x")

@@ -181,7 +181,7 @@ def test_a_learner_that_cannot_be_saved_is_refused_before_it_trains(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["lost", "changed"])
-def test_what_cannot_be_read_back_removes_nothing(tmp_path, monkeypatch, damage):
+def test_a_failed_read_back_removes_nothing(tmp_path, monkeypatch, damage):
     checkpoint, real = filled(tmp_path, (1, 2)), durable._Sink.close
 
     def close(sink):

@@ -190,7 +190,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_what_a_state_cannot_hold_is_not_built(checkpoint, name):
+def test_objects_that_are_not_plain_data_are_not_built(checkpoint, name):
     content = bombs.archive(BOMBS[name], bytes(16))
     forge(checkpoint, 1, content)
     tracemalloc.start()
@@ -241,7 +241,7 @@ def test_tensors_take_the_size_of_the_file_once(checkpoint):
 
 
 @pytest.mark.parametrize("new", [False, True])
-def test_what_stands_before_an_archive_is_not_read(checkpoint, new):
+def test_data_in_front_of_an_archive_are_refused(checkpoint, new):
     buffer = io.BytesIO()
     torch.save({"x": torch.ones(3)}, buffer, _use_new_zipfile_serialization=new)
     with zipfile.ZipFile(buffer, "a", zipfile.ZIP_STORED) as archive:

@@ -182,7 +182,7 @@ def test_gradients_that_are_finite_may_have_a_norm_that_is_not(dtype, size):
 
 
 @pytest.mark.parametrize("settings", [{}, {"select": "accuracy"}], ids=["last", "selected"])
-def test_what_is_infinite_on_purpose_is_trained_with_saved_and_read_back(tmp_path, settings):
+def test_buffers_that_are_infinite_on_purpose_are_trained_with_saved_and_restored(tmp_path, settings):
     learner, again = Infinite(), Infinite()
     averages = [EMA(each.model, 0.5) for each in (learner, again)]
     history = train(learner, folder=tmp_path, save_every=1, ema=averages[0], **settings)

@@ -67,7 +67,7 @@ def test_a_link_in_the_folder_is_not_followed(tmp_path, name):
     assert (tmp_path / "run/metrics.csv").read_text().startswith("epoch,step")
 
 
-def test_a_name_of_a_metric_that_is_no_text_is_written(tmp_path):
+def test_a_metric_name_that_is_not_text_is_written(tmp_path):
     train(Separable(), folder=tmp_path, evaluate=lambda epoch: {"\ud800": 1.0})
     assert "\\ud800" in (tmp_path / "metrics.csv").read_text()
 

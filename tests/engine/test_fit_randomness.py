@@ -141,7 +141,7 @@ def test_a_generator_that_is_made_in_training_is_refused_where_it_would_be_saved
     assert len(learner.seen) == 1
 
 
-def test_what_an_evaluation_draws_from_the_generators_of_the_learner_does_not_change_the_training():
+def test_an_evaluation_that_uses_the_generators_of_the_learner_does_not_change_the_training():
     with_it, without = Own(), Own()
     train(with_it, evaluate=lambda epoch: {"score": float(with_it.noise().sum())})
     train(without)

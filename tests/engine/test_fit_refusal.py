@@ -276,8 +276,8 @@ def test_other_number_of_threads_warns_and_goes_on(tmp_path, monkeypatch):
     there = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: there + 1)
     message = (
-        f"^fit: expected as many threads as before, got {there + 1} instead of {there}. Sums are then rounded "
-        "otherwise: the weights will be close, but not the same to the bit.$"
+        f"^fit: expected as many threads as before, got {there + 1} instead of {there}. This changes "
+        "the rounding of sums: the weights will be close, but not bit-identical.$"
     )
     with pytest.warns(UserWarning, match=message):
         assert len(train(Separable(), folder=tmp_path)) == 2
@@ -290,7 +290,7 @@ def test_other_number_of_processes_warns_and_goes_on(tmp_path, monkeypatch):
             train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=4)
     message = (
         "^fit: expected as many processes as before, got 1 instead of 2. "
-        "The run goes on with the same batches and rates, and with other random numbers.$"
+        "The run continues with the same batches and rates, and with other random numbers.$"
     )
     with pytest.warns(UserWarning, match=message):
         assert len(train(Separable(), folder=tmp_path)) == 2

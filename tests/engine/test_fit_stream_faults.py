@@ -64,7 +64,7 @@ def fail():
     os._exit(3)
 
 
-MEMORY = "Memory may be short, try fewer workers; started again it goes on from the last checkpoint."
+MEMORY = "Memory may be short: try fewer workers. The next run resumes from the last checkpoint."
 SHARED = "Shared memory may be short, see df /dev/shm; enlarge it, or pass Reader workers=0."
 
 
@@ -141,7 +141,7 @@ def test_a_connection_that_breaks_shortly_before_its_worker_is_found_dead_is_rep
         trained(Reader(Misbehaving(5, die_slowly), workers=1), batch_size=22)
 
 
-def test_an_error_of_the_connection_alone_stays_what_it_was(monkeypatch):
+def test_an_error_of_the_connection_alone_is_not_reworded(monkeypatch):
     def receive(*_, **__):
         raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 

@@ -232,7 +232,7 @@ def test_from_verdicts_refuses_results_of_two_branches(extra):
         ResultCard.from_verdicts("DS", found, seeds=[0], data="d", fingerprint="0" * 64, **extra)
 
 
-def test_from_verdicts_refuses_a_branch_that_is_no_name():
+def test_from_verdicts_refuses_a_branch_that_is_not_a_name():
     with pytest.raises(TypeError, match="ResultCard: expected branch to be a string, got list"):
         from_verdicts(branch=["adv"])
 

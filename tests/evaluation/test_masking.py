@@ -248,7 +248,7 @@ def test_two_classes_are_enough():
     assert raised(gradient_masking(network, [(x, y)], TEMPLATES)) == set()
 
 
-def test_transfer_from_a_surrogate_goes_on_beyond_its_decision(flat):
+def test_transfer_from_a_surrogate_continues_beyond_its_decision_boundary(flat):
     network, x, y = flat
     attack = APGDAttack(eps=0.08, steps=10)
     found = gradient_masking(Before(torch.Tensor.detach, network), [(x, y)], attack, surrogate=network)

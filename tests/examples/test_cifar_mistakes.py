@@ -299,7 +299,7 @@ def unfinished(pretrained, out):
     return out
 
 
-def test_a_run_with_accuracies_in_percent_cannot_go_on(pretrained, complaint, tmp_path):
+def test_a_run_with_accuracies_in_percent_cannot_be_resumed(pretrained, complaint, tmp_path):
     out = unfinished(pretrained, tmp_path / "out")
     card = json.loads((out / "card.json").read_text())
     del card["accuracies"]

@@ -102,7 +102,7 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path, line):
     assert "Traceback" not in errors
 
 
-def test_classes_that_differ_are_no_test(tmp_path, monkeypatch):
+def test_classes_that_differ_between_train_and_test_are_refused(tmp_path, monkeypatch):
     write_image_folder(tmp_path)
     (tmp_path / "test" / "class 1").rename(tmp_path / "test" / "class 2")
     monkeypatch.setenv("HOME", str(tmp_path))

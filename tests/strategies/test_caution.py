@@ -114,7 +114,7 @@ def test_single_norms_of_a_loss_are_named_too():
         ACLTrainer(network(), loss=Predicting(), attack=ATTACK)
 
 
-def test_what_that_warning_advises_silences_it():
+def test_the_advice_of_that_warning_silences_it():
     quiet(lambda: ACLTrainer(network(), loss=convert_to_dual_bn(Predicting()), attack=ATTACK))
 
 

@@ -60,7 +60,7 @@ def shifted(model):
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.LayerNorm])
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_the_branch_is_used_whatever_holds_the_norm(holder, kind):
+def test_the_branch_is_used_for_every_kind_of_reference(holder, kind):
     model = shifted(convert_to_dual_bn(Holding(holder, kind), norms=kind))
     assert model(images()).mean() < 50
     with bn_branch(model, "adv"):
@@ -68,7 +68,7 @@ def test_the_branch_is_used_whatever_holds_the_norm(holder, kind):
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_an_exported_branch_is_used_whatever_holds_the_norm(holder):
+def test_an_exported_branch_is_used_for_every_kind_of_reference(holder):
     model = shifted(convert_to_dual_bn(Holding(holder)))
     exported = export_branch(model, "adv")
     assert exported(images()).mean() > 50
@@ -78,7 +78,7 @@ def test_an_exported_branch_is_used_whatever_holds_the_norm(holder):
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_a_copy_is_converted_whatever_holds_the_norm(holder):
+def test_a_copy_is_converted_for_every_kind_of_reference(holder):
     plain = Holding(holder)
     model = shifted(convert_to_dual_bn(plain, inplace=False))
     with bn_branch(model, "adv"):

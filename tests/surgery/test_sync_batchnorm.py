@@ -231,7 +231,7 @@ def test_pytorchs_converter_is_accepted_where_nothing_is_lost(kind):
     assert isinstance(model[1], DualNorm)
 
 
-def test_a_norm_that_was_synchronised_by_us_raises_after_pytorchs_converter():
+def test_a_norm_that_this_library_synchronised_raises_after_pytorchs_converter():
     model = convert_to_dual_bn(convert_sync_batchnorm(network(Activated)))
     with pytest.raises(RuntimeError, match="to keep its own forward method"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)(images())

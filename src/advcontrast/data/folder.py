@@ -67,7 +67,7 @@ def image_folder(
         The images on the CPU, labelled by the index of their class among the sorted names.
 
     Raises:
-        FileNotFoundError: there is no such folder, no class in it, or a class without images.
+        FileNotFoundError: the folder does not exist, or holds no class, or a class without images.
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         UnreadableImageError: an image cannot be decoded, has more than 8 bits a channel, or claims more pixels than
             ``PIL.Image.MAX_IMAGE_PIXELS``; where they are skipped, there are too many, or all of a class.

@@ -42,7 +42,7 @@ class ImageStream(Dataset[Tensor]):
             could link to any file of this machine.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no image in it.
+        FileNotFoundError: the folder does not exist, or holds no image.
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         ValueError: an argument out of its range; a link that leads out of the folder, or in a circle.
         TypeError: an argument of the wrong kind.
@@ -132,7 +132,7 @@ class ImageStream(Dataset[Tensor]):
     def fingerprint(self) -> str:
         """Return the SHA-256 of the size and of the paths below the root, as hexadecimal digits.
 
-        It tells one folder from another wherever it lies, but not new pixels under an old name: those are not read.
+        It identifies a folder independently of its location. Files are not read, so changed pixels are not detected.
         """
         digest = hashlib.sha256(f"{self.size} {self.unreadable}".encode())
         digest.update(self._ends.numpy().astype("<i8").tobytes() + self._names)

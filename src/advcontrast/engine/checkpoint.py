@@ -36,11 +36,11 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 class Checkpoint:
     """A folder of checkpoints, one subfolder a step.
 
-    A checkpoint is written to a temporary folder, flushed to the disk, and gets its name by one rename. A process that
-    is killed at any instant leaves it whole or not at all, and those before it as they were. Beside the state lies a
-    manifest with its size and its SHA-256. Both are verified before the state is parsed, by a parser that builds
-    nothing but tensors and plain containers, and when it was written, before an older one is removed. The next save
-    removes files left by an interrupted one.
+    A checkpoint is written to a temporary folder, flushed to the disk, and renamed once. If the process is killed at
+    any instant, the checkpoint is complete or absent, and earlier ones are unchanged. A manifest next to the state
+    holds its size and SHA-256. Both are verified before the state is parsed, by a parser that builds only tensors and
+    plain containers, and after a write, before an older checkpoint is removed. The next save removes files left by an
+    interrupted one.
 
     Args:
         folder: where the checkpoints are; it need not exist yet.
@@ -146,7 +146,7 @@ class Checkpoint:
         """Return the newest good checkpoint, and warn of damaged ones that are newer.
 
         Returns:
-            The step and its state, all tensors on the CPU; ``None`` where there are no checkpoints.
+            The step and its state, all tensors on the CPU; ``None`` if there are no checkpoints.
 
         Raises:
             CheckpointCorruptError: there are checkpoints, and all are damaged.

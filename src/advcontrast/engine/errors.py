@@ -1,4 +1,4 @@
-"""What can be wrong with a checkpoint."""
+"""Errors of checkpoints."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
-    """Return the error of a disk that cannot be read, which says nothing about what is on it."""
+    """Return the error for a file that the disk cannot read; its content may be undamaged."""
     return CheckpointError(refusal(_OWNER, f"to read {path}", error))
 
 

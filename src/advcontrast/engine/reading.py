@@ -28,7 +28,7 @@ _GOING = 5.0  # seconds that a killed process has to go
 
 
 class Reading:
-    """What a :class:`Reader` describes, at work."""
+    """A running :class:`Reader`."""
 
     def __init__(self, reader: Reader) -> None:
         self._reader, self._dataset = reader, reader.dataset
@@ -40,7 +40,7 @@ class Reading:
         return [len(self._reader)]
 
     def identity(self) -> str:
-        """Return what tells this data set from others, without reading it."""
+        """Return an identification of this data set, without reading it."""
         return _identity(self._dataset)
 
     @contextmanager
@@ -161,7 +161,7 @@ class Reading:
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
             indices = [at for at, _, number in shelf.at.tolist() if number == process.pid and at >= 0]
             doing = f" while it read {self._sample(indices[0])}" if indices else ""
-            remedy = "Memory may be short, try fewer workers; started again it goes on from the last checkpoint"
+            remedy = "Memory may be short: try fewer workers. The next run resumes from the last checkpoint"
             if code == -signal.SIGBUS:
                 remedy = "Shared memory may be short, see df /dev/shm; enlarge it, or pass Reader workers=0"
             got = f"one of {self._workers} {how}{doing}"

@@ -147,7 +147,7 @@ class Run:
         if self.ema is not None:
             distributed.share(self.ema.model.buffers())
         if evaluate is not None:
-            # What an evaluation draws must not change what training draws after it.
+            # Random numbers that an evaluation draws must not change those of the training after it.
             own, rates = self._own_states(), self._rates()
             with _random.kept():
                 row |= _numbers(evaluate(epoch))
@@ -233,12 +233,12 @@ class Run:
             raise CheckpointMismatchError(complaint(_OWNER, f"the run that {where} belongs to", differing, remedy))
         if state["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             got = f"{torch.get_num_threads()} instead of {state['threads']}"
-            remedy = "Sums are then rounded otherwise: the weights will be close, but not the same to the bit"
+            remedy = "This changes the rounding of sums: the weights will be close, but not bit-identical"
             warnings.warn(complaint(_OWNER, "as many threads as before", got, remedy), UserWarning, stacklevel=3)
         rank, streams = distributed.rank(), state["random"]
         if len(streams) != distributed.world_size():
             got = f"{distributed.world_size()} instead of {len(streams)}"
-            remedy = "The run goes on with the same batches and rates, and with other random numbers"
+            remedy = "The run continues with the same batches and rates, and with other random numbers"
             warnings.warn(complaint(_OWNER, "as many processes as before", got, remedy), UserWarning, stacklevel=3)
         learner = copy.copy(state["learner"])  # a dict with attributes of its own
         learner.update(state["extra"][rank if rank < len(streams) else 0])

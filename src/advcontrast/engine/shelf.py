@@ -1,4 +1,4 @@
-"""What a worker process does: read the samples of a batch, and say which one it is at."""
+"""The reading of batches in a worker process, which reports the sample that it is reading."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Failure(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What is asked for: some samples, in the step of a run."""
+    """A request for the samples of one step of a run."""
 
     step: int
     indices: list[int]
@@ -57,7 +57,7 @@ class Order(NamedTuple):
 class Shelf(Dataset["Read | Failure"]):
     """A data set by whole batches.
 
-    What a sample draws at random depends on the seed, the step and the sample alone, and not on who reads it.
+    Random numbers that a sample draws depend only on the seed, the step and the sample, not on the process.
 
     Args:
         dataset: what is read, sample by sample.
@@ -116,7 +116,7 @@ class Shelf(Dataset["Read | Failure"]):
 
 
 class _UnusableSampleError(Exception):
-    """A sample that is no sample; its message is complete."""
+    """An error about an invalid sample, with its complete message."""
 
     def __init__(self, kind: type[Exception], expected: str, got: str) -> None:
         remedy = "Return images as uint8 tensors [C, H, W] of one size, and numbers beside them"

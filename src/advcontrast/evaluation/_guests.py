@@ -1,4 +1,4 @@
-"""What every evaluation needs: a model that is only borrowed, images and labels that can be trusted."""
+"""Inputs of evaluations: a model that is restored afterwards, and checks of images and labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def branch_in_use(model: nn.Module) -> str | None:
-    """Return the branch of the dual norms, several where they differ, or ``None`` where there are no such norms."""
+    """Return the branch of the dual norms, several if they differ, or ``None`` without dual norms."""
     return " and ".join(sorted({norm.branch for norm in model.modules() if isinstance(norm, DualNorm)})) or None
 
 
@@ -105,7 +105,7 @@ def refuse_probabilities(owner: str, model: nn.Module, x: Tensor, logits: Tensor
     """Raise where the output of a model is a distribution over classes instead of logits.
 
     Attacks would maximise the cross-entropy of a softmax of a softmax, which is almost flat. Numbers that happen to be
-    a distribution are told apart by what the model says of black images.
+    a distribution are recognised by the output of the model for a black image.
     """
     if _distributions(logits) and _distributions(model(torch.zeros_like(x[:1]))):
         remedy = "Leave out the softmax at the end of the model; it hides the gradient from attacks"

@@ -49,7 +49,7 @@ class Result(NamedTuple):
     std: float | None
 
     def percent(self) -> str:
-        """Return mean and standard deviation in percent, the mean alone where there is one value."""
+        """Return mean and standard deviation in percent, or only the mean if there is one value."""
         return f"{100 * self.mean:.2f}" + ("" if self.std is None else f" ± {100 * self.std:.2f}")
 
 
@@ -67,14 +67,14 @@ class ResultCard:
     Attributes:
         name: what was evaluated.
         verdicts: for each metric and seed whether each sample was right, bool ``[N]``.
-        seeds: what tells the runs apart, one for each verdict of a metric.
+        seeds: identifiers of the runs, one for each verdict of a metric.
         data: name of the data set.
         fingerprint: its SHA-256, as ``ImageSet.fingerprint()`` returns it.
         dtype: the number format that the network computed in.
         branch: the batch-norm branch that was evaluated, several joined by " and " where the norms of a network differ,
             ``None`` for a network without dual norms.
         attacks: for each metric the attack and all its settings, required for RA and AA.
-        settings: whatever else was chosen, such as the protocol of fine-tuning.
+        settings: other settings, such as the protocol of fine-tuning.
         versions: software and hardware, as :func:`~advcontrast.evaluation.versions` returns them.
         revision: git commit of the code, with "-dirty" behind it where the code was changed since.
         curves: accuracies along a parameter of an attack.
@@ -83,7 +83,7 @@ class ResultCard:
         alarms: what the checks for masked gradients said.
 
     Raises:
-        ValueError: a field says what cannot be, such as a robust image that is wrong without an attack.
+        ValueError: fields contradict each other, such as a robust image that is wrong without an attack.
         TypeError: a field of the wrong kind.
     """
 
@@ -122,7 +122,7 @@ class ResultCard:
         device: torch.device | str = "cpu",
         **fields: Any,
     ) -> ResultCard:
-        """Return a card of what evaluations found, with the versions and the revision at hand.
+        """Return a card of the results of evaluations, with the current versions and revision.
 
         Args:
             name: what was evaluated.

@@ -22,7 +22,7 @@ _TORCH_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 class DualNorm(nn.Module):
     """A norm for each branch, of which ``forward`` uses one.
 
-    The branches are ordinary norms that this module *owns*, under their names, so that whatever knows norms still finds
+    The branches are ordinary norms, registered as submodules under their names, so that tools that look for norms find
     them: :func:`advcontrast.surgery.convert_sync_batchnorm`, weight-decay filters, quantisation. Attributes that a dual
     norm does not have itself are those of the norm in use, also where they are set: ``dual.weight`` is the weight of
     the active branch, and ``dual.momentum = 0.01`` changes the momentum of that branch alone. ``dual.training`` is
@@ -90,7 +90,7 @@ class DualNorm(nn.Module):
 
     @property
     def split(self) -> Split:
-        """What each branch has for itself."""
+        """The part of the norm that each branch holds separately."""
         return self._split
 
     @property
@@ -136,11 +136,11 @@ class DualNorm(nn.Module):
         """Normalise with the active branch.
 
         Args:
-            *args: whatever that norm takes, for example images ``[N, C, H, W]``.
+            *args: the arguments of that norm, for example images ``[N, C, H, W]``.
             **kwargs: likewise.
 
         Returns:
-            What that norm returns, for example a tensor of the same shape.
+            The output of that norm, for example a tensor of the same shape.
 
         Raises:
             RuntimeError: activation checkpointing runs this again, and the branch of the first run is not known; or
@@ -218,7 +218,7 @@ class DualNorm(nn.Module):
             raise ValueError(complaint(type(self).__name__, expected, repr(name), remedy))
 
     def extra_repr(self) -> str:
-        """Name the branch in use, beside the norms that ``repr`` shows anyway."""
+        """Show the branch in use, in addition to the norms."""
         return f"branch={self._branch!r}" + ("" if self._split == "both" else f", split={self._split!r}")
 
     def _tie(self, source: nn.Module | None = None) -> None:

@@ -34,7 +34,7 @@ _STREAMS: dict[Mode, tuple[tuple[Branch, Branch], ...]] = {
 
 
 class ACLOutput(NamedTuple):
-    """What a step of :class:`ACLTrainer` returns.
+    """Result of a step of :class:`ACLTrainer`.
 
     Attributes:
         loss: the scalar to call ``backward`` on.
@@ -158,7 +158,7 @@ class ACLTrainer(nn.Module):
         Raises:
             ValueError: the views differ in shape or are fewer than two, or ``x2`` is missing and there is no
                 ``augment``.
-            TypeError: a view is no floating-point tensor.
+            TypeError: a view is not a floating-point tensor.
             RuntimeError: in DS the loss has one memory for both streams, so that each image becomes its own negative.
         """
         source_device(_OWNER, generator)
