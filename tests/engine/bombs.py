@@ -166,3 +166,35 @@ def tensor(numbers=4, size=(4,), stride=(1,), offset=0, key="0", kind="torch Flo
     program._put(b"t")
     program.call()
     return program.done()
+
+
+def nested_key(depth):
+    """Return the pickle of a dict whose key is a tuple of one tuple twice, and so on: its hash takes 2^depth steps."""
+    program = Program()
+    program._put(b"}")
+    program.code += b"N"
+    inner = program.tuple(1)
+    for _ in range(depth):
+        program.get(inner)
+        inner = program.tuple(2)
+    program.code += b"Ns"
+    return program.done()
+
+
+def called_again(between, memos=0):
+    """Return the pickle of two calls with one tuple of arguments, and opcodes in between with so many memos."""
+    program = Program()
+    program._put(b"]")
+    name = program.name("torch Size")
+    program.code += b"K\x01"
+    program.tuple(1)
+    arguments = program.tuple(1)
+    program.call()
+    program.code += b"a"
+    program.get(name)
+    program.get(arguments)
+    program.code += between
+    program.memos += memos
+    program.call()
+    program.code += b"a"
+    return program.done()

@@ -95,6 +95,19 @@ def test_versions_of_modules_are_restored(tmp_path):
     assert there_and_back(tmp_path, weights)._metadata == weights._metadata == {"": {"version": 2}}
 
 
+@pytest.mark.parametrize("metadata", [{"": 1}, None])
+def test_metadata_of_other_kinds_comes_back(tmp_path, metadata):
+    weights = OrderedDict(x=1)
+    weights._metadata = metadata
+    assert there_and_back(tmp_path, weights)._metadata == metadata
+
+
+@pytest.mark.parametrize("x", [torch.arange(4.0)[:1:2], torch.arange(4.0).as_strided((1,), (3,)), torch.ones(1, 4).T])
+def test_an_equal_state_is_recognised_whatever_the_strides_are(tmp_path, x):
+    for _ in range(2):
+        Checkpoint(tmp_path).save(1, {"x": x})
+
+
 # What would not come back.
 
 
@@ -150,6 +163,10 @@ UNREADABLE = {
     "a sparse tensor": (torch.eye(2).to_sparse(), "one of torch.float32 and torch.sparse_coo"),
     "a meta tensor": (torch.ones(2, device="meta"), "one on the meta device"),
     "released memory": (released(), "one whose memory was released"),
+    "33 dimensions": (torch.ones([1] * 33), "one of 33 dimensions"),
+    "a size of 33 dimensions": (torch.Size([1] * 33), "Size"),
+    "a plain tensor as key": ({torch.ones(2): 1}, "Tensor"),
+    "a tuple in a tuple as key": ({(1, (2, 3)): 1}, "tuple"),
     "four bits": (torch.empty(2, dtype=torch.uint4), "one of torch.uint4 and torch.strided"),
     "a tensor as key": ({torch.ones(2).as_subclass(Sub): 1}, "Sub"),
     "a huge int": (2**2000, "one of 2001"),

@@ -96,6 +96,17 @@ def test_records_that_share_their_bytes_are_refused(checkpoint):
         checkpoint.read(1)
 
 
+@pytest.mark.parametrize("there", [0, 1, 8, 15])
+def test_a_record_that_goes_beyond_the_file_is_refused(checkpoint, there):
+    """The rest of the tensor would be what the memory of the process held before."""
+    content = bytearray(bombs.archive(bombs.tensor(), bytes(16)))
+    struct.pack_into("<I", content, content.rfind(b"archive/data/0") - 46 + 42, len(content))
+    struct.pack_into("<H", content, len(content) - 2, 30 + there)  # a comment: the head of the record, and its values
+    forge(checkpoint, 1, bytes(content) + bytes(30 + there))
+    with pytest.raises(CheckpointCorruptError):
+        checkpoint.read(1)
+
+
 @pytest.mark.parametrize("size", [0, 1, 63])
 def test_a_record_that_claims_to_be_small_is_refused(checkpoint, size):
     forge(checkpoint, 1, claiming(saved({"x": torch.ones(16)}), "data/0", size))
@@ -177,6 +188,10 @@ BOMBS = {
     "lists": bombs.many_without_memos(10_000),
     "marks": bombs.many_marks(10_000),
     "a list that holds itself": b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01]q\x02h\x02as.",
+    "tuples in a tuple as key": bombs.nested_key(3),
+    "arguments again": bombs.called_again(b""),
+    "arguments again, memoized": bombs.called_again(b"q\x07", 1),
+    "arguments again, behind a protocol": bombs.called_again(b"\x80\x02"),
     "a storage that is claimed": bombs.tensor(numbers=N, size=(N,)),
     "a tensor that is claimed": bombs.tensor(size=(N,)),
     "an entry that repeats": bombs.tensor(size=(N,), stride=(0,)),

@@ -22,10 +22,11 @@ _OWNER = "Checkpoint"
 _PLAIN = (bool, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 _BITS = 2000  # of an int; a longer one has an opcode of its own
 _DEEPEST = 100
-_MOST_DIMENSIONS = 64
+_MOST_DIMENSIONS = 32
 _CHUNK = 1 << 20
 _PACKED = {f"torch.{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)}  # torch.save has no names for them
 _MEMOIZED = {"EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"}  # at once, by the pickler
+_NOT_AGAIN = {"REDUCE", "BINPUT", "LONG_BINPUT", "PROTO"}  # after a value of the memo: arguments are always new
 _CALLS = {
     *("collections OrderedDict", "torch Size", "torch device", "_codecs encode", "__builtin__ bytes"),
     *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter"),
@@ -62,7 +63,7 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     if depth > _DEEPEST:
         expected, got = "state to be nested at most 100 deep", "more, or a container that holds itself"
         raise ValueError(complaint(_OWNER, expected, got, "Save its parts under separate keys"))
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN and not (type(value) is torch.Size and len(value) > _MOST_DIMENSIONS):
         return value
     if type(value) is int:
         if value.bit_length() > _BITS:
@@ -76,6 +77,10 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     if type(value) not in (dict, OrderedDict):
         expected = f"{where} to be a tensor, number, string, None, or a list, tuple or dict of them"
         raise TypeError(complaint(_OWNER, expected, type_name(value), "Convert it, with str() or .item() for example"))
+    for key in value:
+        if not _is_key(key):
+            expected = f"keys of {where} to be strings, numbers, None, or tuples of them"
+            raise TypeError(complaint(_OWNER, expected, type(key).__name__, "Convert them, with str() for example"))
     entries = type(value)(
         (plain(key, f"a key of {where}", depth + 1), plain(item, f"{where}[{key!r}]", depth + 1))
         for key, item in value.items()
@@ -86,6 +91,12 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
             raise TypeError(complaint(_OWNER, expected, got, "Save them as entries"))
         entries._metadata = plain(attributes["_metadata"], f"{where}._metadata", depth + 1)  # of load_state_dict
     return entries
+
+
+def _is_key(value: Any) -> bool:
+    """Tell whether a dict may have this key. Nested tuples that repeat each other take exponential time to hash."""
+    parts = value if type(value) is tuple else (value,)
+    return all(type(part) in (*_PLAIN, int) for part in parts)
 
 
 def _plain_tensor(value: Tensor, where: str) -> Tensor:
@@ -100,6 +111,8 @@ def _plain_tensor(value: Tensor, where: str) -> Tensor:
         got = f"one of {value.dtype} and {value.layout}"
     elif value.is_meta:
         got = "one on the meta device"
+    elif value.dim() > _MOST_DIMENSIONS:
+        got = f"one of {value.dim()} dimensions"
     elif value.numel() and _end(int(value.storage_offset()), value.shape, value.stride()) > _room(value):
         got = "one whose memory was released"
     if got is not None:
@@ -135,7 +148,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    # contiguous() would keep any stride of a dimension of size 1.
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
 
 
 def read(file: IO[bytes], device: str = "cpu") -> Any:
@@ -198,7 +212,9 @@ class _Parser:
         self._left = len(program)  # characters that may still be encoded
         before = ""
         for opcode, argument, _ in pickletools.genops(program):
-            if before in _MEMOIZED and not opcode.name.endswith("BINPUT"):
+            if (before in _MEMOIZED and not opcode.name.endswith("BINPUT")) or (
+                before.endswith("BINGET") and opcode.name in _NOT_AGAIN
+            ):
                 raise ValueError("a pickle that was not written by torch.save")
             if opcode.name == "STOP":
                 break
@@ -231,7 +247,7 @@ class _Parser:
             case "SETITEM" | "SETITEMS":
                 items = self._cut(self._marks.pop() if opcode == "SETITEMS" else len(stack) - 2)
                 pairs = zip(items[::2], items[1::2], strict=True)
-                self._top(dict).update((self._visible(key), self._visible(value)) for key, value in pairs)
+                self._top(dict).update((_key(key), self._visible(value)) for key, value in pairs)
             case "GLOBAL":
                 stack.append(_named(argument))
             case "BINPERSID":
@@ -241,7 +257,7 @@ class _Parser:
                 stack.append(self._call(stack.pop(), arguments))
             case "BUILD":
                 match stack.pop():
-                    case {"_metadata": OrderedDict() as metadata, **others} if not others:
+                    case {"_metadata": metadata, **others} if not others:
                         self._top(OrderedDict)._metadata = metadata
                     case _:
                         raise ValueError("attributes of something other than a state dict")
@@ -313,8 +329,9 @@ class _Parser:
             raise MemoryError(str(error)) from error
         if self._device != "meta":
             for start in range(0, size, _CHUNK):
-                part = self._file.read(min(_CHUNK, size - start))
-                values[start : start + len(part)] = torch.frombuffer(bytearray(part), dtype=torch.uint8)
+                part = values[start : start + _CHUNK]
+                # frombuffer raises where the file ends before the record.
+                part.copy_(torch.frombuffer(bytearray(self._file.read(len(part))), dtype=torch.uint8, count=len(part)))
         return values
 
     def _record(self, name: str) -> bytes:
@@ -336,6 +353,12 @@ class _Parser:
 
 def _tuple(items: list[Any]) -> tuple[Any, ...]:
     return (_Arguments if any(isinstance(item, _INTERNAL) for item in items) else tuple)(items)
+
+
+def _key(value: Any) -> Any:
+    if not _is_key(value):
+        raise ValueError(f"a dict with a {type_name(value)} as key")
+    return value
 
 
 def _named(name: str) -> _Name | torch.dtype:

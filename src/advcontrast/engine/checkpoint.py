@@ -104,7 +104,8 @@ class Checkpoint:
             step: the number of steps taken, at least 0, and more than that of any good checkpoint in the folder. Saving
                 an equal state of the newest step again does nothing.
             state: a dict of tensors, numbers, strings, ``None``, and lists, tuples and dicts of them. Tensors are dense
-                and of class ``Tensor`` or ``nn.Parameter``, without attributes.
+                and of class ``Tensor`` or ``nn.Parameter``, without attributes, of at most 32 dimensions. Keys are
+                strings, numbers, ``None``, bytes, and tuples of them.
 
         Returns:
             The folder of the checkpoint.
