@@ -7,15 +7,18 @@ upon by a reader. Checks run before any state changes.
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from functools import wraps
+from functools import partial, wraps
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -137,7 +140,10 @@ def check_module(owner: str, model: Any) -> None:
 
 
 def check_copyable(owner: str, model: nn.Module) -> None:
-    """Require a model that ``copy.deepcopy`` can copy, without copying parameters or buffers."""
+    """Require a model that ``copy.deepcopy`` can copy, without copying parameters or buffers.
+
+    Functions that hold modules of the model are refused: in a copy they would run the modules of the original.
+    """
     tensors = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_leaf)
     kept: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     try:
@@ -154,6 +160,14 @@ def check_copyable(owner: str, model: nn.Module) -> None:
                 "torch.nn.utils.prune.remove on pruned layers, and detach results that a module keeps"
             )
         raise RuntimeError(complaint(owner, "a model that copy.deepcopy can copy", got, remedy)) from error
+    modules = {id(module) for module in model.modules()}
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if not name.endswith(("_hooks", "_compiled_call_impl")) and _captures(value, modules, set()):
+                where = f"{prefix}.{name}".removeprefix(".")
+                remedy = "A copy would run the modules of the original: make it a method, or an nn.Module"
+                expected = "functions that do not hold modules of the model"
+                raise RuntimeError(complaint(owner, expected, f"one in {where!r} that does", remedy))
 
 
 def _uncopyable(model: nn.Module, kept: dict[int, Any]) -> Iterator[str]:
@@ -164,6 +178,23 @@ def _uncopyable(model: nn.Module, kept: dict[int, Any]) -> Iterator[str]:
                 copy.deepcopy(value, dict(kept))
             except Exception:
                 yield f"{prefix}.{name}".removeprefix(".")
+
+
+def _captures(value: Any, modules: set[int], seen: set[int], inside: bool = False) -> bool:
+    """Return whether ``value``, or a function in its containers, holds one of ``modules``."""
+    if id(value) in modules:
+        return inside
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    if isinstance(value, FunctionType):
+        inside = True
+        parts = gc.get_referents(*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
+    elif isinstance(value, (dict, list, tuple, set, frozenset, deque, partial, MethodType)):
+        parts = gc.get_referents(value)
+    else:
+        return False
+    return any(_captures(part, modules, seen, inside) for part in parts)
 
 
 def check_tensor(

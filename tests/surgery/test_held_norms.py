@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from advcontrast import bn_branch, convert_to_dual_bn, export_branch
+from advcontrast.engine import EMA
 from advcontrast.norm import DualNorm
 from advcontrast.surgery import blend
 
@@ -123,6 +124,7 @@ def test_the_branch_is_used_where_a_function_holds_the_norm(wrap):
         ("export_branch", lambda model: export_branch(model, "adv")),
         ("blend", lambda model: blend(model, 0.5)),
         ("convert_to_dual_bn", lambda model: convert_to_dual_bn(model, inplace=False)),
+        ("EMA", lambda model: EMA(model, 0.9)),
     ],
 )
 def test_a_function_that_holds_the_norm_is_refused_where_a_copy_is_made(owner, surgery, wrap):

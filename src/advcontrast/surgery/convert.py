@@ -15,7 +15,7 @@ from .._types import BRANCHES, SPLITS, Split
 from ..norm import DualNorm
 from ..norm.dual_batch_norm import dual_of
 from ..norm.dual_norm import check_branches
-from .modules import become, check_functions, check_surgery, slots
+from .modules import become, check_surgery, slots
 
 _OWNER = "convert_to_dual_bn"
 
@@ -87,7 +87,6 @@ def convert_to_dual_bn(
     check_branches(_OWNER, branches, [module for module in model.modules() if isinstance(module, kinds)])
     if not inplace:
         check_copyable(_OWNER, model)
-        check_functions(_OWNER, model)
         model = copy.deepcopy(model)
 
     found: dict[int, nn.Module] = {}

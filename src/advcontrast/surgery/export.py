@@ -13,7 +13,7 @@ from .._checks import check_copyable, check_real, complaint
 from .._types import BRANCHES
 from ..norm import DualNorm, update_bn
 from ..norm.dual_norm import check_branch, dual_norms
-from .modules import become, check_functions, check_surgery
+from .modules import become, check_surgery
 
 
 def export_branch(model: nn.Module, branch: str) -> nn.Module:
@@ -44,7 +44,6 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
     check_surgery(owner, model)
     check_branch(owner, dual_norms(owner, model), branch)
     check_copyable(owner, model)
-    check_functions(owner, model)
     model = copy.deepcopy(model)
     _keep(dual_norms(owner, model), branch, model)
     return model
@@ -102,7 +101,6 @@ def blend(
     for branch in branches:
         check_branch(owner, dual_norms(owner, model), branch)
     check_copyable(owner, model)
-    check_functions(owner, model)
     # What cannot lie in between, such as counts of batches, comes from the nearer branch.
     (near, far), way = (branches, alpha) if alpha <= 0.5 else (branches[::-1], 1 - alpha)
     model = copy.deepcopy(model)

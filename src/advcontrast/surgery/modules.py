@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections import deque
 from collections.abc import Iterator, Mapping
-from functools import partial
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -74,32 +71,3 @@ def become(module: nn.Module, other: nn.Module, kept: Mapping[int, Any]) -> None
                 values[name] = copy.deepcopy(value, dict(memo))
     object.__setattr__(module, "__class__", type(other))
     object.__setattr__(module, "__dict__", state)
-
-
-def check_functions(owner: str, model: nn.Module) -> None:
-    """Refuse functions that hold modules of ``model``: those of a copy would run the modules of the original."""
-    modules = {id(module) for module in model.modules()}
-    for prefix, module in model.named_modules():
-        for name, value in vars(module).items():
-            if not name.endswith(("_hooks", "_compiled_call_impl")) and _captures(value, modules, set()):
-                where = f"{prefix}.{name}".removeprefix(".")
-                remedy = "A copy would run the modules of the original: make it a method, or an nn.Module"
-                expected = "functions that do not hold modules of the model"
-                raise RuntimeError(complaint(owner, expected, f"one in {where!r} that does", remedy))
-
-
-def _captures(value: Any, modules: set[int], seen: set[int], inside: bool = False) -> bool:
-    """Return whether ``value``, or a function in its containers, holds one of ``modules``."""
-    if id(value) in modules:
-        return inside
-    if id(value) in seen:
-        return False
-    seen.add(id(value))
-    if isinstance(value, FunctionType):
-        inside = True
-        parts = gc.get_referents(*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
-    elif isinstance(value, (dict, list, tuple, set, frozenset, deque, partial, MethodType)):
-        parts = gc.get_referents(value)
-    else:
-        return False
-    return any(_captures(part, modules, seen, inside) for part in parts)
