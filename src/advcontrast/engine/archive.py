@@ -94,7 +94,7 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def _is_key(value: Any) -> bool:
-    """Tell whether a dict may have this key. Nested tuples that repeat each other take exponential time to hash."""
+    """Return whether a dict may have this key. Nested tuples that repeat each other take exponential time to hash."""
     parts = value if type(value) is tuple else (value,)
     return all(type(part) in (*_PLAIN, int) for part in parts)
 
