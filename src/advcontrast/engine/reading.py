@@ -120,7 +120,10 @@ class Reading:
                 late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self._timeout
                 if not late:
                     # A dying worker can break off a message in many ways, shortly before it is found dead.
-                    wait([process.sentinel for process in processes], _GOING)
+                    ended = wait([process.sentinel for process in processes], _GOING)
+                    for process in processes:
+                        if process.sentinel in ended:
+                            process.join(_GOING)
                 if dead := self._dead(shelf, processes):
                     raise dead from error
                 if not late:
