@@ -339,16 +339,13 @@ class _Parser:
 
     def _find(self, name: str) -> int:
         """Seek to the start of a record, and return its size."""
-        entry = self._entry(name)
+        entry = self._entries.get(f"archive/{name}")
+        if entry is None:
+            raise ValueError(f"an archive without a record {name}")
         self._file.seek(entry.header_offset)
         lengths = struct.unpack("<HH", self._file.read(30)[26:])  # of the name and the padding behind it
         self._file.seek(sum(lengths), os.SEEK_CUR)
         return entry.file_size
-
-    def _entry(self, name: str) -> zipfile.ZipInfo:
-        if f"archive/{name}" not in self._entries:
-            raise ValueError(f"an archive without a record {name}")
-        return self._entries[f"archive/{name}"]
 
 
 def _tuple(items: list[Any]) -> tuple[Any, ...]:
