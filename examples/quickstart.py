@@ -180,7 +180,7 @@ def train(learner: nn.Module, data: list[Tensor], batches: Sequence, schedule: L
 
 def report(text: str) -> None:
     """Print a line of progress to a terminal or a log that several processes share."""
-    print(text, file=sys.stderr, flush=True)
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # one write, which lines of other processes cannot split
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: PGDAttack, seed: int | None = None) -> Tensor:
