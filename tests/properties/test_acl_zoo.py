@@ -47,44 +47,50 @@ def finishing(change):
 
 
 @contextmanager
-def nothing(model):
+def nothing(*models):
     yield
 
 
 @contextmanager
-def root_only(model):
-    training = model.training
-    model.eval()
+def root_only(*models):
+    before = [model.training for model in models]
+    for model in models:
+        model.eval()
     try:
         yield
     finally:
-        model.training = training
+        for model, training in zip(models, before, strict=True):
+            model.training = training
 
 
 @contextmanager
-def everything_trains_after(model):
-    model.eval()
+def everything_trains_after(*models):
+    for model in models:
+        model.eval()
     try:
         yield
     finally:
-        model.train()
+        for model in models:
+            model.train()
 
 
 @contextmanager
-def forgotten_after_an_error(model):
-    before = [(part, part.training) for part in model.modules()]
-    model.eval()
+def forgotten_after_an_error(*models):
+    before = [(part, part.training) for model in models for part in model.modules()]
+    for model in models:
+        model.eval()
     yield
     for part, training in before:
         part.training = training
 
 
 @contextmanager
-def everything_thaws_after(model):
+def everything_thaws_after(*models):
     try:
         yield
     finally:
-        model.requires_grad_(True)
+        for model in models:
+            model.requires_grad_(True)
 
 
 def always_on(branch):
