@@ -37,6 +37,7 @@ def in_processes(
         jobs: number of processes, at least 1.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    others = active_children()
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_follow_parent)
     try:
         with _interrupts_later():
@@ -45,7 +46,8 @@ def in_processes(
             yield futures[future], future.result()
     finally:
         for process in active_children():
-            process.terminate()
+            if process not in others:
+                process.terminate()
         pool.shutdown(cancel_futures=True)
 
 

@@ -55,6 +55,16 @@ def test_the_order_of_the_calls_is_not_that_of_the_results(processes):
     assert found == {(1, 2): 3, (3, 4): 7, (5, 6): 11}
 
 
+def test_other_children_go_on(processes):
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,), daemon=True)
+    other.start()
+    list(processes.in_processes(operator.add, [(1, 2)], 1))
+    other.join(0.5)
+    assert other.is_alive()
+    other.terminate()
+    other.join()
+
+
 def test_an_error_ends_the_other_calls(processes):
     with pytest.raises(TypeError, match="str") as caught:
         list(processes.in_processes(time.sleep, [(600,), ("soon",)], 2))
