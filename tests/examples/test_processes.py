@@ -66,10 +66,11 @@ def test_other_children_go_on(processes):
 
 
 def test_an_error_ends_the_other_calls(processes):
+    others = multiprocessing.active_children()
     with pytest.raises(TypeError, match="str") as caught:
         list(processes.in_processes(time.sleep, [(600,), ("soon",)], 2))
     assert "Traceback" in str(caught.value.__cause__)  # that of the process
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= set(others)
 
 
 def test_a_process_that_is_killed_is_an_error(processes):
