@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU: tests, benchmarks, and the quickstart with cheaper attacks. Results go to $1.
+# Everything that needs a GPU: tests and timings, with bfloat16. Results go to $1.
 #
 #     bash benchmarks/gpu.sh results-gpu                           # about half an hour on one large GPU: not yet run
 #     bash benchmarks/gpu.sh results-gpu --quick                   # tiny sizes, also without a GPU
@@ -12,6 +12,5 @@ device=$(python -c "import torch; print('cuda' if torch.cuda.is_available() else
 
 python -m pytest -m gpu -p no:cacheprovider -q | tee "$out/tests.txt"
 for name in step end_to_end nt_xent mixed pgd trades views; do
-  python benchmarks/run.py "$name" --device "$device" --out "$out" "${@:2}" || echo "$name failed" | tee -a "$out/failed.txt"
+  python -m benchmarks.run "$name" --device "$device" --out "$out" "${@:2}" || echo "$name failed" | tee -a "$out/failed.txt"
 done
-[[ ${2-} == --quick ]] || python benchmarks/cheaper.py --seeds 3 --out "$out/cheaper"

@@ -1,6 +1,5 @@
 """The sweep over backbones passes sound networks, names broken ones, and survives those that crash."""
 
-import importlib
 import json
 import os
 import re
@@ -17,32 +16,17 @@ import torchvision
 from torch import nn
 
 from advcontrast import convert_to_dual_bn
+from benchmarks.evidence.backbones import __main__ as sweep
+from benchmarks.evidence.backbones import checks, children, zoo
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-MODULES = ("backbones", "backbone_checks", "backbone_parts", "backbone_tables", "backbone_zoo", "children")
 SHAPES = ((3, 16, 16),)
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 
 
-@pytest.fixture
-def bench(monkeypatch):
-    """Return a function that imports a script of the folder."""
-    monkeypatch.syspath_prepend(FOLDER)
-    yield importlib.import_module
-    for name in MODULES:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def check(bench):
-    """Return a function that makes all checks of one network."""
-    script, zoo = bench("backbone_checks"), bench("backbone_zoo")
-
-    def checked(build, convert=convert_to_dual_bn, **unconverted):
-        architecture = zoo.Architecture("planted", "planted", "planted", build, SHAPES)
-        return script.examine(architecture, convert, script.CONVERTED, unconverted)
-
-    return checked
+def check(build, convert=convert_to_dual_bn, **unconverted):
+    """Make all checks of one network."""
+    architecture = zoo.Architecture("planted", "planted", "planted", build, SHAPES)
+    return checks.examine(architecture, convert, checks.CONVERTED, unconverted)
 
 
 class Small(nn.Module):
@@ -123,16 +107,16 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_sound_network_passes_all_checks(name, check):
+def test_sound_network_passes_all_checks(name):
     row = check(NETWORKS[name])
     assert (row["status"], row["problems"], row["remarks"]) == ("converted", [], [])
 
 
-def test_networks_without_batch_norm_pass(check, bench):
+def test_networks_without_batch_norm_pass():
     row = check(
         partial(timm.create_model, "test_convnext", num_classes=10),
-        partial(convert_to_dual_bn, norms=bench("backbones").OTHERS),
-        **bench("backbone_checks").UNCONVERTED,
+        partial(convert_to_dual_bn, norms=sweep.OTHERS),
+        **checks.UNCONVERTED,
     )
     assert (row["status"], row["problems"]) == ("converted", [])
 
@@ -147,7 +131,7 @@ def test_networks_without_batch_norm_pass(check, bench):
         (Dead, "DS step: MismatchError: no gradients in the clean branch"),
     ],
 )
-def test_planted_fault_is_named(build, problem, check):
+def test_planted_fault_is_named(build, problem):
     row = check(build)
     assert row["status"] == "failed"
     assert problem in "\n".join(row["problems"])
@@ -160,13 +144,13 @@ def nudged(model):
     return model
 
 
-def test_conversion_that_changes_a_bit_is_named(check):
+def test_conversion_that_changes_a_bit_is_named():
     clean, adv = check(Small, nudged)["problems"]
     assert clean.startswith("clean branch: MismatchError: idle branch: 1 of 5 tensors differ, by up to")
     assert adv.startswith("adv branch: MismatchError: outputs: 3 of 3 tensors differ")
 
 
-def test_conversion_of_nothing_is_named(check):
+def test_conversion_of_nothing_is_named():
     problems = check(Small, lambda model: model)["problems"]
     assert "clean branch: MismatchError: nothing was converted" in problems
 
@@ -187,8 +171,8 @@ def test_conversion_of_nothing_is_named(check):
         ),
     ],
 )
-def test_library_function_that_is_broken_is_named(name, broken, problem, check, bench, monkeypatch):
-    monkeypatch.setattr(bench("backbone_checks"), name, broken)
+def test_library_function_that_is_broken_is_named(name, broken, problem, monkeypatch):
+    monkeypatch.setattr(checks, name, broken)
     problems = check(Small)["problems"]
     assert problem in "\n".join(problems)
 
@@ -201,13 +185,13 @@ def test_library_function_that_is_broken_is_named(name, broken, problem, check, 
         (partial(nn.Linear, 5, 10), "takes none of the shapes: RuntimeError"),
     ],
 )
-def test_network_that_cannot_be_examined_is_unfit(build, reason, check):
+def test_network_that_cannot_be_examined_is_unfit(build, reason):
     row = check(build)
     assert row["status"] == "unfit"
     assert reason in row["problems"][0]
 
 
-def test_warning_of_the_conversion_is_a_remark(check):
+def test_warning_of_the_conversion_is_a_remark():
     remark = "convert_to_dual_bn: expected a model with batch norms, got none in Sequential"
     row = check(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)))
     assert any(text.startswith(remark) for text in row["remarks"])
@@ -228,35 +212,31 @@ CHILDREN = {
 }
 
 
-def test_every_end_of_a_child_has_a_name_and_the_others_go_on(bench):
-    children = bench("children")
+def test_every_end_of_a_child_has_a_name_and_the_others_go_on():
     limits = children.Limits(seconds=1, gigabytes=1)
     found = dict(children.each(lambda name: CHILDREN[name][0](name), CHILDREN, jobs=2, limits=limits))
     assert found == {name: expected for name, (_, expected) in CHILDREN.items()}
 
 
-def test_child_that_hangs_is_ended(bench):
-    children = bench("children")
+def test_child_that_hangs_is_ended():
     limits = children.Limits(seconds=0.1, gigabytes=1)
     assert list(children.each(time.sleep, [600], jobs=1, limits=limits)) == [(600, ("no answer within 1 s", True))]
 
 
-def zoo_of(bench, **builds):
-    make = bench("backbone_zoo").Architecture
-    return [make("planted", name, name, build, SHAPES) for name, build in builds.items()]
+def zoo_of(**builds):
+    return [zoo.Architecture("planted", name, name, build, SHAPES) for name, build in builds.items()]
 
 
-def run_main(bench, monkeypatch, capsys, folder, networks, *flags):
-    script = bench("backbones")
-    monkeypatch.setattr(script, "architectures", lambda: networks)
-    monkeypatch.setattr(sys, "argv", ["backbones.py", "--out", str(folder), "--gigabytes", "2", *flags])
-    script.main()
+def run_main(monkeypatch, capsys, folder, networks, *flags):
+    monkeypatch.setattr(sweep, "architectures", lambda: networks)
+    monkeypatch.setattr(sys, "argv", ["backbones", "--out", str(folder), "--gigabytes", "2", *flags])
+    sweep.main()
     return capsys.readouterr().out
 
 
-def test_command_counts_and_names(bench, monkeypatch, capsys, tmp_path):
-    networks = zoo_of(bench, sound=Small, broken=AroundTheNorm, random=Random, plain=lambda: nn.Linear(3, 10))
-    printed = run_main(bench, monkeypatch, capsys, tmp_path, networks)
+def test_command_counts_and_names(monkeypatch, capsys, tmp_path):
+    networks = zoo_of(sound=Small, broken=AroundTheNorm, random=Random, plain=lambda: nn.Linear(3, 10))
+    printed = run_main(monkeypatch, capsys, tmp_path, networks)
     summary, notes = (tmp_path / "batch.md").read_text(), (tmp_path / "batch-notes.md").read_text()
     assert "| planted | 4 | 3 | 2 | 1 | 1 | 1 |" in summary
     assert "| planted | broken | adv branch: MismatchError: state dict" in notes
@@ -268,18 +248,17 @@ def test_command_counts_and_names(bench, monkeypatch, capsys, tmp_path):
     assert sorted(row["status"] for row in rows) == ["converted", "failed", "unfit"]
 
 
-def test_rows_are_kept_for_the_same_sources_only(bench, monkeypatch, capsys, tmp_path):
-    networks = zoo_of(bench, sound=Small, second=Small)
-    assert "planted second: converted" in run_main(bench, monkeypatch, capsys, tmp_path, networks)
-    assert "converted" not in run_main(bench, monkeypatch, capsys, tmp_path, networks).partition("##")[0]
+def test_rows_are_kept_for_the_same_sources_only(monkeypatch, capsys, tmp_path):
+    networks = zoo_of(sound=Small, second=Small)
+    assert "planted second: converted" in run_main(monkeypatch, capsys, tmp_path, networks)
+    assert "converted" not in run_main(monkeypatch, capsys, tmp_path, networks).partition("##")[0]
     (tmp_path / "batch.jsonl").write_text((tmp_path / "batch.jsonl").read_text().splitlines()[0] + "\n")
-    assert run_main(bench, monkeypatch, capsys, tmp_path, networks).count(": converted") == 1
-    monkeypatch.setattr(bench("backbones"), "sources", lambda: "others")
-    assert run_main(bench, monkeypatch, capsys, tmp_path, networks).count(": converted") == 2
+    assert run_main(monkeypatch, capsys, tmp_path, networks).count(": converted") == 1
+    monkeypatch.setattr(sweep, "sources", lambda: "others")
+    assert run_main(monkeypatch, capsys, tmp_path, networks).count(": converted") == 2
 
 
-def test_smallest_of_a_family_comes_first_and_alone(bench):
-    script, zoo = bench("backbones"), bench("backbone_zoo")
+def test_smallest_of_a_family_comes_first_and_alone():
     sizes = {"big": 5, "small": 3, "test_tiny": 1, "other": 4, "without": 0}
     known = [zoo.Architecture("s", "o" if name == "other" else "f", name, Small) for name in sizes]
     counted = [
@@ -287,21 +266,21 @@ def test_smallest_of_a_family_comes_first_and_alone(bench):
         for name, n in sizes.items()
     ]
     names = [
-        [a.name for a in script.select(known, counted, "batch", only=o, family=f)]
+        [a.name for a in sweep.select(known, counted, "batch", only=o, family=f)]
         for o, f in (("*", False), ("*", True), ("*t*", False))
     ]
     assert names == [["test_tiny", "small", "other", "big"], ["small", "other"], ["test_tiny", "other"]]
 
 
-def test_bad_numbers_are_refused(bench, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["backbones.py", "--jobs", "0"])
+def test_bad_numbers_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["backbones", "--jobs", "0"])
     with pytest.raises(SystemExit):
-        bench("backbones").main()
+        sweep.main()
     assert re.search("expected --jobs and --seconds of at least 1", capsys.readouterr().err)
 
 
-def test_catalogue_holds_images_video_and_both_libraries(bench):
-    found = {(a.source, a.name): a.family for a in bench("backbone_zoo").architectures()}
+def test_catalogue_holds_images_video_and_both_libraries():
+    found = {(a.source, a.name): a.family for a in zoo.architectures()}
     assert found["torchvision", "resnet18"] == "resnet"
     assert found["torchvision video", "r3d_18"] == "resnet"
     assert found["torchvision quantizable", "quantized_resnet18"] == "resnet"

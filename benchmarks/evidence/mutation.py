@@ -1,10 +1,10 @@
 """Change the library in small ways and count how many of the changes the tests notice.
 
-    python benchmarks/mutation.py                                # 40 changes a file, of the five rooms below
-    python benchmarks/mutation.py norm surgery --sample 100      # some rooms
-    python benchmarks/mutation.py functional/flow                # a file
-    python benchmarks/mutation.py --sample 10000                 # every change there is: hours
-    python benchmarks/mutation.py --again                        # those that survived, against all tests
+    python -m benchmarks.evidence.mutation                                # 40 changes a file, of the five rooms below
+    python -m benchmarks.evidence.mutation norm surgery --sample 100      # some rooms
+    python -m benchmarks.evidence.mutation functional/flow                # a file
+    python -m benchmarks.evidence.mutation --sample 10000                 # every change there is: hours
+    python -m benchmarks.evidence.mutation --again                        # those that survived, against all tests
 
 The changes are those of mutmut, one at a time in a copy of the repository. They are drawn with a fixed seed for each
 file, so that the same source gives the same sample, and a larger one holds the smaller. Each one runs the doctests and
@@ -16,8 +16,8 @@ What became of a file's changes counts only if the unchanged file passes the sam
 A run continues where the last one stopped, and tries the changes of a file again once the file is another. What the
 tests made of a change when it was first drawn is kept beside its verdict: they were not written because of it, so that
 this tells of the changes that nobody drew. Survivors that change nothing observable are listed with a reason in
-``results/mutation/equivalent.json``, by their key in ``results/mutation/results.json``, and why others survive in
-``results/mutation/survivors.json``; ``results/mutation/table.md`` has the figures and every survivor.
+``equivalent.json`` of ``benchmarks/results/mutation``, by their key in ``results.json``, and why others survive in
+``survivors.json``; ``table.md`` has the figures and every survivor.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results" / "mutation"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "mutation"
 PROPERTIES = {
     "functional": "nt_xent",
     "losses": "nt_xent",
@@ -236,7 +236,7 @@ def _table() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mutmut", "torch", "pytest"))
     text = [
         "# Changes that the tests notice\n",
-        f"Last run: `python {' '.join(['benchmarks/mutation.py', *sys.argv[1:]])}`, "
+        f"Last run: `python {' '.join(['-m', 'benchmarks.evidence.mutation', *sys.argv[1:]])}`, "
         f"{datetime.now(timezone.utc):%Y-%m-%d}, Python {platform.python_version()}, {versions}; drawn for each file "
         "by `random.Random(file)`.\n",
         "The score is killed / (drawn - equivalent). It flatters, since some tests were written because of these very "

@@ -1,8 +1,8 @@
 """Count what the processes of a step of ACL send each other, and time the step on one process and on two.
 
-    python benchmarks/scale.py                                     # ResNet-18 of width 64 on CIFAR's size, PGD-5
-    python benchmarks/scale.py --quick                             # tiny: does it run?
-    python benchmarks/scale.py --out benchmarks/results/scale      # writes the tables that docs/guides/scale.rst shows
+    python -m benchmarks.evidence.scale                                # ResNet-18 of width 64 on CIFAR's size, PGD-5
+    python -m benchmarks.evidence.scale --quick                        # tiny sizes, to see that everything runs
+    python -m benchmarks.evidence.scale --out benchmarks/results/scale # the tables of docs/guides/scale.rst
 
 The counts are exact and hold for any network of processes: every call of ``torch.distributed`` in the forward and the
 backward pass of ``DistributedDataParallel(ACLTrainer)`` passes by a dispatch mode that writes it down, with the bytes
@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -26,13 +24,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack, convert_to_dual_bn
 from advcontrast.models import acl_head, backbone
+from benchmarks.common import in_group
 
 MODES = ("S2S", "A2A", "A2S", "DS")
 COMPUTE, WORLDS, BANDWIDTHS = 0.5, (2, 8, 64), (1, 10, 100)  # s, processes, Gbit/s
@@ -109,20 +107,15 @@ def efficiency(counts: Counts, world: int, bandwidth: float) -> float:
     return COMPUTE / (COMPUTE + 8 * sent / (1e9 * bandwidth) + LATENCY * calls * (world - 1))
 
 
-def member(rank: int, world: int, port: int, given: argparse.Namespace, results: Any) -> None:
-    """Be one of the processes."""
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+def measured(given: argparse.Namespace) -> tuple[dict[str, Counts], dict[str, float]]:
+    """Return the counts and the seconds of every mode, in a process of a group."""
+    world = dist.get_world_size()
     share = given.batch // world
     counts = {}
     if world > 1:
         counts = {mode: counted(trainer(mode, steps=given.steps, width=given.width), COUNTED) for mode in MODES}
     narrow = {mode: trainer(mode, steps=given.steps, width=max(1, given.width // 4)) for mode in MODES}
-    times = {mode: seconds(acl, share, given.repeats) for mode, acl in narrow.items()}
-    if rank == 0:
-        results.put((counts, times))
-    dist.destroy_process_group()
+    return counts, {mode: seconds(acl, share, given.repeats) for mode, acl in narrow.items()}
 
 
 def main() -> None:
@@ -137,14 +130,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.quick:
         given.batch, given.width, given.repeats = 8, 4, 1
-    found = {}
-    for world in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        results = mp.get_context("spawn").SimpleQueue()
-        mp.spawn(member, (world, port, given, results), nprocs=world)
-        found[world] = results.get()
+    found = {world: in_group(world, measured, given) for world in (1, 2)}
     names = sorted({name for counts in found[2][0].values() for name in counts})
     calls = [["Mode", *(f"{name}, calls" for name in names), *(f"{name}, kB" for name in names)]]
     speed = [["Mode", "1 process, ms", "2 processes, ms", "speed"]]

@@ -18,13 +18,13 @@ from functools import partial
 from types import ModuleType
 
 import torch
-from sidebyside import Candidate, Settings, Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advcontrast._memory_format import choose_memory_format
 from advcontrast.attacks import Classification, PGDAttack, under_attack
 from advcontrast.models import resnet18
+from benchmarks.timing.sidebyside import Candidate, Settings, Table
 
 EPS = {"linf": 8 / 255, "l2": 0.5}
 STEP = {"linf": 2 / 255, "l2": 0.1}

@@ -1,4 +1,4 @@
-"""How strong APGDAttack is at the budget of the reference implementation, and how long it takes.
+"""Compare the strength of APGDAttack with that of the reference implementation, at the same budget.
 
 Trains three classifiers on the Fashion-MNIST images that come with the examples, halved to 14 x 14 pixels: a plain one,
 one with batch norm trained on PGD images, and a wider one of those. Each is attacked by APGDAttack and by pyautoattack
@@ -6,8 +6,8 @@ with the same radius, steps, restarts and targets, for every loss, and by PGD wi
 costs both the same gradients, but for the last of a run, which ours does without; a hook counts all of them, over the
 images. The lower the robust accuracy, the stronger the attack.
 
-    python benchmarks/apgd.py                      # 500 test images, 40 steps, 3 seeds of the random starts
-    python benchmarks/apgd.py --images 1000 --steps 100
+    python -m benchmarks.evidence.apgd                      # 500 test images, 40 steps, 3 seeds of the random starts
+    python -m benchmarks.evidence.apgd --images 1000 --steps 100
 
 Prints a Markdown table with means over the seeds. pyautoattack is left out where it is not installed.
 """
@@ -19,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,13 +27,14 @@ from torch.nn import functional as F
 
 from advcontrast.attacks import Classification, PGDAttack, under_attack
 from advcontrast.attacks.apgd import APGDAttack
+from benchmarks.common import conditions
+from benchmarks.evidence import fashion
 
 try:
     from pyautoattack import autopgd_base as reference
 except ImportError:
     reference = None
 
-DATA = Path(__file__).parents[1] / "examples" / "data" / "fashion-mini.npz"
 EPS = {"linf": 0.1, "l2": 1.0}
 CASES = [("linf", "ce"), ("linf", "dlr"), ("linf", "dlr-targeted"), ("l2", "ce")]
 MODELS = {"standard": (16, False, 6), "PGD-trained, batch norm": (16, True, 6), "PGD-trained, wide": (32, True, 5)}
@@ -43,9 +43,8 @@ Attack = Callable[[Classification, Tensor, int], Tensor]
 
 def images(split: str) -> tuple[Tensor, Tensor]:
     """Return the images of a split, float in [0, 1], and their classes."""
-    with np.load(DATA) as file:
-        x, y = (torch.from_numpy(file[f"{split}_{part}"]) for part in ("images", "labels"))
-    return F.avg_pool2d(x[:, None].float() / 255, 2), y.long()
+    found = fashion.images(split)
+    return found.x.float() / 255, found.y
 
 
 def network(width: int, *, norm: bool) -> nn.Module:
@@ -127,6 +126,7 @@ def main() -> None:
     if reference is None:
         print("pyautoattack is not installed (pip install pyautoattack): its rows are left out.\n")
     x, y = (part[: settings.images] for part in images("test"))
+    print(conditions(__spec__.name, ["pyautoattack"]), end="\n\n")
     head = ("model", "clean %", "norm", "loss", "attack", "robust %", "min to max", "gradients", "seconds")
     print(f"| {' | '.join(head)} |\n{'| --- ' * len(head)}|")
     for name in MODELS:

@@ -1,6 +1,6 @@
-"""Train for hours and watch what creeps: memory, open files, live tensors, the cost of a step.
+"""Train for hours and record memory, open files, live tensors and the cost of a step.
 
-    python benchmarks/long_run.py --minutes 120 --out benchmarks/results/long_run.md
+    python -m benchmarks.evidence.long_run --minutes 120 --out benchmarks/results/long_run.md
 
 Everything a long run repeats is repeated: dual-stream steps with their attack, a short last batch, an evaluation under
 attack, a checkpoint and a row of metrics after each epoch, small epochs so that there are thousands of them. Time is
@@ -11,29 +11,24 @@ scheduler would end it, by SIGTERM.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import itertools
-import platform
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from run import processor
 from torch import nn
 
-from advcontrast import ACLTrainer, ContrastivePairAugment, PGDAttack, __version__, convert_to_dual_bn
+from advcontrast import ACLTrainer, ContrastivePairAugment, PGDAttack, convert_to_dual_bn
 from advcontrast.engine import LARS, fit
 from advcontrast.evaluation import robust_accuracy
 from advcontrast.models import acl_head, resnet18
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import quickstart
+from benchmarks.common import conditions, markdown_table
+from benchmarks.evidence import fashion
 
 ROWS = 24
 STEPS = 40  # an epoch
@@ -85,7 +80,7 @@ def read(minutes: float, steps: int) -> Reading:
 
 def train(minutes: float, folder: Path) -> list[Reading]:
     """Pre-train a small dual network on the embedded images until the time is over; return the readings."""
-    train_images, test_images = quickstart.embedded()
+    train_images, test_images = fashion.images("train"), fashion.images("test")
     encoder = resnet18(num_classes=0, width=4, in_channels=1, normalize=None)
     model = convert_to_dual_bn(nn.Sequential(encoder, acl_head(encoder.num_features)))
     attack = PGDAttack(eps=0.1, step_size=0.05, steps=2)
@@ -109,8 +104,8 @@ def train(minutes: float, folder: Path) -> list[Reading]:
     return watch.readings
 
 
-def report(readings: list[Reading], command: str) -> str:
-    """Return the readings as Markdown, under what they say: the growth of memory, and how steady the steps were."""
+def report(readings: list[Reading]) -> str:
+    """Return the readings as Markdown, with the growth of memory and of the cost of a step."""
     if len(readings) < 3:
         raise SystemExit(f"long_run: expected three readings at least, got {len(readings)}. Pass more --minutes.")
     pairs = list(itertools.pairwise(readings))
@@ -119,28 +114,18 @@ def report(readings: list[Reading], command: str) -> str:
     slope = statistics.linear_regression([r.minutes / 60 for r in settled], [r.resident for r in settled]).slope
     quarter = max(1, len(costs) // 4)
     first, last = statistics.median(costs[:quarter]), statistics.median(costs[-quarter:])
-    on = f"{torch.get_num_threads()} thread of {processor()}"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, advcontrast {__version__}"
     head = ["minutes", "steps", "CPU ms/step", "resident MiB", "open files", "live tensors"]
     rows = [
         [f"{r.minutes:.0f}", f"{r.steps:,}", f"{cost:.1f}", f"{r.resident:,.1f}", str(r.files), str(r.tensors)]
         for r, cost in zip(readings[1:], costs, strict=True)
     ]
-    return "\n".join(
-        [
-            "# A long run",
-            "",
-            f"`{command}`: {datetime.date.today():%d %B %Y}. {on}. {versions}.",
-            "",
-            f"{readings[-1].steps:,} steps in {readings[-1].minutes:.0f} minutes, with an evaluation and a checkpoint "
-            f"every {STEPS} steps. After the first {WARM:.0%} of the run resident memory changed by {slope:+.2f} MiB "
-            f"an hour. A step took {first:.1f} CPU ms in the first quarter and {last:.1f} in the last "
-            f"({last / first - 1:+.1%}).",
-            "",
-            *(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rows]),
-            "",
-        ]
+    summary = (
+        f"{readings[-1].steps:,} steps in {readings[-1].minutes:.0f} minutes, with an evaluation and a checkpoint "
+        f"every {STEPS} steps. After the first {WARM:.0%} of the run resident memory changed by {slope:+.2f} MiB an "
+        f"hour. A step took {first:.1f} CPU ms in the first quarter and {last:.1f} in the last "
+        f"({last / first - 1:+.1%})."
     )
+    return f"# A long run\n\n{conditions(__spec__.name)}\n\n{summary}\n\n{markdown_table(head, rows)}\n"
 
 
 def main() -> None:
@@ -153,7 +138,7 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         readings = train(given.minutes, Path(folder))
-    text = report(readings, " ".join(["python", "benchmarks/long_run.py", *sys.argv[1:]]))
+    text = report(readings)
     print(text)
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,24 +1,21 @@
-"""Convert every architecture of torchvision and timm that classifies, and name each one where something does not hold.
+"""Convert every architecture of torchvision and timm that classifies, and list those that fail a check.
 
-    python benchmarks/backbones.py --out benchmarks/results/backbones   # all with a batch norm: hours
-    python benchmarks/backbones.py --family                             # the smallest of each family
-    python benchmarks/backbones.py --only 'resnet*' --jobs 2
-    python benchmarks/backbones.py --norms other --family               # networks without batch norm
+    python -m benchmarks.evidence.backbones --out benchmarks/results/backbones   # all with a batch norm: hours
+    python -m benchmarks.evidence.backbones --family                             # the smallest of each family
+    python -m benchmarks.evidence.backbones --only 'resnet*' --jobs 2
+    python -m benchmarks.evidence.backbones --norms other --family               # networks without batch norm
 
-A network is built without its weights and converted; backbone_checks.py says what must hold. Each runs in a process of
+A network is built without its weights and converted; ``checks.py`` has the checks. Each runs in a process of
 its own with limits of time and memory. With --out rows are kept: started again with the same versions and sources, the
-script goes on where it was. Needs timm, and Linux.
+sweep goes on where it was. Needs timm, and Linux.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import fnmatch
 import hashlib
 import json
-import shlex
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -26,18 +23,26 @@ from typing import Any
 
 import timm
 import torch
-import torchvision
-from backbone_checks import CONVERTED, UNCONVERTED, examine
-from backbone_tables import write_tables
-from backbone_zoo import Architecture, architectures
-from children import Died, Limits, each
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import advcontrast
+from benchmarks.common import conditions, markdown_table, versions
+from benchmarks.evidence.backbones.checks import CONVERTED, UNCONVERTED, examine
+from benchmarks.evidence.backbones.children import Died, Limits, each
+from benchmarks.evidence.backbones.zoo import Architecture, architectures
 
 #: What takes the place of batch norm; timm has some of its own beside those of PyTorch that it derives others from.
 OTHERS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, timm.layers.RmsNorm)
+
+PACKAGES = ("torchvision", "timm")
+KINDS = {"batch": "batch norm", "other": "layer, group or RMS norm and no batch norm"}
+NOTES = {
+    "failed": "Failed: something does not hold after conversion",
+    "unfit": "Left out: the network itself cannot be examined",
+    "skipped": "Skipped: more than the limits allow",
+    "converted": "Converted, with a warning",
+}
 
 #: Packages of the library that the checks go through: a change in another one leaves rows as they are.
 USED = ("attacks", "functional", "losses", "norm", "strategies", "surgery")
@@ -59,21 +64,20 @@ def main() -> None:
     torch.set_num_threads(1)
     limits = Limits(given.seconds, given.gigabytes)
     known = list(architectures())
-    counted = sweep(census, known, versions(), out=given.out, name="census", jobs=given.jobs, limits=limits)
+    counted = sweep(census, known, versions(*PACKAGES), out=given.out, name="census", jobs=given.jobs, limits=limits)
     chosen = select(known, counted, given.norms, only=given.only, family=given.family)
     rows = sweep(
         partial(examined, norms=given.norms),
         chosen,
-        {**versions(), **limits._asdict(), "sources": sources()},
+        {**versions(*PACKAGES), **limits._asdict(), "sources": sources()},
         out=given.out,
         name=given.norms,
         jobs=given.jobs,
         limits=limits,
         show=partial(print, flush=True),
     )
-    command = shlex.join(["python", "benchmarks/backbones.py", *sys.argv[1:]])
-    text = f"`{command}`: {datetime.date.today():%d %B %Y}. {', '.join(f'{k} {v}' for k, v in versions().items())}."
-    print(write_tables(counted, rows, given.norms, text, given.out))
+    made = conditions(__spec__.name, PACKAGES)
+    print(write_tables(counted, rows, given.norms, made, given.out))
 
 
 def census(architecture: Architecture) -> dict[str, Any]:
@@ -150,20 +154,55 @@ def _entries(answer: dict[str, Any] | Died) -> dict[str, Any]:
     return answer
 
 
-def versions() -> dict[str, str]:
-    """Return the versions on which the result depends."""
-    modules = (advcontrast, torch, torchvision, timm)
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {"python": python, **{module.__name__: module.__version__.split("+")[0] for module in modules}}
-
-
 def sources() -> str:
     """Return a digest of the sources of the checks, and of what they use of the library."""
     package = Path(advcontrast.__file__).parent
-    files = [*Path(__file__).parent.glob("backbone_*.py"), *package.glob("*.py")]
+    files = [*Path(__file__).parent.glob("*.py"), *package.glob("*.py")]
     files += [path for room in USED for path in (package / room).glob("*.py")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files)))
     return digest.hexdigest()[:12]
+
+
+def write_tables(
+    counted: list[dict[str, Any]], rows: list[dict[str, Any]], norms: str, made: str, out: Path | None
+) -> str:
+    """Return the counts by collection and the notes on single networks; write both to ``out``."""
+    head = ["collection", "architectures", f"with {KINDS[norms]}", "tried", "all checks hold", "failed", "left out"]
+    counts = []
+    for source in dict.fromkeys(row["source"] for row in counted):
+        known = [row for row in counted if row["source"] == source]
+        tried = [row for row in rows if row["source"] == source]
+        status = [row["status"] for row in tried]
+        counts.append(
+            [
+                source,
+                len(known),
+                sum(row.get("norms") == norms for row in known),
+                len(tried) - status.count("skipped") - status.count("unfit"),
+                status.count("converted"),
+                status.count("failed"),
+                status.count("skipped") + status.count("unfit"),
+            ]
+        )
+    counts.append(["**all**", *(sum(column) for column in list(zip(*counts, strict=True))[1:])])
+    summary = f"## Networks with {KINDS[norms]}\n\n{made}\n\n{markdown_table(head, counts)}\n"
+    if out is not None:
+        (out / f"{norms}.md").write_text(f"# Backbones: {KINDS[norms]}\n\n{summary}")
+        (out / f"{norms}-notes.md").write_text(f"# Backbones: {KINDS[norms]}, notes\n\n{made}\n\n{_notes(rows)}")
+    return summary + "\n" + _notes(rows)
+
+
+def _notes(rows: list[dict[str, Any]]) -> str:
+    parts = []
+    for status, title in NOTES.items():
+        lines = [
+            [row["source"], row["name"], "<br>".join(row["problems"] or row["remarks"])]
+            for row in rows
+            if row["status"] == status and (row["problems"] or row.get("remarks"))
+        ]
+        if lines:
+            parts.append(f"## {title}\n\n{markdown_table(['collection', 'network', 'reason'], lines)}\n")
+    return "\n".join(parts) or "Nothing to note.\n"
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from sidebyside import Candidate, Settings, Table, agree
 from torch import Tensor
 from torch.nn import functional as F
 
 from advcontrast import NTXentLoss
+from benchmarks.timing.sidebyside import Candidate, Settings, Table, agree
 
 FEATURES = 128
 TEMPERATURE = 0.5

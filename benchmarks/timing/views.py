@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from sidebyside import Candidate, Settings, Table, agree
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms as v1
@@ -24,6 +23,7 @@ from torchvision.transforms import functional as TF
 from torchvision.transforms import v2
 
 from advcontrast.augment import ContrastivePairAugment, CropFlip, SimCLRAugment, ViewParameters
+from benchmarks.timing.sidebyside import Candidate, Settings, Table, agree
 
 BICUBIC = v2.InterpolationMode.BICUBIC
 CROP = {"size": 32, "scale": (0.1, 1.0)}

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from sidebyside import Candidate, Settings, Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from advcontrast._memory_format import choose_memory_format
 from advcontrast.attacks import PGDAttack
 from advcontrast.models import resnet18
 from advcontrast.strategies.trades import TRADESTrainer
+from benchmarks.timing.sidebyside import Candidate, Settings, Table
 
 EPS, STEP, BETA = 8 / 255, 2 / 255, 6.0
 NAMES = ("reference", "advcontrast", "advcontrast, channels_last", "advcontrast, channels_last, compiled")

@@ -9,14 +9,14 @@ gradients of an untrained network are small differences of large numbers.
 from __future__ import annotations
 
 import torch
-from sidebyside import Candidate, Settings, Table, agree
-from step import network
 from torch import Tensor, nn
 
 from advcontrast import bn_branch
 from advcontrast._memory_format import choose_memory_format
 from advcontrast.functional import nt_xent
 from advcontrast.norm import DualBatchNorm
+from benchmarks.timing.sidebyside import Candidate, Settings, Table, agree
+from benchmarks.timing.step import network
 
 
 class _Mixed(nn.Module):

@@ -1,10 +1,10 @@
-"""How accuracy and robustness move between the branches: blends of a classifier with dual norms.
+"""Measure accuracy and robustness between the branches of a classifier with dual norms.
 
-The quickstart's network learns the embedded images with all labels, clean ones through its clean norms and attacked
-ones through its adversarial norms, and is then exported at places between them: with interpolated statistics, and with
+A small network learns Fashion-MNIST with all labels, clean images through its clean norms and attacked ones through
+its adversarial norms, and is then exported at several weights between them: with interpolated statistics, and with
 statistics estimated anew, either from clean training images or from attacked ones.
 
-    python benchmarks/dial.py --seeds 3 --out benchmarks/results/dial.md
+    python -m benchmarks.evidence.dial --seeds 3 --out benchmarks/results/dial.md
 
 TA and RA are those of 1,000 test images, RA under PGD-20.
 """
@@ -12,45 +12,41 @@ TA and RA are those of 1,000 test images, RA under PGD-20.
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
-import platform
 import statistics
-import sys
 from pathlib import Path
 
 import torch
-from run import processor
 from torch import nn
 from torch.nn import functional as F
 
-from advcontrast import __version__, blend, bn_branch, convert_to_dual_bn
-from advcontrast.attacks import under_attack
+from advcontrast import blend, bn_branch, convert_to_dual_bn
+from advcontrast.attacks import Classification, under_attack
 from advcontrast.augment import SimCLRAugment
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import quickstart
+from advcontrast.data import ImageSet
+from benchmarks.common import conditions, markdown_table
+from benchmarks.evidence import fashion
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 KINDS = ("interpolated", "from clean images", "from attacked images")
 
 
-def train(task: quickstart.Task, epochs: int, batch_size: int) -> nn.Module:
+def train(images: ImageSet, epochs: int) -> nn.Module:
     """Return a classifier that has learned clean images on one branch and attacked ones on the other."""
-    encoder = quickstart.Encoder(task.train.x.shape[1])
-    model = convert_to_dual_bn(nn.Sequential(encoder, nn.Linear(encoder.features, len(task.train.classes))))
-    attack, augment = task.attack(3), SimCLRAugment(task.size, strength=0.2)
-    steps = epochs * (len(task.train) // batch_size)
+    encoder, batch_size = fashion.Encoder(), min(125, len(images))
+    model = convert_to_dual_bn(nn.Sequential(encoder, nn.Linear(encoder.features, len(images.classes))))
+    attack, augment = fashion.attack(3), SimCLRAugment(14, strength=0.2)
+    steps = epochs * (len(images) // batch_size)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
     for step in range(steps):
-        if step % (len(task.train) // batch_size) == 0:
-            order = iter(torch.randperm(len(task.train)).split(batch_size))
+        if step % (len(images) // batch_size) == 0:
+            order = iter(torch.randperm(len(images)).split(batch_size))
         batch = next(order)
-        x, y = augment(task.train.x[batch]), task.train.y[batch]
+        x, y = augment(images.x[batch]), images.y[batch]
         with bn_branch(model, "adv"):
             with under_attack(model):
-                x_adv = quickstart.attacked(model, x, y, attack)
+                x_adv = attack(Classification(model, y), x)
             loss = F.cross_entropy(model(x_adv), y)
         with bn_branch(model, "clean"):
             loss = loss + F.cross_entropy(model(x), y)
@@ -61,31 +57,31 @@ def train(task: quickstart.Task, epochs: int, batch_size: int) -> nn.Module:
     return model.eval()
 
 
-def accuracies(model: nn.Module, task: quickstart.Task) -> dict[str, list[tuple[float, float]]]:
-    """Return TA and RA at every place, for every way to come by statistics."""
-    batches = [x.float() / 255 for x in task.train.x[:2000].split(250)]
-    labels = task.train.y[:2000].split(250)
+def accuracies(model: nn.Module, images: ImageSet, test: ImageSet) -> dict[str, list[tuple[float, float]]]:
+    """Return TA and RA at every weight, for every kind of statistics."""
+    batches = [x.float() / 255 for x in images.x[:2000].split(250)]
+    labels = images.y[:2000].split(250)
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for alpha in PLACES:
         plain = blend(model, alpha).requires_grad_(False)
         pairs = zip(batches, labels, strict=True)
-        attacked = [quickstart.attacked(plain, x, y, task.attack(3)) for x, y in pairs]
+        attacked = [fashion.attack(3)(Classification(plain, y), x) for x, y in pairs]
         blended = (plain, blend(model, alpha, batches), blend(model, alpha, attacked))
         for kind, exported in zip(KINDS, blended, strict=True):
-            found[kind].append(tuple(quickstart.evaluated(exported.requires_grad_(False), task).values()))
+            found[kind].append(fashion.accuracies(exported.requires_grad_(False), test))
         print(alpha, [found[kind][-1] for kind in KINDS], flush=True)
     return found
 
 
 def table(seeds: list[dict[str, list[tuple[float, float]]]]) -> str:
     """Return the means over the seeds as a Markdown table."""
-    lines = [["alpha", *(f"{name}, statistics {kind}" for kind in KINDS for name in ("TA", "RA"))]]
-    lines.append(["---"] * len(lines[0]))
+    head = ["alpha", *(f"{name}, statistics {kind}" for kind in KINDS for name in ("TA", "RA"))]
+    rows = []
     for place, alpha in enumerate(PLACES):
         both = [[seed[kind][place] for seed in seeds] for kind in KINDS]
         means = [100 * statistics.mean(values) for pairs in both for values in zip(*pairs, strict=True)]
-        lines.append([f"{alpha:g}", *(f"{mean:.1f}" for mean in means)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([f"{alpha:g}", *(f"{mean:.1f}" for mean in means)])
+    return markdown_table(head, rows)
 
 
 def main() -> None:
@@ -98,15 +94,14 @@ def main() -> None:
     given = parser.parse_args()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    task = quickstart.load_task(quickstart.Settings(limit=given.limit, device="cpu"))
+    order = torch.randperm(5000, generator=torch.Generator().manual_seed(0))
+    images, test = fashion.images("train").subset(order[: given.limit]), fashion.images("test")
     seeds = []
     for seed in range(given.seeds):
         torch.manual_seed(seed)
-        seeds.append(accuracies(train(task, given.epochs, min(125, given.limit)), task))
-    command = " ".join(["python", "benchmarks/dial.py", *sys.argv[1:]])
-    on = f"{torch.get_num_threads()} threads of {processor()}. Python {platform.python_version()}, torch"
-    when = f"{datetime.date.today():%d %B %Y}. {on} {torch.__version__}, advcontrast {__version__}."
-    text = f"# Between the branches\n\n`{command}`: {when} Means of {given.seeds} seeds.\n\n{table(seeds)}\n"
+        seeds.append(accuracies(train(images, given.epochs), images, test))
+    measured = f"{conditions(__spec__.name)} Means of {given.seeds} seeds."
+    text = f"# Between the branches\n\n{measured}\n\n{table(seeds)}\n"
     print(text)
     if given.out is not None:
         given.out.write_text(text)

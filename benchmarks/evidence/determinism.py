@@ -1,7 +1,7 @@
-"""What makes a run of the same seed end with other weights: one thing is changed at a time, and the weights compared.
+"""Compare the weights of runs with the same seed, with one thing changed at a time.
 
-    python benchmarks/determinism.py                                     # prints the table
-    python benchmarks/determinism.py --out benchmarks/results            # writes determinism.md
+    python -m benchmarks.evidence.determinism                                     # prints the table
+    python -m benchmarks.evidence.determinism --out benchmarks/results            # writes determinism.md
 
 Needs about a minute; two processes and a compiler are started for it.
 """
@@ -9,19 +9,13 @@ Needs about a minute; two processes and a compiler are started for it.
 from __future__ import annotations
 
 import argparse
-import datetime
-import multiprocessing
 import os
-import platform
-import shlex
 import signal
-import socket
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,14 +28,15 @@ from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttac
 from advcontrast.engine import fit
 from advcontrast.engine.reader import Reader
 from advcontrast.norm import checkpoint_context_fn
+from benchmarks.common import conditions, in_group, markdown_table
 
 ABOUT = """\
 A tiny dual-stream run on random images: 8 steps with batch norm, augmentation, PGD and LARS, on one thread. Each row
-changes one thing and compares with the run without the change, or with the row that it names. Equal means to the bit; a
-number is the largest difference in a tensor over its largest entry, of the tensor where that is largest. What begins as
-rounding in the first step grows, since the attack takes the signs of gradients."""
+changes one thing and compares with the run without the change, or with the row that it names. Equal: bit-identical; a
+number is the largest difference in a tensor over its largest entry, of the tensor where that is largest. Differences
+that begin as rounding in the first step grow, since the attack takes the signs of gradients."""
 ADVICE = """\
-To get the same weights to the bit on a CPU, hold fixed: the seed of torch's global generator before the model is built
+To get bit-identical weights on a CPU, hold fixed: the seed of torch's global generator before the model is built
 and before ``fit`` is called, ``fit(seed=)``, data and batch size, the number of threads and of processes, the versions
 of torch and of its kernels, the kind of processor, and whether the network is compiled, in half precision
 or channels last. Interruptions, checkpoints, metrics that draw no random numbers, how many workers read the images,
@@ -54,7 +49,6 @@ BATCH, IMAGES, EPOCHS = 16, 64, 2
 KILLED_BEFORE = 5
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 HEAD = ("what was changed", "parameters, first step", "parameters, last step", "statistics, last step")
-SPAWN = multiprocessing.get_context("spawn")
 
 
 class Run(NamedTuple):
@@ -178,17 +172,16 @@ def looped(memory_format: torch.memory_format) -> Run:
 
 def rows() -> Iterator[Row]:
     """Measure; the first rows come first."""
-    with tempfile.TemporaryDirectory() as path:
-        folder = Path(path)
+    with tempfile.TemporaryDirectory() as folder:
         plain = trained()
         yield Row("nothing, again in the same process", trained(), plain)
-        elsewhere = partial(in_processes, folder)
-        yield Row("nothing, in another process", elsewhere(), plain)
-        resumable = {"folder": str(folder / "run"), "save_every": 1}
-        elsewhere(killed_before=KILLED_BEFORE, **resumable)
-        yield Row(
-            f"killed before step {KILLED_BEFORE + 1} and resumed in another process", elsewhere(**resumable), plain
-        )
+        yield Row("nothing, in another process", in_group(1, grouped, {}), plain)
+        resumable = {"folder": str(Path(folder) / "run"), "save_every": 1}
+        with suppress(BrokenProcessPool):
+            in_group(1, grouped, {"killed_before": KILLED_BEFORE, **resumable})
+            raise SystemExit("determinism: expected the run to be killed, but it ended.")
+        resumed = in_group(1, grouped, resumable)
+        yield Row(f"killed before step {KILLED_BEFORE + 1} and resumed in another process", resumed, plain)
         yield Row("metrics that embed images after each epoch", trained(evaluate=16), plain)
         yield Row("these metrics in batches of 64 instead of 16", trained(evaluate=64), plain)
         yield Row("embeddings, not weights, in batches of 64 instead of 1", embedded(64), embedded(1))
@@ -208,9 +201,9 @@ def rows() -> Iterator[Row]:
                 yield Row(change, trained(**settings), plain)
         channels_last = looped(torch.channels_last)
         yield Row("a loop without channels last", looped(torch.contiguous_format), channels_last)
-        two = elsewhere(world=2)
+        two = in_group(2, grouped, {})
         yield Row("2 processes, each with half of a batch", two, plain)
-        yield Row("2 processes, again", elsewhere(world=2), two)
+        yield Row("2 processes, again", in_group(2, grouped, {}), two)
         yield Row("another seed", trained(seed=1), plain)
 
 
@@ -231,38 +224,15 @@ def setting(change: Callable[[Any], None], value: Any, before: Any) -> Iterator[
         change(before)
 
 
-def in_processes(results: Path, /, *, world: int = 1, **settings: Any) -> Run:
-    """Train in new processes and return the weights of the first, or nothing if it was killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    result = results / f"weights-{port}.pt"
-    started = [SPAWN.Process(target=_process, args=(rank, world, port, result, settings)) for rank in range(world)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    expected = 0 if settings.get("killed_before") is None else -signal.SIGKILL
-    if any(process.exitcode != expected for process in started):
-        raise SystemExit(f"expected exit status {expected}, got {[process.exitcode for process in started]}")
-    return Run({}, {}) if expected else Run(*torch.load(result, weights_only=True))
-
-
-def _process(rank: int, world: int, port: int, result: Path, settings: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
-    if world > 1:
-        address = f"tcp://127.0.0.1:{port}"
-        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+def grouped(settings: dict[str, Any]) -> Run:
+    """Train in a process of a group, with the negatives of all of them."""
+    if torch.distributed.get_world_size() > 1:
         settings["loss"] = NTXentLoss(gather=True)
-    run = trained(**settings)
-    if rank == 0:
-        torch.save(tuple(run), result)
-    if world > 1:
-        torch.distributed.destroy_process_group()
+    return trained(**settings)
 
 
 def distance(found: Weights, expected: Weights, *, statistics: bool) -> str:
-    """Say how far parameters or statistics are apart: equal to the bit, or the largest relative difference."""
+    """Return "equal" if parameters or statistics are bit-identical, otherwise the largest relative difference."""
     kept = [name for name in expected if name.endswith(STATISTICS) == statistics]
     pairs = [(found[name].double(), expected[name].double()) for name in kept if found]
     if not pairs:
@@ -279,7 +249,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    lines = [f"| {' | '.join(HEAD)} |", "| --- | --- | --- | --- |"]
+    lines = []
     for change, run, reference in rows():
         pairs = [
             (run.first, reference.first, False),
@@ -287,14 +257,14 @@ def main() -> None:
             (run.last, reference.last, True),
         ]
         cells = [distance(found, expected, statistics=which) for found, expected, which in pairs]
-        lines.append(f"| {' | '.join([change, *cells])} |")
-    print("\n".join(lines))
-    command = shlex.join(["python", "benchmarks/determinism.py", *sys.argv[1:]])
-    made = f"`{command}`: {datetime.date.today():%d %B %Y}, torch {torch.__version__}, {platform.machine()}."
+        lines.append([change, *cells])
+    table = markdown_table(HEAD, lines)
+    print(table)
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
-        table = "\n".join(lines)
-        (given.out / "determinism.md").write_text(f"# Determinism\n\n{made} {ABOUT}\n\n{table}\n\n{ADVICE}\n")
+        (given.out / "determinism.md").write_text(
+            f"# Determinism\n\n{conditions(__spec__.name)} {ABOUT}\n\n{table}\n\n{ADVICE}\n"
+        )
 
 
 if __name__ == "__main__":

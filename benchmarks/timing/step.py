@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from sidebyside import Candidate, Settings, Table, agree
 from torch import Tensor, nn
 
 from advcontrast import ACLTrainer, PGDAttack, bn_branch, convert_to_dual_bn
 from advcontrast._memory_format import choose_memory_format
 from advcontrast._types import Mode
 from advcontrast.models import acl_head, resnet18
+from benchmarks.timing.sidebyside import Candidate, Settings, Table, agree
 
 EPS, STEP, STEPS, TEMPERATURE = 8 / 255, 2 / 255, 5, 0.5
 

@@ -16,7 +16,13 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from backbone_parts import (
+from torch import Tensor, nn
+
+from advcontrast import ACLTrainer, PGDAttack, bn_branch, export_branch
+from advcontrast.attacks import under_attack
+from advcontrast.norm import DualNorm
+from advcontrast.surgery import branch_parameters
+from benchmarks.evidence.backbones.parts import (
     FirstOutput,
     MismatchError,
     anatomy,
@@ -31,13 +37,7 @@ from backbone_parts import (
     state,
     tensors,
 )
-from backbone_zoo import Architecture, input_shapes
-from torch import Tensor, nn
-
-from advcontrast import ACLTrainer, PGDAttack, bn_branch, export_branch
-from advcontrast.attacks import under_attack
-from advcontrast.norm import DualNorm
-from advcontrast.surgery import branch_parameters
+from benchmarks.evidence.backbones.zoo import Architecture, input_shapes
 
 Branch = Literal["clean", "adv"]
 Mode = Literal["S2S", "A2A", "A2S", "DS"]

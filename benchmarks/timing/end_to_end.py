@@ -8,8 +8,6 @@ is the rate of a large matrix product in float32, and in bfloat16 where the step
 
 from __future__ import annotations
 
-import os
-import socket
 import statistics
 import time
 from collections import defaultdict
@@ -18,10 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from sidebyside import Settings, Table, wait
-from step import network
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +24,9 @@ from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttac
 from advcontrast._memory_format import choose_memory_format
 from advcontrast._types import Mode
 from advcontrast.engine import LARS, forward_equivalents
+from benchmarks.common import in_group
+from benchmarks.timing.sidebyside import Settings, Table, wait
+from benchmarks.timing.step import network
 
 
 class Clock:
@@ -212,29 +209,18 @@ def processes(settings: Settings, sizes: dict[str, int]) -> Table:
     table = Table("More processes", about, "images", columns=["processes", "ms a step", "images/s", "speed"])
     first = 0.0
     for world in (1, 2):
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        results = mp.get_context("spawn").SimpleQueue()
-        mp.spawn(_process, (world, port, settings, sizes, results), nprocs=world)
-        seconds = results.get()
+        seconds = in_group(world, _grouped_seconds, settings, {**sizes, "batch": sizes["batch"] // world})
         first = first or seconds
         cells = [f"{1e3 * seconds:,.1f}", f"{sizes['batch'] / seconds:,.1f}", f"{first / seconds:.2f}"]
         table.rows.append([str(world), *cells])
     return table
 
 
-def _process(rank: int, world: int, port: int, settings: Settings, sizes: dict[str, int], results: Any) -> None:
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    step = Step(settings.device, **{**sizes, "batch": sizes["batch"] // world})
+def _grouped_seconds(settings: Settings, sizes: dict[str, int]) -> float:
+    step = Step(settings.device, **sizes)
     step.acl.loss = NTXentLoss(gather=True)
     step.wrapped = DistributedDataParallel(step.acl)
-    seconds = seconds_of(step, settings)
-    if rank == 0:
-        results.put(seconds)
-    dist.destroy_process_group()
+    return seconds_of(step, settings)
 
 
 def tables(settings: Settings) -> list[Table]:

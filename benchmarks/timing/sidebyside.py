@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import markdown_table
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -98,9 +100,9 @@ class Table:
         race = ["setting", "candidate", "median ms", "min to max", "speed", f"{self.items}/s", "peak MiB", "agreement"]
         head = self.columns or race
         kept = [i for i in range(len(head)) if any(row[i] for row in self.rows)]
-        lines = [[head[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in self.rows)]
+        table = markdown_table([head[i] for i in kept], ([row[i] for i in kept] for row in self.rows))
         skipped = "".join(f"\n{word}.\n" for word in self.skipped)
-        return f"## {self.title}\n\n{self.about}\n{skipped}\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"## {self.title}\n\n{self.about}\n{skipped}\n{table}"
 
 
 def _short(number: float) -> str:

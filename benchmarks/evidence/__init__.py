@@ -1,0 +1,1 @@
+"""Experiments behind claims other than speed; each runs as ``python -m benchmarks.evidence.NAME``."""

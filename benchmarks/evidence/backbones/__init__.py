@@ -1,0 +1,1 @@
+"""Conversion of every architecture of torchvision and timm, checked network by network."""
