@@ -23,7 +23,7 @@ import advcontrast
 
 PACKAGE = str(Path(advcontrast.__file__).parent)
 TEMPLATE = re.compile(r".+: expected .+, (got|found) .+\. .+\.", re.DOTALL)
-WORDED_BY_CALLERS = ("_durable.py", "published.py")  # what these raise, the library itself catches and puts in words
+WORDED_BY_CALLERS = ("_atomic_io.py", "published.py")  # what these raise, the library itself catches and puts in words
 MALICE = re.compile(
     r"(checkpoint_abuse|test_cache|security/test_datasets).*::test_.*(not_run|not_unpacked|not_allocated|are_refused|is_refused)"
 )

@@ -12,7 +12,8 @@ PACKAGE = Path(advcontrast.__file__).parent
 FLOORS = {
     "_checks": 0,
     "_digest": 0,
-    "_durable": 0,
+    "_atomic_io": 0,
+    "_deprecated": 0,
     "_memory_format": 0,
     "_modes": 0,
     "_progress": 0,

@@ -1,5 +1,6 @@
 """Building blocks for adversarial contrastive learning in PyTorch."""
 
+from . import _deprecated
 from . import functional as functional
 from .attacks import PGDAttack as PGDAttack
 from .augment import ContrastivePairAugment as ContrastivePairAugment
@@ -52,3 +53,5 @@ __all__ = [
     "set_bn_branch",
     "update_bn",
 ]
+
+__getattr__ = _deprecated.names_of(__name__)

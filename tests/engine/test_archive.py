@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast import _durable as durable
+from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint, CheckpointError, CheckpointWriteError, archive, fit
 
 from .faults import filled, leftovers, same, state
@@ -199,7 +199,7 @@ def test_a_learner_that_cannot_be_saved_is_refused_before_it_trains(tmp_path):
 
 @pytest.mark.parametrize("damage", ["lost", "changed"])
 def test_a_failed_read_back_removes_nothing(tmp_path, monkeypatch, damage):
-    checkpoint, real = filled(tmp_path, (1, 2)), durable._Sink.close
+    checkpoint, real = filled(tmp_path, (1, 2)), _atomic_io._Sink.close
 
     def close(sink):
         """Corrupt data as a failing disk or memory does."""
@@ -209,7 +209,7 @@ def test_a_failed_read_back_removes_nothing(tmp_path, monkeypatch, damage):
             )
         real(sink)
 
-    monkeypatch.setattr(durable._Sink, "close", close)
+    monkeypatch.setattr(_atomic_io._Sink, "close", close)
     with pytest.raises(CheckpointWriteError, match=r"step-00000003 to be read back as it was written, got "):
         checkpoint.save(3, state(3))
     assert checkpoint.steps() == [1, 2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from advcontrast import _durable as durable
+from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint, CheckpointWriteError
 from tests.scoreboard import count
 
@@ -20,7 +20,7 @@ from .faults import counted, exit_code, failing, filled, fork, leftovers, open_f
 @pytest.fixture(autouse=True)
 def _many_writes(monkeypatch):
     """Let even a small state take several writes, so that some happen inside of torch's own writer."""
-    monkeypatch.setattr(durable, "_CHUNK", 2048)
+    monkeypatch.setattr(_atomic_io, "_CHUNK", 2048)
 
 
 REMEDIES = {

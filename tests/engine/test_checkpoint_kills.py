@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advcontrast import _durable as durable
+from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint
 from tests.scoreboard import count
 
@@ -23,7 +23,7 @@ EVERY = ("before", *AFTER)
 @pytest.fixture(autouse=True)
 def _many_writes(monkeypatch):
     """Let even a small state take several writes."""
-    monkeypatch.setattr(durable, "_CHUNK", 2048)
+    monkeypatch.setattr(_atomic_io, "_CHUNK", 2048)
 
 
 def save(step, folder):

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 
-from advcontrast import _durable as durable
+from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint, CheckpointBusyError, CheckpointError, CheckpointWriteError
 
 from .faults import exit_code, fork
@@ -121,7 +121,7 @@ def test_a_child_that_ends_leaves_the_lock_to_its_parent(tmp_path):
 
 def test_a_program_that_is_started_inside_does_not_inherit_the_lock(tmp_path):
     with Checkpoint(tmp_path).locked():
-        (file,) = durable._locks
+        (file,) = _atomic_io._locks
         assert not os.get_inheritable(file.fileno())
 
 
@@ -138,8 +138,8 @@ def test_a_forked_child_may_not_save_for_its_parent(tmp_path):
 
 def test_locks_that_are_released_are_forgotten(tmp_path):
     with Checkpoint(tmp_path).locked():
-        assert len(durable._locks) == 1
-    assert not durable._locks
+        assert len(_atomic_io._locks) == 1
+    assert not _atomic_io._locks
 
 
 def move(folder):
@@ -202,7 +202,7 @@ def without_locks(monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    durable._warn_once.cache_clear()
+    _atomic_io._warn_once.cache_clear()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL])

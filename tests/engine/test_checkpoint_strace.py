@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from advcontrast import _durable as durable
+from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint
 from tests.scoreboard import count
 
@@ -79,7 +79,7 @@ def save_twice(folder):
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_killed_by_the_kernel_at_any_call_that_changes_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(durable, "_CHUNK", 2048)
+    monkeypatch.setattr(_atomic_io, "_CHUNK", 2048)
     template = Checkpoint(tmp_path / "run").save(1, state(1)).parent
     check = partial(require_recovery, allowed=(1, 2, 3))
     found = sweep(template, save_twice, check, tmp_path / "log", 1000 if WHOLE else 8)

@@ -10,7 +10,7 @@ import torch
 from advcontrast import ACLOutput, ACLTrainer
 from advcontrast._modes import eval_mode, frozen
 from advcontrast._types import Mode
-from advcontrast.attacks import target
+from advcontrast.attacks import context as target
 from advcontrast.strategies import acl as module
 from tests.properties.acl_invariants import INVARIANTS, Case
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .._atomic_io import flush_folder, writing
 from .._checks import check_path, complaint
-from .._durable import flush_folder, writing
 
 
 @contextmanager

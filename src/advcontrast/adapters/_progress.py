@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from .._atomic_io import replace
 from .._checks import complaint
-from .._durable import replace
 
 NAME = "progress.json"
 

@@ -1,15 +1,15 @@
 """Attacks: callables ``(objective, x) -> x_adv`` that know nothing of models, and what prepares a model for them."""
 
 from .apgd import APGDAttack as APGDAttack
-from .carried import FreeAttack as FreeAttack
-from .carried import WarmStart as WarmStart
 from .classification import Classification as Classification
+from .context import under_attack as under_attack
 from .elastic import ElasticAttack as ElasticAttack
 from .frank_wolfe import FrankWolfeAttack as FrankWolfeAttack
 from .jpeg import JPEGAttack as JPEGAttack
 from .pgd import PGDAttack as PGDAttack
 from .progressive import ProgressiveAttack as ProgressiveAttack
-from .target import under_attack as under_attack
+from .stateful import FreeAttack as FreeAttack
+from .stateful import WarmStart as WarmStart
 
 __all__ = [
     "APGDAttack",

@@ -10,29 +10,29 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, check_int, complaint, source_device
-from . import formulas
+from . import _corruption_ops as ops
 from .images import unit_range
 
 _OWNER = "Corruption"
 
 # By name: a formula, and its strengths from severity 1 to 5 as published with CIFAR-10-C.
 _RANDOM: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
-    "gaussian_noise": (formulas.gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
-    "shot_noise": (formulas.shot_noise, (500, 250, 100, 75, 50)),
-    "impulse_noise": (formulas.impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
-    "speckle_noise": (formulas.speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2)),
-    "fog": (formulas.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
+    "gaussian_noise": (ops.gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "shot_noise": (ops.shot_noise, (500, 250, 100, 75, 50)),
+    "impulse_noise": (ops.impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
+    "speckle_noise": (ops.speckle_noise, (0.06, 0.1, 0.12, 0.16, 0.2)),
+    "fog": (ops.fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
 }
 _FIXED: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
-    "gaussian_blur": (formulas.gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
-    "defocus_blur": (formulas.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
+    "gaussian_blur": (ops.gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "defocus_blur": (ops.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
     # Published as ranges from 1 to 1.06, 1.11, 1.16, 1.21, 1.26 by 0.01; rounding gave the first two one zoom more.
-    "zoom_blur": (formulas.zoom_blur, (7, 12, 16, 21, 26)),
-    "contrast": (formulas.contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
-    "brightness": (formulas.brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
-    "saturate": (formulas.saturate, ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))),
-    "pixelate": (formulas.pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
-    "jpeg_compression": (formulas.jpeg_compression, (80, 65, 58, 50, 40)),
+    "zoom_blur": (ops.zoom_blur, (7, 12, 16, 21, 26)),
+    "contrast": (ops.contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "brightness": (ops.brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "saturate": (ops.saturate, ((0.3, 0.0), (0.1, 0.0), (1.5, 0.0), (2.0, 0.1), (2.5, 0.2))),
+    "pixelate": (ops.pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
+    "jpeg_compression": (ops.jpeg_compression, (80, 65, 58, 50, 40)),
 }
 
 #: Names of the corruptions that can be computed, those that draw random numbers first.

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import _durable
+from .. import _atomic_io
 
 _DIGITS = 64  # of a SHA-256 in hexadecimal
 
@@ -34,9 +34,9 @@ def write(path: Path, tensor: Tensor) -> None:
     digest = hashlib.sha256(content).hexdigest().encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _durable.replace(path, digest, content)
+        _atomic_io.replace(path, digest, content)
     except OSError as error:
-        warnings.warn(_durable.refusal("image_folder", f"to cache the images in {path}", error), stacklevel=4)
+        warnings.warn(_atomic_io.refusal("image_folder", f"to cache the images in {path}", error), stacklevel=4)
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from .._atomic_io import sha256
 from .._checks import check_bool, check_path, complaint
-from .._durable import sha256
 from .images import ImageSet
 from .published import read, unpack
 

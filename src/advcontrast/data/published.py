@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from .._durable import replace
+from .._atomic_io import replace
 
 _LARGEST = 1 << 28  # bytes that an archive may unpack to; those of CIFAR unpack to 186 MB
 _RECONSTRUCT = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}

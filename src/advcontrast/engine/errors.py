@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .._atomic_io import refusal
 from .._checks import complaint
-from .._durable import refusal
 
 _OWNER = "Checkpoint"
 

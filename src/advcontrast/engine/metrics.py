@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import distributed
-from .._durable import replace
+from .._atomic_io import replace
 from .errors import writing
 
 Row = dict[str, float]

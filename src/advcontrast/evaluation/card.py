@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._atomic_io import replace, writing
 from .._checks import check_path, complaint
-from .._durable import replace, writing
 from ..data import ImageSet
 from . import _card_fields as rules
 from ._card_fields import OWNER, AlarmRecord, CurveRecord

@@ -18,7 +18,7 @@ from ..attacks import PGDAttack, under_attack
 from ..functional import alignment
 from ..losses import NTXentLoss
 from ..norm import DualNorm, bn_branch
-from ._caution import moved_memories, warn_of_single_norms
+from ._warnings import moved_memories, warn_of_single_norms
 
 _OWNER = "ACLTrainer"
 

@@ -9,8 +9,8 @@ import warnings
 
 import pytest
 
-from advcontrast import _durable as durable
-from advcontrast._durable import replace, write
+from advcontrast import _atomic_io as durable
+from advcontrast._atomic_io import replace, write
 
 from .engine.faults import failing, open_files
 
