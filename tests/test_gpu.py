@@ -7,9 +7,9 @@ import torch
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, PGDAttack, convert_to_dual_bn, fit
 from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart
-from advcontrast.engine import LARS
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.models import resnet18
+from advcontrast.optim import LARS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -27,6 +27,7 @@ FLOORS = {
     "norm": 3,
     "data": 3,
     "models": 3,
+    "optim": 3,
     "surgery": 4,
     "engine": 5,
     "strategies": 5,

@@ -36,8 +36,9 @@ from torch import nn
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, convert_to_dual_bn, export_branch
 from advcontrast.augment import Replay
-from advcontrast.engine import LARS, WarmupCosine, fit, steps_per_epoch
+from advcontrast.engine import fit, steps_per_epoch
 from advcontrast.models import acl_head, simclr_head
+from advcontrast.optim import LARS, WarmupCosine
 from advcontrast.surgery import convert_sync_batchnorm
 
 CODE = {

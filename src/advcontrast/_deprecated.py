@@ -15,6 +15,9 @@ from types import ModuleType
 from typing import Any
 
 MODULES: dict[str, str] = {
+    "advcontrast.engine.lars": "advcontrast.optim.lars",
+    "advcontrast.engine.ema": "advcontrast.optim.ema",
+    "advcontrast.engine.schedules": "advcontrast.optim.schedules",
     "advcontrast.attacks.carried": "advcontrast.attacks.stateful",
     "advcontrast.attacks.target": "advcontrast.attacks.context",
     "advcontrast.augment.formulas": "advcontrast.augment._corruption_ops",

@@ -16,7 +16,7 @@ import advcontrast
 import tests
 from advcontrast import ACLTrainer, PGDAttack, convert_to_dual_bn
 from advcontrast.attacks import WarmStart
-from advcontrast.engine import WarmupCosine
+from advcontrast.optim import WarmupCosine
 from advcontrast.strategies import AdversarialTrainer
 
 try:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from advcontrast import distributed
-from advcontrast.engine import EMA
+from advcontrast.optim import EMA
 from tests.engine.learners import Noisy, scramble, train
 
 

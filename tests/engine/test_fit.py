@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 import torch
 
-from advcontrast.engine import EMA, LARS, WarmupCosine
+from advcontrast.optim import EMA, LARS, WarmupCosine
 from tests.engine.learners import (
     Halving,
     Separable,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast.engine import EMA, fit
+from advcontrast.engine import fit
+from advcontrast.optim import EMA
 from tests.engine.learners import (
     Separable,
     images,

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from advcontrast.engine import EMA, Checkpoint
+from advcontrast.engine import Checkpoint
+from advcontrast.optim import EMA
 from tests.engine.learners import (
     Halving,
     Interrupted,

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from advcontrast.engine import EMA, Checkpoint
+from advcontrast.engine import Checkpoint
+from advcontrast.optim import EMA
 from tests.engine.learners import (
     Noisy,
     Separable,

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import nn
 
 from advcontrast import distributed
-from advcontrast.engine import EMA, Checkpoint, CheckpointError
+from advcontrast.engine import Checkpoint, CheckpointError
+from advcontrast.optim import EMA
 from tests.engine.learners import Noisy, Separable, labelled, last_step, timeless, train
 
 pytestmark = pytest.mark.distributed

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast.engine import Constant, WarmupCosine, fit
+from advcontrast.engine import fit
+from advcontrast.optim import Constant, WarmupCosine
 from tests.engine.learners import Halving, Interrupted, Separable, sgd, train
 
 

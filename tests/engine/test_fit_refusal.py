@@ -5,7 +5,8 @@ import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from advcontrast import ContrastivePairAugment, NTXentLoss
-from advcontrast.engine import EMA, CheckpointMismatchError, Reader
+from advcontrast.engine import CheckpointMismatchError, Reader
+from advcontrast.optim import EMA
 from tests.engine.learners import (
     Halving,
     Interrupted,

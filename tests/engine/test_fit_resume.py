@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from advcontrast.engine import EMA, LARS
+from advcontrast.optim import EMA, LARS
 from tests.engine.learners import (
     Halving,
     Interrupted,

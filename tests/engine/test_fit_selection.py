@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from advcontrast.engine import EMA
+from advcontrast.optim import EMA
 from tests.engine.learners import Separable, same, train, weights
 
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack, convert_to_dual_bn
 from advcontrast._random import branch_off, capture
-from advcontrast.engine import EMA, fit
+from advcontrast.engine import fit
 from advcontrast.engine.run import Run
+from advcontrast.optim import EMA
 from tests.engine.learners import CPU, Halving, Interrupted, Separable, images, labelled, network, same, scramble, sgd
 from tests.ranks import Ranks
 

@@ -12,11 +12,12 @@ from torch import nn
 from advcontrast import PGDAttack, convert_to_dual_bn, export_branch
 from advcontrast.augment import CropFlip
 from advcontrast.data import ImageSet
-from advcontrast.engine import CheckpointMismatchError, MultiStep
+from advcontrast.engine import CheckpointMismatchError
 from advcontrast.evaluation import accuracy, probing, robust_accuracy
 from advcontrast.evaluation.frozen import unchanged
 from advcontrast.evaluation.presets import protocol
 from advcontrast.evaluation.probing import run_protocol
+from advcontrast.optim import MultiStep
 from advcontrast.strategies.semi_supervised import SemiSupervisedTrainer
 from advcontrast.strategies.supervised import AdversarialTrainer, StandardTrainer
 from advcontrast.strategies.trades import TRADESTrainer

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from advcontrast.data import train_validation_split
-from advcontrast.engine import Checkpoint, WarmupCosine, steps_per_epoch
+from advcontrast.engine import Checkpoint, steps_per_epoch
 from advcontrast.models import resnet18
+from advcontrast.optim import WarmupCosine
 from tests.examples.cifar import (
     CIFAR,
     FEW,

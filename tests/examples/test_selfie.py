@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from advcontrast import PGDAttack
-from advcontrast.engine import LARS, fit
+from advcontrast.engine import fit
 from advcontrast.models import resnet18, resnet50
+from advcontrast.optim import LARS
 
 CIFAR = str(Path(__file__).parents[2] / "examples" / "cifar")
 TOLERANCE = 1e-5  # of logits in float32

@@ -22,6 +22,7 @@ from advcontrast import (
     losses,
     models,
     norm,
+    optim,
     strategies,
     surgery,
 )
@@ -178,8 +179,8 @@ def with_batch(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def lars() -> engine.LARS:
-    return engine.LARS([nn.Parameter(rows())], 0.1)
+def lars() -> optim.LARS:
+    return optim.LARS([nn.Parameter(rows())], 0.1)
 
 
 def probe() -> evaluation.Protocol:
@@ -466,14 +467,14 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "engine.Checkpoint.load": lambda folder: call(saved(folder).load),
     "engine.Checkpoint.read": lambda folder: call(saved(folder).read, step=1),
     "engine.Checkpoint.locked": lambda folder: call(entered(saved(folder).locked)),
-    "engine.EMA": lambda _: call(engine.EMA, model=network(), decay=0.9),
-    "engine.EMA.update": lambda _: call(engine.EMA(network(), 0.9).update, model=network()),
-    "engine.EMA.state_dict": lambda _: call(engine.EMA(network(), 0.9).state_dict),
-    "engine.EMA.load_state_dict": lambda _: call(
-        engine.EMA(network(), 0.9).load_state_dict, state_dict=engine.EMA(network(), 0.9).state_dict()
+    "optim.EMA": lambda _: call(optim.EMA, model=network(), decay=0.9),
+    "optim.EMA.update": lambda _: call(optim.EMA(network(), 0.9).update, model=network()),
+    "optim.EMA.state_dict": lambda _: call(optim.EMA(network(), 0.9).state_dict),
+    "optim.EMA.load_state_dict": lambda _: call(
+        optim.EMA(network(), 0.9).load_state_dict, state_dict=optim.EMA(network(), 0.9).state_dict()
     ),
-    "engine.LARS": lambda _: call(
-        engine.LARS,
+    "optim.LARS": lambda _: call(
+        optim.LARS,
         params=list(linear().parameters()),
         lr=0.1,
         momentum=0.9,
@@ -481,16 +482,16 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         trust=0.001,
         exclude_1d=False,
     ),
-    "engine.LARS.add_param_group": lambda _: call(
+    "optim.LARS.add_param_group": lambda _: call(
         lars().add_param_group, param_group={"params": [nn.Parameter(rows())]}
     ),
-    "engine.LARS.step": lambda _: call(lars().step, closure=None),
-    "engine.Constant": lambda _: call(engine.Constant),
-    "engine.Constant.__call__": lambda _: call(engine.Constant(), step=1),
-    "engine.MultiStep": lambda _: call(engine.MultiStep, milestones=(1, 2), gamma=0.1),
-    "engine.MultiStep.__call__": lambda _: call(engine.MultiStep((1, 2)), step=1),
-    "engine.WarmupCosine": lambda _: call(engine.WarmupCosine, steps=10, warmup=2, floor=0.1),
-    "engine.WarmupCosine.__call__": lambda _: call(engine.WarmupCosine(10), step=1),
+    "optim.LARS.step": lambda _: call(lars().step, closure=None),
+    "optim.Constant": lambda _: call(optim.Constant),
+    "optim.Constant.__call__": lambda _: call(optim.Constant(), step=1),
+    "optim.MultiStep": lambda _: call(optim.MultiStep, milestones=(1, 2), gamma=0.1),
+    "optim.MultiStep.__call__": lambda _: call(optim.MultiStep((1, 2)), step=1),
+    "optim.WarmupCosine": lambda _: call(optim.WarmupCosine, steps=10, warmup=2, floor=0.1),
+    "optim.WarmupCosine.__call__": lambda _: call(optim.WarmupCosine(10), step=1),
     "engine.fit": lambda folder: fitted(
         optimizer=None,
         schedule=None,

@@ -18,7 +18,19 @@ from tests.fuzz.state import changes, everything
 from tests.scoreboard import PACKAGE, TEMPLATE, count, raised_by_the_library
 
 CALLS = calls.CALLS | adapter_calls.CALLS
-ROOMS = ("functional", "losses", "attacks", "augment", "norm", "surgery", "data", "models", "engine", "strategies")
+ROOMS = (
+    "functional",
+    "losses",
+    "attacks",
+    "augment",
+    "norm",
+    "surgery",
+    "data",
+    "models",
+    "optim",
+    "engine",
+    "strategies",
+)
 SECONDS = 5
 # Pairs of arguments to change for each callable, besides each argument alone.
 PAIRS = int(os.environ.get("ADVCONTRAST_FUZZ", "20"))

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from advcontrast import bn_branch, convert_to_dual_bn, export_branch
-from advcontrast.engine import EMA
 from advcontrast.norm import DualNorm
+from advcontrast.optim import EMA
 from advcontrast.surgery import blend
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from .. import distributed
 from .._checks import check_int, check_module, check_path, check_real, check_tensor, complaint, type_name
-from .ema import EMA
+from ..optim.ema import EMA
 from .identity import weights_of
 from .reader import Reader
 from .source import Source, source_of

@@ -20,10 +20,11 @@ from .. import distributed
 from .._checks import check_bool, check_choice, check_int, complaint
 from .._memory_format import choose_memory_format
 from .._progress import check_progress
+from ..optim.ema import EMA
+from ..optim.lars import LARS
+from ..optim.schedules import WarmupCosine
 from .arguments import check_data, check_optimizer, check_parts, check_savable, warn_of_untrained
-from .ema import EMA
 from .identity import identity
-from .lars import LARS
 from .metrics import Row
 from .parallel import LOST, agree, check_shares
 from .progress import StepBar
@@ -31,7 +32,6 @@ from .reader import Reader
 from .records import Records
 from .run import Run
 from .sampling import Plan
-from .schedules import WarmupCosine
 from .source import Batch
 from .termination import termination
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .._random import generators
-from .ema import EMA
+from ..optim.ema import EMA
 from .source import fingerprint
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from .. import distributed
 from .._checks import complaint
+from ..optim.ema import EMA
 from ..surgery.sync_batchnorm import SynchronisedNorm
-from .ema import EMA
 from .identity import change
 
 _OWNER = "fit"

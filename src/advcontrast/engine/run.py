@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 
 from .. import _random, distributed
 from .._checks import complaint, readable, type_name
+from ..optim.ema import EMA
 from .arguments import check_rate
-from .ema import EMA
 from .errors import CheckpointMismatchError
 from .identity import differences, extra_of, on_cpu
 from .metrics import Means, Row

@@ -19,9 +19,10 @@ from .._memory_format import choose_memory_format
 from .._random import kept
 from ..augment import CropFlip
 from ..data import ImageSet, labelled_subset
-from ..engine import MultiStep, fit, steps_per_epoch
+from ..engine import fit, steps_per_epoch
 from ..losses import SemiSupervisedLoss
 from ..norm import DualNorm
+from ..optim import MultiStep
 from ..strategies.semi_supervised import SemiSupervisedTrainer
 from ..strategies.supervised import AdversarialTrainer, StandardTrainer
 from ..strategies.trades import TRADESTrainer

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from .._checks import check_bool, check_choice, check_int, check_real, check_temperature, complaint, type_name
 from .._types import BRANCHES, Branch
 from ..attacks import PGDAttack
-from ..engine import MultiStep
+from ..optim import MultiStep
 
 Kind = Literal["SLF", "ALF", "AFF", "SFF", "semi"]
 Loss = Literal["ce", "adversarial-ce", "trades", "semi"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast.engine.lars import LARS
+from advcontrast.optim.lars import LARS
 
 
 @pytest.mark.parametrize(

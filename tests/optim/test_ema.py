@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from advcontrast.engine.ema import EMA
+from advcontrast.optim.ema import EMA
 
 
 def network():

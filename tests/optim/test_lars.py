@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast.engine.lars import LARS
+from advcontrast.optim.lars import LARS
 
 TOLERANCE = 1e-12  # relative, float64
 SHAPES = [(4, 3, 2, 2), (7,), (5, 4), (), (1, 1)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from advcontrast.engine.schedules import Constant, MultiStep, WarmupCosine
+from advcontrast.optim.schedules import Constant, MultiStep, WarmupCosine
 
 TOLERANCE = 1e-12  # relative
 
