@@ -24,9 +24,10 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, PGDAttack, convert_to_dual_bn
-from advcontrast.engine import LARS, fit
+from advcontrast.engine import fit
 from advcontrast.evaluation import robust_accuracy
 from advcontrast.models import acl_head, resnet18
+from advcontrast.optim import LARS
 from benchmarks.common import conditions, markdown_table
 from benchmarks.evidence import fashion
 

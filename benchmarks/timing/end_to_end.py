@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack
 from advcontrast._memory_format import choose_memory_format
 from advcontrast._types import Mode
-from advcontrast.engine import LARS, forward_equivalents
+from advcontrast.engine import forward_equivalents
+from advcontrast.optim import LARS
 from benchmarks.common import in_group
 from benchmarks.timing.sidebyside import Settings, Table, wait
 from benchmarks.timing.step import network

@@ -15,6 +15,17 @@ from types import ModuleType
 from typing import Any
 
 MODULES: dict[str, str] = {
+    "advcontrast.engine.manifest": "advcontrast.engine.checkpoint.manifest",
+    "advcontrast.engine.errors": "advcontrast.engine.checkpoint.errors",
+    "advcontrast.engine.archive": "advcontrast.engine.checkpoint.archive",
+    "advcontrast.engine.source": "advcontrast.engine.batches.source",
+    "advcontrast.engine.sampling": "advcontrast.engine.batches.plan",
+    "advcontrast.engine.reader": "advcontrast.engine.batches.reader",
+    "advcontrast.engine.reading": "advcontrast.engine.batches.stream",
+    "advcontrast.engine.shelf": "advcontrast.engine.batches.worker",
+    "advcontrast.engine.records": "advcontrast.engine.run_folder",
+    "advcontrast.engine.identity": "advcontrast.engine.run_settings",
+    "advcontrast.engine.termination": "advcontrast.engine.signals",
     "advcontrast.engine.lars": "advcontrast.optim.lars",
     "advcontrast.engine.ema": "advcontrast.optim.ema",
     "advcontrast.engine.schedules": "advcontrast.optim.schedules",

@@ -18,9 +18,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from advcontrast.data.stream import ImageStream
 from advcontrast.engine import Checkpoint
-from advcontrast.engine.reader import Reader
-from advcontrast.engine.reading import Reading
-from advcontrast.engine.sampling import Plan
+from advcontrast.engine.batches.plan import Plan
+from advcontrast.engine.batches.reader import Reader
+from advcontrast.engine.batches.stream import Reading
 from tests.engine.faults import exit_code, fork
 from tests.engine.learners import (
     images,
@@ -146,7 +146,7 @@ def test_an_error_of_the_connection_alone_is_not_reworded(monkeypatch):
         raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", receive)
-    monkeypatch.setattr("advcontrast.engine.reading._GOING", 0.2)
+    monkeypatch.setattr("advcontrast.engine.batches.stream._GOING", 0.2)
     with pytest.raises(ConnectionResetError):
         trained(Reader(Misbehaving(None, None), workers=1))
 
@@ -264,7 +264,7 @@ def test_a_signal_to_all_processes_is_obeyed_by_the_one_that_saves(tmp_path):
     script = f"""
         import os, signal, sys
         sys.path.insert(0, {str(ROOT)!r})
-        from advcontrast.engine.reader import Reader
+        from advcontrast.engine.batches.reader import Reader
         from tests.engine.learners import train
         from tests.engine.streams import Misbehaving, Pictures
 
@@ -301,7 +301,7 @@ def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_pat
         sys.path.insert(0, {str(ROOT)!r})
         import torch
         from advcontrast.data.stream import ImageStream
-        from advcontrast.engine.reader import Reader
+        from advcontrast.engine.batches.reader import Reader
         from tests.engine.learners import images, same, train, weights
         from tests.engine.streams import Misbehaving, Pictures
 

@@ -41,7 +41,7 @@ def test_nothing_that_is_read_can_be_run(path):
 
 def test_all_rooms_are_looked_at():
     names = {path.name for path in FILES}
-    assert {"checkpoint.py", "cifar.py", "quickstart.py", "sidebyside.py", "conf.py"} <= names
+    assert {"protocol.py", "cifar.py", "quickstart.py", "sidebyside.py", "conf.py"} <= names
     assert set(EXCEPTIONS) <= {name_of(path) for path in FILES}
 
 

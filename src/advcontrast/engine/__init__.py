@@ -1,17 +1,17 @@
-"""Train a learner, and survive everything that can happen to a run."""
+"""The training loop, its checkpoints and the batches that it reads."""
 
 from .. import _deprecated
+from .batches import Reader as Reader
+from .batches import steps_per_epoch as steps_per_epoch
 from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import CheckpointBusyError as CheckpointBusyError
+from .checkpoint import CheckpointCorruptError as CheckpointCorruptError
+from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import CheckpointMismatchError as CheckpointMismatchError
+from .checkpoint import CheckpointVersionError as CheckpointVersionError
+from .checkpoint import CheckpointWriteError as CheckpointWriteError
 from .cost import forward_equivalents as forward_equivalents
-from .errors import CheckpointBusyError as CheckpointBusyError
-from .errors import CheckpointCorruptError as CheckpointCorruptError
-from .errors import CheckpointError as CheckpointError
-from .errors import CheckpointMismatchError as CheckpointMismatchError
-from .errors import CheckpointVersionError as CheckpointVersionError
-from .errors import CheckpointWriteError as CheckpointWriteError
 from .fit import fit as fit
-from .reader import Reader as Reader
-from .sampling import steps_per_epoch as steps_per_epoch
 
 __all__ = [
     "Checkpoint",

@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 from .. import distributed
 from .._checks import check_int, check_module, check_path, check_real, check_tensor, complaint, type_name
 from ..optim.ema import EMA
-from .identity import weights_of
-from .reader import Reader
-from .source import Source, source_of
+from .batches.reader import Reader
+from .batches.source import Source, source_of
+from .run_settings import weights_of
 
 _OWNER = "fit"
 

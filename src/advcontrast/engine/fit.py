@@ -24,16 +24,16 @@ from ..optim.ema import EMA
 from ..optim.lars import LARS
 from ..optim.schedules import WarmupCosine
 from .arguments import check_data, check_optimizer, check_parts, check_savable, warn_of_untrained
-from .identity import identity
+from .batches.plan import Plan
+from .batches.reader import Reader
+from .batches.source import Batch
 from .metrics import Row
 from .parallel import LOST, agree, check_shares
 from .progress import StepBar
-from .reader import Reader
-from .records import Records
 from .run import Run
-from .sampling import Plan
-from .source import Batch
-from .termination import termination
+from .run_folder import Records
+from .run_settings import identity
+from .signals import termination
 
 _OWNER = "fit"
 _LOG = logging.getLogger(__name__)

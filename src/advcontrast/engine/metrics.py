@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import distributed
 from .._atomic_io import replace
-from .errors import writing
+from .checkpoint.errors import writing
 
 Row = dict[str, float]
 

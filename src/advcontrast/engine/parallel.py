@@ -12,7 +12,7 @@ from .. import distributed
 from .._checks import complaint
 from ..optim.ema import EMA
 from ..surgery.sync_batchnorm import SynchronisedNorm
-from .identity import change
+from .run_settings import change
 
 _OWNER = "fit"
 

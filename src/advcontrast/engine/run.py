@@ -22,9 +22,9 @@ from .. import _random, distributed
 from .._checks import complaint, readable, type_name
 from ..optim.ema import EMA
 from .arguments import check_rate
-from .errors import CheckpointMismatchError
-from .identity import differences, extra_of, on_cpu
+from .checkpoint.errors import CheckpointMismatchError
 from .metrics import Means, Row
+from .run_settings import differences, extra_of, on_cpu
 
 _OWNER = "fit"
 _WRAP = "A learner returns a scalar and a dict of scalars; wrap a network in one, as ACLTrainer(network) does"

@@ -14,7 +14,7 @@ from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint
 from tests.scoreboard import count
 
-from .faults import dying, exit_code, filled, fork, kill_everywhere, leftovers, require_recovery, state, tamper
+from ..faults import dying, exit_code, filled, fork, kill_everywhere, leftovers, require_recovery, state, tamper
 
 AFTER = ("after", "half")
 EVERY = ("before", *AFTER)

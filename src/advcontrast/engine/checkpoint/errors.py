@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .._atomic_io import refusal
-from .._checks import complaint
+from ..._atomic_io import refusal
+from ..._checks import complaint
 
 _OWNER = "Checkpoint"
 

@@ -14,7 +14,7 @@ from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint, CheckpointWriteError
 from tests.scoreboard import count
 
-from .faults import counted, exit_code, failing, filled, fork, leftovers, open_files, require_recovery, same, state
+from ..faults import counted, exit_code, failing, filled, fork, leftovers, open_files, require_recovery, same, state
 
 
 @pytest.fixture(autouse=True)

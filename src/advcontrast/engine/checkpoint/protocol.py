@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from .._atomic_io import flush_folder, only_process, write
-from .._checks import check_int, check_path, complaint, type_name
+from ..._atomic_io import flush_folder, only_process, write
+from ..._checks import check_int, check_path, complaint, type_name
 from . import archive
 from .errors import (
     CheckpointBusyError,

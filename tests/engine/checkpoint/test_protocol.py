@@ -10,7 +10,7 @@ import torch
 
 from advcontrast.engine import Checkpoint, CheckpointCorruptError, CheckpointMismatchError
 
-from .faults import filled, leftovers, same, state
+from ..faults import filled, leftovers, same, state
 
 
 def test_a_state_comes_back_to_the_bit(tmp_path):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from .._checks import complaint, type_name
-from .._random import kept, reseed
-from ..data.decoding import UnreadableImageError
-from ..data.stream import ImageStream
+from ..._checks import complaint, type_name
+from ..._random import kept, reseed
+from ...data.decoding import UnreadableImageError
+from ...data.stream import ImageStream
 
 _OWNER = "fit"
 _LOOK_EVERY = 1.0  # second, for the parent of a worker

@@ -10,10 +10,11 @@ import zipfile
 import pytest
 import torch
 
-from advcontrast.engine import Checkpoint, CheckpointCorruptError, CheckpointVersionError, archive
+from advcontrast.engine import Checkpoint, CheckpointCorruptError, CheckpointVersionError
+from advcontrast.engine.checkpoint import archive
 
+from ..faults import filled, same, state
 from . import bombs
-from .faults import filled, same, state
 from .forgery import MALICE, claiming, forge, repacked, saved
 
 

@@ -18,9 +18,9 @@ from advcontrast.engine import (
     CheckpointWriteError,
 )
 
-from .faults import exit_code, filled, fork, leftovers, same, state
+from ..faults import exit_code, filled, fork, leftovers, same, state
+from ..learners import Separable, last_step, train
 from .forgery import seal
-from .learners import Separable, last_step, train
 
 FILES = "Close files, or raise the limit on open files (ulimit -n)"
 DISK = "Check the disk and try again, or choose another folder"

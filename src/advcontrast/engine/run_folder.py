@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 
 from .. import distributed
 from .._checks import complaint
-from .archive import plain
-from .checkpoint import Checkpoint
-from .errors import CheckpointError, writing
+from .checkpoint.archive import plain
+from .checkpoint.errors import CheckpointError, writing
+from .checkpoint.protocol import Checkpoint
 from .metrics import write_csv
 from .run import Run
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from advcontrast import _atomic_io
-from advcontrast.engine import Checkpoint, CheckpointError, CheckpointWriteError, archive, fit
+from advcontrast.engine import Checkpoint, CheckpointError, CheckpointWriteError, fit
+from advcontrast.engine.checkpoint import archive
 
-from .faults import filled, leftovers, same, state
-from .learners import Separable, labelled
+from ..faults import filled, leftovers, same, state
+from ..learners import Separable, labelled
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),

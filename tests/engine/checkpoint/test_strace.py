@@ -14,7 +14,7 @@ from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint
 from tests.scoreboard import count
 
-from .faults import exit_code, fork, require_recovery, state
+from ..faults import exit_code, fork, require_recovery, state
 
 SYSCALLS = "mkdir,mkdirat,openat,write,fsync,rename,renameat,renameat2,unlink,unlinkat,rmdir,ftruncate"
 # All points instead of a sample of them.

@@ -4,7 +4,7 @@ import pytest
 
 from advcontrast.engine import Checkpoint
 
-from .faults import filled, same, state
+from ..faults import filled, same, state
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint, CheckpointBusyError, CheckpointError, CheckpointWriteError
 
-from .faults import exit_code, fork
+from ..faults import exit_code, fork
 
 
 def hold(checkpoint):

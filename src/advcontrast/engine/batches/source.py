@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .._checks import complaint, type_name
-from .._digest import digest
+from ..._checks import complaint, type_name
+from ..._digest import digest
+from .plan import Plan
 from .reader import Reader
-from .reading import Reading
-from .sampling import Plan
+from .stream import Reading
 
 _OWNER = "fit"
 _REMEDY = "Pass the images as a tensor [N, C, H, W], or with labels as (images, labels): x and y of an ImageSet"

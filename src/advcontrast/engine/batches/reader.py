@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
 
-from .._checks import check_int, check_real, complaint, type_name
+from ..._checks import check_int, check_real, complaint, type_name
 
 _OWNER = "Reader"
 

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import torch
 
-from .._atomic_io import sha256
-from .._checks import complaint
+from ..._atomic_io import sha256
+from ..._checks import complaint
 from .errors import CheckpointVersionError, corrupt
 
 MANIFEST = "manifest.json"

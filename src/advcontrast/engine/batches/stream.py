@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
-from .._checks import complaint, type_name
-from .._digest import digest
-from ..data.stream import ImageStream
+from ..._checks import complaint, type_name
+from ..._digest import digest
+from ...data.stream import ImageStream
+from .plan import Plan
 from .reader import Reader
-from .sampling import Plan
-from .shelf import Failure, Order, Shelf
+from .worker import Failure, Order, Shelf
 
 _GOING = 5.0  # seconds that a killed process has to go
 

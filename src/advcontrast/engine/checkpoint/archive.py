@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import complaint, type_name
+from ..._checks import complaint, type_name
 
 _OWNER = "Checkpoint"
 _PLAIN = (bool, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)

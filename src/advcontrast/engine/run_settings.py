@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from .._random import generators
 from ..optim.ema import EMA
-from .source import fingerprint
+from .batches.source import fingerprint
 
 
 def identity(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import distributed
-from .._checks import check_int
-from ..data import interleave
+from ... import distributed
+from ..._checks import check_int
+from ...data import interleave
 
 _OWNER = "steps_per_epoch"
 

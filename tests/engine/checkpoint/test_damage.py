@@ -11,7 +11,7 @@ import torch
 from advcontrast.engine import CheckpointCorruptError, CheckpointError
 from tests.scoreboard import count
 
-from .faults import filled, leftovers, same, state
+from ..faults import filled, leftovers, same, state
 
 
 @pytest.fixture
