@@ -1,7 +1,7 @@
-"""Imports inside the package run downwards only, and siblings on a floor do not know each other."""
+"""Imports run downwards, never in circles, and private modules stay inside their package."""
 
 import ast
-from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -9,87 +9,105 @@ import pytest
 import advcontrast
 
 PACKAGE = Path(advcontrast.__file__).parent
-FLOORS = {
-    "_checks": 0,
-    "_digest": 0,
-    "_atomic_io": 0,
-    "_deprecated": 0,
-    "_memory_format": 0,
-    "_modes": 0,
-    "_progress": 0,
-    "_random": 0,
-    "_types": 0,
-    "distributed": 1,
-    "functional": 2,
-    "attacks": 3,
-    "augment": 3,
-    "losses": 3,
-    "norm": 3,
-    "data": 3,
-    "models": 3,
-    "optim": 3,
-    "surgery": 4,
-    "engine": 5,
-    "strategies": 5,
-    "evaluation": 6,
-    "adapters": 7,
-    "__main__": 8,
-}
+FLOORS = [
+    {"_atomic_io", "_checks", "_deprecated", "_digest", "_memory_format", "_modes", "_progress", "_random", "_types"},
+    {"distributed"},
+    {"functional", "data", "models"},
+    {"attacks", "augment", "losses", "norm", "optim"},
+    {"surgery"},
+    {"strategies", "engine"},
+    {"evaluation"},
+    {"adapters"},
+    {"__main__"},
+]
 
 
-def rooms_imported(source: str, room: str, depth: int) -> Iterator[str]:
-    """Yield the rooms that a file of ``room`` imports; ``depth`` is how many folders deep it lies in the package."""
-    for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [
-                alias.name.removeprefix("advcontrast.") for alias in node.names if alias.name.startswith("advcontrast.")
-            ]
-        elif (
-            isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "advcontrast"
-        ):
-            rest = (node.module or "").partition(".")[2]
-            names = [rest] if rest else [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level > depth:
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            names = [room]
-        yield from (name.split(".")[0] for name in names)
-
-
-def upward_imports(source: str, room: str, depth: int) -> list[str]:
-    return [
-        f"{room} (floor {FLOORS[room]}) imports {other} (floor {FLOORS[other]})"
-        for other in rooms_imported(source, room, depth)
-        if other != room and FLOORS[other] >= FLOORS[room] and FLOORS[room] != 0
-    ]
-
-
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_run_downwards(path):
+def module_of(path: Path) -> str:
+    """Return the dotted name of a file below the package, without ``advcontrast.``."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
-    assert upward_imports(path.read_text(), parts[0], len(parts) - 1) == []
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path.read_text() for path in PACKAGE.rglob("*.py")}
+
+
+def imported(source: str, package: str) -> list[tuple[str, bool]]:
+    """Return the modules of this library that a file of ``package`` imports, and whether at its import."""
+    tree = ast.parse(source)
+    late = [part for part in ast.walk(tree) if isinstance(part, ast.FunctionDef) or _for_types_only(part)]
+    inner = {id(node) for part in late for node in ast.walk(part)}
+    found = []
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ["advcontrast", *package.split(".")] if package else ["advcontrast"]
+            base = base[: len(base) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names]
+        for name in names:
+            head, _, rest = name.partition(".")
+            if head == "advcontrast" and rest:
+                found.append((rest if rest in MODULES else rest.rpartition(".")[0], id(node) not in inner))
+    return found
+
+
+def _for_types_only(part: ast.AST) -> bool:
+    return isinstance(part, ast.If) and ast.unparse(part.test) == "TYPE_CHECKING"
+
+
+def faults(module: str, source: str, *, is_package: bool) -> list[str]:
+    """Return the imports of a module that a room may not have."""
+    package = module if is_package else module.rpartition(".")[0]
+    floors = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+    found = []
+    for other, _ in imported(source, package):
+        room, target = module.split(".")[0], other.split(".")[0]
+        if target and room and room != target and floors[target] >= floors[room] > 0:
+            found.append(f"{module} imports {other} upwards")
+        private = [number for number, part in enumerate(other.split(".")) if part.startswith("_")]
+        owner = other.split(".")[: private[0]] if private else []
+        if package.split(".")[: len(owner)] != owner:
+            found.append(f"{module} imports {other}, which is private to {'.'.join(owner)}")
+    return found
+
+
+def test_imports_run_downwards_and_private_modules_stay_at_home():
+    assert [fault for path in PACKAGE.rglob("*.py") for fault in faults_of(path)] == []
+
+
+def faults_of(path: Path) -> list[str]:
+    return faults(module_of(path), path.read_text(), is_package=path.name == "__init__.py")
 
 
 @pytest.mark.parametrize(
-    ("source", "room", "depth"),
+    ("module", "source"),
     [
-        ("from ..strategies import ACLTrainer", "losses", 1),
-        ("from .. import surgery", "norm", 1),
-        ("from ..norm.branch import bn_branch", "attacks", 1),
-        ("import advcontrast.losses", "functional", 1),
-        ("from advcontrast import attacks", "augment", 1),
-        ("from .strategies import ACLTrainer", "surgery", 0),
-        ("def f():\n    from ..losses import NTXentLoss", "distributed", 1),
+        ("losses.trades", "from ..strategies import ACLTrainer"),
+        ("norm.branch", "from .. import surgery"),
+        ("attacks.pgd", "from ..norm.branch import bn_branch"),
+        ("functional.margin", "import advcontrast.losses"),
+        ("augment.pair", "from advcontrast import attacks"),
+        ("distributed", "def f():\n    from .losses import NTXentLoss"),
+        ("adapters.timm", "from ..evaluation.accuracy._resumable import locked"),
+        ("evaluation.cards.card", "from ..plots._canvas import canvas"),
+        ("engine.fit", "from ..evaluation.accuracy.measure import accuracy"),
     ],
 )
-def test_a_planted_upward_import_is_caught(source, room, depth):
-    assert len(upward_imports(source, room, depth)) == 1
+def test_planted_faults_are_caught(module, source):
+    assert len(faults(module, source, is_package=False)) == 1
 
 
-def test_every_room_has_a_floor():
-    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert rooms - {"__init__"} == set(FLOORS)
+def test_no_module_imports_itself_through_others():
+    graph = {}
+    for path in PACKAGE.rglob("*.py"):
+        module = module_of(path)
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        graph[module] = {other for other, early in imported(path.read_text(), package) if early and other != module}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)  # raises CycleError
+
+
+def test_every_room_has_one_floor():
+    rooms = {module.split(".")[0] for module in MODULES} - {""}
+    assert sorted(room for floor in FLOORS for room in floor) == sorted(rooms)

@@ -18,8 +18,8 @@ from advcontrast import PGDAttack
 from advcontrast.augment import CropFlip
 from advcontrast.data import labelled_subset
 from advcontrast.engine import fit, steps_per_epoch
-from advcontrast.evaluation.presets import protocol
 from advcontrast.evaluation.protocols import Protocol
+from advcontrast.evaluation.protocols.presets import protocol
 from advcontrast.optim import MultiStep
 from advcontrast.strategies.supervised import AdversarialTrainer, StandardTrainer
 from advcontrast.strategies.trades import TRADESTrainer

@@ -14,14 +14,9 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
-from advcontrast.evaluation import (
-    CALIBRATIONS,
-    ResultCard,
-    compare_cards,
-    markdown_table,
-    plot_corruptions,
-    plot_curves,
-)
+from advcontrast.evaluation import ResultCard, compare_cards, markdown_table
+from advcontrast.evaluation.plots import plot_corruptions, plot_curves
+from advcontrast.evaluation.uar import CALIBRATIONS
 
 
 def main() -> None:

@@ -42,25 +42,23 @@ from advcontrast.attacks import APGDAttack, Classification, under_attack
 from advcontrast.augment import CORRUPTIONS
 from advcontrast.data import cifar10_c
 from advcontrast.evaluation import (
-    CALIBRATIONS,
     Accuracy,
     Alarm,
-    CurveRecord,
     ResultCard,
     accuracy,
     autoattack,
     branch_gap,
-    corrupted,
     corruption_accuracy,
     gradient_masking,
     label_free_robustness,
-    plot_branches,
-    plot_images,
-    revision,
     robust_accuracy,
     robust_curve,
     uar,
 )
+from advcontrast.evaluation.accuracy import corrupted
+from advcontrast.evaluation.cards import CurveRecord, revision
+from advcontrast.evaluation.plots import plot_branches, plot_images
+from advcontrast.evaluation.uar import CALIBRATIONS
 
 FRACTIONS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2)  # of the radius
 STEPS = (0, 1, 2, 5, 10, 20, 50)

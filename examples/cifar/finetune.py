@@ -10,7 +10,7 @@ accuracy for standard training), and reports that one on the test images. ``metr
 Presets: ``paper`` is the text's 25 epochs with decays after 15 and 20, ``code`` the README's 100 epochs with decays at
 the start of epochs 40 and 60, ``fast`` 10 epochs. ``robustssl`` and ``dynacl2023`` have the numbers of this benchmark
 and of this paper, which train on all images, and both branches, and take the last epoch; that is not done here. See
-``advcontrast.evaluation.presets`` for sources. Wall time and accuracy at full size: not yet run.
+``advcontrast.evaluation.protocols.presets`` for sources. Wall time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from classify import ACL, Supervised, preset_of, train_classifier
 from flags import flag, start
 
-from advcontrast.evaluation.presets import protocol
+from advcontrast.evaluation.protocols.presets import protocol
 
 PAPER = preset_of(ACL)
 CODE = {**PAPER, "epochs": 100, "milestones": "39,59"}

@@ -9,8 +9,8 @@ finetune.py.
 
 Presets: ``paper`` decays after epochs 15 and 20, ``code`` at their start, ``fast`` has 10 epochs. ``robustssl`` and
 ``dynacl2023`` have the numbers that this benchmark and this paper use for CIFAR-10 (with ``--lr 0.05`` for CIFAR-100);
-they train on all images and take the last epoch, which is not done here. See ``advcontrast.evaluation.presets`` for
-sources. Wall time and accuracy at full size: not yet run.
+they train on all images and take the last epoch, which is not done here. See ``advcontrast.evaluation.protocols``
+for sources. Wall time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from classify import Supervised, preset_of, train_classifier
 from flags import flag, start
 
-from advcontrast.evaluation.presets import protocol
+from advcontrast.evaluation.protocols.presets import protocol
 
 
 def preset(name: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from advcontrast.augment import CropFlip
 from advcontrast.data import ImageSet, labelled_subset
-from advcontrast.evaluation.presets import protocol
+from advcontrast.evaluation.protocols.presets import protocol
 from advcontrast.losses import SemiSupervisedLoss
 from advcontrast.strategies.semi_supervised import SemiSupervisedTrainer
 from advcontrast.strategies.supervised import StandardTrainer

@@ -18,7 +18,8 @@ from images import load
 from networks import about, classifier_from
 
 from advcontrast.data import cifar10_c
-from advcontrast.evaluation import corrupted, corruption_accuracy
+from advcontrast.evaluation import corruption_accuracy
+from advcontrast.evaluation.accuracy import corrupted
 
 NOISES = ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise")
 OTHERS = ("gaussian_blur", "contrast", "brightness", "saturate", "pixelate", "jpeg_compression")

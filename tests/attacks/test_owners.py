@@ -9,15 +9,13 @@ from torch import nn
 from advcontrast.attacks import (
     APGDAttack,
     Classification,
-    ElasticAttack,
-    FrankWolfeAttack,
     FreeAttack,
-    JPEGAttack,
     PGDAttack,
     ProgressiveAttack,
     WarmStart,
     under_attack,
 )
+from advcontrast.evaluation.uar import ElasticAttack, FrankWolfeAttack, JPEGAttack
 from advcontrast.models import Normalize
 
 X, Y = torch.full((2, 3, 16, 16), 0.5), torch.tensor([0, 1])

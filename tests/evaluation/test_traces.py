@@ -6,6 +6,7 @@ from torch import nn
 
 from advcontrast import PGDAttack, fit
 from advcontrast import evaluation as e
+from advcontrast.evaluation import masking
 from advcontrast.norm import DualNorm
 from advcontrast.strategies import StandardTrainer
 
@@ -45,10 +46,10 @@ CALLS = {
     "label_free_robustness": lambda model: e.label_free_robustness(model, BATCHES, ATTACK),
     "branch_gap": lambda model: e.branch_gap(model, BATCHES),
     "gradient_masking": lambda model: e.gradient_masking(model, right(model), ATTACK),
-    "randomised_output": lambda model: e.randomised_output(model, X),
-    "batch_dependence": lambda model: e.batch_dependence(model, X),
-    "probability_output": lambda model: e.probability_output(model, X),
-    "zero_gradients": lambda model: e.zero_gradients(model, BATCHES),
+    "randomised_output": lambda model: masking.randomised_output(model, X),
+    "batch_dependence": lambda model: masking.batch_dependence(model, X),
+    "probability_output": lambda model: masking.probability_output(model, X),
+    "zero_gradients": lambda model: masking.zero_gradients(model, BATCHES),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from advcontrast import PGDAttack
-from advcontrast.evaluation.presets import protocol
+from advcontrast.evaluation.protocols.presets import protocol
 from tests.examples.cifar import FEW, TINY, card, inside, scripts_importable
 
 TOLERANCE = 1e-5  # of losses around 2 in float32

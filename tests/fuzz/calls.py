@@ -26,6 +26,19 @@ from advcontrast import (
     strategies,
     surgery,
 )
+from advcontrast.evaluation import cards, masking, plots, protocols, representation
+from advcontrast.evaluation.accuracy import corrupted
+from advcontrast.evaluation.uar import (
+    UAR,
+    Calibration,
+    ElasticAttack,
+    FrankWolfeAttack,
+    JPEGAttack,
+    calibrated_attacks,
+    jpeg_decode,
+    jpeg_encode,
+    warp,
+)
 
 
 class Call(NamedTuple):
@@ -208,8 +221,8 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "functional.distillation": lambda _: call(f.distillation, logits=rows(), teacher_logits=rows(), temperature=2.0),
     "functional.dlr": lambda _: call(f.dlr, logits=rows(width=4), y=labels()),
     "functional.effective_rank": lambda _: call(f.effective_rank, z=rows()),
-    "functional.jpeg_decode": lambda _: call(f.jpeg_decode, coefficients=f.jpeg_encode(images(side=16)), size=(16, 16)),
-    "functional.jpeg_encode": lambda _: call(f.jpeg_encode, x=images(side=16)),
+    "evaluation.uar.jpeg_decode": lambda _: call(jpeg_decode, coefficients=jpeg_encode(images(side=16)), size=(16, 16)),
+    "evaluation.uar.jpeg_encode": lambda _: call(jpeg_encode, x=images(side=16)),
     "functional.kl_divergence": lambda _: call(f.kl_divergence, logits=rows(), other=rows()),
     "functional.linf_box": lambda _: call(f.linf_box, x=images(), eps=0.1, bounds=(0.0, 1.0)),
     "functional.margin_ratio": lambda _: call(
@@ -234,7 +247,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "functional.targeted_dlr": lambda _: call(f.targeted_dlr, logits=rows(width=5), y=labels(), target=labels() + 1),
     "functional.trades": lambda _: call(f.trades, clean_logits=rows(), adv_logits=rows(), labels=labels(), beta=6.0),
     "functional.uniformity": lambda _: call(f.uniformity, z=rows(), t=2.0),
-    "functional.warp": lambda _: call(f.warp, x=images(), flow=torch.zeros(4, 2, 8, 8)),
+    "evaluation.uar.warp": lambda _: call(warp, x=images(), flow=torch.zeros(4, 2, 8, 8)),
     "losses.NTXentLoss": lambda _: call(losses.NTXentLoss, temperature=0.5, tile=2, gather=False),
     "losses.NTXentLoss.forward": lambda _: call(losses.NTXentLoss(), z1=rows(), z2=rows()),
     "losses.SemiSupervisedLoss": lambda _: call(losses.SemiSupervisedLoss, alpha=0.5, temperature=1.0, beta=6.0),
@@ -254,8 +267,8 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "attacks.Classification": lambda _: call(a.Classification, model=linear(), y=labels()),
     "attacks.Classification.logits": lambda _: call(a.Classification(linear().eval(), labels()).logits, x=images()),
     "attacks.Classification.__call__": lambda _: call(a.Classification(linear().eval(), labels()), x=images()),
-    "attacks.ElasticAttack": lambda _: call(
-        a.ElasticAttack,
+    "evaluation.uar.ElasticAttack": lambda _: call(
+        ElasticAttack,
         eps=1.0,
         step_size=0.5,
         steps=1,
@@ -264,17 +277,17 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         kernel_std=0.5,
         minimize=False,
     ),
-    "attacks.ElasticAttack.__call__": lambda _: attacked(a.ElasticAttack(steps=1)),
-    "attacks.FrankWolfeAttack": lambda _: call(
-        a.FrankWolfeAttack, eps=1.0, steps=1, random_start=True, bounds=(0.0, 1.0), minimize=False
+    "evaluation.uar.ElasticAttack.__call__": lambda _: attacked(ElasticAttack(steps=1)),
+    "evaluation.uar.FrankWolfeAttack": lambda _: call(
+        FrankWolfeAttack, eps=1.0, steps=1, random_start=True, bounds=(0.0, 1.0), minimize=False
     ),
-    "attacks.FrankWolfeAttack.__call__": lambda _: attacked(a.FrankWolfeAttack(steps=1)),
+    "evaluation.uar.FrankWolfeAttack.__call__": lambda _: attacked(FrankWolfeAttack(steps=1)),
     "attacks.FreeAttack": lambda _: call(a.FreeAttack, eps=0.1, step_size=0.1, norm="linf", bounds=(0.0, 1.0)),
     "attacks.FreeAttack.forward": lambda _: attacked(a.FreeAttack()),
-    "attacks.JPEGAttack": lambda _: call(
-        a.JPEGAttack, eps=0.5, step_size=0.5, steps=1, norm="linf", random_start=True, minimize=False
+    "evaluation.uar.JPEGAttack": lambda _: call(
+        JPEGAttack, eps=0.5, step_size=0.5, steps=1, norm="linf", random_start=True, minimize=False
     ),
-    "attacks.JPEGAttack.__call__": lambda _: attacked(a.JPEGAttack(steps=1), side=16),
+    "evaluation.uar.JPEGAttack.__call__": lambda _: attacked(JPEGAttack(steps=1), side=16),
     "attacks.PGDAttack": lambda _: call(
         a.PGDAttack,
         eps=0.1,
@@ -557,32 +570,34 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "strategies.TRADESTrainer.forward": lambda _: call(
         strategies.TRADESTrainer(network(), attack=pgd()), images=images(), labels=labels()
     ),
-    "evaluation.Accuracy": lambda _: call(e.Accuracy, correct=yes()),
-    "evaluation.Alarm": lambda _: call(e.Alarm, name="a", raised=True, reason="b", figures={"c": 1.0}),
-    "evaluation.AutoAttackResult": lambda _: call(
+    "evaluation.accuracy.Accuracy": lambda _: call(e.Accuracy, correct=yes()),
+    "evaluation.masking.Alarm": lambda _: call(e.Alarm, name="a", raised=True, reason="b", figures={"c": 1.0}),
+    "evaluation.accuracy.AutoAttackResult": lambda _: call(
         e.AutoAttackResult, correct=yes(), clean=yes(), broken_by=-torch.ones(4, dtype=torch.int8), attacks=("apgd-ce",)
     ),
-    "evaluation.BranchGap": lambda _: call(e.BranchGap, **one_epoch),
-    "evaluation.Calibration": lambda _: call(
-        e.Calibration,
+    "evaluation.representation.BranchGap": lambda _: call(representation.BranchGap, **one_epoch),
+    "evaluation.uar.Calibration": lambda _: call(
+        Calibration,
         attack=lambda **settings: pgd(),
         published=(1, 2, 3, 4, 5, 6),
         scale=1.0,
         ata=(9.0, 8.0, 7.0, 6.0, 5.0, 4.0),
     ),
-    "evaluation.Comparison": lambda _: call(e.Comparison, a="a", b="b", metrics={}),
-    "evaluation.CorruptionAccuracy": lambda _: call(e.CorruptionAccuracy, verdicts={"fog": {1: verdicts()}}),
-    "evaluation.LabelFreeRobustness": lambda _: call(e.LabelFreeRobustness, **dict.fromkeys(label_free, 0.5)),
-    "evaluation.MaskingReport": lambda _: call(e.MaskingReport, alarms=(), images=4),
-    "evaluation.Overfitting": lambda _: call(e.Overfitting, clean=0.5, single=0.5, strong=0.5),
-    "evaluation.Protocol": lambda _: call(e.Protocol, **protocol_settings()),
-    "evaluation.ProtocolResult": lambda _: call(
+    "evaluation.cards.Comparison": lambda _: call(cards.Comparison, a="a", b="b", metrics={}),
+    "evaluation.accuracy.CorruptionAccuracy": lambda _: call(e.CorruptionAccuracy, verdicts={"fog": {1: verdicts()}}),
+    "evaluation.representation.LabelFreeRobustness": lambda _: call(
+        e.LabelFreeRobustness, **dict.fromkeys(label_free, 0.5)
+    ),
+    "evaluation.masking.MaskingReport": lambda _: call(e.MaskingReport, alarms=(), images=4),
+    "evaluation.masking.Overfitting": lambda _: call(masking.Overfitting, clean=0.5, single=0.5, strong=0.5),
+    "evaluation.protocols.Protocol": lambda _: call(e.Protocol, **protocol_settings()),
+    "evaluation.protocols.ProtocolResult": lambda _: call(
         e.ProtocolResult, protocol=probe(), model=linear(), ta=verdicts(), ra=verdicts(), history=[], epoch=0
     ),
-    "evaluation.ResultCard": lambda _: call(
+    "evaluation.cards.ResultCard": lambda _: call(
         e.ResultCard, **card(branch="adv", attacks={}, settings={}, versions={}, revision=None)
     ),
-    "evaluation.ResultCard.from_verdicts": lambda _: call(
+    "evaluation.cards.ResultCard.from_verdicts": lambda _: call(
         e.ResultCard.from_verdicts,
         name="DS",
         verdicts={"TA": [verdicts()]},
@@ -592,15 +607,15 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         dtype=torch.float32,
         device="cpu",
     ),
-    "evaluation.ResultCard.to_json": lambda _: call(e.ResultCard(**card()).to_json),
-    "evaluation.ResultCard.write": lambda folder: call(e.ResultCard(**card()).write, path=folder / "card.json"),
-    "evaluation.ResultCard.read": lambda folder: call(e.ResultCard.read, path=written(folder)),
-    "evaluation.RobustCurve": lambda _: call(
+    "evaluation.cards.ResultCard.to_json": lambda _: call(e.ResultCard(**card()).to_json),
+    "evaluation.cards.ResultCard.write": lambda folder: call(e.ResultCard(**card()).write, path=folder / "card.json"),
+    "evaluation.cards.ResultCard.read": lambda folder: call(e.ResultCard.read, path=written(folder)),
+    "evaluation.accuracy.RobustCurve": lambda _: call(
         e.RobustCurve, parameter="eps", values=(0.0, 0.1), correct=torch.ones(2, 4, dtype=torch.bool)
     ),
-    "evaluation.UAR": lambda _: call(e.UAR, name="pgd_linf", correct=torch.ones(6, 10, dtype=torch.bool)),
-    "evaluation.accuracy": lambda _: call(e.accuracy, model=linear(), batches=batches()),
-    "evaluation.autoattack": lambda folder: call(
+    "evaluation.uar.UAR": lambda _: call(UAR, name="pgd_linf", correct=torch.ones(6, 10, dtype=torch.bool)),
+    "evaluation.accuracy.accuracy": lambda _: call(e.accuracy, model=linear(), batches=batches()),
+    "evaluation.accuracy.autoattack": lambda folder: call(
         e.autoattack,
         model=sure(),
         batches=[(images(), labels(4).clamp(1))],
@@ -611,10 +626,10 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         folder=folder,
         progress=False,
     ),
-    "evaluation.batch_dependence": lambda _: call(e.batch_dependence, model=network(), images=images()),
-    "evaluation.branch_gap": lambda _: call(e.branch_gap, model=dual(), batches=batches()),
-    "evaluation.calibrated_attacks": lambda _: call(e.calibrated_attacks, name="pgd_linf", steps=1),
-    "evaluation.catastrophic_overfitting": lambda _: call(
+    "evaluation.masking.batch_dependence": lambda _: call(masking.batch_dependence, model=network(), images=images()),
+    "evaluation.representation.branch_gap": lambda _: call(e.branch_gap, model=dual(), batches=batches()),
+    "evaluation.uar.calibrated_attacks": lambda _: call(calibrated_attacks, name="pgd_linf", steps=1),
+    "evaluation.masking.catastrophic_overfitting": lambda _: call(
         with_batch(e.catastrophic_overfitting),
         learner=strategies.AdversarialTrainer(linear(), attack=pgd()),
         images=images(),
@@ -623,38 +638,46 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         steps=2,
         seed=0,
     ),
-    "evaluation.compare_cards": lambda _: call(
+    "evaluation.cards.compare_cards": lambda _: call(
         e.compare_cards, a=e.ResultCard(**card()), b=e.ResultCard(**card(name="S2S"))
     ),
-    "evaluation.corrupted": lambda _: call(
-        all_of(e.corrupted), batches=batches(), names=("contrast",), severities=(1,), seed=0
+    "evaluation.accuracy.corrupted": lambda _: call(
+        all_of(corrupted), batches=batches(), names=("contrast",), severities=(1,), seed=0
     ),
-    "evaluation.corruption_accuracy": lambda _: call(
+    "evaluation.accuracy.corruption_accuracy": lambda _: call(
         e.corruption_accuracy, model=linear(), conditions=[("fog", 1, batches())]
     ),
-    "evaluation.falling_loss": lambda _: call(e.falling_loss, losses={1: rows()[0], 20: rows()[1]}, parameter="steps"),
-    "evaluation.gradient_masking": lambda _: call(
+    "evaluation.masking.falling_loss": lambda _: call(
+        masking.falling_loss, losses={1: rows()[0], 20: rows()[1]}, parameter="steps"
+    ),
+    "evaluation.masking.gradient_masking": lambda _: call(
         e.gradient_masking,
         model=sure(),
         batches=[(images(), torch.zeros(4, dtype=torch.int64))],
         attack=pgd(),
         surrogate=linear(),
     ),
-    "evaluation.incomplete_search": lambda _: call(e.incomplete_search, once=verdicts(), twice=verdicts()),
-    "evaluation.label_free_robustness": lambda _: call(
+    "evaluation.masking.incomplete_search": lambda _: call(
+        masking.incomplete_search, once=verdicts(), twice=verdicts()
+    ),
+    "evaluation.representation.label_free_robustness": lambda _: call(
         e.label_free_robustness, encoder=linear(), batches=batches(), attack=pgd(), generator=seeded()
     ),
-    "evaluation.loss_beaten": lambda _: call(e.loss_beaten, white=verdicts(), other=verdicts(), by="margin loss"),
-    "evaluation.markdown_table": lambda _: call(e.markdown_table, cards=[e.ResultCard(**card())]),
-    "evaluation.plot_branches": lambda _: call(
-        figure(e.plot_branches), clean_features=rows(), adv_features=rows() + 1, y=labels(), classes=("a", "b", "c")
+    "evaluation.masking.loss_beaten": lambda _: call(
+        masking.loss_beaten, white=verdicts(), other=verdicts(), by="margin loss"
     ),
-    "evaluation.plot_corruptions": lambda _: call(figure(e.plot_corruptions), accuracies={"DS": {"fog": 0.5}}),
-    "evaluation.plot_curves": lambda _: call(
-        figure(e.plot_curves), curves={"DS": e.RobustCurve("eps", (0.0, 0.1), torch.ones(2, 4, dtype=torch.bool))}
+    "evaluation.cards.markdown_table": lambda _: call(e.markdown_table, cards=[e.ResultCard(**card())]),
+    "evaluation.plots.plot_branches": lambda _: call(
+        figure(plots.plot_branches), clean_features=rows(), adv_features=rows() + 1, y=labels(), classes=("a", "b", "c")
     ),
-    "evaluation.plot_images": lambda _: call(
-        figure(e.plot_images),
+    "evaluation.plots.plot_corruptions": lambda _: call(
+        figure(plots.plot_corruptions), accuracies={"DS": {"fog": 0.5}}
+    ),
+    "evaluation.plots.plot_curves": lambda _: call(
+        figure(plots.plot_curves), curves={"DS": e.RobustCurve("eps", (0.0, 0.1), torch.ones(2, 4, dtype=torch.bool))}
+    ),
+    "evaluation.plots.plot_images": lambda _: call(
+        figure(plots.plot_images),
         clean=images(1),
         adv=images(1),
         y=labels(1),
@@ -663,17 +686,19 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         classes=("a", "b", "c"),
         amplification=2.0,
     ),
-    "evaluation.probability_output": lambda _: call(e.probability_output, model=linear(), images=images()),
-    "evaluation.protocol": lambda _: call(e.protocol, preset="robustssl", kind="SLF"),
-    "evaluation.randomised_output": lambda _: call(e.randomised_output, model=linear(), images=images()),
-    "evaluation.revision": lambda folder: call(e.revision, folder=folder),
-    "evaluation.robust_accuracy": lambda _: call(
+    "evaluation.masking.probability_output": lambda _: call(
+        masking.probability_output, model=linear(), images=images()
+    ),
+    "evaluation.protocols.protocol": lambda _: call(e.protocol, preset="robustssl", kind="SLF"),
+    "evaluation.masking.randomised_output": lambda _: call(masking.randomised_output, model=linear(), images=images()),
+    "evaluation.cards.revision": lambda folder: call(cards.revision, folder=folder),
+    "evaluation.accuracy.robust_accuracy": lambda _: call(
         e.robust_accuracy, model=linear(), batches=batches(), attack=pgd(), generator=seeded()
     ),
-    "evaluation.robust_curve": lambda _: call(
+    "evaluation.accuracy.robust_curve": lambda _: call(
         e.robust_curve, model=linear(), batches=batches(), attack=pgd(), eps=[0.0, 0.1], generator=seeded()
     ),
-    "evaluation.run_protocol": lambda folder: call(
+    "evaluation.protocols.run_protocol": lambda folder: call(
         e.run_protocol,
         encoder=linear(),
         protocol=probe(),
@@ -683,13 +708,17 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         seed=0,
         folder=folder,
     ),
-    "evaluation.train_mode": lambda _: call(e.train_mode, model=network()),
-    "evaluation.uar": lambda _: call(
+    "evaluation.masking.train_mode": lambda _: call(masking.train_mode, model=network()),
+    "evaluation.uar.uar": lambda _: call(
         e.uar, model=linear(32), batches=[(images(2, 32), labels(2))], name="pgd_linf", steps=1, generator=seeded()
     ),
-    "evaluation.unbounded_attack": lambda _: call(e.unbounded_attack, unbounded=verdicts()),
-    "evaluation.unchanged": lambda _: call(entered(e.unchanged), encoder=network().eval(), images=images()),
-    "evaluation.versions": lambda _: call(e.versions, device="cpu"),
-    "evaluation.white_box_beaten": lambda _: call(e.white_box_beaten, white=verdicts(), other=verdicts(), by="noise"),
-    "evaluation.zero_gradients": lambda _: call(e.zero_gradients, model=linear(), batches=batches()),
+    "evaluation.masking.unbounded_attack": lambda _: call(masking.unbounded_attack, unbounded=verdicts()),
+    "evaluation.protocols.unchanged": lambda _: call(
+        entered(protocols.unchanged), encoder=network().eval(), images=images()
+    ),
+    "evaluation.cards.versions": lambda _: call(cards.versions, device="cpu"),
+    "evaluation.masking.white_box_beaten": lambda _: call(
+        masking.white_box_beaten, white=verdicts(), other=verdicts(), by="noise"
+    ),
+    "evaluation.masking.zero_gradients": lambda _: call(masking.zero_gradients, model=linear(), batches=batches()),
 }

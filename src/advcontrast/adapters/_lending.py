@@ -13,7 +13,7 @@ from .._random import kept
 from .._types import Objective
 from ..attacks import under_attack
 from ..attacks.ascent import check_call
-from ..evaluation._guests import checked_logits
+from ..evaluation.inputs import checked_logits
 from ..norm import DualNorm, bn_branch
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .._checks import check_finite, check_tensor, check_within, complaint
 from .._random import kept
-from ..evaluation._guests import checked_logits, device_of, refuse_probabilities
+from ..evaluation.inputs import checked_logits, device_of, refuse_probabilities
 from ..models.normalize import Normalize, Statistics, input_layer
 from ._claim import claim
 from ._plain import plain_copy

@@ -13,7 +13,7 @@ from .._checks import check_module, complaint, type_name
 from .._types import Objective
 from ..attacks import Classification
 from ..attacks.ascent import explains_calls
-from ..evaluation._guests import device_of
+from ..evaluation.inputs import device_of
 from ._lending import known, lent, seeded
 
 

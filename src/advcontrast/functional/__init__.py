@@ -1,11 +1,9 @@
 """The mathematics, as pure functions: tensors in, tensors out, no modules and no state."""
 
+from .. import _deprecated
 from .distillation import distillation as distillation
 from .divergence import kl_divergence as kl_divergence
 from .divergence import trades as trades
-from .flow import warp as warp
-from .jpeg import jpeg_decode as jpeg_decode
-from .jpeg import jpeg_encode as jpeg_encode
 from .margin import dlr as dlr
 from .margin import targeted_dlr as targeted_dlr
 from .nt_xent import alignment as alignment
@@ -26,8 +24,6 @@ __all__ = [
     "distillation",
     "dlr",
     "effective_rank",
-    "jpeg_decode",
-    "jpeg_encode",
     "kl_divergence",
     "linf_box",
     "margin_ratio",
@@ -39,5 +35,6 @@ __all__ = [
     "targeted_dlr",
     "trades",
     "uniformity",
-    "warp",
 ]
+
+__getattr__ = _deprecated.names_of(__name__)

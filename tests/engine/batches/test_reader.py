@@ -17,7 +17,7 @@ from tests.engine.learners import (
 )
 from tests.engine.streams import Pictures, nobody_left, write
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -1,0 +1,204 @@
+"""Accuracy under common corruptions, one by one and on average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..._checks import check_int, check_iterable, complaint, type_name
+from ...augment import CORRUPTIONS, Corruption
+from ...data import CIFAR10_C, CIFAR10_C_MAIN
+from ..inputs import borrowed, checked_batches
+from .measure import Accuracy, accuracy
+
+_SEVERITIES = (1, 2, 3, 4, 5)
+_Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class CorruptionAccuracy:
+    """What :func:`corruption_accuracy` found.
+
+    Attributes:
+        verdicts: the :class:`Accuracy` under each corruption at each severity, by name and then by severity.
+
+    Example:
+        >>> half, none = Accuracy(torch.tensor([True, False])), Accuracy(torch.tensor([False, False]))
+        >>> found = CorruptionAccuracy({"fog": {1: half, 5: none}, "snow": {1: half}})
+        >>> found.by_corruption
+        {'fog': 0.25, 'snow': 0.5}
+        >>> found
+        CorruptionAccuracy(2 corruptions, 37.50%)
+    """
+
+    verdicts: Mapping[str, Mapping[int, Accuracy]]
+
+    @property
+    def by_corruption(self) -> dict[str, float]:
+        """The mean over the severities of each corruption, in [0, 1]."""
+        return {name: fmean(found.accuracy for found in own.values()) for name, own in self.verdicts.items()}
+
+    @property
+    def mean(self) -> float:
+        """The mean over all corruptions that were evaluated, whichever they are, in [0, 1]."""
+        return fmean(self.by_corruption.values())
+
+    @property
+    def mean_all(self) -> float:
+        """The mean over the 19 corruptions of CIFAR-10-C, at all severities, as in the ACL paper.
+
+        Raises:
+            ValueError: one of them was not evaluated.
+        """
+        return self._mean_over("mean_all", CIFAR10_C)
+
+    @property
+    def mean_main(self) -> float:
+        """The mean over the usual 15 corruptions of CIFAR-10-C, at all severities, as on most leaderboards.
+
+        Raises:
+            ValueError: one of them was not evaluated.
+        """
+        return self._mean_over("mean_main", CIFAR10_C_MAIN)
+
+    def __repr__(self) -> str:
+        return f"CorruptionAccuracy({len(self.verdicts)} corruptions, {self.mean:.2%})"
+
+    def _mean_over(self, owner: str, names: Sequence[str]) -> float:
+        missing = [name for name in names if set(self.verdicts.get(name, ())) != set(_SEVERITIES)]
+        if missing:
+            expected, got = f"{len(names)} corruptions at 5 severities each", f"all but {', '.join(missing)}"
+            remedy = "Evaluate all files of CIFAR-10-C, or take the mean of what there is"
+            raise ValueError(complaint(f"CorruptionAccuracy.{owner}", expected, got, remedy))
+        return fmean(self.by_corruption[name] for name in names)
+
+
+def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _Batches]]) -> CorruptionAccuracy:
+    """Return which images a classifier gets right under corruptions.
+
+    Conditions are the files of CIFAR-10-C, ::
+
+        files = cifar10_c("CIFAR-10-C")
+        corruption_accuracy(model, ((name, severity, images.batches(500)) for name, severity, images in files))
+
+    or computed corruptions, ``corruption_accuracy(model, corrupted(images.batches(500)))``. As
+    :func:`advcontrast.evaluation.accuracy`, the call leaves no trace.
+
+    Args:
+        model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
+        conditions: for each corruption and severity the name of the corruption, its severity, at least 1, and batches
+            as for :func:`advcontrast.evaluation.accuracy`. They are walked once, each before the next is asked for.
+
+    Returns:
+        The verdicts, with their means.
+
+    Raises:
+        ValueError: there is no condition, one comes twice, or its images or labels are out of range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        Fog that turns one of two images upside down, for a model that takes the brighter of two pixels for the class.
+
+        >>> images, y = torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([0, 1])
+        >>> conditions = [("fog", 1, [(images, y)]), ("fog", 2, [(torch.tensor([[0.5, 0.4], [0.5, 0.4]]), y)])]
+        >>> corruption_accuracy(torch.nn.Flatten(), conditions).by_corruption
+        {'fog': 0.75}
+
+    References:
+        Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
+        ICLR 2019.
+    """
+    owner = "corruption_accuracy"
+    verdicts: dict[str, dict[int, Accuracy]] = {}
+    # What the conditions themselves draw shall leave no trace either.
+    with borrowed(owner, model):
+        remedy = "Pass what corrupted() yields, or triples (name, severity, batches)"
+        check_iterable(owner, "conditions", conditions, remedy=remedy)
+        for condition in conditions:
+            name, severity, batches = _checked_condition(owner, condition)
+            if severity in verdicts.setdefault(name, {}):
+                expected, got = "each corruption once at each severity", f"{name!r} at severity {severity} again"
+                raise ValueError(complaint(owner, expected, got, "Give every corruption a name of its own"))
+            verdicts[name][severity] = accuracy(model, batches)
+    if not verdicts:
+        remedy = "An iterator can be walked only once; make a new one"
+        raise ValueError(complaint(owner, "at least one condition", "none", remedy))
+    return CorruptionAccuracy(verdicts)
+
+
+def corrupted(
+    batches: _Batches,
+    *,
+    names: Sequence[str] = CORRUPTIONS,
+    severities: Sequence[int] = _SEVERITIES,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[str, int, _Batches]]:
+    """Corrupt clean images in every way that can be computed, as conditions of :func:`corruption_accuracy`.
+
+    The noise is drawn on the CPU from a generator of its own, which starts anew with every condition: it is the same
+    for every model, on every device, as long as the batches are the same.
+
+    Args:
+        batches: clean images ``[N, C, H, W]``, floating point in [0, 1], and labels ``[N]``. They are walked once, when
+            the first condition is asked for, and kept.
+        names: which corruptions, some of :data:`advcontrast.augment.CORRUPTIONS`.
+        severities: which severities, each from 1 to 5.
+        seed: of the noise, at least 0.
+        device: where to keep and corrupt the images.
+
+    Returns:
+        An iterator over names, severities and batches; the images of a batch are corrupted when it is asked for.
+
+    Raises:
+        ValueError: there is no name or severity, or one is unknown; when walked, there is no image.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> clean = [(torch.tensor([[[[0.0, 0.5, 1.0]]]]), torch.tensor([2]))]
+        >>> for name, severity, batches in corrupted(clean, names=("contrast",), severities=(2,)):
+        ...     print(name, severity, [(x.flatten().tolist(), y.tolist()) for x, y in batches])
+        contrast 2 [([0.25, 0.5, 0.75], [2])]
+    """
+    owner = "corrupted"
+    for argument, given in (("names", names), ("severities", severities)):
+        expected, remedy = f"{argument} to be a tuple of at least one", "The default is all there are"
+        if not isinstance(given, (tuple, list)):
+            raise TypeError(complaint(owner, expected, type_name(given), remedy))
+        if not given:
+            raise ValueError(complaint(owner, expected, "none", remedy))
+    check_int(owner, "seed", seed, low=0, remedy="Any number will do; note it with the result")
+    corruptions = [Corruption(name, severity=severity) for name in names for severity in severities]
+    return _conditions(owner, batches, corruptions, seed, torch.device(device))
+
+
+def _conditions(
+    owner: str, batches: _Batches, corruptions: Sequence[Corruption], seed: int, device: torch.device
+) -> Iterator[tuple[str, int, _Batches]]:
+    clean = [(x, y) for x, _, y in checked_batches(owner, batches, device)]
+    for corruption in corruptions:
+        yield corruption.name, corruption.severity, _batches(clean, corruption, seed)
+
+
+def _batches(clean: _Batches, corruption: Corruption, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    for x, y in clean:
+        yield corruption(x, generator=generator), y
+
+
+def _checked_condition(owner: str, condition: Any) -> tuple[str, int, _Batches]:
+    remedy = "Pass what corrupted(...) returns, or a list of such triples"
+    expected = "conditions to be triples (name, severity, batches)"
+    if not isinstance(condition, (tuple, list)) or len(condition) != 3:
+        got = f"{len(condition)} parts" if isinstance(condition, (tuple, list)) else type_name(condition)
+        raise TypeError(complaint(owner, expected, got, remedy))
+    name, severity, batches = condition
+    if not isinstance(name, str):
+        raise TypeError(complaint(owner, "the name of a corruption to be a string", type_name(name), remedy))
+    check_int(owner, f"the severity of {name!r}", severity, low=1, remedy="CIFAR-10-C counts from 1 to 5")
+    return name, severity, batches

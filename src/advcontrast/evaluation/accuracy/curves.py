@@ -1,0 +1,193 @@
+"""Robust accuracy as a function of one setting of the attack."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._checks import check_int, check_real, complaint, type_name
+from ...attacks import Classification
+from ..inputs import (
+    borrowed,
+    check_steps,
+    checked_batches,
+    checked_logits,
+    output_of,
+    own_generator,
+    perturbed,
+    refuse_probabilities,
+)
+from .measure import _NON_FINITE, _verdict
+
+_OWNER = "robust_curve"
+
+
+@dataclass(frozen=True, eq=False)
+class RobustCurve:
+    """What :func:`robust_curve` found.
+
+    Attributes:
+        parameter: the setting that was varied, ``"eps"``, ``"steps"`` or ``"restarts"``.
+        values: its values, ascending.
+        correct: whether each sample was still classified correctly at each value, bool ``[K, N]`` on the CPU, samples
+            in the order of the batches. A column never turns from false to true.
+
+    Example:
+        >>> RobustCurve("eps", (0.0, 0.1), torch.tensor([[True, True], [False, True]])).accuracies
+        (1.0, 0.5)
+    """
+
+    parameter: str
+    values: tuple[float, ...]
+    correct: Tensor
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """The fraction of samples classified correctly at each value, which never grows."""
+        return tuple(count / self.correct.shape[1] for count in self.correct.sum(1).tolist())
+
+    def __repr__(self) -> str:
+        points = ", ".join(
+            f"{value:.4g}: {share:.2%}" for value, share in zip(self.values, self.accuracies, strict=True)
+        )
+        return f"RobustCurve({self.parameter} {points} of {self.correct.shape[1]})"
+
+
+def robust_curve(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attack: Callable[..., Tensor],
+    *,
+    eps: Sequence[float] | None = None,
+    steps: Sequence[int] | None = None,
+    restarts: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+) -> RobustCurve:
+    """Return which images a classifier gets right while one setting of an attack grows.
+
+    A larger ball holds the smaller one, so an image that was broken at one value counts as broken at all larger ones;
+    separate runs would find it again only up to chance. The curve therefore never rises, and only images that are
+    still right are attacked again. An image counts only if it is right without attack too, and radius 0 is exactly the
+    accuracy on the images as they are. As :func:`accuracy`, the call leaves no trace.
+
+    Along ``eps`` the step size, where the attack has one, keeps its ratio to the radius; along ``steps`` it stays.
+    Along ``restarts`` each value adds the runs that are missing to those made before, so that the last value is also
+    the number of runs made.
+
+    Choosing the images still right makes an accelerator wait, once for each value and batch.
+
+    Args:
+        model: as for :func:`robust_accuracy`.
+        batches: as for :func:`robust_accuracy`. They are walked once.
+        attack: a dataclass such as ``PGDAttack(...)`` that has the setting as a field.
+        eps: radii, each at least 0, ascending.
+        steps: numbers of steps, each at least 0, ascending.
+        restarts: numbers of runs, each at least 1, ascending. Just one of ``eps``, ``steps`` and ``restarts`` is
+            passed.
+        generator: as for :func:`robust_accuracy`.
+
+    Returns:
+        The verdicts for each value, with their means as ``accuracies``.
+
+    Raises:
+        ValueError: as for :func:`robust_accuracy`; not exactly one setting, values not ascending, or an attack with a
+            step size whose own ``eps`` is 0, so that there is no ratio to keep.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        The two pixels of an image differ by 0.8, 0.2, 0.6 and 0.6; an attack closes a difference of twice its radius.
+
+        >>> from advcontrast import PGDAttack
+        >>> images = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.2, 0.8]])
+        >>> attack = PGDAttack(eps=0.1, step_size=0.1, steps=3)
+        >>> curve = robust_curve(torch.nn.Flatten(), [(images, torch.tensor([0, 1, 0, 1]))], attack, eps=[0, 0.25, 0.5])
+        >>> curve.accuracies
+        (1.0, 0.75, 0.0)
+
+    References:
+        Carlini et al., "On Evaluating Adversarial Robustness", 2019.
+    """
+    parameter, values = _setting(eps=eps, steps=steps, restarts=restarts)
+    attacks = _attacks(attack, parameter, values)
+    found: list[Tensor] = []
+    with borrowed(_OWNER, model) as device:
+        source = own_generator(_OWNER, generator, device)
+        for x, y, readable_y in checked_batches(_OWNER, batches, device):
+            logits = checked_logits(_OWNER, model, x, readable_y)
+            if not found:
+                refuse_probabilities(_OWNER, model, x, logits)
+            verdict, objective = _verdict(logits, y), Classification(model, y)
+            rows = []
+            for stronger in attacks:
+                right = (verdict == 1).nonzero()[:, 0]
+                if stronger is not None and len(right):
+                    adv = perturbed(_OWNER, stronger, objective[right], x[right], source)
+                    verdict = verdict.index_copy(0, right, _verdict(output_of(_OWNER, model, adv), y[right]))
+                rows.append(verdict)
+            found.append(torch.stack(rows))
+    result = torch.cat(found, 1).cpu()
+    bad = int((result == _NON_FINITE).any(0).sum())
+    if bad:
+        remedy = "Evaluate without half precision, or look for a division by zero in the model"
+        got = f"non-finite ones for {bad} of {result.shape[1]} images"
+        raise ValueError(complaint(_OWNER, "finite logits", got, remedy))
+    return RobustCurve(parameter, values, result.bool())
+
+
+def check_fields(owner: str, attack: Any, *names: str) -> None:
+    """Require a callable dataclass with fields of some names, which ``dataclasses.replace`` can vary."""
+    known = {field.name for field in dataclasses.fields(attack)} if dataclasses.is_dataclass(attack) else set()
+    if isinstance(attack, type) or not callable(attack) or not known.issuperset(names):
+        expected = f"attack to be a callable dataclass with {' and '.join(names)}"
+        got = f"the class {attack.__name__}" if isinstance(attack, type) else type_name(attack)
+        raise TypeError(complaint(owner, expected, got, "Pass PGDAttack(...)"))
+
+
+def with_radius(owner: str, attack: Any, eps: float) -> Any:
+    """Return an attack of positive radius ``eps`` whose steps, if it has a step size, are as long in proportion."""
+    if getattr(attack, "step_size", None) is None:
+        return dataclasses.replace(attack, eps=eps)
+    if not attack.eps > 0:
+        remedy = "The step size grows in proportion to the radius"
+        raise ValueError(complaint(owner, "an attack with eps > 0", repr(attack.eps), remedy))
+    return dataclasses.replace(attack, eps=eps, step_size=attack.step_size * (eps / attack.eps))
+
+
+def _setting(**settings: Sequence[Any] | None) -> tuple[str, tuple[Any, ...]]:
+    """Return the name and the values of the one setting that was passed."""
+    passed = {name: values for name, values in settings.items() if values is not None}
+    if len(passed) != 1:
+        expected = f"exactly one of {', '.join(settings)}"
+        remedy = "One curve varies one setting; the others are those of the attack"
+        raise ValueError(complaint(_OWNER, expected, " and ".join(passed) or "none", remedy))
+    ((name, values),) = passed.items()
+    remedy = f"Pass {name}=[...], such as {'[0, 0.1, 0.2]' if name == 'eps' else '[1, 2, 5]'}"
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(complaint(_OWNER, f"{name} to be a sequence of numbers", type_name(values), remedy))
+    for value in values:
+        if name == "eps":
+            check_real(_OWNER, "each of eps", value, low=0, remedy=remedy)
+        else:
+            check_int(_OWNER, f"each of {name}", value, low=int(name == "restarts"), remedy=remedy)
+    if not values or any(first >= second for first, second in pairwise(values)):
+        expected = f"{name} to hold ascending, distinct values"
+        raise ValueError(complaint(_OWNER, expected, repr(values), remedy))
+    return name, tuple(values)
+
+
+def _attacks(attack: Any, parameter: str, values: tuple[Any, ...]) -> list[Any]:
+    """Return what each value adds to those before it; ``None`` where no attack is needed."""
+    check_fields(_OWNER, attack, parameter)
+    if parameter != "steps":
+        check_steps(_OWNER, attack)
+    if parameter == "eps":
+        return [with_radius(_OWNER, attack, float(value)) if value else None for value in values]
+    if parameter == "restarts":
+        values = tuple(after - before for before, after in pairwise((0, *values)))
+    return [dataclasses.replace(attack, **{parameter: value}) for value in values]

@@ -1,0 +1,174 @@
+"""Clean and robust accuracy, sample by sample, without a trace left on model or random state."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..._checks import complaint
+from ...attacks import Classification
+from ..inputs import (
+    borrowed,
+    branch_in_use,
+    check_attack,
+    checked_batches,
+    checked_logits,
+    own_generator,
+    perturbed,
+    refuse_probabilities,
+)
+
+_NON_FINITE = 2  # a verdict besides wrong, 0, and right, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Accuracy:
+    """What an evaluation found.
+
+    Attributes:
+        correct: whether each sample was classified correctly, bool ``[N]`` on the CPU, in the order of the batches.
+        branch: the one that a network with dual norms was on; ``None`` for every other network.
+
+    Example:
+        >>> Accuracy(torch.tensor([True, True, False, True])).accuracy
+        0.75
+    """
+
+    correct: Tensor
+    branch: str | None = field(default=None, kw_only=True)
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of samples classified correctly, in [0, 1]."""
+        return int(self.correct.sum()) / len(self.correct)
+
+    def __repr__(self) -> str:
+        branch = "" if self.branch is None else f", branch {self.branch!r}"
+        return f"Accuracy({int(self.correct.sum())} of {len(self.correct)}, {self.accuracy:.2%}{branch})"
+
+
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
+    """Return which images a classifier gets right.
+
+    The model is in eval mode for the call, whatever mode each of its modules is in. The branch of dual norms and
+    autocast are those around the call. Modes, gradients, buffers and the global random state of PyTorch, which a
+    ``DataLoader`` would advance, are restored afterwards, also after an exception: evaluating between two epochs does
+    not change the training. Only plain attributes of a model, such as a Python counter, are not restored.
+
+    Args:
+        model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
+        batches: pairs of images ``[N, ...]``, floating point in [0, 1], and labels ``[N]``, int64 in [0, C); for
+            example a ``DataLoader``. They are moved to the device of the model.
+
+    Returns:
+        The verdicts, with their mean as ``accuracy`` and the ``branch`` they are of.
+
+    Raises:
+        ValueError: there is no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
+            images leave [0, 1] or labels leave [0, C).
+        TypeError: an argument of the wrong kind, such as uint8 images, or images in another precision than the model.
+
+    Example:
+        Images of two pixels, and a model that takes the brighter pixel for the class.
+
+        >>> images = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
+        >>> accuracy(torch.nn.Flatten(), [(images, torch.tensor([0, 1, 1, 1]))]).accuracy
+        0.75
+    """
+    return _evaluate("accuracy", model, batches)
+
+
+def robust_accuracy(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attack: Callable[..., Tensor],
+    *,
+    generator: torch.Generator | None = None,
+) -> Accuracy:
+    """Return which images a classifier gets right, both as they are and under attack.
+
+    The attack maximises the cross-entropy of each sample through the model in eval mode. An image counts only if it is
+    classified correctly without the attack too, so robust images are among the correct ones of :func:`accuracy`, and
+    an attack of radius 0 gives exactly those. As :func:`accuracy`, the call leaves no trace.
+
+    The number of the ACL paper is that of ``PGDAttack(eps=8 / 255, step_size=2 / 255, steps=20)``.
+
+    Args:
+        model: as for :func:`accuracy`, differentiable.
+        batches: as for :func:`accuracy`, float32 or float64.
+        attack: a callable such as ``PGDAttack``, called as ``attack(objective, x, generator=generator)``.
+        generator: source of the attack's randomness, on the device of the model. By default one seeded with 0, so that
+            the same model in the same batches gives the same number.
+
+    Returns:
+        The verdicts, with their mean as ``accuracy`` and the ``branch`` they are of.
+
+    Raises:
+        ValueError: as for :func:`accuracy`, the attack returns images of another shape, or it takes no steps.
+        TypeError: an argument of the wrong kind.
+
+    Warns:
+        UserWarning: the attack changed none of the images that are classified correctly, though its ``eps`` is not 0.
+
+    Example:
+        Moving both pixels by 1/4 turns the one image whose pixels differ by less than 1/2.
+
+        >>> images = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.2, 0.8]])
+        >>> attack = PGDAttack(eps=0.25, step_size=0.25, steps=1, random_start=False)
+        >>> robust_accuracy(torch.nn.Flatten(), [(images, torch.tensor([0, 1, 0, 1]))], attack).accuracy
+        0.75
+    """
+    check_attack("robust_accuracy", attack)
+    return _evaluate("robust_accuracy", model, batches, attack, generator)
+
+
+def _evaluate(
+    owner: str,
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attack: Callable[..., Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> Accuracy:
+    """Collect a verdict for each sample on the device; all of them are read together at the end."""
+    verdicts: list[Tensor] = []
+    same: list[Tensor] = []
+    with borrowed(owner, model) as device:
+        source = own_generator(owner, generator, device)
+        for x, y, readable_y in checked_batches(owner, batches, device):
+            logits = checked_logits(owner, model, x, readable_y)
+            if not verdicts:
+                refuse_probabilities(owner, model, x, logits)
+            verdict = _verdict(logits, y)
+            if attack is not None:
+                adv = perturbed(owner, attack, Classification(model, y), x, source)
+                same.append(torch.stack([verdict == 1, (adv == x).reshape(len(x), -1).all(1)]))
+                verdict = torch.where(verdict == 1, _verdict(checked_logits(owner, model, adv, readable_y), y), verdict)
+            verdicts.append(verdict)
+    result = torch.cat(verdicts).cpu()
+    bad = int((result == _NON_FINITE).sum())
+    if bad:
+        remedy = "Evaluate without half precision, or look for a division by zero in the model"
+        raise ValueError(
+            complaint(owner, "finite logits", f"non-finite ones for {bad} of {len(result)} images", remedy)
+        )
+    if same and getattr(attack, "eps", None) != 0:
+        _warn_of_idle(owner, *torch.cat(same, 1).cpu())
+    return Accuracy(result.bool(), branch=branch_in_use(model))
+
+
+def _warn_of_idle(owner: str, right: Tensor, same: Tensor) -> None:
+    """Warn of an attack that changed none of the images that are right without it."""
+    if bool(right.any()) and bool(same[right].all()):
+        remedy = "Look for zero gradients with gradient_masking, and check that the attack takes steps"
+        got = f"the same {int(right.sum())} images that are classified correctly"
+        warnings.warn(complaint(owner, "attack to change images", got, remedy), UserWarning, stacklevel=4)
+
+
+def _verdict(logits: Tensor, y: Tensor) -> Tensor:
+    """Return for each sample 1 if it is right, 0 if it is wrong and 2 if that cannot be said, uint8 ``[N]``."""
+    right = (logits.argmax(1) == y).to(torch.uint8)
+    return torch.where(logits.isfinite().all(1), right, _NON_FINITE)

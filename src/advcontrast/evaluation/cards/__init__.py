@@ -1,0 +1,27 @@
+"""Result cards: settings, versions and verdicts of an evaluation in one JSON file, and their comparison."""
+
+from ._fields import AlarmRecord as AlarmRecord
+from ._fields import CurveRecord as CurveRecord
+from .card import Result as Result
+from .card import ResultCard as ResultCard
+from .comparison import Comparison as Comparison
+from .comparison import Flips as Flips
+from .comparison import MetricComparison as MetricComparison
+from .comparison import compare_cards as compare_cards
+from .comparison import markdown_table as markdown_table
+from .provenance import revision as revision
+from .provenance import versions as versions
+
+__all__ = [
+    "AlarmRecord",
+    "Comparison",
+    "CurveRecord",
+    "Flips",
+    "MetricComparison",
+    "Result",
+    "ResultCard",
+    "compare_cards",
+    "markdown_table",
+    "revision",
+    "versions",
+]

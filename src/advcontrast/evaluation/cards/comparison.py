@@ -1,0 +1,247 @@
+"""Two result cards side by side, sample by sample, and any number of them in a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..._checks import check_iterable, complaint, type_name
+from .card import ResultCard
+
+_METRICS = ("TA", "RA", "AA")
+
+
+class Flips(NamedTuple):
+    """The samples that two runs judge differently.
+
+    ``p_value`` is that of the exact McNemar test: how often a fair coin would share them out at least as unevenly.
+    """
+
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+class MetricComparison(NamedTuple):
+    """Means of a metric as fractions in [0, 1], ``b - a``, and the flips for each pair of runs."""
+
+    mean_a: float
+    mean_b: float
+    difference: float
+    flips: tuple[Flips, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two cards compared.
+
+    Attributes:
+        a: name of the first card.
+        b: name of the second one.
+        metrics: what was found for each metric that both cards have.
+    """
+
+    a: str
+    b: str
+    metrics: dict[str, MetricComparison]
+
+    def __str__(self) -> str:
+        lines = [f"a: {self.a}", f"b: {self.b}"]
+        width = max(map(len, self.metrics))
+        for metric, found in self.metrics.items():
+            means = f"{100 * found.mean_a:6.2f}% -> {100 * found.mean_b:6.2f}%  ({100 * found.difference:+.2f})"
+            heads = [f"{metric:{width}}  {means}", *[" " * (width + 2 + len(means))] * (len(found.flips) - 1)]
+            lines += [
+                f"{head}  only a right {flips.only_a}, only b right {flips.only_b}, p = {flips.p_value:.2g}"
+                for head, flips in zip(heads, found.flips, strict=True)
+            ]
+        return "\n".join(lines)
+
+
+def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
+    """Compare two models on the same images under the same attacks.
+
+    The runs are paired in their order, the first one of ``a`` with the first one of ``b``. Each pair has a p-value of
+    its own: the runs share their images, so that their flips must not be added up and tested as if they were
+    independent.
+
+    Args:
+        a: a card.
+        b: a card on the same data, with as many runs, and with the same attack behind each metric that both have.
+
+    Returns:
+        Means, differences, flips and p-values; ``print`` shows them as text.
+
+    Raises:
+        ValueError: the cards do not have data, number of runs and attacks in common; the message lists what differs.
+        TypeError: an argument is not a card.
+
+    Example:
+        >>> import torch
+        >>> def card(name, verdicts):
+        ...     return ResultCard(
+        ...         name=name,
+        ...         verdicts={"TA": [torch.tensor(verdicts)]},
+        ...         seeds=[0],
+        ...         data="four images",
+        ...         fingerprint="0" * 64,
+        ...         dtype="float32",
+        ...     )
+        >>> print(compare_cards(card("DS", [True, False, False, False]), card("S2S", [True, True, True, True])))
+        a: DS
+        b: S2S
+        TA   25.00% -> 100.00%  (+75.00)  only a right 0, only b right 3, p = 0.25
+
+    References:
+        McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+        Psychometrika 1947.
+    """
+    _check_cards("compare_cards", (a, b))
+    shared = [metric for metric in _ordered((a, b)) if metric in a.verdicts and metric in b.verdicts]
+    if not shared:
+        got = f"{', '.join(a.verdicts)} and {', '.join(b.verdicts)}"
+        raise ValueError(complaint("compare_cards", "cards with a common metric", got, "Evaluate both alike"))
+    differing = _differences(a, b, shared)
+    if differing:
+        remedy = "Evaluate both models in the same way"
+        raise ValueError(complaint("compare_cards", "cards of the same evaluation", "; ".join(differing), remedy))
+    return Comparison(a.name, b.name, {metric: _compared(a, b, metric) for metric in shared})
+
+
+def markdown_table(cards: Sequence[ResultCard]) -> str:
+    """Return the results of cards as a table in Markdown, in percent, mean ± sample standard deviation over the runs.
+
+    The header names the attack of each column, or says that it is not the same in all rows.
+
+    Args:
+        cards: one for each row.
+
+    Returns:
+        Lines, with a column for TA, RA, AA and each other metric of the cards.
+
+    Raises:
+        ValueError: there is no card.
+        TypeError: an entry is not a card.
+
+    Example:
+        >>> import torch
+        >>> card = ResultCard(
+        ...     name="DS",
+        ...     verdicts={"TA": [torch.tensor([True, False]), torch.tensor([True, True])]},
+        ...     seeds=[0, 1],
+        ...     data="two images",
+        ...     fingerprint="0" * 64,
+        ...     dtype="float32",
+        ... )
+        >>> print(markdown_table([card]))
+        | name | TA | RA | AA |
+        | --- | ---: | ---: | ---: |
+        | DS | 75.00 ± 35.36 |  |  |
+    """
+    _check_cards("markdown_table", cards)
+    if not cards:
+        raise ValueError(complaint("markdown_table", "at least one card", "none", "Pass a list of cards"))
+    metrics = _ordered(cards)
+    header = ["name", *(f"{metric}{_attack_of(metric, cards)}" for metric in metrics)]
+    rows = [
+        [card.name, *(card.results[metric].percent() if metric in card.verdicts else "" for metric in metrics)]
+        for card in cards
+    ]
+    lines = [_row(header), _row(["---", *["---:"] * len(metrics)]), *map(_row, rows)]
+    return "\n".join(lines)
+
+
+def _check_cards(owner: str, cards: Sequence[Any]) -> None:
+    check_iterable(owner, "cards", cards, remedy="Pass a list of cards")
+    for card in cards:
+        if not isinstance(card, ResultCard):
+            raise TypeError(complaint(owner, "result cards", type_name(card), "Read a file with ResultCard.read"))
+
+
+def _ordered(cards: Sequence[ResultCard]) -> list[str]:
+    """Return the usual metrics, then all others of the cards."""
+    found = {metric for card in cards for metric in card.verdicts}
+    return [*_METRICS, *sorted(found - set(_METRICS))]
+
+
+def _differences(a: ResultCard, b: ResultCard, metrics: Sequence[str]) -> list[str]:
+    facts = [
+        {
+            "data": f"{card.data} ({card.fingerprint[:16]})" if a.fingerprint != b.fingerprint else None,
+            "images": card.images,
+            "runs": len(card.seeds),
+            **{metric: card.attacks.get(metric) for metric in metrics},
+        }
+        for card in (a, b)
+    ]
+    return _unequal("", *facts)
+
+
+def _unequal(name: str, one: Any, other: Any) -> list[str]:
+    """List what differs in two facts or settings, by its full name."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        return [line for key in keys for line in _unequal(f"{name}.{key}", one.get(key), other.get(key))]
+    return [] if one == other else [f"{name[1:]} {one!r} and {other!r}"]
+
+
+def _compared(a: ResultCard, b: ResultCard, metric: str) -> MetricComparison:
+    mean_a, mean_b = a.results[metric].mean, b.results[metric].mean
+    flips = []
+    for one, other in zip(a.verdicts[metric], b.verdicts[metric], strict=True):
+        only_a, only_b = int((one & ~other).sum()), int((other & ~one).sum())
+        flips.append(Flips(only_a, only_b, mcnemar(only_a, only_b)))
+    return MetricComparison(mean_a, mean_b, mean_b - mean_a, tuple(flips))
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the two-sided p-value of the exact McNemar test, for the numbers of flips in both directions.
+
+    Example:
+        Three coins show the same side in one of four throws.
+
+        >>> mcnemar(0, 3)
+        0.25
+    """
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    term = tail = math.comb(n, fewer)
+    for k in range(fewer, 0, -1):
+        term = term * k // (n - k + 1)
+        tail += term
+        if tail >> 64 > term:  # the rest shrinks geometrically and no longer reaches the digits of a float
+            break
+    p_value: float = 2 * tail / 2**n
+    return min(1.0, p_value)
+
+
+def _attack_of(metric: str, cards: Sequence[ResultCard]) -> str:
+    """Return the attack in a few words, in brackets, where all cards with this metric have the same one."""
+    attacks = [card.attacks.get(metric) for card in cards if metric in card.verdicts]
+    if not any(attacks):
+        return ""
+    if any(attack != attacks[0] for attack in attacks):
+        return " (attacks differ)"
+    return f" ({_words(attacks[0])})"
+
+
+def _words(attack: Any) -> str:
+    if not isinstance(attack, dict):
+        return str(attack)
+    shown = [str(attack[key]) for key in ("type", "version", "norm") if attack.get(key)]
+    if isinstance(attack.get("eps"), (int, float)):
+        shown.append(f"eps {_radius(attack['eps'])}")
+    shown += [f"{attack[key]} {key}" for key in ("steps", "restarts") if attack.get(key)]
+    return ", ".join(shown) or "described in the cards"
+
+
+def _radius(eps: float) -> str:
+    """Return a radius as a multiple of 1/255 where it is one, and not of 1."""
+    multiple = round(255 * eps)
+    return f"{multiple}/255" if multiple % 255 and abs(255 * eps - multiple) < 1e-6 else f"{eps:g}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    escaped = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"

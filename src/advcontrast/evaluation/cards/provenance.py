@@ -1,0 +1,64 @@
+"""Where a result comes from: versions of the software, and the revision of the code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+
+import torch
+
+from ..._checks import check_device, check_path
+
+
+def versions(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Return what a number may depend on besides the code: versions, platform and device.
+
+    Args:
+        device: the device that the evaluation ran on.
+
+    Returns:
+        Versions of advcontrast, PyTorch and Python, the platform, the device and, on the CPU, the number of threads,
+        since sums are split among them.
+
+    Example:
+        >>> versions()["torch"] == torch.__version__
+        True
+    """
+    import advcontrast  # the package is not complete yet when this file is imported
+
+    device = check_device("versions", device)
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "advcontrast": advcontrast.__version__,
+        "device": f"cpu, {torch.get_num_threads()} threads" if on == "cpu" else on,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def revision(folder: str | os.PathLike[str] = ".") -> str | None:
+    """Return the git commit that a folder is at.
+
+    Args:
+        folder: any folder of the working tree.
+
+    Returns:
+        The full name of the commit, with "-dirty" behind it where a tracked file differs from it; ``None`` outside a
+        repository, before the first commit, or where git is not installed or not allowed to look.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     print(revision(folder))
+        None
+    """
+    place = check_path("revision", "folder", folder, remedy="Pass a folder of the working tree")
+    look = ["git", "--no-optional-locks", "-C", str(place)]
+    describe = ["describe", "--always", "--dirty", "--abbrev=64", "--exclude=*"]
+    try:
+        done = subprocess.run([*look, *describe], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

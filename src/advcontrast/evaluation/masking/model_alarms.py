@@ -1,0 +1,202 @@
+"""Signs that a model hides its gradient which show in the model itself, whatever the attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..._checks import check_finite, check_module, check_tensor, check_within, complaint
+from ..._random import kept
+from ..inputs import borrowed, checked_batches, checked_logits
+from .attack_alarms import Alarm
+
+# A twentieth of the images that cannot be attacked overstates robust accuracy by more than papers differ.
+ZERO_GRADIENTS = 0.05
+# Relative; rounding in float32 explains a ten-thousandth, and larger noise is more than an attack can ignore.
+ROUNDING = 1e-4
+
+
+def train_mode(model: nn.Module) -> Alarm:
+    """Check whether a model was passed with modules in train mode.
+
+    Everything in this package evaluates in eval mode, whatever mode the model is in. Code that does not would attack
+    batch statistics and dropout, and move the running statistics while it does.
+
+    Args:
+        model: the network, as it is about to be evaluated.
+
+    Returns:
+        The alarm, raised where any module is in train mode.
+
+    Raises:
+        TypeError: ``model`` is no module.
+
+    Example:
+        >>> train_mode(torch.nn.Linear(2, 2).eval()).raised
+        False
+    """
+    check_module("train_mode", model)
+    awake = sum(module.training for module in model.modules())
+    every = sum(1 for _ in model.modules())
+    reason, advice = f"{awake} of {every} modules are in train mode", "Call model.eval() before attacking it elsewhere."
+    return Alarm("train mode", awake > 0, reason, {"modules": awake}, advice)
+
+
+def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
+    """Check whether two forward passes of the same images differ.
+
+    Against noise inside a model an attack must average gradients over it; one that does not follows a random direction.
+
+    Args:
+        model: a classifier of images in [0, 1] that returns ``[N, C]``.
+        images: ``[N, ...]``, floating point in [0, 1]; a few are enough.
+
+    Returns:
+        The alarm, raised where outputs differ by more than rounding.
+
+    Raises:
+        ValueError: there is no image, images leave [0, 1], or the output has another shape or is not finite.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> randomised_output(torch.nn.Flatten(), torch.rand(4, 3)).raised
+        False
+    """
+    with borrowed("randomised_output", model) as device:
+        x = _some("randomised_output", images, device)
+        difference = _difference(*(_output("randomised_output", model, x) for _ in range(2)))
+    reason = f"two forward passes differ by {difference:.1e} of the spread of the outputs"
+    advice = "Attack with the gradient averaged over many passes a step, or remove the source of randomness."
+    return Alarm("randomised output", difference > ROUNDING, reason, {"difference": difference}, advice)
+
+
+def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
+    """Check whether, in eval mode, the output for an image depends on the other images of its batch.
+
+    It does where a norm uses the statistics of the batch also in eval mode. Attacked images then lean on each other,
+    and the verdict on one of them depends on how they were batched.
+
+    Args:
+        model: as for :func:`randomised_output`.
+        images: as for :func:`randomised_output`. They are passed once along with themselves, once along with their
+            negatives, in batches of twice their number.
+
+    Returns:
+        The alarm, raised where the outputs for the same images differ by more than rounding.
+
+    Raises:
+        ValueError: as for :func:`randomised_output`.
+        TypeError: as for :func:`randomised_output`.
+
+    Example:
+        >>> batch_dependence(torch.nn.BatchNorm1d(3, track_running_stats=False), torch.rand(4, 3)).raised
+        True
+    """
+    with borrowed("batch_dependence", model) as device:
+        x = _some("batch_dependence", images, device)
+        outputs = []
+        for others in (x, 1 - x):
+            # Both passes draw the same numbers, so that only the neighbours differ.
+            with kept():
+                outputs.append(_output("batch_dependence", model, torch.cat([x, others]))[: len(x)])
+        difference = _difference(*outputs)
+    reason = f"other images in the batch change the output by {difference:.1e} of its spread"
+    advice = "Let norms use running statistics in eval mode."
+    return Alarm("batch dependence", difference > ROUNDING, reason, {"difference": difference}, advice)
+
+
+def probability_output(model: nn.Module, images: Tensor) -> Alarm:
+    """Check whether a model returns probabilities instead of logits.
+
+    The cross-entropy of a softmax of a softmax is almost flat. The other functions of this package that attack refuse
+    such a model.
+
+    Args:
+        model: as for :func:`randomised_output`.
+        images: as for :func:`randomised_output`. Black images are passed as well.
+
+    Returns:
+        The alarm, raised where all outputs are nonnegative and sum to 1 for each image.
+
+    Raises:
+        ValueError: as for :func:`randomised_output`.
+        TypeError: as for :func:`randomised_output`.
+
+    Example:
+        >>> probability_output(torch.nn.Softmax(1), torch.rand(4, 3)).raised
+        True
+    """
+    with borrowed("probability_output", model) as device:
+        x = _some("probability_output", images, device)
+        rows = _output("probability_output", model, torch.cat([x, torch.zeros_like(x)])).float()
+    smallest, error = rows.min().item(), (rows.sum(1) - 1).abs().max().item()
+    reason = f"outputs are at least {smallest:.2g} and sum to 1 up to {error:.2g}"
+    figures, advice = {"smallest": smallest, "error": error}, "Return logits: leave out the softmax at the end."
+    return Alarm("probability output", smallest >= 0 and error < 1e-2, reason, figures, advice)
+
+
+def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Alarm:
+    """Tell for how many images the gradient of the cross-entropy gives no direction.
+
+    It may be exactly zero, as behind a quantisation or where large logits saturate the softmax; not finite; or missing,
+    where the model leaves the graph.
+
+    Args:
+        model: a classifier of images in [0, 1] that returns logits ``[N, C]``.
+        batches: pairs of images ``[N, ...]`` in [0, 1] and labels ``[N]``, int64; best only images that are classified
+            correctly, since only those are worth an attack.
+
+    Returns:
+        The alarm, raised where that is so for more than a twentieth of the images.
+
+    Raises:
+        ValueError: as for :func:`randomised_output`, or labels leave [0, C).
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> images, labels = torch.rand(4, 3), torch.tensor([0, 1, 2, 0])
+        >>> zero_gradients(torch.nn.Flatten(), [(images, labels)]).figures["zero"]
+        0.0
+    """
+    owner = "zero_gradients"
+    states = []
+    with borrowed(owner, model) as device, torch.inference_mode(False), torch.enable_grad():
+        for images, y, readable_y in checked_batches(owner, batches, device):
+            x = images.detach().clone().requires_grad_()
+            loss = F.cross_entropy(checked_logits(owner, model, x, readable_y), y, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, x, allow_unused=True) if loss.requires_grad else (None,)
+            missing = torch.full_like(y, slope is None)
+            slope = (torch.zeros_like(x) if slope is None else slope).flatten(1)
+            states.append(torch.stack([(slope == 0).all(1), ~slope.isfinite().all(1), missing.bool()]))
+    zero, bad, missing = torch.cat(states, 1).double().mean(1).tolist()
+    reason = f"{zero:.1%} of the gradients are zero, {bad:.1%} not finite"
+    if missing:
+        reason = "no gradient reaches the images: the model leaves the graph"
+    figures = {"zero": zero, "not finite": bad, "no graph": missing}
+    advice = "Report an attack without gradients, such as autoattack(), and one on a smooth approximation of the model."
+    return Alarm("zero gradients", zero + bad > ZERO_GRADIENTS, reason, figures, advice)
+
+
+def _some(owner: str, images: Tensor, device: torch.device) -> Tensor:
+    check_tensor(owner, "images", images, remedy="Convert 8-bit images with images.float() / 255")
+    if images.dim() < 2 or len(images) == 0:
+        expected = "images of shape [N, ...] with N >= 1"
+        raise ValueError(complaint(owner, expected, f"{list(images.shape)}", "Pass some of the test images"))
+    remedy = "Put the normalisation inside the model and evaluate the raw images"
+    check_within(owner, "images", images, (0.0, 1.0), remedy=remedy)
+    return images.to(device)
+
+
+def _output(owner: str, model: nn.Module, x: Tensor) -> Tensor:
+    output = checked_logits(owner, model, x, torch.zeros(len(x), dtype=torch.int64))
+    check_finite(owner, "the output of the model", output, remedy="Look for a division by zero in the model")
+    return output
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    """Return the largest difference of two outputs, relative to the spread of the first."""
+    smallest, largest = first.double().aminmax()
+    return ((first.double() - second.double()).abs().max() / (largest - smallest).clamp(min=1e-300)).item()

@@ -1,0 +1,124 @@
+"""The failure of training with attacks of one step."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._checks import check_copyable, check_int, check_module, check_real, complaint
+from ..._modes import eval_mode
+from ..._random import kept
+from ...attacks import PGDAttack
+
+_OWNER = "catastrophic_overfitting"
+
+
+@dataclass(frozen=True)
+class Overfitting:
+    """The loss of a learner without attack, under one step and under many.
+
+    Attributes:
+        clean: loss on the images as they are.
+        single: loss under an attack of one step with a random start.
+        strong: loss under an attack of many steps in the same ball.
+    """
+
+    clean: float
+    single: float
+    strong: float
+
+    @property
+    def share(self) -> float:
+        """How much of the strong attack's gain one step reaches, 1 where there is nothing to gain."""
+        gain = self.strong - self.clean
+        return (self.single - self.clean) / gain if gain > 0 else 1.0
+
+    @property
+    def alarm(self) -> bool:
+        """Whether one step reaches less than a quarter of a gain that is worth a tenth of the loss.
+
+        The network has then learned to be steep where one step does not look. On a contrastive loss one step reaches
+        about half of what ten do.
+        """
+        return self.share < 0.25 and self.strong - self.clean > 0.1 * abs(self.clean)
+
+
+def catastrophic_overfitting(
+    learner: nn.Module, *batch: Tensor, eps: float = 8 / 255, steps: int = 10, seed: int = 0
+) -> Overfitting:
+    """Compare a single-step attack on a learner with a strong one.
+
+    A network that is trained with attacks of one step can learn, within one epoch, to be steep only where one step
+    does not look. Its loss in training then falls, and it has no robustness left. The sign is that one step gains far
+    less than many do. Measured on a copy in eval mode, for the same views and random starts; the learner and the global
+    random state do not change, and it need not be trained with one step.
+
+    Args:
+        learner: a module as for :func:`advcontrast.engine.fit`, with the attribute ``attack``.
+        batch: what it takes, for example images.
+        eps: radius of both attacks, L-infinity, in units of the images: the one of the training.
+        steps: of the strong attack, each a quarter of the radius; at least 2.
+        seed: of views and random starts.
+
+    Returns:
+        The three losses, how much of the gain one step reaches, and whether that is alarming.
+
+    Raises:
+        ValueError: the learner has no attack, or does not call it for this batch, or a number is out of its range.
+        TypeError: an argument of the wrong kind.
+        RuntimeError: the learner cannot be copied, as in :func:`advcontrast.export_branch`.
+
+    Example:
+        For a linear loss one step is almost as good as many.
+
+        >>> class Mean(torch.nn.Module):
+        ...     attack = None
+        ...     def forward(self, x):
+        ...         loss = self.attack(lambda x: x.flatten(1).mean(1), x).mean()
+        ...         return loss, {}
+        >>> catastrophic_overfitting(Mean(), torch.full((2, 1, 4, 4), 0.5), eps=0.25).alarm
+        False
+
+    References:
+        Wong et al., "Fast is better than free: Revisiting adversarial training", ICLR 2020.
+    """
+    check_module(_OWNER, learner)
+    if not hasattr(learner, "attack"):
+        remedy = "Pass a learner that calls self.attack, such as ACLTrainer"
+        raise ValueError(complaint(_OWNER, "a learner with an attack", type(learner).__name__, remedy))
+    check_real(_OWNER, "eps", eps, low=0, above=True, remedy="For images in [0, 1] it is usually 8/255")
+    check_int(_OWNER, "steps", steps, low=2, remedy="10 are usual")
+    check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
+    check_copyable(_OWNER, learner)
+    learner = copy.deepcopy(learner)
+    single = PGDAttack(eps=eps, step_size=1.25 * eps, steps=1)
+    strong = _Counted(eps=eps, step_size=eps / 4, steps=steps)
+    clean = PGDAttack(eps=0.0, steps=0)
+    found = Overfitting(*(_loss(learner, attack, batch, seed) for attack in (clean, single, strong)))
+    if not strong.calls:
+        remedy = "Pass a learner that attacks, such as ACLTrainer(model) in another mode than S2S"
+        raise ValueError(complaint(_OWNER, "a learner that calls self.attack", type(learner).__name__, remedy))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counted(PGDAttack):
+    """PGD that counts its calls."""
+
+    calls: list[None] = field(default_factory=list)
+
+    def __call__(self, *args: Any, **settings: Any) -> Tensor:
+        self.calls.append(None)
+        return super().__call__(*args, **settings)
+
+
+def _loss(learner: Any, attack: PGDAttack, batch: tuple[Tensor, ...], seed: int) -> float:
+    if isinstance(getattr(learner, "attack", None), nn.Module):
+        del learner.attack  # a module gives its place only to another one
+    learner.attack = attack
+    with kept(seed), eval_mode(learner), torch.no_grad():
+        return float(learner(*batch)[0])

@@ -1,0 +1,167 @@
+"""Pictures of what an evaluation saw, images and features, each returned as a ``matplotlib.figure.Figure``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..._checks import check_finite, check_real, check_tensor, check_within, complaint, type_name
+from ._canvas import COLOURS, canvas, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WRONG = COLOURS[1]
+_MOST_IMAGES, _MOST_CLASSES = 10, 20
+
+
+def plot_images(
+    clean: Tensor,
+    adv: Tensor,
+    *,
+    y: Tensor | None = None,
+    clean_predictions: Tensor | None = None,
+    adv_predictions: Tensor | None = None,
+    classes: Sequence[str] | None = None,
+    amplification: float | None = None,
+) -> Figure:
+    """Draw images, what an attack makes of them, and the difference, amplified around gray.
+
+    Args:
+        clean: images ``[N, 1, H, W]`` or ``[N, 3, H, W]`` in [0, 1], at most 10.
+        adv: the perturbed images, of the same shape.
+        y: their classes, int64 ``[N]``; a prediction of another class is printed in bold orange.
+        clean_predictions: what the model takes the images for, int64 ``[N]``.
+        adv_predictions: what it takes the perturbed images for.
+        classes: names of the classes; by default their numbers are printed.
+        amplification: positive factor for the difference; by default one that uses the whole range from black to white.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: shapes do not fit, or values leave their range.
+        TypeError: an argument of the wrong kind.
+        ImportError: matplotlib is not installed.
+    """
+    owner = "plot_images"
+    for name, images in (("clean", clean), ("adv", adv)):
+        check_tensor(owner, name, images, remedy="Convert 8-bit images with images.float() / 255")
+        if images.dim() != 4 or images.shape[1] not in (1, 3) or not 1 <= len(images) <= _MOST_IMAGES:
+            expected = f"{name} of shape [N, 1 or 3, H, W] with N from 1 to {_MOST_IMAGES}"
+            raise ValueError(complaint(owner, expected, f"{list(images.shape)}", "Choose a few images"))
+        check_within(owner, name, images, (0.0, 1.0), remedy="Pass raw images, before normalisation")
+    if clean.shape != adv.shape:
+        got = f"{list(clean.shape)} and {list(adv.shape)}"
+        raise ValueError(complaint(owner, "clean and adv of the same shape", got, "Pass matching images"))
+    truth, *guesses = (
+        [""] * len(clean) if labels is None else _names(owner, name, labels, len(clean), classes)
+        for name, labels in (("y", y), ("clean_predictions", clean_predictions), ("adv_predictions", adv_predictions))
+    )
+    difference = (adv - clean).detach().cpu().float()
+    if amplification is None:
+        largest = float(difference.abs().max())
+        amplification = 0.5 / largest if largest else 1.0
+    check_real(owner, "amplification", amplification, low=0, above=True, remedy="10 is a usual factor")
+
+    count = len(clean)
+    figure = canvas(owner, 3 * min(1.7, 7.6 / count) + 0.9)
+    grid = figure.subplots(3, count, squeeze=False)
+    rows = (
+        ("clean", clean, truth if clean_predictions is None else guesses[0]),
+        ("perturbed", adv, guesses[1]),
+        (f"difference\n{amplification:.3g}-fold", (0.5 + amplification * difference).clamp(0, 1), [""] * count),
+    )
+    for cells, (title, images, texts) in zip(grid, rows, strict=True):
+        cells[0].set_ylabel(title, fontsize=9)
+        for axes, image, text, right in zip(cells, images.detach().cpu().float(), texts, truth, strict=True):
+            axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            wrong = "" not in (text, right) and text != right
+            axes.set_title(text, fontsize=8, color=_WRONG if wrong else "black", weight="bold" if wrong else "normal")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    return figure
+
+
+def plot_branches(
+    clean_features: Tensor, adv_features: Tensor, y: Tensor, *, classes: Sequence[str] | None = None
+) -> Figure:
+    """Draw the features of both branches in the plane of their two principal components, one panel each.
+
+    The plane is that of both branches together, so that the panels can be compared; their axes are the same.
+
+    Args:
+        clean_features: features of images through the branch "clean", ``[N, D]`` with D >= 2.
+        adv_features: features of the same images, or of their perturbed versions, through the branch "adv".
+        y: classes of the images, int64 ``[N]``, at most 20 different ones.
+        classes: names of the classes; by default their numbers.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: shapes do not fit, or features are not finite.
+        TypeError: an argument of the wrong kind.
+        ImportError: matplotlib is not installed.
+    """
+    owner = "plot_branches"
+    remedy = "Pass the features of the same images through each branch"
+    for name, features in (("clean_features", clean_features), ("adv_features", adv_features)):
+        check_tensor(owner, name, features, remedy=remedy)
+        if features.dim() != 2 or len(features) < 1 or features.shape[1] < 2 or features.shape != clean_features.shape:
+            expected = f"{name} of shape [N, D] with D >= 2, the same for both"
+            raise ValueError(complaint(owner, expected, f"{list(features.shape)}", remedy))
+        check_finite(owner, name, features, remedy=remedy)
+    texts = _names(owner, "y", y, len(clean_features), classes)
+    shown = list(dict.fromkeys(texts[i] for i in y.argsort(stable=True).tolist()))
+    if len(shown) > _MOST_CLASSES:
+        expected = f"y with at most {_MOST_CLASSES} classes"
+        raise ValueError(complaint(owner, expected, f"{len(shown)}", "Choose the images of a few classes"))
+
+    points, shares = _principal_plane(torch.cat([clean_features, adv_features]))
+    figure = canvas(owner, 4.2)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, title, part in zip(panels, ("branch clean", "branch adv"), points.chunk(2), strict=True):
+        for index, text in enumerate(shown):
+            xs, ys = part[[found == text for found in texts]].T.tolist()
+            marker = "o" if index < len(COLOURS) else "^"
+            axes.scatter(xs, ys, s=9, color=COLOURS[index % 10], marker=marker, alpha=0.7, linewidths=0, label=text)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)")
+        tidy(axes)
+    panels[0].set_ylabel(f"component 2 ({shares[1]:.0%} of variance)")
+    columns = 1 + (len(shown) > len(COLOURS))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", ncols=columns, frameon=False, markerscale=2)
+    return figure
+
+
+def _principal_plane(features: Tensor) -> tuple[Tensor, list[float]]:
+    """Return coordinates ``[N, 2]`` along the two directions of largest variance, and their shares of all variance.
+
+    The sign of a direction is arbitrary; here its largest entry is positive, so that a figure can be drawn again.
+    """
+    centred = features.detach().cpu().double()
+    centred = centred - centred.mean(0)
+    _, deviations, directions = torch.linalg.svd(centred, full_matrices=False)
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    variances = deviations.square()
+    shares = variances[:2] / variances.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    return centred @ (directions * largest.sign())[:2].T, shares.tolist()
+
+
+def _names(owner: str, name: str, labels: Tensor, count: int, classes: Sequence[str] | None) -> list[str]:
+    """Return the name of the class of each image."""
+    remedy = "Pass one class index an image"
+    check_tensor(owner, name, labels, (torch.int64,), remedy=remedy)
+    if labels.shape != (count,):
+        raise ValueError(complaint(owner, f"{name} of shape [{count}]", f"{list(labels.shape)}", remedy))
+    if classes is None:
+        return [str(label) for label in labels.tolist()]
+    if not isinstance(classes, (tuple, list)) or not all(isinstance(each, str) for each in classes):
+        raise TypeError(complaint(owner, "classes to be a list of names", type_name(classes), "Pass data.classes"))
+    check_within(owner, name, labels.cpu(), (0, len(classes) - 1), remedy=f"There are {len(classes)} names of classes")
+    return [classes[label] for label in labels.tolist()]

@@ -1,0 +1,171 @@
+"""The protocols of papers and benchmarks, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from ..._checks import check_choice
+from .definition import Protocol
+
+_START = "The attack of TRADES starts at random in the ball, theirs 0.001 N(0, 1) from the image. "
+_ACL = "Jiang et al., NeurIPS 2020"
+_ACL_AFF = Protocol(
+    preset="acl2020",
+    kind="AFF",
+    source=f"{_ACL}: text of the paper (Tables 1 and 3); weight decay, momentum and attack of the authors' code.",
+    notes="The README of their code has 100 epochs with decays at the start of epochs 40 and 60, and their code decays "
+    f"at the start of the epochs that it is given. {_START}Trained on 45,000 images, selected on 5,000.",
+    frozen=False,
+    loss="trades",
+    epochs=25,
+    batch_size=128,
+    lr=0.1,
+    weight_decay=2e-4,
+    milestones=(15, 20),
+    attack_steps=10,
+    beta=6.0,
+    select="val_ra",
+)
+_ACL_ALF = replace(
+    _ACL_AFF,
+    kind="ALF",
+    source=f"{_ACL}: Table 5, with the defaults of the authors' code and its flags --fixmode f3 --fixbn.",
+    notes="The paper gives no number for linear evaluation; the authors said in an issue which flags they used. How an "
+    f"epoch was selected is not known. Table 5 has both branches. {_START}",
+    frozen=True,
+)
+_ACL_SLF = replace(
+    _ACL_ALF,
+    kind="SLF",
+    notes="The paper gives no number for linear evaluation; the authors said in an issue which flags they used. How an "
+    "epoch was selected is not known; their code keeps that of the best standard accuracy. Table 5 has both branches.",
+    loss="ce",
+    attack_steps=None,
+    beta=None,
+    select="val_ta",
+)
+_ACL_SFF = replace(
+    _ACL_SLF,
+    kind="SFF",
+    source=f"{_ACL}: step ii of semi-supervised training, as the README of the authors' code runs it.",
+    notes="The paper says nothing about these numbers. The code decays at the start of epochs 40 and 60.",
+    branch="clean",
+    frozen=False,
+    epochs=100,
+    milestones=(39, 59),
+)
+_ACL_SEMI = replace(
+    _ACL_AFF,
+    kind="semi",
+    source=f"{_ACL}: equation 3; numbers of the authors' code.",
+    notes="The paper says nothing about rate, epochs, batch size and weight decay. The code decays at the start of "
+    "epochs 5 and 10. With 1 % of the labels its batches have 200 images: replace(..., labels=0.01, batch_size=200). "
+    "The validation images have labels too. Here every epoch goes over all images, and a batch holds its share of "
+    "labelled ones. The code loads the weights of the best standard accuracy after each epoch and goes on from there; "
+    "this is not repeated.",
+    loss="semi",
+    epochs=15,
+    batch_size=250,
+    weight_decay=5e-4,
+    milestones=(4, 9),
+    alpha=0.5,
+    temperature=1.0,
+    labels=0.1,
+    teacher=_ACL_SFF,
+)
+
+_LAST = "Their code trains on all training images and tests the last epoch; pass the same, and no validation images. "
+_RATES = "lr is that for CIFAR-10; 0.05 for CIFAR-100, 0.1 for STL-10 with 96 pixels. "
+_DUAL = (
+    "Their code fine-tunes both branches at once, clean images through the clean one and attacked ones through the "
+    "other, which it tests; here only this one is trained, on both. Their attack starts at the image itself, where the "
+    "divergence has no gradient; here at random in the ball. "
+)
+_ROBUSTSSL = "RobustSSL benchmark, released code for encoders of ACL"
+_ROBUSTSSL_ALF = Protocol(
+    preset="robustssl",
+    kind="ALF",
+    source=f"{_ROBUSTSSL}.",
+    notes=f"{_RATES}{_LAST}The benchmark gives AutoAttack, not the PGD of test_attack. For encoders of other methods "
+    "it has other numbers.",
+    frozen=True,
+    loss="adversarial-ce",
+    epochs=25,
+    batch_size=512,
+    lr=0.01,
+    weight_decay=2e-4,
+    milestones=(10, 20),
+    attack_steps=10,
+    select="last",
+)
+_ROBUSTSSL_SLF = replace(_ROBUSTSSL_ALF, kind="SLF", loss="ce", attack_steps=None)
+_ROBUSTSSL_AFF = replace(
+    _ROBUSTSSL_ALF,
+    kind="AFF",
+    notes=f"{_DUAL}{_LAST}The benchmark gives AutoAttack, not the PGD of test_attack.",
+    frozen=False,
+    loss="trades",
+    epochs=100,
+    batch_size=128,
+    lr=0.1,
+    milestones=(40, 60),
+    beta=6.0,
+)
+
+_DYNACL = "Luo et al., ICLR 2023 (DynACL), released code"
+_DYNACL_ALF = replace(
+    _ROBUSTSSL_ALF,
+    preset="dynacl2023",
+    source=f"{_DYNACL}: the probe at the end of LPAFT.py; attack of test_LF.py.",
+    notes=f"{_RATES}{_LAST}test_LF.py, for encoders without post-processing, has the same numbers but no Nesterov "
+    "momentum. The head of the probe starts at random; here, as in test_LF.py, at zero.",
+    nesterov=True,
+)
+_DYNACL_SLF = replace(_DYNACL_ALF, kind="SLF", loss="ce", attack_steps=None)
+_DYNACL_AFF = replace(
+    _ROBUSTSSL_AFF,
+    preset="dynacl2023",
+    source=f"{_DYNACL}: test_AFF.py.",
+    notes=f"{_DUAL}{_LAST}",
+    epochs=25,
+    milestones=(15, 20),
+)
+
+#: All of them, by the name of the preset and the kind.
+PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = MappingProxyType(
+    {
+        preset: MappingProxyType({each.kind: each for each in protocols})
+        for preset, protocols in (
+            ("acl2020", (_ACL_SLF, _ACL_ALF, _ACL_AFF, _ACL_SFF, _ACL_SEMI)),
+            ("robustssl", (_ROBUSTSSL_SLF, _ROBUSTSSL_ALF, _ROBUSTSSL_AFF)),
+            ("dynacl2023", (_DYNACL_SLF, _DYNACL_ALF, _DYNACL_AFF)),
+        )
+    }
+)
+
+
+def protocol(preset: str, kind: str) -> Protocol:
+    """Return a protocol of a paper or benchmark by its name.
+
+    Args:
+        preset: ``"acl2020"``, ``"robustssl"`` or ``"dynacl2023"``.
+        kind: one of the kinds that the preset has: ``"SLF"``, ``"ALF"``, ``"AFF"``; ACL has ``"semi"`` too.
+
+    Returns:
+        The protocol; see its ``notes`` for what its source leaves open.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: a name that is no str.
+
+    Example:
+        >>> from advcontrast.evaluation.protocols.presets import protocol
+        >>> probe = protocol("robustssl", "ALF")
+        >>> probe.loss, probe.lr, probe.epochs, probe.milestones, probe.select
+        ('adversarial-ce', 0.01, 25, (10, 20), 'last')
+    """
+    check_choice("protocol", "preset", preset, tuple(PROTOCOLS))
+    check_choice(f"protocol {preset}", "kind", kind, tuple(PROTOCOLS[preset]))
+    return PROTOCOLS[preset][kind]

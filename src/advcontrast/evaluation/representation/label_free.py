@@ -1,0 +1,190 @@
+"""How robust an encoder is, measured without labels while it is still being pre-trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..._checks import check_finite, check_tensor, check_within, complaint, type_name
+from ..._types import Objective
+from ...attacks import PGDAttack
+from ...functional.nt_xent import alignment
+from ...functional.representation import (
+    breakaway_risk,
+    effective_rank,
+    margin_ratio,
+    nearest_neighbour_accuracy,
+    overlap_risk,
+    uniformity,
+)
+from ..inputs import borrowed, check_attack, output_of, own_generator, perturbed
+
+_OWNER = "label_free_robustness"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFreeRobustness:
+    """What an encoder makes of images, and what is left of it under attack.
+
+    ``dataclasses.asdict`` turns it into metrics to report. No number stands alone: an encoder that maps everything to
+    one point has the best risks, accuracy and margin there are, and gives itself away by an effective rank of 1 and a
+    uniformity of 0.
+
+    Attributes:
+        distance: Euclidean distance between the features of an image and those of the image driven away from itself,
+            the mean over the images, at least 0 and in the units of the features.
+        breakaway_risk: how probably an image is driven closer to another image than to itself, in [0, 1].
+        nearest_neighbour_accuracy: how often the nearest clean features are the image's own nevertheless, in [0, 1].
+        overlap_risk: how probably two images that are drawn to each other change places, in [0, 1].
+        margin: the median of the room left between two such images, 1 without attack.
+        alignment: mean squared distance between clean and attacked features on the unit sphere, in [0, 4].
+        uniformity_clean: uniformity of the features of the images, in [-8, 0], smaller is more even.
+        uniformity_adv: the same of the images driven away from themselves.
+        effective_rank_clean: dimensions that the features of the images make use of, at least 1.
+        effective_rank_adv: the same of the images driven away from themselves.
+    """
+
+    distance: float
+    breakaway_risk: float
+    nearest_neighbour_accuracy: float
+    overlap_risk: float
+    margin: float
+    alignment: float
+    uniformity_clean: float
+    uniformity_adv: float
+    effective_rank_clean: float
+    effective_rank_adv: float
+
+
+def label_free_robustness(
+    encoder: nn.Module,
+    batches: Iterable[Tensor | tuple[Tensor, object]],
+    attack: Callable[..., Tensor] = PGDAttack(eps=8 / 255, step_size=2 / 255, steps=10),  # noqa: B008 (immutable)
+    *,
+    generator: torch.Generator | None = None,
+) -> LabelFreeRobustness:
+    r"""Measure what attacks on the representation itself achieve.
+
+    Each image is attacked twice. The first attack drives it away from itself and maximises
+
+    .. math:: \lVert f(x + \delta) - f(x) \rVert^2
+
+    which has no gradient at x, so the attack must start at random. The second draws it to another image x' of its batch
+    and maximises :math:`-\lVert f(x + \delta) - f(x') \rVert^2`; the images of a batch are paired at random, each
+    is drawn to its partner, and in a batch of odd size one is left out. Breakaway risk, nearest-neighbour accuracy,
+    uniformity and effective rank compare the images of all batches together.
+
+    With an attack of k steps an image costs 2 k + 3 forward and 2 k backward passes, 23 and 20 by default: a few
+    hundred images can be measured after every epoch of pre-training. The call leaves no trace, as
+    :func:`~advcontrast.evaluation.accuracy` does, and the branch is likewise whatever surrounds it::
+
+        with bn_branch(acl.model, "adv"):
+            metrics = dataclasses.asdict(label_free_robustness(acl.model, [images]))
+
+    Args:
+        encoder: maps images in [0, 1], the normalisation inside, to features ``[N, D]``; with or without the projection
+            head.
+        batches: images ``[N, ...]``, floating point in [0, 1], or pairs of them and something that is ignored, such as
+            labels. Walked once; moved to the device of the encoder. All features are held until the end.
+        attack: a callable such as ``PGDAttack``, called as ``attack(objective, x, generator=generator)`` with an
+            objective that returns a value for each image.
+        generator: source of all randomness, on the device of the encoder. By default one seeded with 0.
+
+    Returns:
+        The measures, as Python floats.
+
+    Raises:
+        ValueError: no batch has two images; a shape does not fit; features are not finite; images that lie on the CPU
+            leave [0, 1].
+        TypeError: an argument of the wrong kind, such as uint8 images.
+
+    Example:
+        Features that are the four pixels themselves. Every pixel moves by 1/8, so the image by 1/4. The two images are
+        1 apart and draw nearer by 1/4 each: 3/4 - 1/4 is left.
+
+        >>> images = torch.tensor([[0.25] * 4, [0.75] * 4])
+        >>> attack = PGDAttack(eps=0.125, step_size=0.125, steps=4)
+        >>> result = label_free_robustness(torch.nn.Flatten(), [images], attack)
+        >>> result.distance, round(result.margin, 4), result.breakaway_risk
+        (0.25, 0.5, 0.0)
+
+    References:
+        Petrov and Kwiatkowska, "Robustness of Unsupervised Representation Learning without Labels", ICLR 2023.
+    """
+    check_attack(_OWNER, attack)
+    everything: list[tuple[Tensor, Tensor]] = []
+    drawn: list[tuple[Tensor, ...]] = []
+    with borrowed(_OWNER, encoder) as device:
+        source = own_generator(_OWNER, generator, device)
+        for x in image_batches(_OWNER, batches, device, least=2):
+            clean = checked_features(_OWNER, encoder, x)
+            away = perturbed(_OWNER, attack, _distance(encoder, clean, 1), x.clone(), source)
+            everything.append((clean, checked_features(_OWNER, encoder, away)))
+            half = len(x) // 2
+            if half:
+                one = torch.randperm(len(x), generator=source, device=device)[: 2 * half]
+                other = one.roll(half)
+                nearer = perturbed(_OWNER, attack, _distance(encoder, clean[other], -1), x[one], source)
+                adv = checked_features(_OWNER, encoder, nearer)
+                drawn.append((clean[one], clean[other], adv, adv.roll(half, 0)))
+        clean, adv = (torch.cat(part) for part in zip(*everything, strict=True))
+        margins = margin_ratio(*(torch.cat(part) for part in zip(*drawn, strict=True)))
+        return LabelFreeRobustness(
+            distance=torch.linalg.vector_norm(adv - clean, dim=1).mean().item(),
+            breakaway_risk=breakaway_risk(clean, adv).item(),
+            nearest_neighbour_accuracy=nearest_neighbour_accuracy(clean, adv).item(),
+            overlap_risk=overlap_risk(margins).item(),
+            margin=margins.median().item(),
+            alignment=alignment(clean, adv).item(),
+            uniformity_clean=uniformity(clean).item(),
+            uniformity_adv=uniformity(adv).item(),
+            effective_rank_clean=effective_rank(clean).item(),
+            effective_rank_adv=effective_rank(adv).item(),
+        )
+
+
+def image_batches(owner: str, batches: object, device: torch.device, *, least: int) -> Iterator[Tensor]:
+    """Yield the images of batches, with labels or without, on the device; one batch must hold ``least`` of them."""
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        remedy = "Pass [images] for a single batch"
+        raise TypeError(complaint(owner, "batches to be an iterable of batches", type_name(batches), remedy))
+    sizes = []
+    for batch in batches:
+        if isinstance(batch, (tuple, list)) and len(batch) != 2:
+            rule = "batches to yield images or pairs (images, anything)"
+            raise TypeError(complaint(owner, rule, f"{len(batch)} parts", "Pass a list of images [N, ...]"))
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        check_tensor(owner, "images", x, remedy="Convert 8-bit images with images.float() / 255")
+        if x.dim() < 2:
+            remedy = "Add a sample dimension with images[None]"
+            raise ValueError(complaint(owner, "images of shape [N, ...]", f"{list(x.shape)}", remedy))
+        remedy = "Put the normalisation inside the model and evaluate the raw images"
+        check_within(owner, "images", x, (0.0, 1.0), remedy=remedy)
+        if len(x):
+            sizes.append(len(x))
+            yield x.to(device, non_blocking=True)
+    if max(sizes, default=0) < least:
+        rule = f"a batch of at least {least} image{'s' if least > 1 else ''}"
+        remedy = "An iterator can be walked only once; pass a list or a DataLoader"
+        raise ValueError(complaint(owner, rule, f"{sum(sizes)} in {len(sizes)} batches", remedy))
+
+
+def checked_features(owner: str, encoder: nn.Module, x: Tensor) -> Tensor:
+    """Return the features ``[N, D]`` of a batch, in float32 at least, once they have this shape."""
+    z = output_of(owner, encoder, x)
+    remedy = "Pass an encoder that returns a flat row of features for each image"
+    check_tensor(owner, "the output of the model", z, remedy=remedy)
+    if z.dim() != 2 or len(z) != len(x) or z.shape[1] < 1:
+        rule = f"the output of the model of shape [{len(x)}, D] with D >= 1"
+        raise ValueError(complaint(owner, rule, f"{list(z.shape)}", remedy))
+    check_finite(owner, "features", z, remedy="The network has diverged; evaluate an earlier checkpoint")
+    features: Tensor = z if z.dtype == torch.float64 else z.float()
+    return features
+
+
+def _distance(encoder: nn.Module, target: Tensor, sign: int) -> Objective:
+    """Return the squared distance of each image's features to its target, whose gradient is finite also at zero."""
+    return lambda x: sign * (checked_features(_OWNER, encoder, x) - target).square().sum(1)

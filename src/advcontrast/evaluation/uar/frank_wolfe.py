@@ -1,0 +1,140 @@
+"""The Frank-Wolfe method on the L1 ball."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..._checks import check_bool, check_bounds, check_int, check_real, complaint
+from ..._types import Objective
+from ...attacks.ascent import ascent, check_call, explains_calls, rows, value_of
+from ...functional.projection import inward_bounds
+
+_OWNER = "FrankWolfeAttack"
+
+
+@explains_calls
+@dataclass(frozen=True, kw_only=True)
+class FrankWolfeAttack:
+    r"""Perturb a few pixels of each image so that an objective grows as much as possible: the L1 attack of UAR.
+
+    The perturbation is a point of the L1 ball that keeps the image within the bounds. From a start drawn from there,
+    ``steps`` times
+
+    .. math:: \delta_{k+1} = \delta_k + \frac{1}{k + 1} (s_k - \delta_k)
+
+    for k from 0 on, with :math:`s_k` the point of that set that maximises the objective's linear approximation: the
+    pixels with the largest gradient are pushed to the bounds, one after the other, until the budget is used up. So the
+    result is the mean of the :math:`s_k`, and needs no step size and no projection.
+
+    Nothing leaves the bounds. The budget of a sample is reduced by the most that rounding its pixels can add, 4e-4 for
+    float32 CIFAR images, so the L1 norm of the perturbation does not exceed ``eps`` after rounding either. What
+    ``PGDAttack`` says of models, modes, gradients and the global random state holds here too.
+
+    Args:
+        eps: radius of the ball, at least 0: the sum of the absolute changes of all values of an image in the units of
+            the images. Kang et al. count in 0 to 255, for which 195 is 195/255 here; their program takes the mean over
+            the pixels, 0.0635 on CIFAR.
+        steps: number of steps, at least 0; each costs one forward and one backward pass.
+        random_start: whether to start at a point drawn uniformly from the ball and moved into the bounds, instead of at
+            the image. Only the first gradient is taken there.
+        bounds: smallest and largest pixel value, finite.
+        minimize: whether to shrink the objective instead, for example the loss of a target class.
+
+    Raises:
+        ValueError: a number out of its range, or bounds that are infinite or not in order.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        A budget of 0.75 takes the pixel of the largest weight to white, and leaves 0.25 for the next, which it darkens.
+
+        >>> attack = FrankWolfeAttack(eps=0.75, steps=1, random_start=False)
+        >>> x = attack(lambda x: (x * torch.tensor([3.0, -2.0, 1.0])).sum(1), torch.tensor([[0.5, 0.5, 0.5]]))
+        >>> [round(value, 4) for value in x[0].tolist()]
+        [1.0, 0.25, 0.5]
+
+    References:
+        Kang et al., "Testing Robustness Against Unforeseen Adversaries", 2019.
+
+        Frank and Wolfe, "An algorithm for quadratic programming", Naval Research Logistics Quarterly 1956.
+    """
+
+    eps: float = 1560 / 255
+    steps: int = 10
+    random_start: bool = True
+    bounds: tuple[float, float] = (0.0, 1.0)
+    minimize: bool = False
+
+    def __post_init__(self) -> None:
+        remedy = "For images in [0, 1] it is the sum of the absolute changes"
+        check_real(_OWNER, "eps", self.eps, low=0, remedy=remedy)
+        check_int(_OWNER, "steps", self.steps, low=0, remedy="Pass the number of gradient steps")
+        check_bool(_OWNER, "random_start", self.random_start, remedy="False starts at the image itself")
+        check_bool(_OWNER, "minimize", self.minimize, remedy="True makes the attack targeted")
+        check_bounds(_OWNER, self.bounds)
+        if math.isinf(self.bounds[1] - self.bounds[0]):
+            remedy = "Pixels are pushed to the bounds; images have (0.0, 1.0)"
+            raise ValueError(complaint(_OWNER, "finite bounds", repr(self.bounds), remedy))
+
+    def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return adversarial versions of the images ``x``.
+
+        Args:
+            objective: a function of images like ``x`` that returns a value for each sample, ``[N]``, or a scalar; it is
+                called ``steps`` times.
+            x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is let pass, and clamped).
+            generator: source of the random start, on the device of ``x``; by default the global one of that device.
+
+        Returns:
+            A detached tensor with the shape, dtype, device and memory format of ``x``.
+
+        Raises:
+            ValueError: ``x`` has no sample dimension; the objective returns another shape, or something that does not
+                depend on its argument. On the CPU also: ``x`` leaves the bounds, or ``x``, the objective or its
+                gradient is not finite.
+            TypeError: an argument of the wrong kind, such as half precision or uint8 images.
+        """
+        check_call(_OWNER, objective, x, generator, self.bounds)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone()
+            if x.numel() == 0:
+                return x
+            low, high = inward_bounds(self.bounds, x)
+            centre = (x if x.device.type == "mps" else x.double()).clamp(low, high)
+            # Half of it is for rounding the result, the other half for the arithmetic.
+            rounding = torch.finfo(x.dtype).eps * x[0].numel() * max(abs(low), abs(high))
+            budget = max(self.eps - rounding, 0.0)
+            point = centre
+            if self.random_start:
+                point = (centre + budget * _l1_noise(centre, generator)).clamp(low, high)
+            for step in range(self.steps):
+                _, slope = ascent(_OWNER, partial(self._gain, objective), point.to(x.dtype))
+                room = torch.where(slope > 0, high - centre, centre - low)
+                point = point + (centre + _steepest(slope, room, budget) - point) / (step + 1)
+            return x.copy_(point.clamp(low, high))
+
+    def _gain(self, objective: Objective, image: Tensor) -> Tensor:
+        value = value_of(_OWNER, objective, image, scalar=True)
+        return -value if self.minimize else value
+
+
+def _steepest(slope: Tensor, room: Tensor, budget: float) -> Tensor:
+    """Return the step of L1 length ``budget`` and at most ``room`` in every pixel that goes furthest up the slope."""
+    order = slope.abs().reshape(len(slope), -1).argsort(dim=1, descending=True, stable=True)
+    wanted = room.reshape(len(room), -1).gather(1, order)
+    spent_before = wanted.cumsum(1) - wanted
+    taken = torch.minimum(wanted, (budget - spent_before).clamp_min(0))
+    return torch.zeros_like(taken).scatter(1, order, taken).reshape(slope.shape) * slope.sign()
+
+
+def _l1_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw a point for each sample, uniform in the L1 ball of radius 1 (Barthe et al., Annals of Probability 2005)."""
+    size = torch.empty_like(like).exponential_(generator=generator)
+    beyond = like.new_empty(len(like)).exponential_(generator=generator)
+    side = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device) < 0.5
+    total = size.reshape(len(like), -1).sum(1) + beyond
+    return torch.where(side, size, -size) / rows(total, like)

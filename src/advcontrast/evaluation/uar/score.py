@@ -1,0 +1,252 @@
+"""Unforeseen attack robustness: the attacks of Kang et al. at the sizes they calibrated for CIFAR-10."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..._checks import check_choice, check_int, check_tensor, complaint
+from ..._types import Norm
+from ...attacks import Classification, PGDAttack
+from ..accuracy.measure import _NON_FINITE, _verdict
+from ..inputs import borrowed, checked_batches, checked_logits, own_generator, perturbed, refuse_probabilities
+from .elastic import ElasticAttack
+from .frank_wolfe import FrankWolfeAttack
+from .jpeg import JPEGAttack
+
+_OWNER = "uar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Six sizes of an attack, and how accurate networks trained against it can be.
+
+    Attributes:
+        attack: makes the attack, given ``eps``, ``steps`` and ``minimize``.
+        published: the sizes of Kang et al., ascending, for pixels on the scale 0 to 255.
+        scale: what to multiply them by to get the ``eps`` of the attack here.
+        ata: for each size the accuracy, in [0, 1], of the best network that was trained against the attack.
+    """
+
+    attack: Callable[..., Callable[..., Tensor]]
+    published: tuple[float, ...]
+    scale: float
+    ata: tuple[float, ...]
+
+    @property
+    def eps(self) -> tuple[float, ...]:
+        """The sizes in the units of the attack here."""
+        return tuple(size * self.scale for size in self.published)
+
+
+def _pgd(*, eps: float, steps: int, norm: Norm, minimize: bool) -> PGDAttack:
+    return PGDAttack(eps=eps, step_size=eps / math.sqrt(steps), steps=steps, norm=norm, minimize=minimize)
+
+
+CALIBRATIONS: Mapping[str, Calibration] = {
+    "pgd_linf": Calibration(
+        attack=partial(_pgd, norm="linf"),
+        published=(1, 2, 4, 8, 16, 32),
+        scale=1 / 255,
+        ata=(0.9095, 0.8780, 0.8159, 0.7134, 0.4650, 0.2311),
+    ),
+    "pgd_l2": Calibration(
+        attack=partial(_pgd, norm="l2"),
+        published=(40, 80, 160, 320, 640, 2560),
+        scale=1 / 255,
+        ata=(0.9006, 0.8640, 0.7960, 0.6726, 0.4989, 0.1727),
+    ),
+    "fw_l1": Calibration(
+        attack=FrankWolfeAttack,
+        published=(195, 390, 780, 1560, 6240, 24960),
+        scale=1 / 255,
+        ata=(0.9223, 0.9002, 0.8324, 0.7383, 0.4736, 0.3533),
+    ),
+    "jpeg_linf": Calibration(
+        attack=partial(JPEGAttack, norm="linf"),
+        published=(0.03125, 0.0625, 0.125, 0.25, 0.5, 1),
+        scale=1,
+        ata=(0.8975, 0.8703, 0.8312, 0.7856, 0.6971, 0.3542),
+    ),
+    "jpeg_l2": Calibration(
+        attack=partial(JPEGAttack, norm="l2"),
+        published=(0.25, 0.5, 1, 2, 4, 8),
+        scale=1,
+        ata=(0.9218, 0.9100, 0.8842, 0.8584, 0.8125, 0.7198),
+    ),
+    "jpeg_l1": Calibration(
+        attack=partial(JPEGAttack, norm="l1"),
+        published=(2, 8, 64, 256, 512, 1024),
+        scale=1,
+        ata=(0.9142, 0.8806, 0.8021, 0.6886, 0.5633, 0.3768),
+    ),
+    "elastic": Calibration(
+        attack=ElasticAttack,
+        published=(0.125, 0.25, 0.5, 1, 2, 8),
+        scale=31 / 32,  # their pixel is 1/32 of the distance between the centres of the outermost pixels, 31
+        ata=(0.8738, 0.8126, 0.7209, 0.5822, 0.4545, 0.2785),
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class UAR:
+    """How well a classifier withstands one attack at six sizes.
+
+    Attributes:
+        name: the family of attacks.
+        correct: whether each sample was classified correctly at each size, bool ``[6, N]`` on the CPU, sizes ascending,
+            samples in the order of the batches.
+
+    Raises:
+        ValueError: an unknown name, or ``correct`` of another shape.
+
+    Example:
+        A model that is never wrong, where the best trained networks are right in 66.875 % on average.
+
+        >>> UAR("pgd_linf", torch.ones(6, 10, dtype=torch.bool))
+        UAR(pgd_linf 149.5 at 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000)
+    """
+
+    name: str
+    correct: Tensor
+
+    def __post_init__(self) -> None:
+        check_choice("UAR", "name", self.name, tuple(CALIBRATIONS))
+        sizes = len(CALIBRATIONS[self.name].ata)
+        remedy = "Pass one row of verdicts for each size of the attack"
+        check_tensor("UAR", "correct", self.correct, (torch.bool,), remedy=remedy)
+        if self.correct.dim() != 2 or len(self.correct) != sizes or self.correct.shape[1] == 0:
+            remedy = "Evaluate every size of the calibration"
+            raise ValueError(complaint("UAR", f"correct of shape [{sizes}, N]", f"{list(self.correct.shape)}", remedy))
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """The fraction of samples classified correctly at each size, in [0, 1]."""
+        return tuple(int(right) / self.correct.shape[1] for right in self.correct.sum(1))
+
+    @property
+    def uar(self) -> float:
+        """The accuracies as a share of those of networks trained against the attack; it may exceed 1."""
+        return sum(self.accuracies) / sum(CALIBRATIONS[self.name].ata)
+
+    def __repr__(self) -> str:
+        accuracies = " ".join(f"{accuracy:.4f}" for accuracy in self.accuracies)
+        return f"UAR({self.name} {100 * self.uar:.1f} at {accuracies})"
+
+
+def calibrated_attacks(name: str, *, steps: int = 200) -> tuple[Callable[..., Tensor], ...]:
+    """Return the six attacks of a family, from the smallest size to the largest.
+
+    They are targeted: they shrink the objective, which should be the loss of a wrong class. Steps are eps / sqrt(steps)
+    long, in the families that have a step size.
+
+    Args:
+        name: ``"pgd_linf"``, ``"pgd_l2"``, ``"fw_l1"``, ``"jpeg_linf"``, ``"jpeg_l2"``, ``"jpeg_l1"`` or ``"elastic"``.
+        steps: number of steps of each attack, at least 1.
+
+    Returns:
+        Six attacks for images ``[N, 3, 32, 32]`` in [0, 1].
+
+    Raises:
+        ValueError: an unknown name, or no steps.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> [attack.eps for attack in calibrated_attacks("jpeg_linf")]
+        [0.03125, 0.0625, 0.125, 0.25, 0.5, 1]
+    """
+    check_choice("calibrated_attacks", "name", name, tuple(CALIBRATIONS))
+    check_int("calibrated_attacks", "steps", steps, low=1, remedy="The calibration is for 200")
+    calibration = CALIBRATIONS[name]
+    return tuple(calibration.attack(eps=eps, steps=steps, minimize=True) for eps in calibration.eps)
+
+
+def uar(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    name: str,
+    *,
+    steps: int = 200,
+    generator: torch.Generator | None = None,
+) -> UAR:
+    r"""Return the unforeseen attack robustness of a classifier on CIFAR-10 against one family of attacks.
+
+    .. math:: \mathrm{UAR} = 100 \; \frac{\sum_{k=1}^6 \mathrm{Acc}(\varepsilon_k)}
+              {\sum_{k=1}^6 \mathrm{ATA}(\varepsilon_k)}
+
+    with Acc the accuracy under the attack of size :math:`\varepsilon_k`, and ATA that of the best network adversarially
+    trained against it, a ResNet-56 of Kang et al. Each image is driven towards a class drawn uniformly from the wrong
+    ones, anew for each size. As :func:`robust_accuracy`, the call leaves no trace, and counts an image only if it is
+    classified correctly without the attack too; Kang et al. do not ask for the latter, which can only lower the result.
+    So does ``"jpeg_l1"``, which is Frank-Wolfe proper: in their program the most that a coefficient may change depends
+    on how far it has been changed already, which makes a weaker attack. The other families take the steps of theirs.
+
+    The attacks fog, gabor and snow have no calibration for CIFAR-10, and are left out. The cost is ``6 * steps``
+    forward and backward passes an image.
+
+    Args:
+        model: a differentiable classifier of images in [0, 1], normalisation inside, that returns logits ``[N, C]``.
+        batches: pairs of images ``[N, 3, 32, 32]``, float32 or float64 in [0, 1], and labels ``[N]``, int64 in [0, C).
+            They are moved to the device of the model.
+        name: the family, as for :func:`calibrated_attacks`.
+        steps: number of steps of each attack, at least 1; the calibration is for 200.
+        generator: source of targets and random starts, on the device of the model. By default one seeded with 0.
+
+    Returns:
+        The verdicts, with ``accuracies`` and ``uar``.
+
+    Raises:
+        ValueError: there is no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
+            images leave [0, 1] or labels leave [0, C).
+        TypeError: an argument of the wrong kind, such as uint8 images.
+
+    Example:
+        A model that does not look at the pixels cannot be attacked.
+
+        >>> class Constant(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return 0 * x.flatten(1)[:, :2] + torch.tensor([2.0, 0.0])
+        >>> uar(Constant(), [(torch.rand(4, 3, 32, 32), torch.tensor([0, 0, 0, 1]))], "fw_l1", steps=1).accuracies
+        (0.75, 0.75, 0.75, 0.75, 0.75, 0.75)
+
+    References:
+        Kang et al., "Testing Robustness Against Unforeseen Adversaries", 2019.
+    """
+    attacks = calibrated_attacks(name, steps=steps)
+    verdicts: list[Tensor] = []
+    with borrowed(_OWNER, model) as device:
+        source = own_generator(_OWNER, generator, device)
+        for x, y, readable_y in checked_batches(_OWNER, batches, device):
+            if x.shape[1:] != (3, 32, 32):
+                remedy = "The sizes of the attacks are for CIFAR-10"
+                raise ValueError(complaint(_OWNER, "images of shape [N, 3, 32, 32]", f"{list(x.shape)}", remedy))
+            logits = checked_logits(_OWNER, model, x, readable_y)
+            if not verdicts:
+                refuse_probabilities(_OWNER, model, x, logits)
+            clean = _verdict(logits, y)
+            found = []
+            for attack in attacks:
+                wrong = _wrong_classes(y, logits.shape[1], source)
+                adv = perturbed(_OWNER, attack, Classification(model, wrong), x, source)
+                attacked = _verdict(checked_logits(_OWNER, model, adv, readable_y), y)
+                found.append(torch.where(clean == 1, attacked, clean))
+            verdicts.append(torch.stack(found))
+    result = torch.cat(verdicts, 1).cpu()
+    bad = int((result == _NON_FINITE).any(0).sum())
+    if bad:
+        got = f"non-finite ones for {bad} of {result.shape[1]} images"
+        remedy = "Evaluate without half precision, or look for a division by zero in the model"
+        raise ValueError(complaint(_OWNER, "finite logits", got, remedy))
+    return UAR(name, result.bool())
+
+
+def _wrong_classes(y: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+    """Draw for each label another class, uniformly."""
+    offset = torch.randint(1, classes, y.shape, generator=generator, device=y.device)
+    return (y + offset) % classes

@@ -1,0 +1,207 @@
+"""Protocols: the numbers of their sources, and what cannot be said with them."""
+
+import json
+import math
+import re
+from dataclasses import FrozenInstanceError, asdict, replace
+
+import pytest
+
+from advcontrast import PGDAttack
+from advcontrast.evaluation.protocols import Protocol
+from advcontrast.evaluation.protocols.presets import PROTOCOLS, protocol
+
+ALL = [each for preset in PROTOCOLS.values() for each in preset.values()]
+NAMES = [f"{each.preset}-{each.kind}" for each in ALL]
+SLF, AFF, SEMI = protocol("acl2020", "SLF"), protocol("acl2020", "AFF"), protocol("acl2020", "semi")
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "loss", "epochs", "batch_size", "lr", "nesterov", "milestones", "select"),
+    [
+        ("acl2020", "SLF", "ce", 25, 128, 0.1, False, (15, 20), "val_ta"),
+        ("acl2020", "ALF", "trades", 25, 128, 0.1, False, (15, 20), "val_ra"),
+        ("acl2020", "AFF", "trades", 25, 128, 0.1, False, (15, 20), "val_ra"),
+        ("acl2020", "SFF", "ce", 100, 128, 0.1, False, (39, 59), "val_ta"),
+        ("acl2020", "semi", "semi", 15, 250, 0.1, False, (4, 9), "val_ra"),
+        ("robustssl", "SLF", "ce", 25, 512, 0.01, False, (10, 20), "last"),
+        ("robustssl", "ALF", "adversarial-ce", 25, 512, 0.01, False, (10, 20), "last"),
+        ("robustssl", "AFF", "trades", 100, 128, 0.1, False, (40, 60), "last"),
+        ("dynacl2023", "SLF", "ce", 25, 512, 0.01, True, (10, 20), "last"),
+        ("dynacl2023", "ALF", "adversarial-ce", 25, 512, 0.01, True, (10, 20), "last"),
+        ("dynacl2023", "AFF", "trades", 25, 128, 0.1, False, (15, 20), "last"),
+    ],
+)
+def test_the_numbers_of_the_sources(preset, kind, loss, epochs, batch_size, lr, nesterov, milestones, select):
+    found = protocol(preset, kind)
+    assert (found.preset, found.kind, found.loss, found.select) == (preset, kind, loss, select)
+    assert (found.epochs, found.batch_size, found.milestones) == (epochs, batch_size, milestones)
+    assert (found.lr, found.momentum, found.nesterov) == (lr, 0.9, nesterov)
+    assert found.weight_decay == (5e-4 if kind == "semi" else 2e-4)
+    assert found.branch == ("clean" if kind == "SFF" else "adv")
+    assert found.frozen == (kind in ("SLF", "ALF"))
+    assert found.labels == (0.1 if kind == "semi" else 1.0)
+    assert found.beta == (6.0 if loss in ("trades", "semi") else None)
+    assert found.attack_steps == (None if loss == "ce" else 10)
+    assert (found.eps, found.augment) == (8 / 255, "crop-flip")
+
+
+def test_every_protocol_is_in_the_table_above():
+    assert len(ALL) == 11
+    assert {preset: list(kinds) for preset, kinds in PROTOCOLS.items()} == {
+        "acl2020": ["SLF", "ALF", "AFF", "SFF", "semi"],
+        "robustssl": ["SLF", "ALF", "AFF"],
+        "dynacl2023": ["SLF", "ALF", "AFF"],
+    }
+
+
+def test_the_semi_supervised_protocol_knows_equation_3_and_its_teacher():
+    assert (SEMI.alpha, SEMI.temperature) == (0.5, 1.0)
+    assert SEMI.teacher == protocol("acl2020", "SFF")
+
+
+@pytest.mark.parametrize("each", ALL, ids=NAMES)
+def test_a_protocol_says_where_it_is_from_and_what_that_leaves_open(each):
+    assert each.source.endswith(".")
+    assert each.notes.strip().endswith(".")
+
+
+@pytest.mark.parametrize("preset", ["robustssl", "dynacl2023"])
+@pytest.mark.parametrize("kind", ["SLF", "ALF", "AFF"])
+def test_protocols_without_validation_say_so(preset, kind):
+    assert "tests the last epoch" in protocol(preset, kind).notes
+
+
+@pytest.mark.parametrize("each", ALL, ids=NAMES)
+def test_a_protocol_is_ready_for_json(each):
+    found = json.loads(json.dumps(asdict(each)))
+    assert (found["preset"], found["milestones"], found["eps"]) == (each.preset, list(each.milestones), each.eps)
+
+
+def test_attacks_follow_the_radius():
+    small = replace(AFF, eps=0.1)
+    assert small.attack == PGDAttack(eps=0.1, step_size=0.025, steps=10)
+    assert small.test_attack == PGDAttack(eps=0.1, step_size=0.025, steps=20)
+    assert AFF.test_attack == PGDAttack(eps=8 / 255, step_size=2 / 255, steps=20)
+
+
+def test_standard_training_has_no_attack_but_a_test_has():
+    assert SLF.attack is None
+    assert SLF.test_attack.steps == 20
+
+
+def test_a_radius_of_0_leaves_the_images_alone():
+    assert replace(AFF, eps=0).attack.eps == 0
+
+
+def test_milestones_may_be_a_list():
+    assert replace(AFF, milestones=[2, 3]).milestones == (2, 3)
+
+
+def test_a_protocol_cannot_be_changed():
+    with pytest.raises(FrozenInstanceError):
+        AFF.epochs = 5
+
+
+def test_a_preset_cannot_be_changed():
+    with pytest.raises(TypeError):
+        PROTOCOLS["robustssl"] = {}
+    with pytest.raises(TypeError):
+        PROTOCOLS["robustssl"]["SLF"] = AFF
+
+
+def test_a_changed_copy_leaves_the_preset_alone():
+    assert replace(protocol("robustssl", "SLF"), epochs=5, milestones=()).epochs == 5
+    assert protocol("robustssl", "SLF").epochs == protocol("robustssl", "ALF").epochs == 25
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (
+            ("acl2021", "SLF"),
+            ValueError,
+            "protocol: expected preset to be one of 'acl2020', 'robustssl', 'dynacl2023', got 'acl2021'. ",
+        ),
+        (("RobustSSL", "SLF"), ValueError, "got 'RobustSSL'. Did you mean 'robustssl'."),
+        (
+            ("robustssl", "semi"),
+            ValueError,
+            "protocol robustssl: expected kind to be one of 'SLF', 'ALF', 'AFF', got 'semi'. ",
+        ),
+        (("acl2020", "slf"), ValueError, "got 'slf'. Did you mean 'SLF'."),
+        (("acl2020", None), TypeError, "got NoneType. Pass kind as a string."),
+        ((2020, "SLF"), TypeError, "got int. Pass preset as a string."),
+    ],
+)
+def test_unknown_names(names, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        protocol(*names)
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "error", "message"),
+    [
+        (AFF, {"preset": 1}, TypeError, "expected preset to be a str, got int. "),
+        (AFF, {"notes": None}, TypeError, "expected notes to be a str, got NoneType. Say it."),
+        (AFF, {"kind": "aff"}, ValueError, "got 'aff'. Did you mean 'AFF'."),
+        (AFF, {"loss": "TRADES"}, ValueError, "got 'TRADES'. Did you mean 'trades'."),
+        (AFF, {"branch": "pgd"}, ValueError, "expected branch to be one of 'clean', 'adv', got 'pgd'. "),
+        (AFF, {"augment": "simclr"}, ValueError, "expected augment to be one of 'crop-flip', 'none', got 'simclr'. "),
+        (
+            AFF,
+            {"select": "test_ra"},
+            ValueError,
+            "expected select to be one of 'val_ra', 'val_ta', 'last', got 'test_ra'. ",
+        ),
+        (AFF, {"nesterov": 1}, TypeError, "expected nesterov to be True or False, got 1. Pass one of the two."),
+        (AFF, {"epochs": 0}, ValueError, "expected epochs to be an int >= 1, got 0. Pass the length of the training."),
+        (AFF, {"batch_size": 1}, ValueError, "expected batch_size to be an int >= 2, got 1. "),
+        (AFF, {"lr": 0}, ValueError, "expected lr to be a finite number > 0, got 0. 0.1 is usual."),
+        (AFF, {"lr": math.nan}, ValueError, "expected lr to be a finite number > 0, got nan. "),
+        (AFF, {"momentum": 1.5}, ValueError, "expected momentum to be a finite number >= 0 and <= 1, got 1.5. "),
+        (AFF, {"weight_decay": -1}, ValueError, "expected weight_decay to be a finite number >= 0, got -1. "),
+        (AFF, {"labels": 0}, ValueError, "expected labels to be a finite number > 0 and <= 1, got 0. "),
+        (AFF, {"labels": "all"}, TypeError, "expected labels to be a finite number > 0 and <= 1, got str. "),
+        (AFF, {"eps": 8}, ValueError, "expected eps to be a finite number >= 0 and <= 1, got 8. "),
+        (AFF, {"milestones": (20, 15)}, ValueError, "MultiStep: expected milestones in ascending order"),
+        (
+            AFF,
+            {"epochs": 5},
+            ValueError,
+            "expected milestones less than the 5 epochs, got (15, 20). Change both together.",
+        ),
+        (AFF, {"frozen": True}, ValueError, "expected frozen to be False for AFF, got True. Set it."),
+        (SLF, {"frozen": False}, ValueError, "expected frozen to be True for SLF, got False. Set it."),
+        (
+            SLF,
+            {"loss": "trades"},
+            ValueError,
+            "Protocol SLF: expected loss to be one of 'ce', got 'trades'. ",
+        ),
+        (AFF, {"beta": None}, ValueError, "expected beta with the loss 'trades', got None. Set it."),
+        (SLF, {"beta": 6.0}, ValueError, "expected no beta with the loss 'ce', got 6.0. Leave it None."),
+        (SLF, {"attack_steps": 10}, ValueError, "expected no attack_steps with the loss 'ce', got 10. Leave it None."),
+        (AFF, {"teacher": SLF}, ValueError, "expected no teacher with the loss 'trades', got Protocol("),
+        (SEMI, {"teacher": None}, ValueError, "expected teacher with the loss 'semi', got None. Set it."),
+        (SEMI, {"teacher": "SFF"}, TypeError, "expected teacher to be a Protocol, got str. Pass one of kind SFF."),
+        (SEMI, {"teacher": AFF}, ValueError, "expected a teacher with the loss 'ce', got 'trades'. "),
+        (AFF, {"attack_steps": -1}, ValueError, "expected attack_steps to be an int >= 0, got -1. 10 is usual."),
+        (AFF, {"beta": -1}, ValueError, "expected beta to be a finite number >= 0, got -1. See its paper."),
+        (SEMI, {"alpha": 2}, ValueError, "expected alpha to be a finite number >= 0 and <= 1, got 2. "),
+        (SEMI, {"temperature": 0}, ValueError, "expected temperature to be a finite number > 0, got 0. "),
+    ],
+)
+def test_what_cannot_be_said(base, changes, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        replace(base, **changes)
+
+
+def test_errors_name_their_owner():
+    with pytest.raises(ValueError, match=r"^Protocol: expected epochs"):
+        replace(AFF, epochs=0)
+
+
+def test_a_protocol_needs_every_number():
+    with pytest.raises(TypeError, match=r"missing .* required keyword-only arguments"):
+        Protocol(preset="mine", kind="SLF", source="Me.")
