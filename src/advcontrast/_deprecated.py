@@ -9,8 +9,6 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -110,6 +108,8 @@ def names_of(package: str) -> Callable[[str], Any]:
 
     def find(name: str) -> Any:
         old = f"{package}.{name}"
+        if old in MODULES:
+            return sys.modules[old]
         if old not in NAMES:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         new = NAMES[old]
@@ -120,17 +120,18 @@ def names_of(package: str) -> Callable[[str], Any]:
     return find
 
 
-class _MovedModule(MetaPathFinder, Loader):
-    """Import a moved module under its old path: an alias that holds the names of the new one."""
+class _MovedModule(ModuleType):
+    """Module under its old path, which finds its names in the new one."""
 
-    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if fullname in MODULES else None
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        new = MODULES[self.__name__]
+        value = getattr(importlib.import_module(new), name)
+        warn(self.__name__, new, stacklevel=2)
+        return value
 
-    def exec_module(self, module: ModuleType) -> None:
-        new = MODULES[module.__name__]
-        warn(module.__name__, new, stacklevel=2)
-        found = importlib.import_module(new)
-        module.__dict__.update({name: value for name, value in vars(found).items() if not name.startswith("__")})
 
-
-sys.meta_path.append(_MovedModule())
+# In sys.modules from the start: an import of the old path would otherwise replace a function of the same name, such as
+# evaluation.autoattack.
+sys.modules.update((old, _MovedModule(old)) for old in MODULES)
