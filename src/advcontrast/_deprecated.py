@@ -82,7 +82,7 @@ NAMES: dict[str, str] = {
     "advcontrast.evaluation.CurveRecord": "advcontrast.evaluation.cards.CurveRecord",
     "advcontrast.evaluation.Result": "advcontrast.evaluation.cards.Result",
     "advcontrast.evaluation.Comparison": "advcontrast.evaluation.cards.Comparison",
-    "advcontrast.evaluation.Flips": "advcontrast.evaluation.cards.Flips",
+    "advcontrast.evaluation.Flips": "advcontrast.evaluation.cards.DiscordantPairs",
     "advcontrast.evaluation.MetricComparison": "advcontrast.evaluation.cards.MetricComparison",
     "advcontrast.evaluation.revision": "advcontrast.evaluation.cards.revision",
     "advcontrast.evaluation.versions": "advcontrast.evaluation.cards.versions",

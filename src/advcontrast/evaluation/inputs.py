@@ -36,7 +36,7 @@ def branch_in_use(model: nn.Module) -> str | None:
 
 
 @contextmanager
-def borrowed(owner: str, model: nn.Module) -> Iterator[torch.device]:
+def prepared_for_evaluation(owner: str, model: nn.Module) -> Iterator[torch.device]:
     """Prepare a model for an evaluation, and yield its device.
 
     Inside the block the model is in eval mode, none of its parameters requires a gradient, and no graph is built.
@@ -53,7 +53,7 @@ def borrowed(owner: str, model: nn.Module) -> Iterator[torch.device]:
         yield device
 
 
-def own_generator(owner: str, generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+def generator_or_default(owner: str, generator: torch.Generator | None, device: torch.device) -> torch.Generator:
     """Return the generator that was passed, or one seeded with 0."""
     check_generator(owner, generator, device)
     return torch.Generator(device).manual_seed(0) if generator is None else generator
@@ -75,7 +75,7 @@ def checked_batches(
         raise ValueError(complaint(owner, "batches to hold at least one image", "none", remedy))
 
 
-def output_of(owner: str, model: nn.Module, x: Tensor) -> Tensor:
+def model_output(owner: str, model: nn.Module, x: Tensor) -> Tensor:
     """Return the output of a model for a copy of the images, which it may change in place."""
     try:
         output: Tensor = model(x.clone())
@@ -90,7 +90,7 @@ def output_of(owner: str, model: nn.Module, x: Tensor) -> Tensor:
 
 def checked_logits(owner: str, model: nn.Module, x: Tensor, readable_y: Tensor) -> Tensor:
     """Return the logits ``[N, C]`` of a batch, once they have this shape and the labels fit them."""
-    logits = output_of(owner, model, x)
+    logits = model_output(owner, model, x)
     remedy = "Pass a classifier whose output is its logits"
     check_tensor(owner, "the output of the model", logits, remedy=remedy)
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:

@@ -10,7 +10,7 @@ import torch
 
 from advcontrast import PGDAttack
 from advcontrast.evaluation.cards.card import ResultCard
-from advcontrast.evaluation.cards.comparison import Flips, compare_cards, markdown_table, mcnemar
+from advcontrast.evaluation.cards.comparison import DiscordantPairs, compare_cards, markdown_table, mcnemar
 
 
 def runs(*texts):
@@ -41,7 +41,7 @@ def test_means_and_difference():
 
 def test_flips_are_counted_in_both_directions():
     (flips,) = compare_cards(card(), card(verdicts={"TA": runs("--++")})).metrics["TA"].flips
-    assert flips == Flips(only_a=2, only_b=1, p_value=1.0)
+    assert flips == DiscordantPairs(only_a=2, only_b=1, p_value=1.0)
 
 
 def test_runs_are_paired_in_order():

@@ -303,7 +303,7 @@ def test_non_finite_logits_are_counted_and_refused(monkeypatch):
             classifier(),
             [(torch.zeros(4, 3, 16, 16), Y)],
             ValueError,
-            "images of shape [N, 3, 32, 32], got [4, 3, 16, 16]. The sizes of the attacks are for CIFAR-10.",
+            "images of shape [N, 3, 32, 32], got [4, 3, 16, 16]. ",
         ),
         (classifier(), [], ValueError, "batches to hold at least one image, got none. "),
         (classifier(), [(X + 1, Y)], ValueError, "images within bounds [0.0, 1.0], got values in [1, 2]. "),

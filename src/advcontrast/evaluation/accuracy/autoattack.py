@@ -23,7 +23,7 @@ from ..._progress import check_progress, progress_bar
 from ..._random import kept
 from ..._types import NORMS, Norm
 from ...engine import Checkpoint
-from ..inputs import borrowed, branch_in_use, checked_batches, checked_logits, refuse_probabilities
+from ..inputs import branch_in_use, checked_batches, checked_logits, prepared_for_evaluation, refuse_probabilities
 from ._pyautoattack import SUITES, Suite, misclassified, pyautoattack
 from ._resumable import Ledger, Page, digest_of_model, locked
 from .measure import Accuracy
@@ -146,7 +146,7 @@ def autoattack(
     pages: list[Page] = []
     with (
         torch.inference_mode(False),
-        borrowed(_OWNER, model) as device,
+        prepared_for_evaluation(_OWNER, model) as device,
         torch.autocast(device.type, enabled=False),
         locked(checkpoint),
         progress_bar(total, unit="batch", shown=progress) as bar,

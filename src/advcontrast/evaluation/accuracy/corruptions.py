@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..._checks import check_int, check_iterable, complaint, type_name
 from ...augment import CORRUPTIONS, Corruption
 from ...data import CIFAR10_C, CIFAR10_C_MAIN
-from ..inputs import borrowed, checked_batches
+from ..inputs import checked_batches, prepared_for_evaluation
 from .measure import Accuracy, accuracy
 
 _SEVERITIES = (1, 2, 3, 4, 5)
@@ -116,7 +116,7 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
     owner = "corruption_accuracy"
     verdicts: dict[str, dict[int, Accuracy]] = {}
     # What the conditions themselves draw shall leave no trace either.
-    with borrowed(owner, model):
+    with prepared_for_evaluation(owner, model):
         remedy = "Pass what corrupted() yields, or triples (name, severity, batches)"
         check_iterable(owner, "conditions", conditions, remedy=remedy)
         for condition in conditions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,17 +13,8 @@ from torch import Tensor, nn
 
 from ..._checks import check_int, check_real, complaint, type_name
 from ...attacks import Classification
-from ..inputs import (
-    borrowed,
-    check_steps,
-    checked_batches,
-    checked_logits,
-    output_of,
-    own_generator,
-    perturbed,
-    refuse_probabilities,
-)
-from .measure import _NON_FINITE, _verdict
+from ..inputs import check_steps, model_output, perturbed
+from .measure import verdict, verdicts_on
 
 _OWNER = "robust_curve"
 
@@ -115,29 +106,17 @@ def robust_curve(
     """
     parameter, values = _setting(eps=eps, steps=steps, restarts=restarts)
     attacks = _attacks(attack, parameter, values)
-    found: list[Tensor] = []
-    with borrowed(_OWNER, model) as device:
-        source = own_generator(_OWNER, generator, device)
-        for x, y, readable_y in checked_batches(_OWNER, batches, device):
-            logits = checked_logits(_OWNER, model, x, readable_y)
-            if not found:
-                refuse_probabilities(_OWNER, model, x, logits)
-            verdict, objective = _verdict(logits, y), Classification(model, y)
-            rows = []
-            for stronger in attacks:
-                right = (verdict == 1).nonzero()[:, 0]
-                if stronger is not None and len(right):
-                    adv = perturbed(_OWNER, stronger, objective[right], x[right], source)
-                    verdict = verdict.index_copy(0, right, _verdict(output_of(_OWNER, model, adv), y[right]))
-                rows.append(verdict)
-            found.append(torch.stack(rows))
-    result = torch.cat(found, 1).cpu()
-    bad = int((result == _NON_FINITE).any(0).sum())
-    if bad:
-        remedy = "Evaluate without half precision, or look for a division by zero in the model"
-        got = f"non-finite ones for {bad} of {result.shape[1]} images"
-        raise ValueError(complaint(_OWNER, "finite logits", got, remedy))
-    return RobustCurve(parameter, values, result.bool())
+
+    def judge(x: Tensor, y: Tensor, logits: Tensor, source: torch.Generator) -> Iterator[Tensor]:
+        found, objective = verdict(logits, y), Classification(model, y)
+        for stronger in attacks:
+            right = (found == 1).nonzero()[:, 0]
+            if stronger is not None and len(right):
+                adv = perturbed(_OWNER, stronger, objective[right], x[right], source)
+                found = found.index_copy(0, right, verdict(model_output(_OWNER, model, adv), y[right]))
+            yield found
+
+    return RobustCurve(parameter, values, verdicts_on(_OWNER, model, batches, judge, generator))
 
 
 def check_fields(owner: str, attack: Any, *names: str) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from ..._checks import complaint
 from ...attacks import Classification
 from ..inputs import (
-    borrowed,
     branch_in_use,
     check_attack,
     checked_batches,
     checked_logits,
-    own_generator,
+    generator_or_default,
+    model_output,
     perturbed,
+    prepared_for_evaluation,
     refuse_probabilities,
 )
 
@@ -79,7 +80,8 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
         >>> accuracy(torch.nn.Flatten(), [(images, torch.tensor([0, 1, 1, 1]))]).accuracy
         0.75
     """
-    return _evaluate("accuracy", model, batches)
+    correct = verdicts_on("accuracy", model, batches, lambda _x, y, logits, _source: [verdict(logits, y)])
+    return Accuracy(correct[0], branch=branch_in_use(model))
 
 
 def robust_accuracy(
@@ -122,53 +124,64 @@ def robust_accuracy(
         >>> robust_accuracy(torch.nn.Flatten(), [(images, torch.tensor([0, 1, 0, 1]))], attack).accuracy
         0.75
     """
-    check_attack("robust_accuracy", attack)
-    return _evaluate("robust_accuracy", model, batches, attack, generator)
+    owner = "robust_accuracy"
+    check_attack(owner, attack)
+    unchanged: list[Tensor] = []
+
+    def judge(x: Tensor, y: Tensor, logits: Tensor, source: torch.Generator) -> list[Tensor]:
+        clean = verdict(logits, y)
+        adv = perturbed(owner, attack, Classification(model, y), x, source)
+        unchanged.append(torch.stack([clean == 1, (adv == x).reshape(len(x), -1).all(1)]))
+        return [torch.where(clean == 1, verdict(model_output(owner, model, adv), y), clean)]
+
+    correct = verdicts_on(owner, model, batches, judge, generator)[0]
+    right, same = torch.cat(unchanged, 1).cpu()
+    if getattr(attack, "eps", None) != 0 and bool(right.any()) and bool(same[right].all()):
+        remedy = "Look for zero gradients with gradient_masking, and check that the attack takes steps"
+        got = f"the same {int(right.sum())} images that are classified correctly"
+        warnings.warn(complaint(owner, "attack to change images", got, remedy), UserWarning, stacklevel=2)
+    return Accuracy(correct, branch=branch_in_use(model))
 
 
-def _evaluate(
+def verdicts_on(
     owner: str,
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    attack: Callable[..., Tensor] | None = None,
+    judge: Callable[[Tensor, Tensor, Tensor, torch.Generator], Iterable[Tensor]],
     generator: torch.Generator | None = None,
-) -> Accuracy:
-    """Collect a verdict for each sample on the device; all of them are read together at the end."""
-    verdicts: list[Tensor] = []
-    same: list[Tensor] = []
-    with borrowed(owner, model) as device:
-        source = own_generator(owner, generator, device)
+    *,
+    shape: tuple[int, ...] | None = None,
+) -> Tensor:
+    """Return K verdicts for each image, bool ``[K, N]`` on the CPU.
+
+    ``judge`` takes images, labels, logits and a generator, and returns K results of :func:`verdict`. They are collected
+    on the device and read together at the end. ``shape`` is that which an image must have.
+
+    Raises:
+        ValueError: logits are not finite, or as for :func:`accuracy`.
+    """
+    found: list[Tensor] = []
+    with prepared_for_evaluation(owner, model) as device:
+        source = generator_or_default(owner, generator, device)
         for x, y, readable_y in checked_batches(owner, batches, device):
+            if shape is not None and x.shape[1:] != shape:
+                remedy = "Resize the images"
+                expected = f"images of shape [N, {', '.join(map(str, shape))}]"
+                raise ValueError(complaint(owner, expected, f"{list(x.shape)}", remedy))
             logits = checked_logits(owner, model, x, readable_y)
-            if not verdicts:
+            if not found:
                 refuse_probabilities(owner, model, x, logits)
-            verdict = _verdict(logits, y)
-            if attack is not None:
-                adv = perturbed(owner, attack, Classification(model, y), x, source)
-                same.append(torch.stack([verdict == 1, (adv == x).reshape(len(x), -1).all(1)]))
-                verdict = torch.where(verdict == 1, _verdict(checked_logits(owner, model, adv, readable_y), y), verdict)
-            verdicts.append(verdict)
-    result = torch.cat(verdicts).cpu()
-    bad = int((result == _NON_FINITE).sum())
+            found.append(torch.stack(list(judge(x, y, logits, source))))
+    result = torch.cat(found, 1).cpu()
+    bad = int((result == _NON_FINITE).any(0).sum())
     if bad:
         remedy = "Evaluate without half precision, or look for a division by zero in the model"
-        raise ValueError(
-            complaint(owner, "finite logits", f"non-finite ones for {bad} of {len(result)} images", remedy)
-        )
-    if same and getattr(attack, "eps", None) != 0:
-        _warn_of_idle(owner, *torch.cat(same, 1).cpu())
-    return Accuracy(result.bool(), branch=branch_in_use(model))
+        got = f"non-finite ones for {bad} of {result.shape[1]} images"
+        raise ValueError(complaint(owner, "finite logits", got, remedy))
+    return result.bool()
 
 
-def _warn_of_idle(owner: str, right: Tensor, same: Tensor) -> None:
-    """Warn of an attack that changed none of the images that are right without it."""
-    if bool(right.any()) and bool(same[right].all()):
-        remedy = "Look for zero gradients with gradient_masking, and check that the attack takes steps"
-        got = f"the same {int(right.sum())} images that are classified correctly"
-        warnings.warn(complaint(owner, "attack to change images", got, remedy), UserWarning, stacklevel=4)
-
-
-def _verdict(logits: Tensor, y: Tensor) -> Tensor:
-    """Return for each sample 1 if it is right, 0 if it is wrong and 2 if that cannot be said, uint8 ``[N]``."""
+def verdict(logits: Tensor, y: Tensor) -> Tensor:
+    """Return 1 for samples that are classified correctly, 0 for others and 2 for non-finite logits, uint8 ``[N]``."""
     right = (logits.argmax(1) == y).to(torch.uint8)
     return torch.where(logits.isfinite().all(1), right, _NON_FINITE)

@@ -5,7 +5,7 @@ from ._fields import CurveRecord as CurveRecord
 from .card import Result as Result
 from .card import ResultCard as ResultCard
 from .comparison import Comparison as Comparison
-from .comparison import Flips as Flips
+from .comparison import DiscordantPairs as DiscordantPairs
 from .comparison import MetricComparison as MetricComparison
 from .comparison import compare_cards as compare_cards
 from .comparison import markdown_table as markdown_table
@@ -16,7 +16,7 @@ __all__ = [
     "AlarmRecord",
     "Comparison",
     "CurveRecord",
-    "Flips",
+    "DiscordantPairs",
     "MetricComparison",
     "Result",
     "ResultCard",

@@ -13,7 +13,7 @@ from .card import ResultCard
 _METRICS = ("TA", "RA", "AA")
 
 
-class Flips(NamedTuple):
+class DiscordantPairs(NamedTuple):
     """The samples that two runs judge differently.
 
     ``p_value`` is that of the exact McNemar test: how often a fair coin would share them out at least as unevenly.
@@ -30,7 +30,7 @@ class MetricComparison(NamedTuple):
     mean_a: float
     mean_b: float
     difference: float
-    flips: tuple[Flips, ...]
+    flips: tuple[DiscordantPairs, ...]
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _compared(a: ResultCard, b: ResultCard, metric: str) -> MetricComparison:
     flips = []
     for one, other in zip(a.verdicts[metric], b.verdicts[metric], strict=True):
         only_a, only_b = int((one & ~other).sum()), int((other & ~one).sum())
-        flips.append(Flips(only_a, only_b, mcnemar(only_a, only_b)))
+        flips.append(DiscordantPairs(only_a, only_b, mcnemar(only_a, only_b)))
     return MetricComparison(mean_a, mean_b, mean_b - mean_a, tuple(flips))
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..._checks import check_finite, check_module, check_tensor, check_within, complaint
 from ..._random import kept
-from ..inputs import borrowed, checked_batches, checked_logits
+from ..inputs import checked_batches, checked_logits, prepared_for_evaluation
 from .attack_alarms import Alarm
 
 # A twentieth of the images that cannot be attacked overstates robust accuracy by more than papers differ.
@@ -65,7 +65,7 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
         >>> randomised_output(torch.nn.Flatten(), torch.rand(4, 3)).raised
         False
     """
-    with borrowed("randomised_output", model) as device:
+    with prepared_for_evaluation("randomised_output", model) as device:
         x = _some("randomised_output", images, device)
         difference = _difference(*(_output("randomised_output", model, x) for _ in range(2)))
     reason = f"two forward passes differ by {difference:.1e} of the spread of the outputs"
@@ -95,7 +95,7 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
         >>> batch_dependence(torch.nn.BatchNorm1d(3, track_running_stats=False), torch.rand(4, 3)).raised
         True
     """
-    with borrowed("batch_dependence", model) as device:
+    with prepared_for_evaluation("batch_dependence", model) as device:
         x = _some("batch_dependence", images, device)
         outputs = []
         for others in (x, 1 - x):
@@ -129,7 +129,7 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
         >>> probability_output(torch.nn.Softmax(1), torch.rand(4, 3)).raised
         True
     """
-    with borrowed("probability_output", model) as device:
+    with prepared_for_evaluation("probability_output", model) as device:
         x = _some("probability_output", images, device)
         rows = _output("probability_output", model, torch.cat([x, torch.zeros_like(x)])).float()
     smallest, error = rows.min().item(), (rows.sum(1) - 1).abs().max().item()
@@ -163,7 +163,7 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     """
     owner = "zero_gradients"
     states = []
-    with borrowed(owner, model) as device, torch.inference_mode(False), torch.enable_grad():
+    with prepared_for_evaluation(owner, model) as device, torch.inference_mode(False), torch.enable_grad():
         for images, y, readable_y in checked_batches(owner, batches, device):
             x = images.detach().clone().requires_grad_()
             loss = F.cross_entropy(checked_logits(owner, model, x, readable_y), y, reduction="sum")

@@ -17,7 +17,7 @@ from ...attacks import Classification, PGDAttack
 from ...attacks.ascent import rows
 from ..accuracy.curves import check_fields, with_radius
 from ..accuracy.measure import Accuracy
-from ..inputs import borrowed, checked_batches, checked_logits, own_generator, perturbed
+from ..inputs import checked_batches, checked_logits, generator_or_default, perturbed, prepared_for_evaluation
 from ..uar.jpeg import JPEGAttack
 from ._black_box import SignNoise, WindowSearch, margin
 from .attack_alarms import Alarm, falling_loss, incomplete_search, loss_beaten, unbounded_attack, white_box_beaten
@@ -163,8 +163,8 @@ def gradient_masking(
     check_real(_OWNER, "eps of the attack", given.eps, low=0, above=True, remedy="Pass the ball of the evaluation")
     check_int(_OWNER, "steps of the attack", given.steps, low=1, remedy="Twenty are usual")
     found = [train_mode(model)]
-    with borrowed(_OWNER, model) as device:
-        source = own_generator(_OWNER, generator, device)
+    with prepared_for_evaluation(_OWNER, model) as device:
+        source = generator_or_default(_OWNER, generator, device)
         seed = int(torch.randint(2**31, (), generator=source, device=device))
         read = _read(batches, images, device)
         chunks, some = _right_only(model, read), read[0][0][:_SOME]
@@ -275,7 +275,7 @@ def _under_attack(model: nn.Module, chunks: Chunks, attack: Any, surrogate: nn.M
         "gradient-free search": outcome(WindowSearch(eps=eps, norm=norm)),
     }
     if surrogate is not None:
-        with borrowed(_OWNER, surrogate):
+        with prepared_for_evaluation(_OWNER, surrogate):
             weaker["transfer"] = outcome(pgd, surrogate)
     return [
         falling_loss({1: one[0], steps: white[0], 2 * steps: twice[0]}, parameter="steps"),

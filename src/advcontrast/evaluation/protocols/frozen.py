@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..._checks import check_module, check_tensor, complaint
 from ..._digest import digest
 from ..._random import kept
-from ..inputs import borrowed
+from ..inputs import prepared_for_evaluation
 
 _OWNER = "unchanged"
 
@@ -73,7 +73,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def _features(encoder: nn.Module, images: Tensor) -> bytes:
     # What an encoder draws in eval mode is no change of it.
-    with borrowed(_OWNER, encoder), kept(0):
+    with prepared_for_evaluation(_OWNER, encoder), kept(0):
         features = encoder(images)
     check_tensor(_OWNER, "the output of the encoder", features, remedy="Return the features as one tensor")
     return digest(features)

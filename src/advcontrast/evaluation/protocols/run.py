@@ -28,7 +28,7 @@ from ...strategies.supervised import AdversarialTrainer, StandardTrainer
 from ...strategies.trades import TRADESTrainer
 from ...surgery import export_branch
 from ..accuracy.measure import Accuracy, accuracy, robust_accuracy
-from ..inputs import borrowed, device_of
+from ..inputs import device_of, prepared_for_evaluation
 from ._splits import check_splits
 from .definition import Protocol
 from .frozen import fingerprint, unchanged
@@ -154,7 +154,7 @@ def _classifier(
     else:
         inner = None if folder is None else folder / "teacher"
         teacher, _ = _classifier(encoder, protocol.teacher, train.subset(chosen), validation, seed, inner)
-        with borrowed(_OWNER, teacher):
+        with prepared_for_evaluation(_OWNER, teacher):
             logits = torch.cat([teacher(x) for x, _ in train.batches(_BATCH)])
         unlabelled = torch.ones(len(train), dtype=torch.bool, device=train.y.device).index_fill(0, chosen, False)
         data = train.x, torch.where(unlabelled, -1, train.y), logits
@@ -193,7 +193,7 @@ def _classifier(
 
 def _zero_head(encoder: nn.Module, images: Tensor, classes: int) -> nn.Linear:
     """Return a linear layer of zeros for what an encoder makes of images."""
-    with borrowed(_OWNER, encoder):
+    with prepared_for_evaluation(_OWNER, encoder):
         features = encoder(images)
     remedy = "Pool the feature maps, and leave out projection head and classifier"
     check_tensor(_OWNER, "the output of the encoder", features, remedy=remedy)

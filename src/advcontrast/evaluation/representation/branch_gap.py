@@ -14,7 +14,7 @@ from ...functional.nt_xent import alignment
 from ...norm import DualNorm, bn_branch
 from ...norm.dual_norm import dual_norms
 from ...surgery import branch_parameters
-from ..inputs import borrowed
+from ..inputs import prepared_for_evaluation
 from .label_free import checked_features, image_batches
 
 _OWNER = "branch_gap"
@@ -75,7 +75,7 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
     """
     norms = dual_norms(_OWNER, model)
     features = []
-    with borrowed(_OWNER, model) as device:
+    with prepared_for_evaluation(_OWNER, model) as device:
         for x in image_batches(_OWNER, batches, device, least=1):
             with bn_branch(model, "clean"):
                 clean = checked_features(_OWNER, model, x)

@@ -20,7 +20,7 @@ from ...functional.representation import (
     overlap_risk,
     uniformity,
 )
-from ..inputs import borrowed, check_attack, output_of, own_generator, perturbed
+from ..inputs import check_attack, generator_or_default, model_output, perturbed, prepared_for_evaluation
 
 _OWNER = "label_free_robustness"
 
@@ -117,8 +117,8 @@ def label_free_robustness(
     check_attack(_OWNER, attack)
     everything: list[tuple[Tensor, Tensor]] = []
     drawn: list[tuple[Tensor, ...]] = []
-    with borrowed(_OWNER, encoder) as device:
-        source = own_generator(_OWNER, generator, device)
+    with prepared_for_evaluation(_OWNER, encoder) as device:
+        source = generator_or_default(_OWNER, generator, device)
         for x in image_batches(_OWNER, batches, device, least=2):
             clean = checked_features(_OWNER, encoder, x)
             away = perturbed(_OWNER, attack, _distance(encoder, clean, 1), x.clone(), source)
@@ -174,7 +174,7 @@ def image_batches(owner: str, batches: object, device: torch.device, *, least: i
 
 def checked_features(owner: str, encoder: nn.Module, x: Tensor) -> Tensor:
     """Return the features ``[N, D]`` of a batch, in float32 at least, once they have this shape."""
-    z = output_of(owner, encoder, x)
+    z = model_output(owner, encoder, x)
     remedy = "Pass an encoder that returns a flat row of features for each image"
     check_tensor(owner, "the output of the model", z, remedy=remedy)
     if z.dim() != 2 or len(z) != len(x) or z.shape[1] < 1:

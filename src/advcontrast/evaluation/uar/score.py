@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..._checks import check_choice, check_int, check_tensor, complaint
 from ..._types import Norm
 from ...attacks import Classification, PGDAttack
-from ..accuracy.measure import _NON_FINITE, _verdict
-from ..inputs import borrowed, checked_batches, checked_logits, own_generator, perturbed, refuse_probabilities
+from ..accuracy.measure import verdict, verdicts_on
+from ..inputs import model_output, perturbed
 from .elastic import ElasticAttack
 from .frank_wolfe import FrankWolfeAttack
 from .jpeg import JPEGAttack
@@ -219,31 +219,15 @@ def uar(
         Kang et al., "Testing Robustness Against Unforeseen Adversaries", 2019.
     """
     attacks = calibrated_attacks(name, steps=steps)
-    verdicts: list[Tensor] = []
-    with borrowed(_OWNER, model) as device:
-        source = own_generator(_OWNER, generator, device)
-        for x, y, readable_y in checked_batches(_OWNER, batches, device):
-            if x.shape[1:] != (3, 32, 32):
-                remedy = "The sizes of the attacks are for CIFAR-10"
-                raise ValueError(complaint(_OWNER, "images of shape [N, 3, 32, 32]", f"{list(x.shape)}", remedy))
-            logits = checked_logits(_OWNER, model, x, readable_y)
-            if not verdicts:
-                refuse_probabilities(_OWNER, model, x, logits)
-            clean = _verdict(logits, y)
-            found = []
-            for attack in attacks:
-                wrong = _wrong_classes(y, logits.shape[1], source)
-                adv = perturbed(_OWNER, attack, Classification(model, wrong), x, source)
-                attacked = _verdict(checked_logits(_OWNER, model, adv, readable_y), y)
-                found.append(torch.where(clean == 1, attacked, clean))
-            verdicts.append(torch.stack(found))
-    result = torch.cat(verdicts, 1).cpu()
-    bad = int((result == _NON_FINITE).any(0).sum())
-    if bad:
-        got = f"non-finite ones for {bad} of {result.shape[1]} images"
-        remedy = "Evaluate without half precision, or look for a division by zero in the model"
-        raise ValueError(complaint(_OWNER, "finite logits", got, remedy))
-    return UAR(name, result.bool())
+
+    def judge(x: Tensor, y: Tensor, logits: Tensor, source: torch.Generator) -> Iterator[Tensor]:
+        clean = verdict(logits, y)
+        for attack in attacks:
+            wrong = _wrong_classes(y, logits.shape[1], source)
+            adv = perturbed(_OWNER, attack, Classification(model, wrong), x, source)
+            yield torch.where(clean == 1, verdict(model_output(_OWNER, model, adv), y), clean)
+
+    return UAR(name, verdicts_on(_OWNER, model, batches, judge, generator, shape=(3, 32, 32)))
 
 
 def _wrong_classes(y: Tensor, classes: int, generator: torch.Generator) -> Tensor:
