@@ -1,30 +1,38 @@
-"""What every test and every docstring example may count on."""
+"""Settings of every test and every docstring example."""
 
 import math
 import os
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
-import torch
-
-import advcontrast
-from advcontrast import augment, norm
 
 pytest_plugins = ["tests.scoreboard"]
 
 # Sums are reproducible, and the tensors of tests are small: more threads only wait for each other, and for those of the
-# processes that tests start.
-if "OMP_NUM_THREADS" not in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by these processes
-    torch.set_num_threads(1)
+# processes that run beside them. PyTorch reads this when it is imported, and child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_report_header() -> str:
     """Name the versions that are tested."""
-    import torchvision
+    return f"torch {version('torch')}, torchvision {version('torchvision')}"
 
-    return f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Use up to eight cores for folders of tests, and one process for files that are named; ``-n`` overrides it."""
+    if all(Path(argument.partition("::")[0]).suffix == ".py" for argument in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no worker is left alone with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +47,18 @@ def _tracing() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """Make examples that draw random numbers print the same ones."""
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, object]) -> None:
+    import torch
+
+    import advcontrast
+    from advcontrast import augment, norm
+
     public = {name: getattr(advcontrast, name) for name in advcontrast.__all__}
     functional = {name: getattr(advcontrast.functional, name) for name in advcontrast.functional.__all__}
     shown = {name: getattr(augment, name) for name in augment.__all__} | {"DualNorm": norm.DualNorm}

@@ -8,10 +8,33 @@ from hypothesis import settings
 
 from tests.ranks import Ranks
 
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100, database=None, print_blob=True)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, database=None, print_blob=True)
 settings.register_profile("dev", deadline=None, max_examples=25)
-settings.register_profile("nightly", deadline=None, max_examples=2000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.register_profile("nightly", deadline=None, max_examples=1000)
+
+
+def is_nightly(config: pytest.Config) -> bool:
+    """Tell whether ``pytest -m nightly`` runs."""
+    return config.option.markexpr == "nightly"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "nightly" if is_nightly(config) else "ci"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let the nightly run repeat, with more cases, each test that draws its cases or samples them."""
+    if is_nightly(config):
+        for item in items:
+            if "whole" in getattr(item, "fixturenames", ()) or hasattr(getattr(item, "obj", None), "hypothesis"):
+                item.add_marker("nightly")
+
+
+@pytest.fixture(scope="session")
+def whole(pytestconfig: pytest.Config) -> bool:
+    """Tell a test whether to try every case of its sweep (``pytest -m nightly``) or a sample."""
+    return is_nightly(pytestconfig)
 
 
 @pytest.fixture(scope="session")

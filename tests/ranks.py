@@ -1,6 +1,5 @@
 """Processes in a gloo group, started once a session because starting them takes longer than all their tests."""
 
-import multiprocessing
 import socket
 import traceback
 from collections.abc import Callable
@@ -9,6 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tests.processes import WARM
 
 WORLD_SIZE = 2
 _SECONDS = 120
@@ -34,11 +35,10 @@ class Ranks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
         self._pipes, self._processes = [], []
         for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world_size, port, theirs), daemon=True)
+            ours, theirs = WARM.Pipe()
+            process = WARM.Process(target=_serve, args=(rank, world_size, port, theirs), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)

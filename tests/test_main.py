@@ -15,6 +15,7 @@ import torch
 
 import advcontrast
 from advcontrast import __main__ as main
+from tests.processes import run
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,15 +28,7 @@ needs_lightning = pytest.mark.skipif(
 def lines(*, before="", path=ROOT / "src", **environment):
     """Return what a process prints, after the statements ``before``."""
     code = f"import sys, runpy\n{before}\nrunpy.run_module('advcontrast', run_name='__main__')"
-    variables = {**os.environ, "PYTHONPATH": str(path), **environment}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore::RuntimeWarning", "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=variables,
-        cwd=path,
-    )
+    done = run("-c", code, env={**os.environ, "PYTHONPATH": str(path), **environment}, cwd=path)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -202,7 +195,7 @@ def test_either_name_of_lightning_will_do(monkeypatch, name):
 @needs_lightning
 def test_a_broken_torchvision_is_told_from_a_missing_one(tmp_path):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    before = f"sys.path.insert(0, {str(tmp_path)!r})"
+    before = f"del sys.modules['torchvision']; sys.path.insert(0, {str(tmp_path)!r})"
     found = rows(lines(before=before))
     assert found["torchvision"] == f"{metadata.version('torchvision')}, broken: RuntimeError on import"
     assert found["examples/lightning_acl.py"] == "missing: pip install --upgrade torch torchvision"

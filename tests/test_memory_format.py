@@ -1,8 +1,5 @@
 """The memory format in which to train."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -11,6 +8,7 @@ from advcontrast import ACLTrainer, PGDAttack
 from advcontrast._memory_format import choose_memory_format
 from advcontrast.attacks import under_attack
 from advcontrast.strategies import StandardTrainer
+from tests.processes import run
 
 CRASH = """
 import torch
@@ -94,5 +92,5 @@ def test_contiguous_networks_are_not_warned_of(trainer):
 
 
 def test_a_narrow_network_is_trained_on_odd_batches():
-    run = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stdout) == (0, "lived\n"), run.stderr
+    done = run("-c", CRASH)
+    assert (done.returncode, done.stdout) == (0, "lived\n"), done.stderr

@@ -1,13 +1,9 @@
 """The training loop under accelerate."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from math import nan
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import advcontrast
-import tests
 from advcontrast import ACLTrainer, PGDAttack, convert_to_dual_bn
 from advcontrast.attacks import WarmStart
 from advcontrast.strategies import StandardTrainer
+from tests.processes import run
 
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
 from advcontrast.adapters.accelerate import pretrain  # noqa: E402
@@ -187,20 +182,15 @@ if __name__ == "__main__":
 def test_two_processes_resume_exactly_too_also_with_an_idle_branch(tmp_path, mode):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(mode=mode))
-    roots = [str(Path(package.__file__).parents[1]) for package in (advcontrast, tests)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1"}
 
-    def run(*words):
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-        done = subprocess.run(
-            [*start, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300, check=False
-        )
+    def trained(*words):
+        done = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *words)
         assert done.returncode == 0, done.stderr
         return re.search(r"found (.*)", done.stdout).group(1)
 
-    whole = run(3, "none")
-    run(1, tmp_path / "state")
-    assert run(3, tmp_path / "state") == whole
+    whole = trained(3, "none")
+    trained(1, tmp_path / "state")
+    assert trained(3, tmp_path / "state") == whole
 
 
 @pytest.mark.parametrize(
@@ -221,7 +211,7 @@ def test_mistakes_are_named(settings, error, message):
 
 def test_without_accelerate_the_adapter_says_what_to_install():
     code = "import sys; sys.modules['accelerate'] = None; import advcontrast.adapters.accelerate"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run("-c", code)
     assert "ImportError: advcontrast.adapters.accelerate: expected accelerate, got " in done.stderr
     assert "Install it with pip install accelerate." in done.stderr
 

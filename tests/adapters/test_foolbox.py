@@ -1,8 +1,6 @@
 """foolbox's attacks on our models, and where ours go."""
 
 import re
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -13,6 +11,7 @@ from advcontrast.attacks import Classification
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.strategies import AdversarialTrainer
 from tests.adapters.networks import everything, images, random_states
+from tests.processes import run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -185,11 +184,12 @@ def test_the_repr_reads_as_the_call():
 
 def test_importing_it_is_quiet_even_where_warnings_are_errors():
     code = "import advcontrast.evaluation, scipy, warnings; warnings.simplefilter('error', DeprecationWarning)\n"
-    subprocess.run([sys.executable, "-c", code + "import advcontrast.adapters.foolbox"], check=True)
+    done = run("-c", code + "import advcontrast.adapters.foolbox")
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_foolbox_the_adapter_says_what_to_install():
     code = "import sys; sys.modules['foolbox'] = None; import advcontrast.adapters.foolbox"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run("-c", code)
     assert "ImportError: advcontrast.adapters.foolbox: expected foolbox, got " in done.stderr
     assert "Install it with pip install foolbox." in done.stderr

@@ -1,6 +1,5 @@
 """torch.hub finds the entry points of a clone, installed or not."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,12 +8,14 @@ import torch
 
 import advcontrast
 from advcontrast.norm import DualNorm
+from tests import processes
 
 ROOT = Path(advcontrast.__file__).parents[2]
 pytestmark = pytest.mark.skipif(not (ROOT / "hubconf.py").exists(), reason="needs a clone, not an installed package")
 
 NOT_INSTALLED = """
-import sys, importlib.util
+import sys, importlib.util, warnings
+warnings.simplefilter("error")
 sys.path[:] = [path for path in sys.path if not path.rstrip("/").endswith("/src")]
 if importlib.util.find_spec("advcontrast"):
     sys.exit(77)
@@ -25,8 +26,7 @@ root, before = sys.argv[1], list(sys.path)
 
 def run(code):
     """Run code in a process that cannot import the package, and return what it prints."""
-    command = [sys.executable, "-W", "error", "-c", NOT_INSTALLED + code, str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = processes.run("-c", NOT_INSTALLED + code, ROOT)
     if done.returncode == 77:
         pytest.skip("the package is installed, and not as a link to a clone")
     assert done.returncode == 0, done.stderr

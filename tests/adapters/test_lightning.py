@@ -1,23 +1,18 @@
 """Learners of this library under Lightning."""
 
-import os
 import re
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import advcontrast
-import tests
 from advcontrast import ACLTrainer, PGDAttack, convert_to_dual_bn
 from advcontrast.attacks import WarmStart
 from advcontrast.optim import WarmupCosine
 from advcontrast.strategies import AdversarialTrainer
+from tests.processes import run
 
 try:
     import lightning.pytorch as pl
@@ -173,7 +168,7 @@ def test_a_learner_that_tells_ddp_nothing_is_fine():
 
 
 DDP = """
-import sys, warnings
+import os, warnings
 warnings.simplefilter("ignore")
 from tests.adapters.test_lightning import *
 if __name__ == "__main__":
@@ -194,11 +189,7 @@ if __name__ == "__main__":
 def test_a_mode_with_an_idle_branch_trains_under_ddp_with_its_default_flags(tmp_path, mode):
     script = tmp_path / "train.py"
     script.write_text(DDP.format(mode=mode, folder=tmp_path))
-    roots = [str(Path(package.__file__).parents[1]) for package in (advcontrast, tests)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, env=environment, timeout=300, check=False
-    )
+    done = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script)
     assert done.returncode == 0, done.stderr
     assert "done 0" in done.stdout
 
@@ -234,7 +225,8 @@ def test_either_name_of_lightning_will_do(have):
         f"sys.modules['{have}'] = fake; sys.modules['{have}.pytorch'] = fake; fake.pytorch = fake\n"
         f"from advcontrast.adapters.lightning import LightningLearner"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("have", ["lightning", "pytorch_lightning"])
@@ -249,14 +241,15 @@ def test_where_both_are_installed_it_is_the_one_that_the_caller_uses(have):
         f"from advcontrast.adapters.lightning import LightningLearner\n"
         f"assert LightningLearner.__mro__[1].__name__ == '{have}'"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_lightning_the_adapter_says_what_to_install():
     code = (
         "import sys; sys.modules.update(lightning=None, pytorch_lightning=None); import advcontrast.adapters.lightning"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run("-c", code)
     assert "ImportError: advcontrast.adapters.lightning: expected lightning, got " in done.stderr
     assert "Install it with pip install lightning." in done.stderr
 

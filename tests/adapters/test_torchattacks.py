@@ -1,8 +1,6 @@
 """Attacks of torchattacks where ours go, and ours called as torchattacks calls its own."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from advcontrast.attacks import APGDAttack, Classification, under_attack
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.strategies import AdversarialTrainer, TRADESTrainer
 from tests.adapters.networks import classifier, everything, images, random_states
+from tests.processes import run
 
 torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -261,7 +260,7 @@ def test_our_attacks_need_no_torchattacks():
         "from advcontrast.adapters.torchattacks import TorchattacksStyle\n"
         "print(TorchattacksStyle(PGDAttack(), torch.nn.Flatten())(torch.rand(2, 3), torch.tensor([0, 1])).shape)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert run("-c", code).stdout == "torch.Size([2, 3])\n"
 
 
 def test_a_branch_of_a_plain_network_is_refused_with_the_right_advice(model):

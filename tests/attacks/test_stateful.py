@@ -82,7 +82,15 @@ def test_warm_start_refuses_what_is_no_pgd():
         WarmStart(0.5)
 
 
-@pytest.mark.parametrize("x", ["x", torch.rand(()), torch.rand(2, 3).half(), torch.full((2, 3), 2.0)], ids=str)
+BAD_IMAGES = {
+    "a string": "x",
+    "a number": torch.rand(()),
+    "half": torch.rand(2, 3).half(),
+    "bright": torch.full((2, 3), 2.0),
+}
+
+
+@pytest.mark.parametrize("x", BAD_IMAGES.values(), ids=BAD_IMAGES)
 def test_bad_images_leave_the_perturbations_alone(x):
     warm, good = WarmStart(one_step()), batch()
     warm(brighter, good)
@@ -164,7 +172,7 @@ def test_free_attack_refuses(settings, text):
         FreeAttack(**settings)
 
 
-@pytest.mark.parametrize("x", [torch.rand(2, 3).half(), torch.full((2, 3), 2.0), torch.rand(()), "x"], ids=str)
+@pytest.mark.parametrize("x", BAD_IMAGES.values(), ids=BAD_IMAGES)
 def test_free_attack_refuses_bad_images(x):
     with pytest.raises((TypeError, ValueError), match="FreeAttack: expected"):
         FreeAttack(eps=EPS)(brighter, x)

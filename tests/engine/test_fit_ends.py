@@ -1,6 +1,5 @@
 """Processes that end, however they end."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -23,6 +22,7 @@ from tests.engine.learners import (
     train,
     weights,
 )
+from tests.processes import WARM
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
 EPOCHS = 4
@@ -46,16 +46,11 @@ def train_in_a_process(folder, pipe, number, step):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Return a function that starts such a process and waits for its first step.
-
-    A server imports once what all of them need, and forks; the process of the tests has threads and must not.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.engine.test_fit_ends", "torch._dynamo", "tqdm"])
+    """Return a function that starts such a process and waits for its first step."""
 
     def start(folder, number=None, step=None):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=train_in_a_process, args=(folder, theirs, number, step))
+        ours, theirs = WARM.Pipe(duplex=False)
+        process = WARM.Process(target=train_in_a_process, args=(folder, theirs, number, step))
         process.start()
         theirs.close()
         with ours:

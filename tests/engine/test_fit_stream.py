@@ -1,8 +1,6 @@
 """Training on a data set that is read meanwhile."""
 
 import re
-import subprocess
-import sys
 import textwrap
 import time
 import warnings
@@ -29,6 +27,7 @@ from tests.engine.learners import (
     weights,
 )
 from tests.engine.streams import Drawn, Misbehaving, Pictures, nobody_left, trained, write
+from tests.processes import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -303,8 +302,7 @@ def test_two_processes_with_workers_train_on_a_folder_as_on_its_tensor(folder, t
         dist.destroy_process_group()
     """
     (tmp_path / "script.py").write_text(textwrap.dedent(script))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*command, tmp_path / "script.py"], check=False, capture_output=True, text=True, timeout=300)
+    done = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", tmp_path / "script.py")
     assert done.returncode == 0, done.stderr
 
 

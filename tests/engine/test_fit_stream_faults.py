@@ -5,8 +5,6 @@ import os
 import re
 import select
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -29,6 +27,7 @@ from tests.engine.learners import (
     train,
 )
 from tests.engine.streams import Misbehaving, Pictures, nobody_left, trained, write
+from tests.processes import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -263,6 +262,7 @@ def test_a_signal_to_all_processes_is_obeyed_by_the_one_that_saves(tmp_path):
     """As a batch system sends it, or Ctrl-C in a terminal."""
     script = f"""
         import os, signal, sys
+        os.setsid()
         sys.path.insert(0, {str(ROOT)!r})
         from advcontrast.engine.batches.reader import Reader
         from tests.engine.learners import train
@@ -276,8 +276,7 @@ def test_a_signal_to_all_processes_is_obeyed_by_the_one_that_saves(tmp_path):
 
         train(Signalled(), Reader(Misbehaving(None, None), workers=2), epochs=9, folder={str(tmp_path)!r})
     """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, check=False, start_new_session=True, capture_output=True, text=True, timeout=120)
+    done = run("-c", textwrap.dedent(script))
     assert done.returncode == 0, done.stderr
     assert Checkpoint(tmp_path / "checkpoints").steps() == [3, 4]
 
@@ -324,8 +323,7 @@ def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_pat
             main()
     """
     (tmp_path / "script.py").write_text(textwrap.dedent(script))
-    command = [sys.executable, tmp_path / "script.py"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    done = run(tmp_path / "script.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("fit: expected Misbehaving to be taken over by 1 worker processes, got ")
     assert done.stdout.endswith(

@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,20 +9,15 @@ import torch
 
 from advcontrast.engine import Checkpoint
 from tests.engine.learners import last_step, same
+from tests.processes import Popen, run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-ROOT = Path(__file__).parents[2]
 MEMBER = Path(__file__).with_name("member.py")
 PATIENCE = 120  # seconds for what takes about ten
 LAST = "Look for the first message of all; started again, the run goes on from the last checkpoint, which is good."
 TOGETHER = "RuntimeError: fit: expected all 2 processes to go on together, got"
 GONE = f"{TOGETHER} an end of the connection to another on process 0. {LAST}"
 LATE = f"{TOGETHER} no sign of life from another on process 0. {LAST}"
-
-
-def environment(**more):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
 
 
 def free_port():
@@ -36,11 +29,8 @@ def free_port():
 def members(folder, accident="none", step=0, world=2):
     """Run all processes without anyone to watch over them; return status and messages of the first one."""
     network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world)}
-    words = [sys.executable, str(MEMBER), str(folder), accident, str(step)]
-    processes = []
-    for rank in range(world):
-        env = environment(**network, RANK=str(rank))
-        processes.append(subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True))
+    environments = [{**os.environ, **network, "RANK": str(rank)} for rank in range(world)]
+    processes = [Popen(MEMBER, folder, accident, step, env=environment) for environment in environments]
     try:
         _, messages = processes[0].communicate(timeout=PATIENCE)
         if accident != "hang":
@@ -49,14 +39,12 @@ def members(folder, accident="none", step=0, world=2):
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
+            process.wait()
     return processes[0].returncode, messages
 
 
 def torchrun(*arguments, folder, accident="none", step=0):
-    words = [sys.executable, "-m", "torch.distributed.run", *arguments]
-    words += [str(MEMBER), str(folder), accident, str(step)]
-    return subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
+    return Popen("-m", "torch.distributed.run", *arguments, MEMBER, folder, accident, step)
 
 
 def final(folder, rank=0):
@@ -121,9 +109,7 @@ print(during > before, threads() - before, file=sys.stderr)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts the threads of a process in /proc")
 def test_a_process_group_ends_before_the_interpreter_does():
     network = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "1", "RANK": "0"}
-    words = [sys.executable, "-c", LEAVES]
-    env = environment(**network)
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = run("-c", LEAVES, env={**os.environ, **network})
     assert done.stderr.rstrip().endswith("True 0"), done.stderr
 
 

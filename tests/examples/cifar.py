@@ -4,7 +4,6 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.processes import Popen, run
+
 CIFAR = Path(__file__).parents[2] / "examples" / "cifar"
 PATIENCE = 300  # seconds for what takes a few
 FEW = ("--data", "embedded", "--width", "4", "--limit", "60", "--test-limit", "20")
@@ -21,7 +22,7 @@ TINY = (*FEW, "--epochs", "1", "--batch-size", "20", "--attack-steps", "1")
 
 
 def line(script, *flags):
-    return [sys.executable, str(CIFAR / f"{script}.py"), *map(str, flags)]
+    return [str(CIFAR / f"{script}.py"), *map(str, flags)]
 
 
 def environment(home):
@@ -30,14 +31,13 @@ def environment(home):
 
 
 def process(script, *flags, home):
-    """Run a script to its end."""
-    words = line(script, *flags)
-    return subprocess.run(words, capture_output=True, text=True, env=environment(home), timeout=PATIENCE, check=False)
+    """Run a script in a process of its own, to its end."""
+    return run(*line(script, *flags), env=environment(home), timeout=PATIENCE)
 
 
 def interrupted(script, *flags, home, at, number=signal.SIGKILL):
     """Send a signal to a script once ``at`` exists, and return its status."""
-    with subprocess.Popen(line(script, *flags), stderr=subprocess.DEVNULL, env=environment(home)) as child:
+    with Popen(*line(script, *flags), env=environment(home)) as child:
         end = time.monotonic() + PATIENCE
         while not at.exists():
             assert child.poll() is None, "ended by itself"
@@ -57,7 +57,7 @@ def scripts_importable():
 def inside(script, *flags):
     """Run a script in this process, and return its status."""
     with scripts_importable() as patch:
-        patch.setattr(sys, "argv", line(script, *flags)[1:])
+        patch.setattr(sys, "argv", line(script, *flags))
         try:
             runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as stop:

@@ -1,21 +1,19 @@
 """The full evaluation of classifiers, on few images."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from advcontrast.evaluation import ResultCard
 from tests.examples.cifar import CIFAR, FEW, TINY, card, environment, inside, process
+from tests.processes import run
 
 EVALUATE = (*FEW, "--probe-images", "20", "--preset", "quick")
 PNG = b"\x89PNG"
 
 
 def compare(*flags, home):
-    words = [sys.executable, str(CIFAR / "compare.py"), *map(str, flags)]
-    return subprocess.run(words, capture_output=True, text=True, env=environment(home), check=False)
+    return process("compare", *flags, home=home)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +131,8 @@ def test_wrong_models_end_with_one_line(flags, message, tmp_path):
 def test_classifiers_of_the_quickstart_bring_their_images(tmp_path):
     script = CIFAR.parent / "quickstart.py"
     few = ["--epochs", "1", "--steps", "2", "--limit", "80", "--batch-size", "40", "--labels", "20"]
-    subprocess.run([sys.executable, script, *few, "--out", tmp_path / "quick"], check=True, env=environment(tmp_path))
+    done = run(script, *few, "--out", tmp_path / "quick", env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
     model = tmp_path / "quick" / "models" / "seed0-DS-finetune.safetensors"
     flags = ("--test-limit", "20", "--probe-images", "8", "--preset", "quick", "--model", model)
     assert inside("evaluate", *flags, "--out", tmp_path / "out") == 0

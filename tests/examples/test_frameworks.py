@@ -1,9 +1,7 @@
 """The examples for Lightning and accelerate, as a reader starts them."""
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,23 +10,11 @@ import torch
 from torchvision.models import resnet18
 
 from advcontrast import convert_to_dual_bn
+from tests.processes import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ("--images", "16", "--batch-size", "8")
-PATIENCE = 300  # seconds for what takes about ten
-
-
-def run(*words, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=folder,
-        timeout=PATIENCE,
-        check=False,
-    )
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +30,8 @@ def lightning():
 @pytest.mark.distributed
 @pytest.mark.parametrize("devices", [1, 2])
 def test_lightning_trains_and_validates(lightning, tmp_path, devices):
-    done = run(EXAMPLES / "lightning_acl.py", *TINY, "--devices", devices, "--out", tmp_path, folder=tmp_path)
+    start = [] if devices == 1 else TORCHRUN
+    done = run(*start, EXAMPLES / "lightning_acl.py", *TINY, "--devices", devices, "--out", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "'val_loss': " in done.stdout
     assert "'train_loss_adv': " in done.stdout
@@ -77,9 +64,9 @@ def test_validation_gives_the_same_loss_in_inference_mode(lightning, tmp_path, m
 @pytest.mark.parametrize("processes", [1, 2])
 def test_accelerate_trains_and_writes_the_weights(tmp_path, processes):
     pytest.importorskip("accelerate", reason="accelerate is not installed")
-    start = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    start = [] if processes == 1 else TORCHRUN
     script = EXAMPLES / "accelerate_acl.py"
-    done = run(*start, script, *TINY, "--epochs", 2, "--out", tmp_path / "weights.pt", folder=tmp_path)
+    done = run(*start, script, *TINY, "--epochs", 2, "--out", tmp_path / "weights.pt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"^epoch (\d): loss \d+\.\d{4} over (\d) processes$", done.stdout, re.MULTILINE)
     assert lines == [("1", str(processes)), ("2", str(processes))]

@@ -4,8 +4,6 @@ import csv
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,21 +12,15 @@ import torch
 
 from advcontrast.engine import Checkpoint
 from tests.examples.cifar import CIFAR, FEW, PATIENCE, card, environment, process, weights
+from tests.processes import Popen
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 FLAGS = (*FEW, "--epochs", "3", "--batch-size", "20", "--attack-steps", "2", "--save-every", "1", "--seed", "3")
 
 
 def torchrun(*meeting, out, home, cwd=None, flags=FLAGS):
-    words = [sys.executable, "-m", "torch.distributed.run", *meeting, str(CIFAR / "pretrain.py"), *flags]
-    return subprocess.Popen(
-        [*words, "--out", str(out)],
-        env=environment(home),
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ["-m", "torch.distributed.run", *meeting, CIFAR / "pretrain.py", *flags, "--out", out]
+    return Popen(*words, env=environment(home), cwd=cwd)
 
 
 def finish(run, status=0):
@@ -105,19 +97,17 @@ def test_run_with_a_killed_process_finishes_by_itself(undisturbed, tmp_path, hom
     out = tmp_path / "run"
     run = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=1", out=out, home=home)
     wait_for_step(out, 4, run)
-    second = [pid for pid in children(run.pid) if "RANK=1" in variables(pid)]
-    os.kill(second[0], signal.SIGKILL)
+    os.kill(ranks(run.pid)[1], signal.SIGKILL)
     _, errors = finish(run)
     assert "Signal 9" in errors or "exitcode: -9" in errors
     assert equal(weights(out), weights(undisturbed[0]))
 
 
-def children(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def variables(pid):
-    return Path(f"/proc/{pid}/environ").read_text().split("\0")
+def ranks(pid):
+    """Return the processes that torchrun has forked, in order."""
+    command = Path(f"/proc/{pid}/cmdline").read_text()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_text() == command]
 
 
 def test_run_that_is_stopped_goes_on_in_one_process(undisturbed, tmp_path, home):

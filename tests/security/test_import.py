@@ -1,7 +1,6 @@
 """Importing the package looks at its own files, and does nothing else."""
 
-import subprocess
-import sys
+from tests.processes import run
 
 WATCH = """
 import sys
@@ -24,7 +23,7 @@ def watch(event, arguments):
 def seen(before, planted):
     """Return what a process does that imports ``before``, and is watched while it runs ``planted``."""
     code = f"{before}\n{WATCH}\nsys.addaudithook(watch)\n{planted}\nfor item in seen: print(item)"
-    done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    done = run("-c", code)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

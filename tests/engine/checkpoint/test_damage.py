@@ -222,7 +222,7 @@ def test_the_newest_good_one_is_found_with_a_warning_that_names_the_damaged_one(
     assert same(loaded, state(1))
 
 
-@pytest.mark.parametrize("name", DAMAGE.keys() - {"a file for a folder"})
+@pytest.mark.parametrize("name", [name for name in DAMAGE if name != "a file for a folder"])
 def test_training_goes_on_after_damage(checkpoint, name):
     DAMAGE[name][0](checkpoint.path(2))
     for step in (2, 3):

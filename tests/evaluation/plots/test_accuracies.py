@@ -2,7 +2,6 @@
 
 import math
 import re
-import subprocess
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ pytest.importorskip("matplotlib")
 
 from advcontrast.evaluation.plots.accuracies import plot_corruptions, plot_curves
 from advcontrast.evaluation.plots.images import plot_branches, plot_images
+from tests.processes import run
 
 generator = torch.Generator().manual_seed(0)
 CLEAN = torch.rand(3, 3, 4, 4, generator=generator) * 0.8 + 0.1
@@ -71,7 +71,7 @@ def test_pyplot_is_not_needed():
         "import sys; from types import SimpleNamespace as N; from advcontrast.evaluation.plots import plot_curves;"
         "plot_curves({'a': N(parameter='eps', values=[0], accuracies=[1])}); print('matplotlib.pyplot' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run("-c", code)
     assert done.stdout.strip() == "False"
 
 
