@@ -155,7 +155,7 @@ def _variants(source: Path, original: str) -> Iterator[tuple[str, str]]:
 
 def _suites(room: str, source: Path, thorough: bool) -> list[list[str]]:
     """Return the arguments of pytest for the tests of a file, of its room and, where asked for, all others."""
-    quick = ["-m", "not slow and not distributed"]
+    quick = ["-m", "not slow and not distributed and not nightly"]
     defined = re.findall(r"^(?:class|def) ([a-zA-Z]\w+)", source.read_text(), re.MULTILINE)
     files = sorted(Path("tests", room).glob("test_*.py"), key=lambda file: file.stat().st_size)
     files.sort(key=lambda file: not any(name in file.read_text() for name in defined))
@@ -164,7 +164,7 @@ def _suites(room: str, source: Path, thorough: bool) -> list[list[str]]:
     if thorough:
         related = {"norm": ["tests/surgery"], "surgery": ["tests/norm"], "functional": ["tests/losses"]}.get(room, [])
         suites.append([*related, f"tests/properties/test_{PROPERTIES[room]}.py"])
-        suites.append(["-m", "slow or distributed", f"tests/{room}"])
+        suites.append(["-m", "(slow or distributed) and not nightly", f"tests/{room}"])
     return suites
 
 
@@ -221,7 +221,7 @@ def _run_tests(suite: Sequence[str], report: Path) -> None:
     os.environ["PYTHONPATH"] = str(Path("src").resolve())
     code = 1
     try:
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-k", "not compile"]
+        options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-k", "not compile"]
         options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
         code = pytest.main([*options, *suite], plugins=[FirstFailure()])
         package = sys.modules["advcontrast"].__file__ or ""
