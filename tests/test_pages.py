@@ -2,16 +2,21 @@
 
 import ast
 import contextlib
+import importlib
 import io
+import pkgutil
 import re
 import textwrap
 import tokenize
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 import torch.distributed as dist
+
+import advcontrast
 
 DOCS = Path(__file__).parents[1] / "docs"
 SHOWN, HIDDEN = "code-block:: python", "testsetup::"  # the reader does not see what a page sets up
@@ -124,3 +129,29 @@ def test_a_comment_that_tells_another_value_is_noticed(code):
 def test_comments_in_words_tell_no_value():
     code = "x = [1, 2]  # yours\nlen(x)  # 2: the images\nprint(x)  # [1, 2]\nx  # so many\n# 3\nz = 4  # -1: none"
     assert run(code, {}) == 2
+
+
+def documented(text):
+    """Return the objects that the directives of a page document."""
+    found, module = [], None
+    for kind, name in re.findall(r"^\.\. ([\w:]+):: *([\w.]+)(?:\(\))?$", text, re.M):
+        if kind in ("py:module", "currentmodule"):
+            module = name
+        elif kind in ("autofunction", "autoclass", "autoexception", "autodata", "py:data"):
+            path = name if name.startswith("advcontrast.") else f"{module}.{name}"
+            found.append(pkgutil.resolve_name(":".join(path.rsplit(".", 1))))
+    return found
+
+
+def test_every_public_name_is_documented_once():
+    found = [thing for page in (DOCS / "api").glob("*.rst") for thing in documented(page.read_text())]
+    modules = {info.name for info in pkgutil.walk_packages(advcontrast.__path__, "advcontrast.")}
+    for name in ["advcontrast", *sorted(name for name in modules if "._" not in name)]:
+        try:
+            module = importlib.import_module(name)
+        except ImportError:  # an adapter whose library is not installed
+            continue
+        for public in getattr(module, "__all__", ()):
+            thing = getattr(module, public)
+            times = sum(other is thing for other in found)
+            assert times == 1 or isinstance(thing, ModuleType), f"{name}.{public} is documented {times} times"
