@@ -108,6 +108,17 @@ def readable_numbers(*event: Any) -> tuple[str | None, str | None]:
     return signature, annotation
 
 
+def add_other_names(_app: Sphinx, domain: str, _kind: str, content: Any) -> None:
+    """Let the entry of an object be the target of links by every package that it belongs to, as those of viewcode."""
+    signature = content.parent[0]
+    if domain == "py" and signature.get("ids"):
+        name = signature["fullname"]
+        thing = getattr(sys.modules.get(signature["module"]), name.partition(".")[0], None)
+        path = getattr(thing, "__module__", "").split(".")
+        names = [".".join([*path[:end], name]) for end in range(1, len(path))]
+        signature["ids"] += [other for other in names if other not in signature["ids"]]
+
+
 def include_changelog(app: Sphinx, page: str, source: list[str]) -> None:
     """Put the changelog into its page. Headings, code and links are all the Markdown that it uses."""
     if page != "changelog":
@@ -125,4 +136,5 @@ def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("builder-inited", draw_figures)
     app.connect("autodoc-process-signature", readable_numbers)
+    app.connect("object-description-transform", add_other_names)
     app.connect("source-read", include_changelog)

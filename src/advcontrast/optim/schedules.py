@@ -15,7 +15,7 @@ from .._checks import check_int, check_real, complaint, type_name
 
 @dataclass(frozen=True)
 class Constant:
-    """The peak throughout. :func:`fit` takes ``schedule=1.0`` for it.
+    """The peak throughout. :func:`~advcontrast.engine.fit` takes ``schedule=1.0`` for it.
 
     Example:
         >>> Constant()(1000)

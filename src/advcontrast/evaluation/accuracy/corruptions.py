@@ -139,7 +139,7 @@ def corrupted(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[str, int, _Batches]]:
-    """Corrupt clean images in every way that can be computed, as conditions of :func:`corruption_accuracy`.
+    """Yield clean images under each corruption, as conditions of :func:`~advcontrast.evaluation.corruption_accuracy`.
 
     The noise is drawn on the CPU from a generator of its own, which starts anew with every condition: it is the same
     for every model, on every device, as long as the batches are the same.

@@ -82,7 +82,7 @@ def gradient_masking(
 ) -> MaskingReport:
     r"""Look for known signs that robust accuracy is overstated, because gradient or loss mislead the attack.
 
-    Each sign is described with its check, from :func:`train_mode` to :func:`white_box_beaten`. The model is
+    Each sign has a check of its own in :mod:`advcontrast.evaluation.masking`. The model is
     attacked with one step, with the attack as given, with twice the steps, in a ball of half the radius and in one
     that holds every image; with two other losses; with the best of 50 draws of sign noise; with a gradient-free search
     of 100 queries; and with images that were made for a surrogate. With k the steps of the attack, an image costs about

@@ -80,7 +80,8 @@ def run_protocol(
     - **Selecting on the test split.** Images are compared by their content. If more than 1 % of a split, or of the
       images it is held against, are the same, be it test images among those for validation or training, or training
       images among those for validation, nothing is run. (Below that are the duplicates that data sets have.)
-    - **A frozen encoder that is not.** It stays in eval mode, and :func:`unchanged` compares it before and after.
+    - **A frozen encoder that is not.** It stays in eval mode, and
+      :func:`~advcontrast.evaluation.protocols.unchanged` compares it before and after.
     - **Traces.** The caller's encoder is not touched, nor is the global random state.
 
     Args:

@@ -194,7 +194,7 @@ def uar(
         model: a differentiable classifier of images in [0, 1], normalisation inside, that returns logits ``[N, C]``.
         batches: pairs of images ``[N, 3, 32, 32]``, float32 or float64 in [0, 1], and labels ``[N]``, int64 in [0, C).
             They are moved to the device of the model.
-        name: the family, as for :func:`calibrated_attacks`.
+        name: the family, as for :func:`~advcontrast.evaluation.uar.calibrated_attacks`.
         steps: number of steps of each attack, at least 1; the calibration is for 200.
         generator: source of targets and random starts, on the device of the model. By default one seeded with 0.
 
