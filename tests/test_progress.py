@@ -2,7 +2,7 @@
 
 import pytest
 
-from advcontrast._progress import progress_bar
+from advcontrast._progress import ProgressBar
 
 pytest.importorskip("tqdm")
 
@@ -10,7 +10,7 @@ pytest.importorskip("tqdm")
 @pytest.mark.parametrize("stream", [None, object()], ids=["none", "without isatty"])
 def test_other_kinds_of_standard_error_are_not_terminals(monkeypatch, stream):
     monkeypatch.setattr("sys.stderr", stream)
-    with progress_bar(3, unit="step", shown=None) as bar:
+    with ProgressBar(3, unit="step", shown=None) as bar:
         bar.update()
         bar.set_postfix_str("nothing")
     assert bar.disable
@@ -18,5 +18,5 @@ def test_other_kinds_of_standard_error_are_not_terminals(monkeypatch, stream):
 
 def test_a_terminal_gets_a_bar_unless_it_is_hidden(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert not progress_bar(3, unit="step", shown=None).disable
-    assert progress_bar(3, unit="step", shown=False).disable
+    assert not ProgressBar(3, unit="step", shown=None).disable
+    assert ProgressBar(3, unit="step", shown=False).disable

@@ -162,16 +162,6 @@ def flush_folder(path: Path) -> None:
         _warn_once(complaint("advcontrast", "a disk that can flush a folder", _reason(error), remedy))
 
 
-def sha256(file: IO[bytes]) -> str:
-    """Return the SHA-256 of an open file, and leave it at its beginning."""
-    file.seek(0)
-    digest = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-    file.seek(0)
-    return digest.hexdigest()
-
-
 @contextmanager
 def only_process(path: Path) -> Iterator[Callable[[], bool]]:
     """Hold the lock file ``path`` inside the block.

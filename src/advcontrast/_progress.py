@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import Self
 
 from ._checks import check_bool
 
-
-class _Hidden:
-    """A bar that is not shown, where tqdm is not installed."""
-
-    disable = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self) -> None:
-        pass
-
-    def set_postfix_str(self, text: str) -> None:
-        pass
+_SECONDS = 2.0  # between two texts
 
 
 def check_progress(owner: str, shown: Any) -> None:
@@ -34,22 +20,56 @@ def check_progress(owner: str, shown: Any) -> None:
         check_bool(owner, "progress", shown, remedy="None shows a progress bar on terminals only")
 
 
-def progress_bar(total: int | None, *, unit: str, shown: bool | None, done: int = 0, title: str | None = None) -> Any:
-    """Return a bar for a ``with`` block.
+class ProgressBar:
+    """Progress bar for a ``with`` block, hidden where tqdm is not installed.
 
     Args:
-        total: number of updates, ``None`` where it is not known.
-        unit: word for an update.
+        total: number of updates, ``None`` if unknown.
+        unit: name of an update.
         shown: whether to show it; ``None`` asks whether standard error is a terminal. ``TQDM_DISABLE=1`` hides it.
         done: updates before the block.
         title: word before the bar.
     """
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return _Hidden()
-    if shown is None:
-        shown = getattr(sys.stderr, "isatty", lambda: False)()  # standard error may be None, or a writer of a user
-    # tqdm reads TQDM_DISABLE where it is not passed the argument.
-    hidden = {} if shown else {"disable": True}
-    return tqdm(total=total, initial=done, unit=unit, desc=title, **hidden)
+
+    def __init__(
+        self, total: int | None, *, unit: str, shown: bool | None, done: int = 0, title: str | None = None
+    ) -> None:
+        self._bar: Any = None
+        self._due = 0.0
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        if shown is None:
+            shown = getattr(sys.stderr, "isatty", lambda: False)()  # standard error may be None, or a user's writer
+        # tqdm reads TQDM_DISABLE if it is not passed the argument.
+        bar = tqdm(total=total, initial=done, unit=unit, desc=title, **({} if shown else {"disable": True}))
+        self._bar = None if bar.disable else bar
+
+    @property
+    def disable(self) -> bool:
+        """Whether the bar is hidden."""
+        return self._bar is None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, text: Callable[[], str] | None = None) -> None:
+        """Count an update, and show ``text()`` behind the bar.
+
+        ``text`` may wait for the device: it is called every two seconds, and only if the bar is shown.
+        """
+        if self._bar is not None:
+            self._bar.update()
+            if text is not None and time.monotonic() >= self._due:
+                self.set_postfix_str(text())
+                self._due = time.monotonic() + _SECONDS
+
+    def set_postfix_str(self, text: str) -> None:
+        """Show a text behind the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)

@@ -5,7 +5,6 @@ Nothing here initialises an accelerator. One that the process has not used has n
 
 from __future__ import annotations
 
-import hashlib
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,8 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
+
+from ._digest import digest
 
 # They hold no generators, and there may be millions of them.
 _PLAIN = (int, float, str, bytes, torch.Tensor, type, FunctionType, ModuleType)
@@ -59,8 +60,7 @@ def branch_off(state: dict[str, Any], rank: int, *devices: torch.device) -> int:
     Returns:
         The seed.
     """
-    digest = hashlib.sha256(repr((rank, state["torch"].tolist(), state["python"])).encode()).digest()
-    seed = int.from_bytes(digest[:8], "big")
+    seed = int(digest(repr((rank, state["torch"].tolist(), state["python"])))[:16], 16)
     reseed(seed, *devices)
     return seed
 

@@ -167,7 +167,7 @@ def test_a_bar_is_drawn_on_a_terminal(capsys, monkeypatch):
 
 def test_bar_shows_the_loss_within_an_epoch(capsys, monkeypatch):
     pytest.importorskip("tqdm")
-    monkeypatch.setattr("advcontrast.engine.progress._SECONDS", 0.0)
+    monkeypatch.setattr("advcontrast._progress._SECONDS", 0.0)
     (first, _) = train(learner := Losses(), progress=True)
     shown = capsys.readouterr().err
     means = [sum(learner.losses[:n]) / n for n in (1, 2, 3)]

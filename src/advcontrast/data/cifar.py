@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .._atomic_io import sha256
 from .._checks import check_bool, check_path, complaint
+from .._digest import file_digest
 from .images import ImageSet
 from .published import read, unpack
 
@@ -104,7 +104,7 @@ def _archive(kind: Any, root: Path) -> Path:
     download_url(kind.url, str(root), kind.filename, kind.tgz_md5)
     path: Path = root / kind.filename
     with path.open("rb") as file:
-        found = sha256(file)
+        found = file_digest(file)
     if found != _SHA256[kind.filename]:
         raise ValueError(f"an archive {str(path)!r} with the SHA-256 {found} instead of {_SHA256[kind.filename]}")
     return path

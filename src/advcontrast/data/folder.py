@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_choice, check_int, check_path, check_real, complaint
-from .._progress import check_progress, progress_bar
+from .._progress import ProgressBar, check_progress
 from . import _cache
 from .decoding import UnreadableImageError, decode
 from .images import ImageSet
@@ -181,7 +181,7 @@ def _pixels(
 def _decode_all(root: Path, names: list[str], size: int, unreadable: str, progress: bool | None) -> tuple[Tensor, bool]:
     """Return the pixels, and whether they may be cached: a failure of the disk or of memory may not occur again."""
     pixels, readable, lasting = bytearray(len(names) * size * size * 3), bytearray(len(names)), True
-    with progress_bar(len(names), unit="image", shown=progress, title="decode") as bar:
+    with ProgressBar(len(names), unit="image", shown=progress, title="decode") as bar:
         for i, name in enumerate(names):
             try:
                 pixels[i * size * size * 3 : (i + 1) * size * size * 3] = decode(_OWNER, root / name, size)

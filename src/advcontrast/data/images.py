@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_device, check_int, check_tensor, complaint, readable
+from .._digest import digest, raw
 
 _OWNER = "ImageSet"
 
@@ -134,8 +133,4 @@ class ImageSet:
 
         Equal sets have equal fingerprints, wherever they lie; note it with a result to tell on which data it was found.
         """
-        digest = hashlib.sha256(ascii((tuple(self.x.shape), self.classes)).encode())
-        for tensor in (self.x.cpu().contiguous(), self.y.cpu().contiguous()):
-            # Tensors have no buffer of their own without numpy.
-            digest.update((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr()))
-        return digest.hexdigest()
+        return digest(ascii((tuple(self.x.shape), self.classes)), raw(self.x), raw(self.y))

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from .. import distributed
 from .._checks import check_bool, check_choice, check_int, complaint
 from .._memory_format import choose_memory_format
-from .._progress import check_progress
+from .._progress import ProgressBar, check_progress
 from ..optim.ema import EMA
 from ..optim.lars import LARS
 from ..optim.schedules import WarmupCosine
@@ -29,7 +29,6 @@ from .batches.reader import Reader
 from .batches.source import Batch
 from .metrics import Row
 from .parallel import LOST, agree, check_shares
-from .progress import StepBar
 from .run import Run
 from .run_folder import Records
 from .run_settings import identity
@@ -196,7 +195,9 @@ def fit(
             peaks = " and ".join(dict.fromkeys(f"{float(peak):.4g}" for peak in run.peaks))
             _LOG.info("%s with lr %s, schedule %s", type(optimizer).__name__, peaks, settings["schedule"])
         asked = stack.enter_context(termination(folder is not None))
-        bar = stack.enter_context(StepBar(steps, run.step, progress))
+        visible = progress if distributed.rank() == 0 else False
+        bar = stack.enter_context(ProgressBar(steps, unit="step", shown=visible, done=run.step))
+        after = ""
         done = len(run.history)
         left = source.batches(plan, device, epochs=range(done, epochs), skip=run.step - done * plan.steps)
         batches = stack.enter_context(left)
@@ -210,7 +211,7 @@ def fit(
                 run.take_step(_cut(batch, accumulate, memory_format), wrapped)
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
-                bar.update(run.means)
+                bar.update(lambda: f"loss {run.means.loss():.4g}{after}")  # noqa: B023 (called at once)
                 # The last step of an epoch is saved together with the row of the epoch.
                 if run.step < (epoch + 1) * plan.steps:
                     stop = run.step % _ASK_EVERY == 0 or distributed.world_size() == 1
@@ -225,7 +226,8 @@ def fit(
             records.report(run)
             shown = {name: value for name, value in row.items() if name not in ("step", "seconds")}
             line = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            bar.end_epoch(line)
+            bar.set_postfix_str(line)
+            after = f" after {line}"
             if distributed.rank() == 0:
                 _LOG.info(line)
             if asked.wanted():

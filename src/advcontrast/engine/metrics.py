@@ -37,6 +37,10 @@ class Means:
         one = torch.full((), float(samples), device=next(iter(self.sums.values())).device)
         self.sums[name] = self.sums.get(name, 0) + one
 
+    def loss(self) -> float:
+        """Return the mean loss in this process."""
+        return self.sums["loss"].item() / self.samples
+
     def state(self) -> dict[str, Any]:
         """Return what this process has counted, as plain data."""
         return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "samples": self.samples}

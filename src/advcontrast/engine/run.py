@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
 import warnings
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 
 from .. import _random, distributed
 from .._checks import complaint, readable, type_name
+from .._digest import digest
 from ..optim.ema import EMA
 from .arguments import check_rate
 from .checkpoint.errors import CheckpointMismatchError
@@ -110,7 +110,7 @@ class Run:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.rates = _digest(self.rates, rate)
+        self.rates = _extended(self.rates, rate)
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.learner.get_submodule("model"))
@@ -226,7 +226,7 @@ class Run:
             CheckpointMismatchError: the state belongs to another learner, optimizer or setting.
         """
         differing = differences(state, self.settings, self.learner, self.optimizer)
-        if not differing and state["rates"] != reduce(_digest, map(self.rate, range(state["step"])), ""):
+        if not differing and state["rates"] != reduce(_extended, map(self.rate, range(state["step"])), ""):
             differing = f"a schedule that returns other rates in the {state['step']} steps taken"
         if differing:
             remedy = "Start it as it was started first, or choose another folder"
@@ -282,9 +282,9 @@ class Run:
                 raise _not_finite(expected, norm, f"step {self.step + 1}")
 
 
-def _digest(rates: str, rate: float) -> str:
+def _extended(rates: str, rate: float) -> str:
     """Extend a digest of rates by one rate, to six digits, since the last ones differ between machines."""
-    return hashlib.sha256(f"{rates} {rate:.6g}".encode()).hexdigest()[:16]
+    return digest(f"{rates} {rate:.6g}")[:16]
 
 
 def _require_finite_everywhere(expected: str, value: float, where: str) -> None:

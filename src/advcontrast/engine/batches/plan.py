@@ -5,7 +5,6 @@ How many processes share a batch changes who sees a sample, and never which samp
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ... import distributed
 from ..._checks import check_int
+from ..._digest import digest
 from ...data import interleave
 
 _OWNER = "steps_per_epoch"
@@ -77,8 +77,7 @@ class Plan:
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of an epoch."""
         # The generator takes 32 bits. A sum of both numbers would give one run the orders of another, an epoch later.
-        digest = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+        generator = torch.Generator().manual_seed(int(digest(f"{self.seed} {epoch}")[:8], 16))
         if self.groups is None:
             return torch.randperm(self.samples, generator=generator)
         return interleave(self.groups, generator=generator)

@@ -97,4 +97,4 @@ def source_of(data: Any) -> Source:
 
 def fingerprint(tensors: Sequence[Tensor]) -> str:
     """Return the shapes and a digest of all values, to tell one data set from another."""
-    return f"{[list(tensor.shape) for tensor in tensors]} {digest(*tensors).hex()[:16]}"
+    return f"{[list(tensor.shape) for tensor in tensors]} {digest(*tensors)[:16]}"

@@ -202,9 +202,9 @@ def _identity(dataset: Any) -> str:
     if callable(known):
         about = f" {known()}"
     elif isinstance(dataset, TensorDataset):
-        about = f" {digest(*dataset.tensors).hex()[:16]}"
+        about = f" {digest(*dataset.tensors)[:16]}"
     elif isinstance(dataset, Subset):
-        about = f" {digest(torch.as_tensor(dataset.indices)).hex()[:16]} of {_identity(dataset.dataset)}"
+        about = f" {digest(torch.as_tensor(dataset.indices))[:16]} of {_identity(dataset.dataset)}"
     elif isinstance(dataset, ConcatDataset):
         about = f" of {', '.join(map(_identity, dataset.datasets))}"
     else:

@@ -9,7 +9,6 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from hashlib import sha256
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ..._checks import complaint, type_name
+from ..._digest import digest
 from ..._random import kept, reseed
 from ...data.decoding import UnreadableImageError
 from ...data.stream import ImageStream
@@ -102,8 +102,7 @@ class Shelf(Dataset["Read | Failure"]):
         samples, replaced = [], []
         for index in order.indices:
             at[0] = index
-            words = f"{self.seed} {order.step} {index}"
-            reseed(int.from_bytes(sha256(words.encode()).digest()[:4], "big"))
+            reseed(int(digest(f"{self.seed} {order.step} {index}")[:8], 16))
             if isinstance(self.dataset, ImageStream):
                 sample, reason = self.dataset.read(index)
                 if reason is not None:

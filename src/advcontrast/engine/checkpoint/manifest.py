@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,8 +10,8 @@ from typing import IO, Any
 
 import torch
 
-from ..._atomic_io import sha256
 from ..._checks import complaint
+from ..._digest import digest, file_digest
 from .errors import CheckpointVersionError, corrupt
 
 MANIFEST = "manifest.json"
@@ -21,16 +20,16 @@ _KINDS = {"format": str, "version": int, "step": int, "bytes": int, "sha256": st
 _LARGEST_MANIFEST = 1 << 16
 
 
-def sealed_manifest(step: int, size: int, digest: str) -> bytes:
+def sealed_manifest(step: int, size: int, sha256: str) -> bytes:
     """Return the manifest of a state of so many bytes with that SHA-256."""
-    manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "bytes": size, "sha256": digest}
+    manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "bytes": size, "sha256": sha256}
     manifest["torch"] = torch.__version__
     return json.dumps({**manifest, "seal": _seal(manifest)}, indent=1).encode()
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
     """Return a digest of the manifest, so that no bit of it can change unseen."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return digest(json.dumps(manifest, sort_keys=True))
 
 
 def read_manifest(path: Path, step: int) -> dict[str, Any]:
@@ -58,5 +57,5 @@ def verify(file: IO[bytes], manifest: Mapping[str, Any]) -> None:
     path, size = Path(file.name).parent, os.fstat(file.fileno()).st_size
     if size != manifest["bytes"]:
         raise corrupt(path, f"{size} bytes instead of {manifest['bytes']}")
-    if sha256(file) != manifest["sha256"]:
+    if file_digest(file) != manifest["sha256"]:
         raise corrupt(path, "other contents than were written")

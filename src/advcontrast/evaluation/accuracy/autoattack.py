@@ -19,7 +19,7 @@ from ..._checks import (
     check_tensor,
     complaint,
 )
-from ..._progress import check_progress, progress_bar
+from ..._progress import ProgressBar, check_progress
 from ..._random import kept
 from ..._types import NORMS, Norm
 from ...engine import Checkpoint
@@ -149,7 +149,7 @@ def autoattack(
         prepared_for_evaluation(_OWNER, model) as device,
         torch.autocast(device.type, enabled=False),
         locked(checkpoint),
-        progress_bar(total, unit="batch", shown=progress) as bar,
+        ProgressBar(total, unit="batch", shown=progress) as bar,
     ):
         identity = {**settings, "pyautoattack": str(package.__version__), "model": digest_of_model(model)}
         ledger = Ledger(_OWNER, checkpoint, identity)

@@ -46,7 +46,7 @@ def _check_equal(owner: str, what: str, values: dict[str, list[object]]) -> None
             raise ValueError(complaint(owner, f"splits with the same {what}", got, "Pass splits of one data set"))
 
 
-def _check_apart(owner: str, name: str, part: Sequence[bytes], other_name: str, other: Sequence[bytes]) -> None:
+def _check_apart(owner: str, name: str, part: Sequence[str], other_name: str, other: Sequence[str]) -> None:
     mine, theirs = set(part), set(other)
     shared, of_other = sum(image in theirs for image in part), sum(image in mine for image in other)
     # Counted on both sides: few of many test images may still be all there is for validation.
