@@ -106,7 +106,7 @@ def once(action: Callable[[], Any]) -> Any:
             result = action()
         except ValueError as error:
             mistake = str(error)
-    result, mistake = distributed.from_first((result, mistake))
+    result, mistake = distributed.broadcast_object((result, mistake))
     if mistake is not None:
         raise ValueError(mistake)
     return result

@@ -112,9 +112,11 @@ def start(main: Callable[[Settings], None], kind: type[Settings], presets: Mappi
     # The training loop saves before it ends. Elsewhere there is nothing to save.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with distributed.together("torchrun", "Look for the first message of all, and start all of them again"):
+        with distributed.explain_lost_peer(
+            "torchrun", "Look for the first message of all, and start all of them again"
+        ):
             if "WORLD_SIZE" in os.environ:  # started by torchrun
-                distributed.join(settings.timeout)
+                distributed.init_from_torchrun(settings.timeout)
             torch.manual_seed(settings.seed)
             main(settings)
             if dist.is_initialized():  # after an error it would wait for the others

@@ -13,14 +13,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import _deprecated
 from ._checks import check_real, complaint
 
-# Gloo has no error class of its own; its messages begin with the file of the transport that gave up.
+__getattr__ = _deprecated.names_of(__name__)
+
+_OWNER = "init_from_torchrun"
+# Gloo has no error class of its own; its messages begin with the source file of the transport that failed.
 _TRANSPORT = ("gloo/transport/", "NCCL error", "Connection closed by peer")
 
 
-def join(timeout: float) -> None:
-    """Join the processes that ``torchrun`` has started, also after it has started them again.
+def init_from_torchrun(timeout: float) -> None:
+    """Initialise the process group of the processes that ``torchrun`` has started or restarted.
 
     Tensors of an accelerator are sent by its own backend, small objects by gloo, so that comparing shapes does not wait
     for the device, as it would in a group made with ``backend="nccl"`` alone.
@@ -29,26 +33,28 @@ def join(timeout: float) -> None:
         timeout: seconds that a process waits for the others, here and in every collective later, > 0.
 
     Raises:
-        RuntimeError: ``torchrun`` has not started this process, or it has joined already.
+        RuntimeError: ``torchrun`` has not started this process, or there is a process group already.
         ValueError: ``timeout`` is not positive.
-        TypeError: ``timeout`` is no number.
+        TypeError: ``timeout`` is not a number.
     """
-    check_real("join", "timeout", timeout, low=0, above=True, remedy="Pass seconds")
+    check_real(_OWNER, "timeout", timeout, low=0, above=True, remedy="Pass seconds")
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         remedy = "Start the script with torchrun, or do not call this"
-        raise RuntimeError(complaint("join", "a process that torchrun has started", f"no {missing[0]}", remedy))
+        raise RuntimeError(complaint(_OWNER, "a process that torchrun has started", f"no {missing[0]}", remedy))
     if dist.is_initialized():
-        raise RuntimeError(complaint("join", "no process group yet", "one", "Call this once, in the place of yours"))
-    # Imported while there is a group, as DDP does, this module keeps it for good. A group that ends with the
-    # interpreter, not with destroy_process_group, may abort the process: its threads find no Python to return to.
+        raise RuntimeError(
+            complaint(_OWNER, "no process group yet", "one", "Call this once, instead of init_process_group")
+        )
+    # If it is imported after the group is made, as DDP does, this module holds the group until the interpreter exits,
+    # and the threads of a group that was not destroyed before may then abort the process.
     import torch.distributed.nn.functional  # noqa: F401
 
     patience = timedelta(seconds=timeout)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
     environment = os.environ
     if environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE"):
-        # The store still knows where the processes of the last attempt were; on several machines nobody counts for all.
+        # The store still holds the addresses of the last attempt. On several machines no count of attempts is shared.
         attempt = f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     dist.init_process_group(store=store, rank=rank, world_size=world_size, timeout=patience)
@@ -64,10 +70,10 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def exchange(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """Return the small picklable ``value`` of every rank, in the order of the ranks.
 
-    The call waits for all ranks: what one rank knows to be wrong, every rank can then report instead of hanging.
+    The call waits for all ranks. An error that one rank has found can so be raised in all of them.
     """
     if world_size() == 1:
         return [value]
@@ -76,8 +82,8 @@ def exchange(value: Any) -> list[Any]:
     return values
 
 
-def from_first(value: Any) -> Any:
-    """Return the picklable ``value`` of the first process in every process; what the others pass is not looked at."""
+def broadcast_object(value: Any) -> Any:
+    """Return the picklable ``value`` of rank 0 in every process; the values of other ranks are ignored."""
     if world_size() == 1:
         return value
     values = [value if rank() == 0 else None]
@@ -86,19 +92,19 @@ def from_first(value: Any) -> Any:
 
 
 @torch.no_grad()
-def share(tensors: Iterable[Tensor]) -> None:
-    """Give tensors of every process, such as running statistics, the values of the first one's."""
+def broadcast_(tensors: Iterable[Tensor]) -> None:
+    """Copy the values of rank 0 into the tensors of every process, in place; running statistics for example."""
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 @contextmanager
-def together(owner: str, remedy: str) -> Iterator[None]:
-    """Reword what a collective inside the block raises when another process is gone or gives no sign of life.
+def explain_lost_peer(owner: str, remedy: str) -> Iterator[None]:
+    """Explain the error of a collective in the block if another process has ended or does not respond.
 
-    Without it the message is one of the transport. How long a process waits is up to the process group: the
-    ``timeout`` of ``torch.distributed.init_process_group``.
+    Otherwise the user sees a raw NCCL or Gloo error. How long a process waits is the ``timeout`` of
+    ``torch.distributed.init_process_group``.
     """
     try:
         yield
@@ -106,13 +112,13 @@ def together(owner: str, remedy: str) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(part in str(error) for part in _TRANSPORT):
             raise
         late = "imed out" in str(error) or "timeout" in str(error).lower()
-        got = "no sign of life from another" if late else "an end of the connection to another"
+        got = "no response from another" if late else "an end of the connection to another"
         expected = f"all {world_size()} processes to go on together"
         raise RuntimeError(complaint(owner, expected, f"{got} on process {rank()}", remedy)) from error
 
 
 class _AllGather(torch.autograd.Function):
-    """Gather with a gradient: what reaches any rank's copy flows back to the rank it came from."""
+    """Gather with a gradient: the gradients of all copies are added up in the rank that the tensor came from."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

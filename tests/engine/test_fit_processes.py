@@ -201,8 +201,8 @@ def test_synchronised_norms_of_one_process_are_plain_ones():
 
 def shared_on_a_rank():
     tensors = [torch.full((3,), float(dist.get_rank())), torch.tensor(dist.get_rank()), nn.Parameter(torch.rand(2))]
-    distributed.share(tensors)
-    return distributed.from_first({"rank": dist.get_rank()}), [tensor.tolist() for tensor in tensors]
+    distributed.broadcast_(tensors)
+    return distributed.broadcast_object({"rank": dist.get_rank()}), [tensor.tolist() for tensor in tensors]
 
 
 def test_what_the_first_process_has_reaches_all(ranks):
@@ -214,8 +214,8 @@ def test_what_the_first_process_has_reaches_all(ranks):
 
 def test_alone_nothing_is_sent():
     tensor = torch.ones(2)
-    distributed.share([tensor])
-    assert distributed.from_first("mine") == "mine"
+    distributed.broadcast_([tensor])
+    assert distributed.broadcast_object("mine") == "mine"
 
 
 @pytest.mark.parametrize(
@@ -225,8 +225,8 @@ def test_alone_nothing_is_sent():
             RuntimeError("[a/gloo/transport/tcp/pair.cc:5] Connection closed by peer [::1]"),
             "an end of the connection to",
         ),
-        (RuntimeError("[gloo/transport/tcp/u.cc:1] Timed out waiting 5ms for recv"), "no sign of life from"),
-        (dist.DistBackendError("NCCL: watchdog timeout"), "no sign of life from"),
+        (RuntimeError("[gloo/transport/tcp/u.cc:1] Timed out waiting 5ms for recv"), "no response from"),
+        (dist.DistBackendError("NCCL: watchdog timeout"), "no response from"),
         (dist.DistNetworkError("refused"), "an end of the connection to"),
     ],
 )
@@ -234,7 +234,7 @@ def test_errors_of_the_transport_are_reworded(error, got):
     message = f"here: expected all 1 processes to go on together, got {got} another on process 0. Try again."
     with (
         pytest.raises(RuntimeError, match=f"^{re.escape(message)}$") as caught,
-        distributed.together("here", "Try again"),
+        distributed.explain_lost_peer("here", "Try again"),
     ):
         raise error
     assert caught.value.__cause__ is error
@@ -242,6 +242,6 @@ def test_errors_of_the_transport_are_reworded(error, got):
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), ValueError("gloo/transport/"), SystemExit(0)])
 def test_other_errors_are_left_as_they_are(error):
-    with pytest.raises(type(error)) as caught, distributed.together("here", "Try again"):
+    with pytest.raises(type(error)) as caught, distributed.explain_lost_peer("here", "Try again"):
         raise error
     assert caught.value is error

@@ -286,7 +286,7 @@ def test_other_number_of_threads_warns_and_goes_on(tmp_path, monkeypatch):
 
 def test_other_number_of_processes_warns_and_goes_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("advcontrast.engine.run.distributed.exchange", lambda value: [value, value])
+        patch.setattr("advcontrast.engine.run.distributed.all_gather_object", lambda value: [value, value])
         with pytest.raises(Interrupted):
             train(Separable(), schedule=Halving(4), folder=tmp_path, save_every=4)
     message = (

@@ -17,7 +17,7 @@ PATIENCE = 120  # seconds for what takes about ten
 LAST = "Look for the first message of all; started again, the run goes on from the last checkpoint, which is good."
 TOGETHER = "RuntimeError: fit: expected all 2 processes to go on together, got"
 GONE = f"{TOGETHER} an end of the connection to another on process 0. {LAST}"
-LATE = f"{TOGETHER} no sign of life from another on process 0. {LAST}"
+LATE = f"{TOGETHER} no response from another on process 0. {LAST}"
 
 
 def free_port():
@@ -91,13 +91,13 @@ def test_elastic_restart_ends_as_if_nothing_had_happened(tmp_path, undisturbed, 
 LEAVES = """
 import gc, os, sys
 from torch import distributed as dist, nn
-from advcontrast.distributed import join
+from advcontrast.distributed import init_from_torchrun
 
 def threads():
     return len(os.listdir("/proc/self/task"))
 
 before = threads()
-join(timeout=30)
+init_from_torchrun(timeout=30)
 nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
 gc.collect()
 during = threads()

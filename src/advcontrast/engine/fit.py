@@ -39,7 +39,7 @@ _LOG = logging.getLogger(__name__)
 _ASK_EVERY = 16
 
 
-@distributed.together(_OWNER, LOST)
+@distributed.explain_lost_peer(_OWNER, LOST)
 def fit(
     learner: nn.Module,
     data: Tensor | Sequence[Tensor] | Dataset[Any] | Reader,

@@ -37,7 +37,7 @@ def check_shares(learner: nn.Module, samples: int, batch_size: int) -> None:
 
 def agree(learner: nn.Module, ema: EMA | None, settings: Mapping[str, Any]) -> None:
     """Give all processes the weights of the first one, once all were called alike."""
-    everyone = distributed.exchange(dict(settings))
+    everyone = distributed.all_gather_object(dict(settings))
     for rank, theirs in enumerate(everyone):
         for name, value in everyone[0].items():
             if theirs[name] != value:
@@ -46,4 +46,4 @@ def agree(learner: nn.Module, ema: EMA | None, settings: Mapping[str, Any]) -> N
                 raise ValueError(complaint(_OWNER, "all processes to call it alike", got, remedy))
     # DDP does this too, but neither for the average nor for parameters without gradients in this mode.
     for module in (learner,) if ema is None else (learner, ema.model):
-        distributed.share([*module.parameters(), *module.buffers()])
+        distributed.broadcast_([*module.parameters(), *module.buffers()])

@@ -143,9 +143,9 @@ class Run:
         epoch = len(self.history) + 1
         row: Row = {"epoch": epoch, "step": self.step, "seconds": round(time.monotonic() - started, 2)}
         row |= {"lr": float(self.optimizer.param_groups[0]["lr"]), **self.means.result()}
-        distributed.share(self.learner.buffers())
+        distributed.broadcast_(self.learner.buffers())
         if self.ema is not None:
-            distributed.share(self.ema.model.buffers())
+            distributed.broadcast_(self.ema.model.buffers())
         if evaluate is not None:
             # Random numbers that an evaluation draws must not change those of the training after it.
             own, rates = self._own_states(), self._rates()
@@ -207,11 +207,11 @@ class Run:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "step": self.step,
             "rates": self.rates,
-            "means": distributed.exchange(self.means.state()),
+            "means": distributed.all_gather_object(self.means.state()),
             "history": self.history,
             "best": self.best,
-            "random": distributed.exchange({**_random.capture(self.device), "own": own}),
-            "extra": distributed.exchange(on_cpu(extra_of(learner))),
+            "random": distributed.all_gather_object({**_random.capture(self.device), "own": own}),
+            "extra": distributed.all_gather_object(on_cpu(extra_of(learner))),
             "threads": torch.get_num_threads(),
         }
 
@@ -289,7 +289,7 @@ def _extended(rates: str, rate: float) -> str:
 
 def _require_finite_everywhere(expected: str, value: float, where: str) -> None:
     """Raise in all processes if the value of any is not finite, and say which."""
-    values = distributed.exchange(value)
+    values = distributed.all_gather_object(value)
     for rank, other in enumerate(values):
         if not math.isfinite(other):
             raise _not_finite(expected, other, where + (f" of process {rank}" if len(values) > 1 else ""))

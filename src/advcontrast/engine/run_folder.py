@@ -91,7 +91,7 @@ def _in_first(action: Callable[[], _T]) -> _T:
             result = action()
         except RuntimeError as error:
             failure = error
-    text, result = distributed.from_first((failure and str(failure), result))
+    text, result = distributed.broadcast_object((failure and str(failure), result))
     if text is not None:
         raise failure or CheckpointError(text)
     return cast(_T, result)

@@ -21,7 +21,7 @@ class Termination:
 
     def wanted(self) -> bool:
         """Tell whether any process was asked; all of them must ask this, and end together."""
-        return any(distributed.exchange(self.signal is not None))
+        return any(distributed.all_gather_object(self.signal is not None))
 
     def end(self) -> None:
         """End the process as the signal asks: quietly for SIGTERM, with ``KeyboardInterrupt`` for Ctrl-C."""
