@@ -41,14 +41,29 @@ CORRUPTIONS: tuple[str, ...] = (*_RANDOM, *_FIXED)
 
 @dataclass(frozen=True)
 class Corruption:
-    """Corrupt images as a bad camera, the weather or a file format would, not as an attacker.
+    r"""Corrupt images as a bad camera, the weather or a file format would, not as an attacker.
 
-    The formulas, and the strengths of the five severities, are those published with CIFAR-10-C. The results are not the
-    files of CIFAR-10-C: the noise is another, and they are not rounded to 8 bits. Of its 19 corruptions these 13 need
-    nothing but their constants: five draw random numbers (``"gaussian_noise"``, ``"shot_noise"``, ``"impulse_noise"``,
-    ``"speckle_noise"``, ``"fog"``) and eight do not (``"gaussian_blur"``, ``"defocus_blur"``, ``"zoom_blur"``,
-    ``"contrast"``, ``"brightness"``, ``"saturate"``, ``"pixelate"``, ``"jpeg_compression"``). The constants are made
-    for images of 32 x 32 pixels; other sizes are possible. JPEG is Pillow's, and may differ in a bit between versions.
+    The formulas for images x in [0, 1], and the strengths of the five severities, are those published with CIFAR-10-C,
+    with standard normal noise n and results clamped to [0, 1]:
+
+    - ``"gaussian_noise"``: :math:`x + \sigma n`, :math:`\sigma` .04, .06, .08, .09, .10
+    - ``"shot_noise"``: :math:`\mathrm{Poisson}(k x) / k`, k 500, 250, 100, 75, 50
+    - ``"impulse_noise"``: a share q of the values becomes 0 or 1, q .01, .02, .03, .05, .07
+    - ``"speckle_noise"``: :math:`x + \sigma x n`, :math:`\sigma` .06, .1, .12, .16, .2
+    - ``"fog"``: :math:`(x + k c)\, m / (m + k)` with a fractal cloud c in [0, 1] and the brightest value m of the
+      image, k .2, .5, .75, 1, 1.5
+    - ``"gaussian_blur"``: a Gaussian of deviation .4, .6, .7, .8, 1 pixels
+    - ``"defocus_blur"``: a smoothed disk of radius .3, .4, .5, 1, 1.5 pixels
+    - ``"zoom_blur"``: the mean of the image and of 7, 12, 16, 21, 26 copies, enlarged by 0 %, 1 %, ...
+    - ``"contrast"``: :math:`\bar x + k (x - \bar x)` with the mean of each channel, k .75, .5, .4, .3, .15
+    - ``"brightness"``: the value of HSV plus .05, .1, .15, .2, .3
+    - ``"saturate"``: the saturation of HSV times .3, .1, 1.5, 2, 2.5, plus 0, 0, 0, .1, .2
+    - ``"pixelate"``: shrunk to .95, .9, .85, .75, .65 of the side and enlarged again
+    - ``"jpeg_compression"``: a JPEG file of quality 80, 65, 58, 50, 40
+
+    The results differ from the files of CIFAR-10-C: the noise is drawn anew, and they are not rounded to 8 bits. The
+    constants are made for images of 32 x 32 pixels; other sizes are possible. JPEG is Pillow's, and may differ in a bit
+    between versions.
 
     Args:
         name: one of :data:`CORRUPTIONS`.

@@ -22,8 +22,9 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
 
     .. math:: L = \frac{1}{2N} \sum_{i=1}^{2N} \Big[ \log \sum_{j \ne i} e^{s_{ij} / t} - s_{i\,p(i)} / t \Big]
 
-    so every anchor is compared with its partner and 2N - 2 negatives, and the mean runs over all 2N anchors. A row of
-    zeros has similarity zero to all others and receives the gradient zero.
+    so every anchor is compared with its partner and 2N - 2 negatives, and the mean runs over all 2N anchors. If all
+    rows are equal, as those of a collapsed encoder, the loss is :math:`\log(2N - 1)`. A row of zeros has similarity
+    zero to all others and receives the gradient zero.
 
     The computation runs in float64 for float64 input and in float32 for every other dtype, also under autocast:
     similarities in half precision are useless at low temperature.

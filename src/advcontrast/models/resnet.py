@@ -99,8 +99,9 @@ def _shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:
 class ResNet(nn.Module):
     """A ResNet whose stem keeps the resolution: a 3x3 convolution of stride 1 and no max-pooling.
 
-    It takes images in [0, 1] and normalises them itself. Names in its state dict are those of torchvision, and so are
-    the shapes at width 64, but for ``conv1.weight``.
+    It takes images in [0, 1] and normalises them itself. Convolutions of k x k pixels with c output channels are drawn
+    from a normal distribution of variance :math:`2 / (k^2 c)`. Names in its state dict are those of torchvision, and so
+    are the shapes at width 64, but for ``conv1.weight``.
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.

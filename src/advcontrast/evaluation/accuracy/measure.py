@@ -28,7 +28,10 @@ _NON_FINITE = 2  # a verdict besides wrong, 0, and right, 1
 
 @dataclass(frozen=True, eq=False)
 class Accuracy:
-    """What an evaluation found.
+    r"""Verdicts of an evaluation and their mean.
+
+    The standard error of an accuracy a on N images is :math:`\sqrt{a (1 - a) / N}`: half a point for 10,000 images and
+    a = 0.5.
 
     Attributes:
         correct: whether each sample was classified correctly, bool ``[N]`` on the CPU, in the order of the batches.

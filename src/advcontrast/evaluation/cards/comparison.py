@@ -14,9 +14,13 @@ _METRICS = ("TA", "RA", "AA")
 
 
 class DiscordantPairs(NamedTuple):
-    """The samples that two runs judge differently.
+    r"""The samples that only one of two runs classifies correctly.
 
-    ``p_value`` is that of the exact McNemar test: how often a fair coin would share them out at least as unevenly.
+    ``p_value`` is that of the exact, two-sided McNemar test for :math:`n = b + c` such samples,
+
+    .. math:: p = \min\Big( 1,\; 2 \sum_{k=0}^{\min(b, c)} \binom{n}{k} \frac{1}{2^n} \Big)
+
+    with b correct in the first run only (``only_a``) and c in the second only (``only_b``).
     """
 
     only_a: int

@@ -68,8 +68,8 @@ def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
         parameter: the name of that setting.
 
     Returns:
-        The alarm, raised where from a value to the next larger one the mean loss falls by more than a hundredth, and
-        significantly so.
+        The alarm, raised where from a value to the next larger one the mean loss falls by more than a hundredth of its
+        size and three standard errors of the difference over the images.
 
     Raises:
         ValueError: fewer than two values, or losses of different or other shapes.
@@ -95,14 +95,15 @@ def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
 
 
 def incomplete_search(once: Accuracy, twice: Accuracy) -> Alarm:
-    """Check whether twice as many steps break more images: the attack was stopped early, whatever the model.
+    r"""Check whether twice as many steps break more images: the attack was stopped early, whatever the model.
 
     Args:
         once: the verdicts under an attack.
         twice: those under the same attack with twice the steps, on the same images, best from the same start.
 
     Returns:
-        The alarm, raised where accuracy falls by more than one point, and significantly so.
+        The alarm, raised where :math:`b - a - N / 100 > 3 \sqrt{a + b}`, for b of N images broken only with twice the
+        steps and a only without.
 
     Raises:
         ValueError: verdicts on different numbers of images.
@@ -146,7 +147,7 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
 
 
 def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
-    """Check whether an attack breaks many more images when it maximises another loss.
+    r"""Check whether an attack breaks many more images when it maximises another loss.
 
     Cross-entropy is flat where all logits are close together and where one is far ahead. A change of the logits that
     changes no decision, such as a division by 1000, can therefore mislead an attack that maximises it.
@@ -158,7 +159,8 @@ def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
         by: the name of the other loss.
 
     Returns:
-        The alarm, raised where the other loss breaks more images by a twentieth of all images and two standard errors.
+        The alarm, raised where :math:`b - a > N / 20 + 2 \sqrt{a + b}`, for b of N images broken only with the other
+        loss and a only without.
 
     Raises:
         ValueError: verdicts on different numbers of images.
@@ -178,7 +180,7 @@ def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
 
 
 def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
-    """Check whether an attack that knows less, or does less, breaks more than the white-box attack.
+    r"""Check whether an attack that knows less, or does less, breaks more than the white-box attack.
 
     Such as one step, random noise, a gradient-free search, or images made for another network: none of them can win
     where the gradient shows the way.
@@ -189,7 +191,8 @@ def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
         by: the name of the weaker attack.
 
     Returns:
-        The alarm, raised where it breaks significantly more images than the white-box attack.
+        The alarm, raised where :math:`b - a > 3 \sqrt{a + b}`, for b images broken only by the weaker attack and a only
+        by the white-box attack. Chance raises one comparison of equal attacks in some 700.
 
     Raises:
         ValueError: verdicts on different numbers of images.

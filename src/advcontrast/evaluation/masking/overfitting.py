@@ -33,7 +33,7 @@ class Overfitting:
 
     @property
     def share(self) -> float:
-        """How much of the strong attack's gain one step reaches, 1 where there is nothing to gain."""
+        """The gain of one step as a share of that of many, (single - clean) / (strong - clean); 1 without a gain."""
         gain = self.strong - self.clean
         return (self.single - self.clean) / gain if gain > 0 else 1.0
 
