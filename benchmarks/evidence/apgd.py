@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advcontrast.attacks import Classification, PGDAttack, under_attack
+from advcontrast.attacks import ClassificationObjective, PGDAttack, under_attack
 from advcontrast.attacks.apgd import APGDAttack
 from benchmarks.common import conditions
 from benchmarks.evidence import fashion
@@ -38,7 +38,7 @@ except ImportError:
 EPS = {"linf": 0.1, "l2": 1.0}
 CASES = [("linf", "ce"), ("linf", "dlr"), ("linf", "dlr-targeted"), ("l2", "ce")]
 MODELS = {"standard": (16, False, 6), "PGD-trained, batch norm": (16, True, 6), "PGD-trained, wide": (32, True, 5)}
-Attack = Callable[[Classification, Tensor, int], Tensor]
+Attack = Callable[[ClassificationObjective, Tensor, int], Tensor]
 
 
 def images(split: str) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def trained(name: str) -> nn.Module:
             seen = x[batch]
             if robust:
                 with under_attack(model):
-                    seen = attack(Classification(model, y[batch]), seen)
+                    seen = attack(ClassificationObjective(model, y[batch]), seen)
             optimizer.zero_grad()
             F.cross_entropy(model(seen), y[batch]).backward()
             optimizer.step()
@@ -98,7 +98,7 @@ def attacks(norm: str, loss: str, settings: argparse.Namespace) -> dict[str, Att
     def ours(attack: Callable[..., Tensor]) -> Attack:
         return lambda objective, x, seed: attack(objective, x, generator=torch.Generator().manual_seed(seed))
 
-    def theirs(objective: Classification, x: Tensor, seed: int) -> Tensor:
+    def theirs(objective: ClassificationObjective, x: Tensor, seed: int) -> Tensor:
         kind = reference.APGDAttack_targeted if loss == "dlr-targeted" else reference.APGDAttack
         chosen = {"n_target_classes": apgd.targets} if loss == "dlr-targeted" else {"loss": loss}
         common = {"n_iter": settings.steps, "n_restarts": settings.restarts, "norm": norm.capitalize()}
@@ -130,7 +130,7 @@ def main() -> None:
     head = ("model", "clean %", "norm", "loss", "attack", "robust %", "min to max", "gradients", "seconds")
     print(f"| {' | '.join(head)} |\n{'| --- ' * len(head)}|")
     for name in MODELS:
-        objective = Classification(trained(name), y)
+        objective = ClassificationObjective(trained(name), y)
         with under_attack(objective.model):
             clean = accuracy(objective, x)
             for norm, loss in CASES:
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def accuracy(objective: Classification, x: Tensor) -> float:
+def accuracy(objective: ClassificationObjective, x: Tensor) -> float:
     """Return how many of the images are classified correctly, in [0, 1]."""
     return (objective.logits(x).argmax(1) == objective.y).double().mean().item()
 

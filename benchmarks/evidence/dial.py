@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from advcontrast import blend, bn_branch, convert_to_dual_bn
-from advcontrast.attacks import Classification, under_attack
+from advcontrast.attacks import ClassificationObjective, under_attack
 from advcontrast.augment import SimCLRAugment
 from advcontrast.data import ImageSet
 from benchmarks.common import conditions, markdown_table
@@ -46,7 +46,7 @@ def train(images: ImageSet, epochs: int) -> nn.Module:
         x, y = augment(images.x[batch]), images.y[batch]
         with bn_branch(model, "adv"):
             with under_attack(model):
-                x_adv = attack(Classification(model, y), x)
+                x_adv = attack(ClassificationObjective(model, y), x)
             loss = F.cross_entropy(model(x_adv), y)
         with bn_branch(model, "clean"):
             loss = loss + F.cross_entropy(model(x), y)
@@ -65,7 +65,7 @@ def accuracies(model: nn.Module, images: ImageSet, test: ImageSet) -> dict[str, 
     for alpha in PLACES:
         plain = blend(model, alpha).requires_grad_(False)
         pairs = zip(batches, labels, strict=True)
-        attacked = [fashion.attack(3)(Classification(plain, y), x) for x, y in pairs]
+        attacked = [fashion.attack(3)(ClassificationObjective(plain, y), x) for x, y in pairs]
         blended = (plain, blend(model, alpha, batches), blend(model, alpha, attacked))
         for kind, exported in zip(KINDS, blended, strict=True):
             found[kind].append(fashion.accuracies(exported.requires_grad_(False), test))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advcontrast._memory_format import choose_memory_format
-from advcontrast.attacks import Classification, PGDAttack, under_attack
+from advcontrast.attacks import ClassificationObjective, PGDAttack, under_attack
 from advcontrast.models import resnet18
 from benchmarks.timing.sidebyside import Candidate, Settings, Table
 
@@ -75,7 +75,7 @@ def ours(norm: str, steps: int, model: nn.Module, *, compiled: bool) -> dict[str
             attack = PGDAttack(eps=EPS[norm], step_size=STEP[norm], steps=steps, norm=norm, random_start=random)
             x = x.contiguous(memory_format=layout)
             with under_attack(model):
-                return attack(Classification(model, y), x)
+                return attack(ClassificationObjective(model, y), x)
 
         return run
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from advcontrast import DualBatchNorm2d, PGDAttack, blend, bn_branch, convert_to_dual_bn
-from advcontrast.attacks import Classification, under_attack
+from advcontrast.attacks import ClassificationObjective, under_attack
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.models import BasicBlock, ResNet
 
@@ -63,7 +63,7 @@ for _ in range(5):
     for x, y in train:
         with bn_branch(model, "adv"):
             with under_attack(model):
-                x_adv = attack(Classification(model, y), x)
+                x_adv = attack(ClassificationObjective(model, y), x)
             loss = F.cross_entropy(model(x_adv), y)
         with bn_branch(model, "clean"):
             loss = loss + F.cross_entropy(model(x), y)

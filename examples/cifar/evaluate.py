@@ -38,7 +38,7 @@ from subjects import Subject, dual_encoder, subject
 from torch import nn
 
 from advcontrast import PGDAttack, bn_branch
-from advcontrast.attacks import APGDAttack, Classification, under_attack
+from advcontrast.attacks import APGDAttack, ClassificationObjective, under_attack
 from advcontrast.augment import CORRUPTIONS
 from advcontrast.data import cifar10_c
 from advcontrast.evaluation import (
@@ -187,7 +187,7 @@ def draw_images(one: Subject, pgd: PGDAttack, path: Path) -> None:
     chosen = [int((one.images.y == label).nonzero()[0, 0]) for label in one.images.y.unique().tolist()[:8]]
     x, y = next(one.images.subset(torch.tensor(chosen)).batches(len(chosen)))
     with under_attack(one.model), torch.no_grad():
-        adv = pgd(Classification(one.model, y), x, generator=torch.Generator(x.device).manual_seed(0))
+        adv = pgd(ClassificationObjective(one.model, y), x, generator=torch.Generator(x.device).manual_seed(0))
         before, after = one.model(x).argmax(1), one.model(adv).argmax(1)
     classes = one.images.classes
     plot_images(x, adv, y=y, clean_predictions=before, adv_predictions=after, classes=classes).savefig(path, dpi=150)

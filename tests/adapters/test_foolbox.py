@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from advcontrast import ACLTrainer, PGDAttack, export_branch
-from advcontrast.attacks import Classification
+from advcontrast.attacks import ClassificationObjective
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.strategies import AdversarialTrainer
 from tests.adapters.networks import everything, images, random_states
@@ -83,7 +83,9 @@ def test_its_success_flags_are_what_we_find(model, branch, name):
 def test_its_attacks_leave_no_trace(model, labels, name, seeded):
     attack = FoolboxAttack(ATTACKS[name](), eps=EPS)
     before, randomness, x, y = everything(model), random_states(), X.clone(), labels.clone()
-    adv = attack(Classification(model, labels), X, generator=torch.Generator().manual_seed(0) if seeded else None)
+    adv = attack(
+        ClassificationObjective(model, labels), X, generator=torch.Generator().manual_seed(0) if seeded else None
+    )
     assert everything(model) == before
     assert torch.equal(X, x)
     assert torch.equal(labels, y)
@@ -107,15 +109,15 @@ def test_robust_accuracy_is_what_its_own_flags_say(model, labels, name):
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_it_attacks_where_gradients_are_off(model, labels, context):
     attack = FoolboxAttack(foolbox.attacks.LinfPGD(steps=3, random_start=False), eps=EPS)
-    expected = attack(Classification(model, labels), X)
+    expected = attack(ClassificationObjective(model, labels), X)
     with context():
-        found = attack(Classification(model, labels.clone()), X.clone())
+        found = attack(ClassificationObjective(model, labels.clone()), X.clone())
     assert torch.equal(found, expected)
 
 
 def test_images_a_rounding_error_out_of_range_are_let_pass(model, labels):
     attack = FoolboxAttack(ATTACKS["LinfPGD"](), eps=EPS)
-    assert attack(Classification(model, labels), X.clone().fill_(1 + 5e-7)).max() <= 1
+    assert attack(ClassificationObjective(model, labels), X.clone().fill_(1 + 5e-7)).max() <= 1
 
 
 class OwnTensor(torch.Tensor):
@@ -125,15 +127,15 @@ class OwnTensor(torch.Tensor):
 @pytest.mark.parametrize("change", [lambda x: x.as_subclass(OwnTensor), lambda x: x.clone().requires_grad_()])
 def test_subclasses_and_images_with_a_gradient_are_attacked_as_others(model, labels, change):
     attack, x = FoolboxAttack(foolbox.attacks.LinfPGD(steps=3, random_start=False), eps=EPS), change(X)
-    expected = attack(Classification(model, labels), X)
-    assert torch.equal(attack(Classification(model, labels), x), expected)
+    expected = attack(ClassificationObjective(model, labels), X)
+    assert torch.equal(attack(ClassificationObjective(model, labels), x), expected)
     assert x.grad is None
 
 
 def test_labels_of_a_subclass_are_labels(model, labels):
     attack = FoolboxAttack(foolbox.attacks.LinfPGD(steps=3, random_start=False), eps=EPS)
-    expected = attack(Classification(model, labels), X)
-    assert torch.equal(attack(Classification(model, labels.as_subclass(OwnTensor)), X), expected)
+    expected = attack(ClassificationObjective(model, labels), X)
+    assert torch.equal(attack(ClassificationObjective(model, labels.as_subclass(OwnTensor)), X), expected)
 
 
 def test_a_network_is_trained_on_what_its_attack_finds(model, labels):
@@ -148,7 +150,9 @@ def test_a_network_is_trained_on_what_its_attack_finds(model, labels):
 
 def test_an_objective_without_labels_is_refused(model):
     learner = ACLTrainer(model, attack=FoolboxAttack(ATTACKS["LinfPGD"](), eps=EPS))
-    expected = "FoolboxAttack: expected an objective that knows a model and labels, as Classification(model, y) does"
+    expected = (
+        "FoolboxAttack: expected an objective that knows a model and labels, as ClassificationObjective(model, y) does"
+    )
     with pytest.raises(TypeError, match=re.escape(expected)):
         learner(X, X)
 
@@ -163,7 +167,9 @@ def test_an_objective_without_labels_is_refused(model):
         (lambda m: FoolboxAttack(ATTACKS["CW"](), eps=None), TypeError, "FoolboxAttack: expected eps to be a finite"),
         (lambda m: FoolboxAttack(ATTACKS["CW"](), eps=-1), ValueError, "FoolboxAttack: expected eps to be a finite"),
         (
-            lambda m: FoolboxAttack(ATTACKS["CW"](), eps=EPS)(Classification(m, torch.zeros(12).long()), 2 * X),
+            lambda m: FoolboxAttack(ATTACKS["CW"](), eps=EPS)(
+                ClassificationObjective(m, torch.zeros(12).long()), 2 * X
+            ),
             ValueError,
             "FoolboxAttack: expected x within bounds [0.0, 1.0]",
         ),

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from advcontrast.attacks import Classification, PGDAttack, apgd
-from advcontrast.attacks.apgd import APGDAttack
-from advcontrast.attacks.ascent import Spot
+from advcontrast.attacks import ClassificationObjective, PGDAttack, apgd
+from advcontrast.attacks.apgd import APGDAttack, Iterate
 from advcontrast.functional import linf_box
 from advcontrast.functional.margin import dlr, targeted_dlr
 from tests.properties import pgd_invariants as invariants
@@ -214,10 +213,10 @@ def test_first_step_is_two_radii_long():
 
 def test_standing_still_is_no_rise():
     point = torch.zeros(1, 2, dtype=torch.float64)
-    run = apgd._Run(Spot(point, torch.tensor([0.0]), point), 1.0)
+    run = apgd._Run(Iterate(point, torch.tensor([0.0]), point), 1.0)
     for gain in (1.0, 1.0, 1.0, 1.0):
-        run.move(Spot(point, torch.tensor([gain]), point))
-    run.review()
+        run.move(Iterate(point, torch.tensor([gain]), point))
+    run.checkpoint()
     assert run.size.item() == 0.5
 
 
@@ -269,7 +268,11 @@ def test_more_restarts_are_never_weaker(norm):
 def test_more_restarts_fool_no_fewer(loss):
     model, x, y = task()
     found = [
-        fooled(model, APGDAttack(eps=0.03, steps=4, loss=loss, restarts=n)(Classification(model, y), x, generator=g), y)
+        fooled(
+            model,
+            APGDAttack(eps=0.03, steps=4, loss=loss, restarts=n)(ClassificationObjective(model, y), x, generator=g),
+            y,
+        )
         for n, g in ((1, seeded()), (6, seeded()))
     ]
     assert (found[1] | ~found[0]).all()
@@ -278,7 +281,7 @@ def test_more_restarts_fool_no_fewer(loss):
 def test_more_targets_fool_no_fewer():
     model, x, y = task(classes=8)
     attacks = (APGDAttack(eps=0.1, steps=2, loss="dlr-targeted", targets=n) for n in (1, 4))
-    few, many = (fooled(model, a(Classification(model, y), x, generator=seeded()), y) for a in attacks)
+    few, many = (fooled(model, a(ClassificationObjective(model, y), x, generator=seeded()), y) for a in attacks)
     assert (many | ~few).all()
     assert many.sum() > few.sum()
 
@@ -318,7 +321,7 @@ def test_first_fooled_point_is_returned_else_the_strongest_one(loss, norm):
     attack = APGDAttack(eps=EPS[norm] / 3, steps=9, norm=norm, loss=loss, restarts=2, targets=3)
     points = torch.cat([x[None], trails(model, x, y, attack, loss)])
     verdicts = torch.stack([fooled(model, point, y) for point in points])
-    ours = attack(Classification(model, y), x, generator=seeded())
+    ours = attack(ClassificationObjective(model, y), x, generator=seeded())
     caught = verdicts.any(0)
     assert caught[3:].any()
     assert not caught.all()
@@ -342,7 +345,7 @@ def test_strongest_point_over_all_targets_is_returned():
         )
     strongest = points.flatten(0, 1)[values.argmax(0), torch.arange(24)]
     robust = ~torch.stack([fooled(model, p, y) for p in points.flatten(0, 1)]).any(0)
-    ours = attack(Classification(model, y), x, generator=seeded())
+    ours = attack(ClassificationObjective(model, y), x, generator=seeded())
     assert robust.sum() > 5
     assert torch.equal(ours[robust], strongest[robust])
 
@@ -350,7 +353,7 @@ def test_strongest_point_over_all_targets_is_returned():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_misclassified_images_come_back_as_they_are(loss):
     model, x, y = task(wrong=9)
-    ours = APGDAttack(loss=loss, steps=3)(Classification(model, y), x)
+    ours = APGDAttack(loss=loss, steps=3)(ClassificationObjective(model, y), x)
     assert torch.equal(ours[:9], x[:9])
     assert (ours[9:] != x[9:]).flatten(1).any(1).all()
 
@@ -363,20 +366,20 @@ def test_fooled_samples_are_not_forwarded_again(loss):
     verdicts = torch.stack([fooled(model, point, y) for point in [x, *points]])
     left = (verdicts.cumsum(0) == 0).sum(1).tolist()
     model.seen.clear()
-    attack(Classification(model, y), x, generator=seeded())
+    attack(ClassificationObjective(model, y), x, generator=seeded())
     assert [len(batch) for batch in model.seen] == [24, *left[: len(points)]]
     assert left[-1] < left[0] < 24
 
 
 def test_attack_ends_when_everyone_is_fooled():
     model, x, y = task()
-    APGDAttack(eps=1.0, steps=50, restarts=3)(Classification(model, y), x, generator=seeded())
+    APGDAttack(eps=1.0, steps=50, restarts=3)(ClassificationObjective(model, y), x, generator=seeded())
     assert len(model.seen) < 40
 
 
 def test_nothing_but_the_images_is_forwarded_when_all_are_wrong():
     model, x, y = task(wrong=24)
-    assert torch.equal(APGDAttack(restarts=2)(Classification(model, y), x), x)
+    assert torch.equal(APGDAttack(restarts=2)(ClassificationObjective(model, y), x), x)
     assert [len(batch) for batch in model.seen] == [24]
 
 
@@ -385,11 +388,11 @@ def test_nothing_but_the_images_is_forwarded_when_all_are_wrong():
 def test_leaving_at_checkpoints_only_changes_nothing(loss, norm, monkeypatch):
     model, x, y = task()
     attack = APGDAttack(eps=EPS[norm] / 3, steps=20, norm=norm, loss=loss, restarts=2, targets=2)
-    expected = attack(Classification(model, y), x, generator=seeded())
+    expected = attack(ClassificationObjective(model, y), x, generator=seeded())
     at_once = [len(batch) for batch in model.seen]
     model.seen.clear()
     monkeypatch.setattr(apgd, "readable", lambda _: False)
-    assert torch.equal(attack(Classification(model, y), x, generator=seeded()), expected)
+    assert torch.equal(attack(ClassificationObjective(model, y), x, generator=seeded()), expected)
     later = [len(batch) for batch in model.seen]
     assert sum(later) > sum(at_once)
     assert later[7] < later[6] == later[1]
@@ -399,12 +402,12 @@ def test_leaving_at_checkpoints_only_changes_nothing(loss, norm, monkeypatch):
 def test_no_sample_depends_on_the_others(loss):
     model, x, y = task(wrong=0)
     attack = APGDAttack(eps=0.02, steps=12, loss=loss, restarts=2, targets=3)
-    expected = attack(Classification(model, y), x, generator=seeded())
+    expected = attack(ClassificationObjective(model, y), x, generator=seeded())
     kept = torch.arange(24) % 3 == 0
     changed = torch.where(kept, y, (y + 1) % 5)
-    assert torch.equal(attack(Classification(model, changed), x, generator=seeded())[kept], expected[kept])
+    assert torch.equal(attack(ClassificationObjective(model, changed), x, generator=seeded())[kept], expected[kept])
     swapped = torch.where(kept.view(-1, 1, 1, 1), x, 1 - x)
-    assert torch.equal(attack(Classification(model, y), swapped, generator=seeded())[kept], expected[kept])
+    assert torch.equal(attack(ClassificationObjective(model, y), swapped, generator=seeded())[kept], expected[kept])
 
 
 def test_function_couples_no_samples():
@@ -424,27 +427,27 @@ def test_targets_are_tried_from_the_most_likely_class_downwards(monkeypatch):
         return targeted_dlr(logits, y, target)
 
     monkeypatch.setattr(apgd, "targeted_dlr", spy)
-    APGDAttack(eps=0, steps=1, loss="dlr-targeted", restarts=2, targets=3)(Classification(model, y), x)
+    APGDAttack(eps=0, steps=1, loss="dlr-targeted", restarts=2, targets=3)(ClassificationObjective(model, y), x)
     expected = [[row[k] for row in ranked(model, x, y)] for k in range(3)]
     assert tried == [targets for targets in expected for _ in range(4)]
 
 
 def test_no_more_targets_than_wrong_classes():
     model, x, y = task(wrong=0)
-    APGDAttack(eps=0, steps=2, loss="dlr-targeted")(Classification(model, y), x)
+    APGDAttack(eps=0, steps=2, loss="dlr-targeted")(ClassificationObjective(model, y), x)
     assert len(model.seen) == 1 + 4 * 3
 
 
 def test_tied_classes_do_not_make_the_class_its_own_target():
     x, y = torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.int64)
-    ours = APGDAttack(eps=0.25, steps=3, loss="dlr-targeted")(Classification(nn.Flatten().eval(), y), x)
+    ours = APGDAttack(eps=0.25, steps=3, loss="dlr-targeted")(ClassificationObjective(nn.Flatten().eval(), y), x)
     assert (nn.Flatten()(ours).argmax(1) != 0).all()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_classifier_of_float32_images(loss):
     model, x, y = task(wrong=0)
-    ours = APGDAttack(eps=0.1, steps=5, loss=loss)(Classification(model, y), x.float(), generator=seeded())
+    ours = APGDAttack(eps=0.1, steps=5, loss=loss)(ClassificationObjective(model, y), x.float(), generator=seeded())
     assert ours.dtype == torch.float32
     invariants.distance_is_at_most(0.1, "linf", ours, x.float())
     assert fooled(model, ours, y).any()
@@ -455,14 +458,16 @@ def test_classifier_of_float32_images(loss):
 def test_classifier_under_any_grad_mode(context, loss):
     model, x, y = task()
     attack = APGDAttack(eps=0.03, steps=5, loss=loss, targets=2)
-    expected = attack(Classification(model, y), x, generator=seeded())
+    expected = attack(ClassificationObjective(model, y), x, generator=seeded())
     with context():
-        ours = attack(Classification(model, y.clone()), x.clone(), generator=seeded())
+        ours = attack(ClassificationObjective(model, y.clone()), x.clone(), generator=seeded())
     assert torch.equal(ours, expected)
     assert not ours.is_inference()
 
 
-@pytest.mark.parametrize("objective", [linear, Classification(nn.Flatten().eval(), torch.zeros(0, dtype=torch.int64))])
+@pytest.mark.parametrize(
+    "objective", [linear, ClassificationObjective(nn.Flatten().eval(), torch.zeros(0, dtype=torch.int64))]
+)
 @pytest.mark.parametrize("norm", NORMS)
 def test_empty_batches_come_back(objective, norm):
     assert APGDAttack(norm=norm)(objective, torch.zeros(0, 3, 4, 4)).shape == (0, 3, 4, 4)
@@ -483,7 +488,7 @@ def test_images_a_rounding_error_outside_are_clamped():
 
 @pytest.mark.parametrize("spoilt", [lambda x: linear(x) * math.nan, lambda x: linear((x - x.detach()).abs().sqrt())])
 def test_not_a_number_reaches_the_result_where_values_are_not_read(spoilt, monkeypatch):
-    for module in ("advcontrast._checks", "advcontrast.attacks.ascent", "advcontrast.attacks.apgd"):
+    for module in ("advcontrast._checks", "advcontrast.attacks.pgd", "advcontrast.attacks.apgd"):
         monkeypatch.setattr(f"{module}.readable", lambda _: False)
     assert APGDAttack(eps=0.1, steps=4)(spoilt, images()).isnan().flatten(1).any(1).all()
 
@@ -509,7 +514,7 @@ def test_as_strong_as_the_reference(norm, loss):
     robust, theirs = 0, 0
     for seed in range(3):
         attack = APGDAttack(eps=eps, steps=steps, norm=norm, loss=loss, targets=4)
-        robust += int((~fooled(model, attack(Classification(model, y), x, generator=seeded(seed)), y)).sum())
+        robust += int((~fooled(model, attack(ClassificationObjective(model, y), x, generator=seeded(seed)), y)).sum())
         with torch.random.fork_rng():
             if loss == "dlr-targeted":
                 reference = module.APGDAttack_targeted(model, seed=seed, n_target_classes=4, **common)
@@ -574,7 +579,9 @@ def test_attack_on_a_classifier_keeps_ball_bounds_and_model(case, loss):
     x = case.images()
     before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     y = model(x).argmax(1)
-    ours = implementation(**case.settings(), loss=loss)(Classification(model, y), x, generator=case.generator())
+    ours = implementation(**case.settings(), loss=loss)(
+        ClassificationObjective(model, y), x, generator=case.generator()
+    )
     invariants.distance_is_at_most(case.eps, case.norm, ours, x)
     low, high = case.bounds
     assert low <= ours.min()
@@ -689,13 +696,13 @@ BAD_CALLS = [
         "the gradient of the objective to be finite, got 18 non-finite of 18 values. Look for a division by zero in",
     ),
     (
-        Classification(lambda x: x * math.nan, Y),
+        ClassificationObjective(lambda x: x * math.nan, Y),
         GOOD,
         ValueError,
         "the logits of the images to be finite, got 18 non-finite of 18 values" + CHECK,
     ),
     (
-        Classification(lambda x: x[:, :1], Y * 0),
+        ClassificationObjective(lambda x: x[:, :1], Y * 0),
         GOOD,
         ValueError,
         "a model of at least 2 classes for 'ce', got 1. Choose another loss.",
@@ -713,8 +720,8 @@ def test_wrong_calls(norm, objective, x, error, message):
 @pytest.mark.parametrize("loss", ["dlr", "dlr-targeted"])
 def test_losses_of_a_classifier_need_one(loss):
     message = (
-        f"APGDAttack: expected a Classification for '{loss}', got function. "
-        "Pass Classification(model, y), or leave loss at 'ce', which maximises any function."
+        f"APGDAttack: expected a ClassificationObjective for '{loss}', got function. "
+        "Pass ClassificationObjective(model, y), or leave loss at 'ce', which maximises any function."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         APGDAttack(loss=loss)(linear, GOOD)
@@ -725,26 +732,30 @@ def test_too_few_classes(loss, least):
     x = images(6, least - 1)
     message = f"a model of at least {least} classes for '{loss}', got {least - 1}. Choose another loss."
     with pytest.raises(ValueError, match=re.escape(f"APGDAttack: expected {message}")):
-        APGDAttack(loss=loss)(Classification(nn.Flatten().eval(), Y % 2), x)
+        APGDAttack(loss=loss)(ClassificationObjective(nn.Flatten().eval(), Y % 2), x)
 
 
 def test_logits_that_become_infinite_on_the_way():
     x = torch.full((1, 3), 0.5)
-    wall = Classification(lambda x: x * torch.where(x == 0.5, 1.0, math.nan) + torch.tensor([1.0, 0, 0]), Y[:1])
+    wall = ClassificationObjective(
+        lambda x: x * torch.where(x == 0.5, 1.0, math.nan) + torch.tensor([1.0, 0, 0]), Y[:1]
+    )
     message = "APGDAttack: expected the value of the objective to be finite, got 1 non-finite of 1 values"
     with pytest.raises(ValueError, match=re.escape(message)):
         APGDAttack()(wall, x)
 
 
 def test_labels_for_other_images():
-    message = "Classification: expected the output of the model of shape [5, C], got [6, 3]."
+    message = "ClassificationObjective: expected the output of the model of shape [5, C], got [6, 3]."
     with pytest.raises(ValueError, match=re.escape(message)):
-        APGDAttack()(Classification(nn.Flatten().eval(), Y[:5]), GOOD)
+        APGDAttack()(ClassificationObjective(nn.Flatten().eval(), Y[:5]), GOOD)
 
 
 def test_model_in_train_mode():
-    with pytest.raises(RuntimeError, match=re.escape("Classification: expected a model in eval mode, got 1 of its")):
-        APGDAttack()(Classification(nn.Flatten(), Y), GOOD)
+    with pytest.raises(
+        RuntimeError, match=re.escape("ClassificationObjective: expected a model in eval mode, got 1 of its")
+    ):
+        APGDAttack()(ClassificationObjective(nn.Flatten(), Y), GOOD)
 
 
 @pytest.mark.parametrize(("generator", "got"), [(0, "int"), ("cpu", "str"), (np.random.default_rng(0), "Generator")])

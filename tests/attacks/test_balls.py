@@ -108,6 +108,45 @@ def test_steps_of_any_length_stay_in_the_sphere_in_exact_arithmetic(dtype, size,
         distance_is_at_most(eps, "l2", point, x)
 
 
+def far_points(dtype, shape=(20, 3, 4, 4), low=0.0, high=1.0):
+    x = (low + (high - low) * images(*shape, dtype=torch.float64)).to(dtype)
+    return x, x + torch.randn(shape, generator=seeded(1), dtype=dtype)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-3, 0.03, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-100.0, -50.0)], ids=["signed", "negative"])
+def test_projected_points_are_in_the_sphere_in_exact_arithmetic(low, high, dtype, eps):
+    x, point = far_points(dtype, low=low, high=high)
+    for row, centre in zip(L2Ball(x, eps, INFINITE).project(point), x, strict=True):
+        assert sum((a - b) ** 2 for a, b in zip(exact(row), exact(centre), strict=True)) <= Fraction(eps) ** 2
+
+
+@pytest.mark.parametrize(("dtype", "loss"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+def test_l2_projection_keeps_the_direction_and_uses_the_radius_up(dtype, loss):
+    x, point = far_points(dtype)
+    moved, wanted = (L2Ball(x, 0.5, INFINITE).project(point) - x).flatten(1), (point - x).flatten(1)
+    assert (moved.norm(dim=1) > 0.5 * (1 - loss)).all()
+    torch.testing.assert_close(torch.cosine_similarity(moved, wanted), torch.ones(20, dtype=dtype), rtol=0, atol=1e-6)
+
+
+def test_l2_points_inside_stay_where_they_are():
+    x, point = far_points(torch.float64)
+    near = x + 0.01 * (point - x)
+    torch.testing.assert_close(L2Ball(x, 1.0, INFINITE).project(near), near, rtol=0, atol=1e-15)
+
+
+def test_l2_samples_are_projected_one_by_one():
+    x, point = far_points(torch.float64)
+    alone = [L2Ball(x[i : i + 1], 0.5, INFINITE).project(point[i : i + 1]) for i in range(20)]
+    assert torch.equal(L2Ball(x, 0.5, INFINITE).project(point), torch.cat(alone))
+
+
+def test_l2_projection_of_single_numbers():
+    moved = L2Ball(torch.tensor([0.0, 1.0]).double(), 0.5, INFINITE).project(torch.tensor([3.0, 1.0]).double())
+    torch.testing.assert_close(moved, torch.tensor([0.5, 1.0]).double(), rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-10, 1e30])
 def test_the_direction_of_an_l2_step_does_not_depend_on_the_length_of_the_gradient(scale):
     x, gradient = torch.zeros(2, 24), torch.ones(2, 24)

@@ -8,7 +8,7 @@ from torch import nn
 
 from advcontrast.attacks import (
     APGDAttack,
-    Classification,
+    ClassificationObjective,
     FreeAttack,
     PGDAttack,
     ProgressiveAttack,
@@ -78,9 +78,9 @@ SETTINGS = [
     (ProgressiveAttack, {"stages": [(0, PGDAttack()), (None, PGDAttack())]}),
     (ProgressiveAttack, {"stages": [(1, PGDAttack())]}),
     (WarmStart, {"attack": None}),
-    (Classification, {"model": None, "y": Y}),
-    (Classification, {"model": CLASSIFIER, "y": None}),
-    (Classification, {"model": CLASSIFIER, "y": Y[0]}),
+    (ClassificationObjective, {"model": None, "y": Y}),
+    (ClassificationObjective, {"model": CLASSIFIER, "y": None}),
+    (ClassificationObjective, {"model": CLASSIFIER, "y": Y[0]}),
 ]
 
 
@@ -129,7 +129,7 @@ def test_a_refused_start_is_one_of_the_attack(start):
 
 
 @pytest.mark.parametrize("loss", ["dlr", "dlr-targeted"])
-@pytest.mark.parametrize("objective", [brightness, Classification(CLASSIFIER, Y)])
+@pytest.mark.parametrize("objective", [brightness, ClassificationObjective(CLASSIFIER, Y)])
 def test_a_refused_classifier_is_one_of_the_attack(loss, objective):
     with pytest.raises(ValueError, match=r"^APGDAttack: expected "):
         APGDAttack(loss=loss)(objective, X)
@@ -152,8 +152,8 @@ def test_a_refused_flow_is_one_of_the_attack():
     ids=["mode", "images", "type", "shape", "labels"],
 )
 def test_a_refused_model_is_one_of_the_objective(model, x, error):
-    with pytest.raises(error, match=r"^Classification: expected "):
-        Classification(model, Y).logits(x)
+    with pytest.raises(error, match=r"^ClassificationObjective: expected "):
+        ClassificationObjective(model, Y).logits(x)
 
 
 def test_a_refused_state_is_one_of_the_attack():
@@ -191,7 +191,10 @@ def test_a_signature_names_the_settings_and_the_arguments(attack):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_network_in_the_place_of_an_objective_is_explained(attack):
-    with under_attack(CLASSIFIER), pytest.raises(ValueError, match=r"Pass Classification\(model, y\), or a function"):
+    with (
+        under_attack(CLASSIFIER),
+        pytest.raises(ValueError, match=r"Pass ClassificationObjective\(model, y\), or a function"),
+    ):
         attack(steps=1)(CLASSIFIER, X)
 
 
@@ -203,7 +206,7 @@ class InPlace(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "as_objective", [lambda model: Classification(model, Y), lambda model: lambda x: model(x)[:, 0]]
+    "as_objective", [lambda model: ClassificationObjective(model, Y), lambda model: lambda x: model(x)[:, 0]]
 )
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_objective_may_change_its_argument(attack, as_objective):

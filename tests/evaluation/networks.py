@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from advcontrast import PGDAttack
-from advcontrast.attacks import Classification, under_attack
+from advcontrast.attacks import ClassificationObjective, under_attack
 
 EPS = 0.1
 PGD = PGDAttack(eps=EPS, step_size=EPS / 4, steps=10)
@@ -43,7 +43,7 @@ def trained(model, *, attack=None, epochs=8):
             images = x[part]
             if attack is not None:
                 with under_attack(model):
-                    images = attack(Classification(model, y[part]), images, generator=generator)
+                    images = attack(ClassificationObjective(model, y[part]), images, generator=generator)
             optimizer.zero_grad()
             F.cross_entropy(model.train()(images), y[part]).backward()
             optimizer.step()

@@ -1,13 +1,12 @@
 """Balls whose edges are exact: checked with rational numbers, which do not round."""
 
 import math
-import re
 from fractions import Fraction
 
 import pytest
 import torch
 
-from advcontrast.functional import linf_box, project_l2
+from advcontrast.functional import linf_box
 from advcontrast.functional.projection import rounded_radius, sample_norm
 
 DTYPES = [torch.float32, torch.float64]
@@ -100,66 +99,6 @@ def test_radius_zero_leaves_the_centre(dtype):
     assert torch.equal(upper, x)
 
 
-def sample(dtype, shape=(20, 3, 4, 4), low=0.0, high=1.0):
-    generator = torch.Generator().manual_seed(1)
-    x = (low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)).to(dtype)
-    return x, x.double() + torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("eps", [1e-3, 0.03, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_l2_norm_never_exceeds_the_radius(dtype, eps):
-    x, point = sample(dtype, low=-1.0)
-    rounded = project_l2(point, x, eps).to(dtype)
-    for row, centre in zip(rounded, x, strict=True):
-        assert sum((a - b) ** 2 for a, b in pairs(row, centre)) <= Fraction(eps) ** 2
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_l2_norm_does_not_exceed_the_radius_where_all_values_are_negative(dtype):
-    x, point = sample(dtype, shape=(200, 1, 2, 2), low=-100.0, high=-50.0)
-    rounded = project_l2(point, x, 1e-3).to(dtype)
-    for row, centre in zip(rounded, x, strict=True):
-        assert sum((a - b) ** 2 for a, b in pairs(row, centre)) <= Fraction(1e-3) ** 2
-
-
-@pytest.mark.parametrize(("dtype", "loss"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
-def test_l2_radius_is_used_up(dtype, loss):
-    x, point = sample(dtype)
-    length = (project_l2(point, x, 0.5) - x).flatten(1).norm(dim=1)
-    assert (length > 0.5 * (1 - loss)).all()
-
-
-def test_l2_projection_keeps_the_direction():
-    x, point = sample(torch.float64)
-    moved, wanted = (project_l2(point, x, 0.5) - x).flatten(1), (point - x).flatten(1)
-    torch.testing.assert_close(torch.cosine_similarity(moved, wanted), torch.ones(20).double(), rtol=0, atol=1e-12)
-
-
-def test_l2_points_inside_stay_where_they_are():
-    x, point = sample(torch.float32)
-    near = x + 0.01 * (point - x)
-    assert torch.equal(project_l2(near, x, 1.0), near)
-
-
-def test_l2_samples_are_projected_one_by_one():
-    x, point = sample(torch.float64)
-    alone = torch.cat([project_l2(point[i : i + 1], x[i : i + 1], 0.5) for i in range(20)])
-    assert torch.equal(project_l2(point, x, 0.5), alone)
-
-
-def test_l2_radius_zero_leaves_the_centre():
-    x, point = sample(torch.float32)
-    assert torch.equal(project_l2(point, x, 0.0), x.double())
-
-
-def test_l2_of_single_numbers():
-    x = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(
-        project_l2(torch.tensor([3.0, 1.0]).double(), x, 0.5), torch.tensor([0.5, 1.0]).double(), rtol=1e-12, atol=0
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -179,37 +118,11 @@ def test_box_refuses_wrong_arguments(arguments, error, message):
         linf_box(*arguments)
 
 
-@pytest.mark.parametrize(
-    ("point", "x", "eps", "error", "message"),
-    [
-        (torch.zeros(2, 3), torch.zeros(2, 3), -1.0, ValueError, "expected eps to be a finite number >= 0"),
-        (torch.zeros(2, 3), torch.zeros(2, 4), 1.0, ValueError, r"expected point and x of one shape \[N, \.\.\.\]"),
-        (torch.tensor(0.0), torch.tensor(0.0), 1.0, ValueError, r"expected point and x of one shape \[N, \.\.\.\]"),
-        (None, torch.zeros(2, 4), 1.0, TypeError, "expected point to be a torch.float32 or torch.float64 tensor"),
-    ],
-)
-def test_sphere_refuses_wrong_arguments(point, x, eps, error, message):
-    with pytest.raises(error, match=f"^project_l2: {message}"):
-        project_l2(point, x, eps)
-
-
-def test_no_samples_are_projected_to_none():
-    assert project_l2(torch.zeros(0, 3), torch.zeros(0, 3), 1.0).shape == (0, 3)
-
-
 def test_the_default_device_does_not_matter():
     x = torch.rand(4)
     expected = linf_box(x, 0.1)
     with torch.device("meta"):
         assert all(map(torch.equal, linf_box(x, 0.1), expected))
-
-
-@pytest.mark.parametrize(("point", "x"), [((2, 3), (1, 3)), ((2, 3), (2, 4)), ((), ())])
-def test_points_of_another_shape_than_their_centres_are_refused(point, x):
-    expected = "project_l2: expected point and x of one shape [N, ...], got "
-    message = f"{expected}{list(point)} and {list(x)}. Pass a point for each centre."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        project_l2(torch.zeros(point), torch.zeros(x), 1.0)
 
 
 def test_the_remedy_for_other_images_is_named():

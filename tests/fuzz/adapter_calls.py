@@ -75,11 +75,11 @@ def timm_network() -> Any:
     return pytest.importorskip("timm").create_model("test_resnet", num_classes=2)
 
 
-def classified() -> attacks.Classification:
-    return attacks.Classification(linear().eval(), labels())
+def classified() -> attacks.ClassificationObjective:
+    return attacks.ClassificationObjective(linear().eval(), labels())
 
 
-def foreign(objective: attacks.Classification) -> Call:
+def foreign(objective: attacks.ClassificationObjective) -> Call:
     theirs = pytest.importorskip("torchattacks").FGSM(objective.model)
     attack = adapter("torchattacks").TorchattacksAttack(theirs)
     return call(attack, objective=objective, x=images(), generator=seeded())

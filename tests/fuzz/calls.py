@@ -233,7 +233,6 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     ),
     "functional.nt_xent": lambda _: call(f.nt_xent, z1=rows(), z2=rows(), temperature=0.5, tile=2),
     "functional.overlap_risk": lambda _: call(f.overlap_risk, margins=rows()[0]),
-    "functional.project_l2": lambda _: call(f.project_l2, point=images(), x=images(), eps=0.1),
     "functional.semi_supervised": lambda _: call(
         f.semi_supervised,
         clean_logits=rows(),
@@ -262,11 +261,18 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         a.APGDAttack, eps=0.1, steps=10, norm="linf", loss="ce", restarts=1, targets=2, bounds=(0.0, 1.0)
     ),
     "attacks.APGDAttack.__call__": lambda _: call(
-        a.APGDAttack(steps=2), objective=a.Classification(linear().eval(), labels()), x=images(), generator=seeded()
+        a.APGDAttack(steps=2),
+        objective=a.ClassificationObjective(linear().eval(), labels()),
+        x=images(),
+        generator=seeded(),
     ),
-    "attacks.Classification": lambda _: call(a.Classification, model=linear(), y=labels()),
-    "attacks.Classification.logits": lambda _: call(a.Classification(linear().eval(), labels()).logits, x=images()),
-    "attacks.Classification.__call__": lambda _: call(a.Classification(linear().eval(), labels()), x=images()),
+    "attacks.ClassificationObjective": lambda _: call(a.ClassificationObjective, model=linear(), y=labels()),
+    "attacks.ClassificationObjective.logits": lambda _: call(
+        a.ClassificationObjective(linear().eval(), labels()).logits, x=images()
+    ),
+    "attacks.ClassificationObjective.__call__": lambda _: call(
+        a.ClassificationObjective(linear().eval(), labels()), x=images()
+    ),
     "evaluation.uar.ElasticAttack": lambda _: call(
         ElasticAttack,
         eps=1.0,

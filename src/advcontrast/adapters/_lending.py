@@ -12,7 +12,7 @@ from .._checks import check_tensor, complaint, type_name
 from .._random import kept
 from .._types import Objective
 from ..attacks import under_attack
-from ..attacks.ascent import check_call
+from ..attacks.pgd import check_call
 from ..evaluation.inputs import checked_logits
 from ..norm import DualNorm, bn_branch
 
@@ -42,7 +42,7 @@ def known(
     check_call(owner, objective, x, generator, (0.0, 1.0))
     model, y = getattr(objective, "model", None), getattr(objective, "y", None)
     if not isinstance(model, nn.Module) or not isinstance(y, Tensor):
-        rule = "an objective that knows a model and labels, as Classification(model, y) does"
+        rule = "an objective that knows a model and labels, as ClassificationObjective(model, y) does"
         remedy = "Use it in robust_accuracy or AdversarialTrainer; without labels there are the attacks of advcontrast"
         raise TypeError(complaint(owner, rule, type_name(objective), remedy))
     check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index an image")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._checks import check_bounds, check_module, check_real, complaint, type_name
 from .._types import Objective
-from ..attacks.ascent import explains_calls
+from ..attacks.pgd import explains_calls
 from ..evaluation.inputs import device_of
 from ._lending import known, lent, seeded
 from ._quiet import quiet

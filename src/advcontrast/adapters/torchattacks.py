@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .._checks import check_module, complaint, type_name
 from .._types import Objective
-from ..attacks import Classification
-from ..attacks.ascent import explains_calls
+from ..attacks import ClassificationObjective
+from ..attacks.pgd import explains_calls
 from ..evaluation.inputs import device_of
 from ._lending import known, lent, seeded
 
@@ -40,7 +40,7 @@ class TorchattacksStyle:
         """Return adversarial versions of ``images`` on the device of the model."""
         x, y = (part.to(device_of(self.model)) if isinstance(part, Tensor) else part for part in (images, labels))
         with lent(self.model, self.branch):
-            return self.attack(Classification(self.model, y), x, generator=generator)
+            return self.attack(ClassificationObjective(self.model, y), x, generator=generator)
 
 
 @explains_calls

@@ -1,17 +1,17 @@
-"""Attacks: callables ``(objective, x) -> x_adv`` that know nothing of models, and what prepares a model for them."""
+"""Attacks: callables ``(objective, x) -> x_adv``, and the context in which a model is attacked."""
 
 from .. import _deprecated
 from .apgd import APGDAttack as APGDAttack
-from .classification import Classification as Classification
+from .classification import ClassificationObjective as ClassificationObjective
 from .context import under_attack as under_attack
 from .pgd import PGDAttack as PGDAttack
-from .progressive import ProgressiveAttack as ProgressiveAttack
 from .stateful import FreeAttack as FreeAttack
+from .stateful import ProgressiveAttack as ProgressiveAttack
 from .stateful import WarmStart as WarmStart
 
 __all__ = [
     "APGDAttack",
-    "Classification",
+    "ClassificationObjective",
     "FreeAttack",
     "PGDAttack",
     "ProgressiveAttack",

@@ -1,4 +1,4 @@
-"""The sets an attack may search: where it may start, how it steps, how it is kept inside."""
+"""Balls that attacks search: random points, steps and projections."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from .._types import Norm
-from ..functional.projection import inward_bounds, linf_box, rounded_radius, sample_norm
+from ..functional.projection import inward_bounds, linf_box, per_sample, rounded_radius, sample_norm
 
 
 class LinfBall:
     """All images within ``eps`` of ``x`` in every pixel, and within the bounds.
 
-    Points have the dtype of ``x``. The corners are exact in it, so that clamping between them is all it takes.
+    Points have the dtype of ``x``, and so do the corners, which are exact: clamping between them is a projection.
 
     Args:
         x: the centres, ``[N, ...]``, float32 or float64.
@@ -35,15 +35,12 @@ class LinfBall:
         return torch.add(at, move, alpha=2 * self.eps, out=move).clamp_(self.lower, self.upper)
 
     def lengths(self, size: float) -> Tensor:
-        """Return how far to go in each pixel so that no step is shorter than ``size`` once it is rounded.
-
-        Steps that just reach the edge of the ball would otherwise end a rounding error before it.
-        """
+        """Return a step for each pixel that rounding makes no shorter than ``size``, so that steps reach the edge."""
         farthest = torch.maximum(-self.lower, self.upper)
         return farthest.add_(3 * size).mul_(torch.finfo(farthest.dtype).eps / 2).add_(size)
 
     def step(self, point: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
-        """Go ``size`` in every pixel in the direction of steepest ascent."""
+        """Step by ``size`` in every pixel, in the direction of steepest ascent."""
         move = torch.sign(gradient, out=torch.empty_like(point))
         if isinstance(size, Tensor):
             torch.addcmul(point, move, size, out=move)
@@ -60,12 +57,8 @@ class L2Ball:
     """All images within Euclidean distance ``eps`` of ``x``, and within the bounds.
 
     Points have the dtype of ``x``. Their distances are computed in the widest dtype of the device, and the radius is
-    reduced by what rounding can add, so that they lie inside in exact arithmetic.
-
-    Args:
-        x: the centres, ``[N, ...]``, float32 or float64.
-        eps: radius, at least 0.
-        bounds: smallest and largest pixel value.
+    reduced by the largest rounding error, so that they lie inside in exact arithmetic. Arguments as for
+    :class:`LinfBall`.
     """
 
     def __init__(self, x: Tensor, eps: float, bounds: tuple[float, float]) -> None:
@@ -80,14 +73,14 @@ class L2Ball:
         direction = torch.randn(at.shape, generator=generator, dtype=dtype, device=at.device)
         fraction = torch.rand(len(at), generator=generator, dtype=dtype, device=at.device)
         radius = self.eps * fraction ** (1 / at[0].numel())
-        return self.step(at, direction, radius.view(-1, *[1] * (at.dim() - 1)))
+        return self.step(at, direction, per_sample(radius, at))
 
     def lengths(self, size: float) -> float:
-        """Return how far to go in each sample."""
+        """Return the step of each sample."""
         return size
 
     def step(self, point: Tensor, gradient: Tensor, size: float | Tensor) -> Tensor:
-        """Go ``size`` in the direction of steepest ascent, sample by sample; stay where the gradient is zero."""
+        """Step by ``size`` in the direction of steepest ascent of each sample, by 0 where the gradient is zero."""
         length = self._length(gradient)
         pace = (size / length.masked_fill(length == 0, 1)).clamp_(max=torch.finfo(point.dtype).max)
         return self.project(torch.addcmul(point, gradient.to(point.dtype), pace.to(point.dtype)))
@@ -108,5 +101,5 @@ BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
 
 
 def widest(x: Tensor) -> torch.dtype:
-    """Return the floating dtype with the most digits on the device of a tensor."""
+    """Return the widest floating dtype of the device of a tensor."""
     return x.dtype if x.device.type == "mps" else torch.float64

@@ -11,19 +11,19 @@ from torch.nn import functional as F
 
 from .._checks import check_tensor, check_within, complaint, type_name
 
-_OWNER = "Classification"
+_OWNER = "ClassificationObjective"
 
 
 @dataclass(frozen=True, eq=False)
-class Classification:
-    """Classifying labelled images, as an objective for attacks: the cross-entropy of each image.
+class ClassificationObjective:
+    """The cross-entropy of each of a batch of labelled images, as an objective for attacks.
 
-    Any attack can maximise it, as it could a function. Attacks that know it can do more: look at the logits, choose
-    another loss, and leave out images that are misclassified already.
+    Any attack can maximise it like a function. An attack on accuracy can also use the logits, choose another loss, and
+    skip images that are misclassified already.
 
     Args:
-        model: maps images ``[N, ...]``, each for itself, to logits ``[N, C]``. A module must be in eval mode when the
-            objective is called, since batch statistics and dropout make an attack search for something else.
+        model: maps images ``[N, ...]``, independently of each other, to logits ``[N, C]``. A module must be in eval
+            mode when the objective is called, since batch statistics and dropout change what is maximised.
         y: classes of the images, int64 ``[N]`` in [0, C).
 
     Raises:
@@ -31,8 +31,8 @@ class Classification:
         ValueError: ``y`` is not one-dimensional.
 
     Example:
-        >>> from advcontrast.attacks import Classification, under_attack
-        >>> objective = Classification(torch.nn.Identity(), torch.tensor([0, 1]))
+        >>> from advcontrast.attacks import ClassificationObjective, under_attack
+        >>> objective = ClassificationObjective(torch.nn.Identity(), torch.tensor([0, 1]))
         >>> with under_attack(objective.model):
         ...     print(objective(torch.zeros(2, 4)).exp().tolist())
         [4.0, 4.0]
@@ -62,11 +62,11 @@ class Classification:
         Raises:
             RuntimeError: a module of the model is in train mode.
             ValueError: the output has another shape or, on the CPU, a label is out of range.
-            TypeError: ``x`` is no floating point tensor.
+            TypeError: ``x`` is not a floating point tensor.
         """
-        awake = sum(part.training for part in self.model.modules()) if isinstance(self.model, nn.Module) else 0
-        if awake:
-            got = f"{awake} of its modules in train mode"
+        training = sum(part.training for part in self.model.modules()) if isinstance(self.model, nn.Module) else 0
+        if training:
+            got = f"{training} of its modules in train mode"
             remedy = "Attack it inside under_attack(model), or call model.eval() before"
             raise RuntimeError(complaint(_OWNER, "a model in eval mode", got, remedy))
         check_tensor(_OWNER, "x", x, remedy="Pass the images as one tensor")
@@ -77,13 +77,13 @@ class Classification:
             expected = f"the output of the model of shape [{len(self.y)}, C]"
             raise ValueError(complaint(_OWNER, expected, f"{list(logits.shape)}", remedy))
         classes = logits.shape[1]
-        check_within(_OWNER, "labels", self.y, (0, classes - 1), remedy=f"The model knows {classes} classes")
+        check_within(_OWNER, "labels", self.y, (0, classes - 1), remedy=f"The model has {classes} classes")
         return logits
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the cross-entropy of each image, ``[N]``."""
         return F.cross_entropy(self.logits(x), self.y, reduction="none")
 
-    def __getitem__(self, which: Tensor) -> Classification:
+    def __getitem__(self, which: Tensor) -> ClassificationObjective:
         """Return the objective of some of the images, given by a mask or by indices."""
-        return Classification(self.model, self.y[which])
+        return ClassificationObjective(self.model, self.y[which])

@@ -1,4 +1,4 @@
-"""Preparing networks for an attack."""
+"""Context in which networks are attacked."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from .._modes import buffers_kept, eval_mode, frozen
 
 @contextmanager
 def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
-    """Put networks into the state in which they are usually attacked, and restore their own on exit.
+    """Put networks into eval mode and freeze their parameters for an attack, and restore them on exit.
 
-    Inside the block every module is in eval mode, so that the attack neither moves running statistics nor meets
-    dropout, and no parameter requires a gradient, so that none is computed. Buffers that a forward pass updates even in
-    eval mode, such as those of quantisation observers, are restored too. Each module, parameter and buffer gets back
-    its own mode, flag and value, also when the block raises. Plain attributes, such as a counter that is
-    a Python int, are not restored.
+    Eval mode keeps running statistics and turns dropout off; without ``requires_grad`` no weight gradients are
+    computed. Buffers that a forward pass updates even in eval mode, such as those of quantisation observers, are
+    restored too. Every module, parameter and buffer gets back its own mode, flag and value, also after an exception.
+    Plain attributes, such as a counter that is a Python int, are not restored.
 
     Args:
         model: the network.

@@ -1,19 +1,66 @@
-"""Projected gradient descent on any objective."""
+"""Projected gradient ascent on any objective, and what other gradient attacks share with it."""
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .._checks import check_bool, check_finite, check_int, check_real, check_tensor, complaint
-from .._types import Norm, Objective
-from .ascent import ascent, check_call, check_search, explains_calls, value_of
+from .._checks import (
+    check_bool,
+    check_bounds,
+    check_choice,
+    check_finite,
+    check_generator,
+    check_int,
+    check_real,
+    check_tensor,
+    check_within,
+    complaint,
+    readable,
+    type_name,
+)
+from .._types import NORMS, Norm, Objective
+from ..functional.projection import per_sample
 from .balls import BALLS
 
+AttackClass = TypeVar("AttackClass", bound=type)
+
 _OWNER = "PGDAttack"
+
+
+def explains_calls(attack: AttackClass) -> AttackClass:
+    """Make a class of attacks explain how it is called where it is called as in other libraries.
+
+    Those take the model and the labels by position: ``Attack(model, eps=...)`` and ``attack(model, x, y)``.
+    """
+    call = "forward" if issubclass(attack, nn.Module) else "__call__"
+    for name, expected in (("__init__", "settings by name"), (call, "an objective and images")):
+        setattr(attack, name, _explained(attack.__name__, getattr(attack, name), expected))
+    return attack
+
+
+def _explained(owner: str, method: Callable[..., Any], expected: str) -> Callable[..., Any]:
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    allowed = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+
+    @wraps(method)
+    def explained(self: Any, *args: Any, **settings: Any) -> Any:
+        if len(args) > allowed:
+            got = f"{len(args)} by position"
+            remedy = (
+                f"Write {owner}(...), its settings by name, and call that with (ClassificationObjective(model, y), x)"
+            )
+            raise TypeError(complaint(owner, expected, got, remedy))
+        return method(self, *args, **settings)
+
+    return explained
 
 
 @explains_calls
@@ -29,14 +76,14 @@ class PGDAttack:
     (``"l2"``), and :math:`\Pi` the projection onto the ball and the bounds. The defaults are those of the contrastive
     attack of ACL on CIFAR-10.
 
-    The attack knows nothing of models. The mode, the batch-norm branch and autocast are whatever surrounds the call; it
-    leaves flags, buffers, ``.grad`` and, given a generator, the global random state alone, and works under ``no_grad``
-    and ``inference_mode``. Objectives may couple the samples of a batch, as a contrastive loss of both views does.
+    The attack knows nothing of models: the caller sets the mode, the batch-norm branch and autocast. It does not change
+    flags, buffers, ``.grad`` or, given a generator, the global random state, and it works under ``no_grad`` and
+    ``inference_mode``. Objectives may couple the samples of a batch, as a contrastive loss of both views does.
 
-    The ball is kept in exact arithmetic, not up to rounding: no coordinate (``"linf"``), and no sample's Euclidean norm
-    (``"l2"``), exceeds ``eps`` by any amount. In half precision that is not possible (a step of bfloat16 near 1 is
-    1/256), so images are float32 or float64; put autocast around the model instead. The loss is scaled inside, so that
-    small gradients survive half precision.
+    The constraint holds in exact arithmetic, not up to rounding: no coordinate (``"linf"``), and no sample's Euclidean
+    norm (``"l2"``), exceeds ``eps``. Half precision cannot represent that (a step of bfloat16 near 1 is 1/256), so
+    images are float32 or float64; put autocast around the model instead. The loss is scaled internally, so that small
+    gradients survive half precision.
 
     Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
@@ -53,7 +100,7 @@ class PGDAttack:
 
     Raises:
         ValueError: a number out of its range, an unknown norm, bounds that are not in order, or an ``eps`` that exceeds
-            the range of the bounds, as 8 instead of 8/255 does.
+            the range of the bounds, such as 8 instead of 8/255.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -100,23 +147,28 @@ class PGDAttack:
             objective: a function of images like ``x`` that returns a value for each sample, ``[N]``, or a scalar, which
                 is best a mean over the batch. It is called ``steps`` times, and ``restarts * (steps + 1)`` times with
                 restarts.
-            x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is let pass, and clamped).
+            x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is clamped).
             generator: source of the random start, on the device of ``x``; by default the global one of that device.
-            start: where to start instead, moved into the ball: images like ``x``, for example of an earlier attack.
+            start: images like ``x`` to start from instead, projected onto the ball, for example of an earlier attack.
 
         Returns:
             A detached tensor with the shape, dtype, device and memory format of ``x``.
 
         Raises:
             ValueError: ``x`` has no sample dimension, or ``start`` has another shape; the objective returns another
-                shape, or something that does not depend on its argument. On the CPU also: ``x`` leaves the bounds, or
-                ``x``, ``start``, the objective or its gradient is not finite (reading values on an accelerator would
-                stall it; there they go unseen).
+                shape, or a value that does not depend on its argument. On the CPU also: ``x`` leaves the bounds, or
+                ``x``, ``start``, the objective or its gradient is not finite (not checked on an accelerator, which
+                reading values would stall).
             TypeError: an argument of the wrong kind, such as half precision or uint8 images.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)
         if start is not None:
-            _check_start(start, x)
+            remedy = "Pass images like x, or None"
+            check_tensor(_OWNER, "start", start, (x.dtype,), remedy=remedy)
+            if start.shape != x.shape or start.device != x.device:
+                expected, got = (f"{list(images.shape)} on {images.device}" for images in (x, start))
+                raise ValueError(complaint(_OWNER, f"start of shape {expected}", got, remedy))
+            check_finite(_OWNER, "start", start, remedy=remedy)
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach()
             if x.numel() == 0:
@@ -144,19 +196,82 @@ class PGDAttack:
         return -value if self.minimize else value
 
 
-def _check_start(start: Tensor, x: Tensor) -> None:
-    """Require images that could stand in the place of ``x``."""
-    remedy = "Pass images like x, or None"
-    check_tensor(_OWNER, "start", start, (x.dtype,), remedy=remedy)
-    if start.shape != x.shape or start.device != x.device:
-        expected, got = (f"{list(images.shape)} on {images.device}" for images in (x, start))
-        raise ValueError(complaint(_OWNER, f"start of shape {expected}", got, remedy))
-    check_finite(_OWNER, "start", start, remedy=remedy)
-
-
 def _stronger(best: tuple[Tensor, Tensor] | None, gain: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Keep, sample by sample or for the whole batch, the image with the larger gain."""
     if best is None:
         return gain, image
     wins = gain > best[0]
-    return torch.where(wins, gain, best[0]), torch.where(wins.view(-1, *[1] * (image.dim() - 1)), image, best[1])
+    return torch.where(wins, gain, best[0]), torch.where(per_sample(wins, image), image, best[1])
+
+
+def check_search(owner: str, eps: float, steps: int, norm: Norm, bounds: tuple[float, float]) -> None:
+    """Require a valid ball and number of steps."""
+    check_real(owner, "eps", eps, low=0, remedy="For images in [0, 1] it is usually 8/255")
+    check_int(owner, "steps", steps, low=0, remedy="Pass the number of gradient steps")
+    check_choice(owner, "norm", norm, NORMS)
+    check_bounds(owner, bounds)
+    width = bounds[1] - bounds[0]
+    if norm == "linf" and eps > width * (1 + 1e-9):
+        remedy = f"Did you mean {eps:g}/255" if eps > 1 else "A larger ball holds every image"
+        raise ValueError(complaint(owner, f"eps within the range {width:g} of bounds", repr(eps), remedy))
+
+
+def check_call(
+    owner: str, objective: Objective, x: Tensor, generator: torch.Generator | None, bounds: tuple[float, float]
+) -> None:
+    """Require the arguments of a call: a function, images within bounds, a generator or ``None``."""
+    if not callable(objective):
+        remedy = "Pass a function such as lambda x: loss(model(x), y)"
+        raise TypeError(complaint(owner, "objective to be callable", type_name(objective), remedy))
+    remedy = "Attack float images, and put autocast around the model for half precision"
+    check_tensor(owner, "x", x, (torch.float32, torch.float64), remedy=remedy)
+    if x.dim() == 0:
+        raise ValueError(complaint(owner, "x of shape [N, ...]", "[]", "Add a sample dimension with x[None]"))
+    check_generator(owner, generator, x.device)
+    remedy = "Put the normalisation inside the model and attack the raw image"
+    if readable(x) and x.numel():
+        # One pass for the extremes, which also show NaN and infinity.
+        extremes = torch.stack(x.detach().aminmax())
+        check_within(owner, "x", extremes if bool(extremes.isfinite().all()) else x, bounds, remedy=remedy)
+
+
+def value_of(owner: str, objective: Objective, image: Tensor, *, scalar: bool) -> Tensor:
+    """Return the value of an objective: one for each sample, or where ``scalar`` is set a scalar."""
+    value = objective(image.clone())  # an objective may change its argument in place
+    remedy = "Use reduction='none', or the mean of it" if scalar else "Use reduction='none'"
+    if isinstance(objective, nn.Module):
+        remedy = "Pass ClassificationObjective(model, y), or a function such as lambda x: loss(model(x), y)"
+    check_tensor(owner, "the value of the objective", value, remedy=remedy)
+    if value.shape != image.shape[:1] and not (scalar and value.dim() == 0):
+        expected = f"objective to return {'a scalar or ' if scalar else ''}shape [{len(image)}]"
+        raise ValueError(complaint(owner, expected, f"{list(value.shape)}", remedy))
+    check_finite(owner, "the value of the objective", value, remedy="Check the model on the unperturbed images")
+    return value
+
+
+def ascent(
+    owner: str, gain: Callable[[Tensor], Tensor], image: Tensor, *, scaled: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return the value that an attack maximises, and a positive multiple of its gradient."""
+    image = image.detach().requires_grad_()
+    value = gain(image)
+    # A gradient below the range of half precision would underflow inside the model. Neither a sign nor a direction
+    # depends on the scale, and a power of two is exact. A scalar is assumed to be a mean.
+    samples = len(image) if value.dim() == 0 else 1
+    scale = 2.0 ** min(5 + round(math.log2(samples)), 15) if scaled else 1.0
+    gradient = None
+    if value.requires_grad:
+        # An autocast around the attack is meant for the forward pass; backward operations follow their tensors.
+        with torch.autocast(image.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(value, image, torch.full_like(value, scale), allow_unused=True)
+    if gradient is None:
+        remedy = "Compute it from the argument, without detach or no_grad"
+        raise ValueError(complaint(owner, "objective to depend on x", "a value without a gradient", remedy))
+    # The sum is finite only if every value is, and takes one pass; if it overflowed, every value is checked.
+    if readable(gradient) and not math.isfinite(gradient.sum().item()):
+        if scaled and not bool(gradient.isfinite().all()):
+            return ascent(owner, gain, image, scaled=False)
+        check_finite(
+            owner, "the gradient of the objective", gradient, remedy="Look for a division by zero in the model"
+        )
+    return value.detach(), gradient

@@ -1,21 +1,25 @@
-"""Attacks that go on where the last batch left off."""
+"""Attacks for training with a state: perturbations of the last batch, or a count of calls."""
 
 from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_real, complaint, type_name
+from .._checks import check_int, check_real, complaint, type_name
 from .._types import Norm, Objective
-from .ascent import check_call, check_search, explains_calls
 from .balls import BALLS
-from .pgd import PGDAttack
+from .pgd import PGDAttack, check_call, check_search, explains_calls
 
 
-class _Carried(nn.Module):
-    """Perturbations by their place in the batch, as part of the state dict.
+class _PerturbationState(nn.Module):
+    """Perturbations by position in the batch, in the state dict.
 
-    They are no buffer, since DDP would overwrite those of each process by those of the first.
+    They are extra state and not a buffer, since DDP would broadcast the buffers of the first process.
     """
 
     def __init__(self) -> None:
@@ -23,14 +27,14 @@ class _Carried(nn.Module):
         self._perturbations: Tensor | None = None
 
     def recall(self, x: Tensor) -> Tensor | None:
-        """Return a perturbation for each image, or ``None`` where there are too few or of another kind."""
+        """Return a perturbation for each image, or ``None`` if there are too few or of another shape or dtype."""
         kept = self._perturbations
         if kept is None or len(kept) < len(x) or kept.shape[1:] != x.shape[1:] or kept.dtype != x.dtype:
             return None
         return kept[: len(x)].to(x.device)
 
     def keep(self, perturbations: Tensor) -> None:
-        """Take these in the place of those of the last batch; a shorter batch leaves the rest of them alone."""
+        """Replace the perturbations of the last batch; those beyond a shorter batch stay."""
         kept, n = self._perturbations, len(perturbations)
         fits = kept is not None and kept.shape[1:] == perturbations.shape[1:] and kept.dtype == perturbations.dtype
         if kept is not None and fits and len(kept) > n:
@@ -42,26 +46,26 @@ class _Carried(nn.Module):
         return {"perturbations": self._perturbations}
 
     def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
-        """Take the perturbations of a state dict."""
+        """Load the perturbations from a state dict."""
         self._perturbations = state["perturbations"]
 
 
 @explains_calls
-class WarmStart(_Carried):
-    """An attack that starts from the perturbations it found for the last batch, so that fewer steps do.
+class WarmStart(_PerturbationState):
+    """An attack that starts from the perturbations of the last batch, so that fewer steps are enough.
 
-    Image i of a batch starts with what image i of the batch before ended with, moved into its own ball. The first batch
-    starts as the attack does alone, and so does one that is larger than the one before. The perturbations belong to
-    other images: what carries over is what hurts this network in general.
+    Image i of a batch starts from the perturbation of image i of the batch before, projected onto its own ball. The
+    first batch, and any that is larger than the one before, starts as the attack does alone. The perturbations belong
+    to other images: the part that transfers between images is reused.
 
-    The perturbations are kept in the state dict, so that a resumed training goes on with them. Under DDP every process
-    keeps its own; after a resume all start with those of the first.
+    The perturbations are in the state dict, so that a resumed run continues with them. Under DDP each process keeps its
+    own; after a resume all start with those of the first.
 
     Args:
         attack: the attack, normally with one or two steps.
 
     Raises:
-        TypeError: ``attack`` is no :class:`~advcontrast.PGDAttack`.
+        TypeError: ``attack`` is not a :class:`~advcontrast.PGDAttack`.
 
     Example:
         Two steps of half the radius reach the corner in two calls of one step.
@@ -85,8 +89,8 @@ class WarmStart(_Carried):
 
     def forward(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of ``x``; arguments and errors are those of :class:`~advcontrast.PGDAttack`."""
-        carried = self.recall(x) if isinstance(x, Tensor) and x.dim() else None
-        start = None if carried is None else x.detach() + carried
+        perturbation = self.recall(x) if isinstance(x, Tensor) and x.dim() else None
+        start = None if perturbation is None else x.detach() + perturbation
         adv = self.attack(objective, x, generator=generator, start=start)
         self.keep(adv - x.detach())
         return adv
@@ -97,21 +101,21 @@ class WarmStart(_Carried):
 
 
 @explains_calls
-class FreeAttack(_Carried):
-    r"""An attack whose gradients are those of the training step itself.
+class FreeAttack(_PerturbationState):
+    r"""An attack that uses the gradients of the training step itself.
 
-    A call perturbs the images by what it has kept and takes no gradient. When the caller differentiates the loss of the
-    perturbed images for its weights, the gradient of the images comes along, and the perturbations take one step:
+    A call adds the stored perturbations to the images and computes no gradient. When the caller differentiates the loss
+    of the perturbed images, their gradient is computed too, and the perturbations take one step:
 
     .. math:: \delta \leftarrow \Pi\big(\delta + \mathrm{step\_size} \cdot d\big)
 
-    with the direction d and the projection of :class:`~advcontrast.PGDAttack`. They stay for the image at the same
-    place of the next batch. The authors train on each batch several times in a row, so that its perturbations can grow:
-    :class:`advcontrast.augment.Replay` does that for contrastive learning.
+    with the direction d and the projection of :class:`~advcontrast.PGDAttack`. They are kept for the image at the same
+    position of the next batch. The authors train on each batch several times in a row, so that its perturbations can
+    grow: :class:`advcontrast.augment.Replay` does that for contrastive learning.
 
-    The step is taken by ``loss.backward()``; ``torch.autograd.grad`` for the weights alone does not come by. Gradients
-    are those of the network as it trains, in train mode. A call that nobody differentiates takes no step. State dict
-    and DDP are as for :class:`WarmStart`. An attack for training: against a fixed network it finds little.
+    The step is taken by ``loss.backward()``, not by ``torch.autograd.grad`` for the weights alone; without a backward
+    pass there is no step. Gradients are those of the network in train mode. State dict and DDP are as for
+    :class:`WarmStart`. Use it for training only: it is weak against a fixed network.
 
     Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
@@ -147,17 +151,11 @@ class FreeAttack(_Carried):
         super().__init__()
         self.eps, self.step_size, self.norm, self.bounds = eps, step_size, norm, bounds
 
-    def forward(
-        self,
-        objective: Objective,
-        x: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Return perturbed images that take a step when a loss of theirs is differentiated.
+    def forward(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return perturbed images, whose perturbations take a step when their loss is differentiated.
 
         Args:
-            objective: not called, as the loss of the training step takes its place.
+            objective: not called, as the loss of the training step is used instead.
             x: images ``[N, ...]``, float32 or float64, inside the bounds.
             generator: source of the first perturbations, drawn from the ball; by default the global one of the device.
 
@@ -171,20 +169,89 @@ class FreeAttack(_Carried):
         check_call("FreeAttack", objective, x, generator, self.bounds)
         with torch.inference_mode(False):
             x = x.detach().clone()
-            ball, carried = BALLS[self.norm](x, self.eps, self.bounds), self.recall(x)
-            point = ball.random_point(generator) if carried is None else ball.project(x + carried)
+            ball, perturbation = BALLS[self.norm](x, self.eps, self.bounds), self.recall(x)
+            point = ball.random_point(generator) if perturbation is None else ball.project(x + perturbation)
             lengths = ball.lengths(self.step_size)
             image = point.clone().requires_grad_()
         self.keep(point - x)
 
-        def climb(gradient: Tensor) -> None:
+        def step(gradient: Tensor) -> None:
             with torch.no_grad():
-                # A gradient scaler lets some steps overflow: their gradient is no direction.
+                # With a gradient scaler the gradients of some steps overflow.
                 self.keep(ball.step(point, gradient.nan_to_num(0.0, 0.0, 0.0), lengths) - x)
 
-        image.register_hook(climb)  # type: ignore[no-untyped-call]
+        image.register_hook(step)  # type: ignore[no-untyped-call]
         return image
 
     def extra_repr(self) -> str:
         """Show the settings as they were passed."""
         return f"eps={self.eps}, step_size={self.step_size}, norm={self.norm!r}, bounds={self.bounds}"
+
+
+@explains_calls
+class ProgressiveAttack(nn.Module):
+    """Run each of several attacks for a number of calls, and the last one from then on.
+
+    One step is enough against a network early in training; more steps pay off later. Training makes one call a step,
+    and every call counts. The count is in the state dict, so that a resumed run continues with the right attack.
+
+    Args:
+        stages: pairs (calls, attack): for how many calls to run an attack, at least 1, and ``None`` for the last one.
+
+    Raises:
+        ValueError: there are no stages, or a number of calls is missing or out of its range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.attacks import ProgressiveAttack
+        >>> few, more = (PGDAttack(eps=1, step_size=0.25, steps=steps, random_start=False) for steps in (1, 2))
+        >>> attack, x = ProgressiveAttack([(2, few), (None, more)]), torch.zeros(1, 1)
+        >>> [round(attack(lambda x: x.sum(1), x).item(), 4) for _ in range(4)]
+        [0.25, 0.25, 0.5, 0.5]
+    """
+
+    def __init__(self, stages: Sequence[tuple[int | None, Callable[..., Tensor]]]) -> None:
+        remedy = "Pass pairs such as [(1000, PGDAttack(steps=1)), (None, PGDAttack(steps=5))]"
+        owner = "ProgressiveAttack"
+        if not isinstance(stages, (list, tuple)):
+            raise TypeError(complaint(owner, "stages to be a list of pairs", type_name(stages), remedy))
+        if not stages:
+            raise ValueError(complaint(owner, "at least one stage", "none", remedy))
+        for stage in stages:
+            if not isinstance(stage, tuple) or len(stage) != 2 or not callable(stage[1]):
+                raise TypeError(complaint(owner, "each stage to be a pair (calls, attack)", repr(stage), remedy))
+        for calls, _ in stages[:-1]:
+            check_int(owner, "calls of every stage but the last", calls, low=1, remedy=remedy)
+        if stages[-1][0] is not None:
+            raise ValueError(complaint(owner, "None calls of the last stage", repr(stages[-1][0]), remedy))
+        super().__init__()
+        self.stages: tuple[tuple[int | None, Callable[..., Tensor]], ...] = tuple(stages)
+        self._parts = nn.ModuleList(attack for _, attack in stages if isinstance(attack, nn.Module))
+        self._ends = list(accumulate(calls for calls, _ in stages if calls is not None))
+        self._calls = 0
+
+    @property
+    def current(self) -> Callable[..., Tensor]:
+        """The attack of the next call."""
+        _, attack = self.stages[bisect_right(self._ends, self._calls)]
+        return attack
+
+    def forward(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Run the current attack on the images ``x``; arguments, result and errors are its own."""
+        adv = self.current(objective, x, **({} if generator is None else {"generator": generator}))
+        self._calls += 1
+        return adv
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Return the number of calls for the state dict."""
+        return {"calls": self._calls}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Load the number of calls from a state dict."""
+        calls: Any = state.get("calls") if isinstance(state, dict) else None
+        check_int("ProgressiveAttack", "calls of the state", calls, low=0, remedy="Pass what get_extra_state returned")
+        self._calls = calls
+
+    def extra_repr(self) -> str:
+        """Show the stages as they were passed."""
+        return repr(list(self.stages))

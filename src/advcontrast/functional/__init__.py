@@ -1,4 +1,4 @@
-"""The mathematics, as pure functions: tensors in, tensors out, no modules and no state."""
+"""Losses, metrics and image operations as pure functions of tensors."""
 
 from .. import _deprecated
 from .distillation import distillation as distillation
@@ -9,7 +9,6 @@ from .margin import targeted_dlr as targeted_dlr
 from .nt_xent import alignment as alignment
 from .nt_xent import nt_xent as nt_xent
 from .projection import linf_box as linf_box
-from .projection import project_l2 as project_l2
 from .representation import breakaway_risk as breakaway_risk
 from .representation import effective_rank as effective_rank
 from .representation import margin_ratio as margin_ratio
@@ -30,7 +29,6 @@ __all__ = [
     "nearest_neighbour_accuracy",
     "nt_xent",
     "overlap_risk",
-    "project_l2",
     "semi_supervised",
     "targeted_dlr",
     "trades",

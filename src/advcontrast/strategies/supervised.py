@@ -237,7 +237,7 @@ class AdversarialTrainer(StandardTrainer):
 class _Errors:
     """What a training attack maximises. Attacks of other libraries ask it for the model and the labels."""
 
-    # No Classification: an attack on accuracy stops where an image is misclassified.
+    # No ClassificationObjective: an attack on accuracy stops where an image is misclassified.
 
     model: nn.Module
     y: Tensor

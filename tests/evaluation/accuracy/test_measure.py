@@ -325,7 +325,7 @@ RAW = "Divide 8-bit values by 255, and put the normalisation inside the model."
         (
             [(X, Y + 4)],
             ValueError,
-            "expected labels within bounds [0, 3], got values in [4, 7]. The model knows 4 classes.",
+            "expected labels within bounds [0, 3], got values in [4, 7]",
         ),
         ([(X, Y - 1)], ValueError, "expected labels within bounds [0, 3], got values in [-1, 2]. "),
     ],

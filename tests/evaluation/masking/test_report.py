@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from advcontrast import PGDAttack
-from advcontrast.attacks import Classification, under_attack
+from advcontrast.attacks import ClassificationObjective, under_attack
 from advcontrast.attacks.apgd import APGDAttack
 from advcontrast.evaluation import Accuracy
 from advcontrast.evaluation.masking._black_box import SignNoise, WindowSearch, margin
@@ -200,7 +200,7 @@ def test_logits_that_do_not_mislead_cross_entropy_are_cleared(flat, name):
 def slope(network, x, y):
     """Return the gradient of the margin loss with respect to the images."""
     point = x.clone().requires_grad_()
-    return torch.autograd.grad(_margin(Classification(network, y))(point).sum(), point)[0]
+    return torch.autograd.grad(_margin(ClassificationObjective(network, y))(point).sum(), point)[0]
 
 
 def test_margin_direction_is_invariant_to_increasing_functions_of_the_logits(flat):
@@ -214,7 +214,7 @@ def test_rescaled_logits_are_invariant_to_scale_and_shift_of_an_image(flat):
     generator = torch.Generator().manual_seed(0)
     size, shift = (torch.rand(200, 1, generator=generator) + offset for offset in (0.1, -0.5))
     changes = (lambda z: z, lambda z: size * z + shift)
-    plain, moved = (_rescaled(Classification(After(change, network), y))(x) for change in changes)
+    plain, moved = (_rescaled(ClassificationObjective(After(change, network), y))(x) for change in changes)
     assert torch.allclose(plain, moved, atol=1e-4)
 
 
@@ -319,7 +319,7 @@ def test_figures_are_those_of_the_attack_on_the_images_classified_correctly(mode
     generator.manual_seed(int(torch.randint(2**31, (), generator=generator)))
     for x, y in data:
         kept = network(x).argmax(1) == y
-        adv = PGD(Classification(network, y[kept]), x[kept], generator=generator)
+        adv = PGD(ClassificationObjective(network, y[kept]), x[kept], generator=generator)
         right.append(network(adv).argmax(1) == y[kept])
     right = torch.cat(right)
     found = gradient_masking(network, data, PGD)
@@ -563,7 +563,7 @@ def test_losses_are_compared_in_the_order_of_the_values():
 def test_black_boxes_stay_in_the_ball_and_the_bounds(kind, shape):
     attack = kind(eps=0.2, norm="linf")
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    objective = Classification(FLAT, torch.arange(5))
+    objective = ClassificationObjective(FLAT, torch.arange(5))
     adv = attack(objective, x, generator=torch.Generator().manual_seed(0))
     assert (adv.double() - x.double()).abs().max() <= 0.2
     assert adv.min() >= 0
@@ -575,14 +575,16 @@ def test_black_boxes_stay_in_the_ball_and_the_bounds(kind, shape):
 def test_black_box_in_the_l2_ball_uses_its_radius():
     x = torch.full((3, 2, 4, 4), 0.5)
     attack = WindowSearch(eps=0.7, norm="l2", queries=5)
-    adv = attack(Classification(FLAT, torch.arange(3)), x, generator=torch.Generator().manual_seed(0))
+    adv = attack(ClassificationObjective(FLAT, torch.arange(3)), x, generator=torch.Generator().manual_seed(0))
     assert torch.allclose((adv - x).flatten(1).norm(dim=1), torch.full((3,), 0.7), atol=1e-5)
 
 
 def test_sign_noise_returns_the_best_of_its_draws():
     x, y = torch.full((2, 3), 0.5), torch.tensor([0, 1])
     # Of 8 corners, 50 draws find the best: the true pixel down, another one up.
-    adv = SignNoise(eps=0.25, norm="linf")(Classification(FLAT, y), x, generator=torch.Generator().manual_seed(0))
+    adv = SignNoise(eps=0.25, norm="linf")(
+        ClassificationObjective(FLAT, y), x, generator=torch.Generator().manual_seed(0)
+    )
     assert margin(adv, y).tolist() == [0.5, 0.5]
 
 
@@ -595,7 +597,7 @@ def test_windows_shrink_from_half_the_image_to_a_fiftieth(query, pixels):
 def test_window_search_gets_better_with_queries():
     x, y = torch.full((20, 1, 8, 8), 0.5), torch.zeros(20, dtype=torch.int64)
     weights = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
-    objective = Classification(lambda x: x.flatten(1) @ weights, y)
+    objective = ClassificationObjective(lambda x: x.flatten(1) @ weights, y)
     gains = []
     for queries in (1, 20, 200):
         attack = WindowSearch(eps=0.1, norm="linf", queries=queries)
@@ -609,7 +611,7 @@ def test_window_search_gets_better_with_queries():
 @pytest.mark.parametrize("kind", [SignNoise, WindowSearch])
 def test_black_boxes_draw_from_the_generator_only(kind):
     attack = kind(eps=0.2, norm="linf")
-    x, objective = torch.rand(5, 3, 6, 6), Classification(FLAT, torch.arange(5))
+    x, objective = torch.rand(5, 3, 6, 6), ClassificationObjective(FLAT, torch.arange(5))
     before = torch.get_rng_state()
     first, second = (attack(objective, x, generator=torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(first, second)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import check_int, check_real, complaint, type_name
-from ...attacks import Classification
+from ...attacks import ClassificationObjective
 from ..inputs import check_steps, model_output, perturbed
 from .measure import verdict, verdicts_on
 
@@ -108,7 +108,7 @@ def robust_curve(
     attacks = _attacks(attack, parameter, values)
 
     def judge(x: Tensor, y: Tensor, logits: Tensor, source: torch.Generator) -> Iterator[Tensor]:
-        found, objective = verdict(logits, y), Classification(model, y)
+        found, objective = verdict(logits, y), ClassificationObjective(model, y)
         for stronger in attacks:
             right = (found == 1).nonzero()[:, 0]
             if stronger is not None and len(right):

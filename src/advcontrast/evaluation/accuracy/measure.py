@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import complaint
-from ...attacks import Classification
+from ...attacks import ClassificationObjective
 from ..inputs import (
     branch_in_use,
     check_attack,
@@ -133,7 +133,7 @@ def robust_accuracy(
 
     def judge(x: Tensor, y: Tensor, logits: Tensor, source: torch.Generator) -> list[Tensor]:
         clean = verdict(logits, y)
-        adv = perturbed(owner, attack, Classification(model, y), x, source)
+        adv = perturbed(owner, attack, ClassificationObjective(model, y), x, source)
         unchanged.append(torch.stack([clean == 1, (adv == x).reshape(len(x), -1).all(1)]))
         return [torch.where(clean == 1, verdict(model_output(owner, model, adv), y), clean)]
 

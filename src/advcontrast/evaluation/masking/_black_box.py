@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..._types import Norm
-from ...attacks import Classification
+from ...attacks import ClassificationObjective
 from ...attacks.balls import BALLS
 
 
@@ -30,7 +30,9 @@ class BlackBox(ABC):
     norm: Norm
     queries: int
 
-    def __call__(self, objective: Classification, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self, objective: ClassificationObjective, x: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Return for each image the best point that was found."""
         ball = BALLS[self.norm](x, self.eps, (0.0, 1.0))
         signs, best = torch.zeros_like(x), torch.full_like(objective.y, -torch.inf, dtype=torch.float32)

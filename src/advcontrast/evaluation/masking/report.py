@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from ..._checks import check_choice, check_finite, check_int, check_module, check_real, complaint
 from ..._types import NORMS, Objective
-from ...attacks import Classification, PGDAttack
-from ...attacks.ascent import rows
+from ...attacks import ClassificationObjective, PGDAttack
+from ...functional.projection import per_sample
 from ..accuracy.curves import check_fields, with_radius
 from ..accuracy.measure import Accuracy
 from ..inputs import checked_batches, checked_logits, generator_or_default, perturbed, prepared_for_evaluation
@@ -29,7 +29,7 @@ _RANGE = 30.0  # of logits, from the smallest to the largest; usual for classifi
 PGD_20 = PGDAttack(eps=8 / 255, step_size=2 / 255, steps=20)
 
 Chunks = list[tuple[Tensor, Tensor]]
-_Loss: TypeAlias = Callable[[Classification], Objective]
+_Loss: TypeAlias = Callable[[ClassificationObjective], Objective]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +91,8 @@ def gradient_masking(
     enough. If the output has no gradient, or one that is not finite, attacks see a gradient of zero. Like
     :func:`accuracy`, the call restores the model and all random states.
 
-    The attack is called with a :class:`~advcontrast.attacks.Classification`, whose value is the cross-entropy; an
-    ``APGDAttack`` maximises the loss it was given. Each of the other losses keeps its gradient where cross-entropy
+    The attack is called with a :class:`~advcontrast.attacks.ClassificationObjective`, whose value is the cross-entropy;
+    an ``APGDAttack`` maximises the loss it was given. Each of the other losses keeps its gradient where cross-entropy
     loses it:
 
     - ``"rescaled logits"`` maximises the cross-entropy of logits that are scaled for each image, such that smallest and
@@ -204,11 +204,11 @@ def _right_only(model: nn.Module, read: list[tuple[Tensor, Tensor, Tensor]]) -> 
     return [(x, y) for x, y in chunks if len(y)]
 
 
-def _cross_entropy(objective: Classification) -> Objective:
+def _cross_entropy(objective: ClassificationObjective) -> Objective:
     return objective
 
 
-def _rescaled(objective: Classification) -> Objective:
+def _rescaled(objective: ClassificationObjective) -> Objective:
     """Return the cross-entropy of logits that are scaled to the range ``_RANGE`` for each image."""
 
     def value(x: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def _rescaled(objective: Classification) -> Objective:
     return value
 
 
-def _margin(objective: Classification) -> Objective:
+def _margin(objective: ClassificationObjective) -> Objective:
     """Return the margin as an objective whose gradient no increasing function of the logits changes.
 
     The gradients of the logit of the true class and of the strongest other one are scaled to length one. Their
@@ -249,8 +249,8 @@ def _direction(logits: Tensor, classes: Tensor, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         (slope,) = torch.autograd.grad(logits.gather(1, classes[:, None])[:, 0], x, scale)
     # Two divisions, as the square of a tiny gradient is zero.
-    slope = slope / rows(slope.flatten(1).abs().amax(1).clamp(min=torch.finfo(slope.dtype).tiny), slope)
-    return slope / rows(slope.flatten(1).norm(dim=1).clamp(min=1), slope)
+    slope = slope / per_sample(slope.flatten(1).abs().amax(1).clamp(min=torch.finfo(slope.dtype).tiny), slope)
+    return slope / per_sample(slope.flatten(1).norm(dim=1).clamp(min=1), slope)
 
 
 def _under_attack(model: nn.Module, chunks: Chunks, attack: Any, surrogate: nn.Module | None, seed: int) -> list[Alarm]:
@@ -302,7 +302,7 @@ def _outcome(
     source = torch.Generator(chunks[0][0].device).manual_seed(seed)
     margins, verdicts = [], []
     for x, y in chunks:
-        logits = model(perturbed(_OWNER, attack, loss(Classification(target, y)), x, source))
+        logits = model(perturbed(_OWNER, attack, loss(ClassificationObjective(target, y)), x, source))
         margins.append(margin(logits, y).clamp(max=0))
         verdicts.append(logits.argmax(1) == y)
     return torch.cat(margins), Accuracy(torch.cat(verdicts).cpu())

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..._checks import check_bool, check_int, check_real, complaint
 from ..._types import Objective
-from ...attacks.ascent import check_call, explains_calls, value_of
-from ...attacks.pgd import PGDAttack
+from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
 from .flow import smooth, warp
 
 _OWNER = "ElasticAttack"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..._checks import check_bool, check_bounds, check_int, check_real, complaint
 from ..._types import Objective
-from ...attacks.ascent import ascent, check_call, explains_calls, rows, value_of
-from ...functional.projection import inward_bounds
+from ...attacks.pgd import ascent, check_call, explains_calls, value_of
+from ...functional.projection import inward_bounds, per_sample
 
 _OWNER = "FrankWolfeAttack"
 
@@ -137,4 +137,4 @@ def _l1_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
     beyond = like.new_empty(len(like)).exponential_(generator=generator)
     side = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device) < 0.5
     total = size.reshape(len(like), -1).sum(1) + beyond
-    return torch.where(side, size, -size) / rows(total, like)
+    return torch.where(side, size, -size) / per_sample(total, like)

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..._checks import check_bool, check_choice, check_int, check_real, complaint
 from ..._types import Objective
-from ...attacks.ascent import check_call, explains_calls, value_of
-from ...attacks.pgd import PGDAttack
+from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
 from .frank_wolfe import FrankWolfeAttack
 from .jpeg_codec import jpeg_decode, jpeg_encode
 

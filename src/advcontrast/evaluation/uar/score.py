@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..._checks import check_choice, check_int, check_tensor, complaint
 from ..._types import Norm
-from ...attacks import Classification, PGDAttack
+from ...attacks import ClassificationObjective, PGDAttack
 from ..accuracy.measure import verdict, verdicts_on
 from ..inputs import model_output, perturbed
 from .elastic import ElasticAttack
@@ -224,7 +224,7 @@ def uar(
         clean = verdict(logits, y)
         for attack in attacks:
             wrong = _wrong_classes(y, logits.shape[1], source)
-            adv = perturbed(_OWNER, attack, Classification(model, wrong), x, source)
+            adv = perturbed(_OWNER, attack, ClassificationObjective(model, wrong), x, source)
             yield torch.where(clean == 1, verdict(model_output(_OWNER, model, adv), y), clean)
 
     return UAR(name, verdicts_on(_OWNER, model, batches, judge, generator, shape=(3, 32, 32)))
