@@ -8,9 +8,10 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from advcontrast import ACLTrainer, PGDAttack, bn_branch, convert_to_dual_bn, set_bn_branch
+from advcontrast import ACLTrainer, PGDAttack, bn_branch, checkpoint_context_fn, convert_to_dual_bn, set_bn_branch
 from advcontrast.norm import DualNorm
 
 # Raised by reentrant checkpoints without gradients, nested ones among them.
@@ -447,3 +448,104 @@ def test_a_switch_by_compiled_code_is_noticed():
     set_bn_branch(model, "clean")
     with pytest.raises(RuntimeError, match=UNKNOWN):
         y.backward()
+
+
+COMPILED = r"DualNorm: expected to know the branch of the forward pass that is recomputed, got a compiled module\."
+
+
+@pytest.fixture
+def _fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def by_itself(block, counter):
+    block.compile(backend=counter, fullgraph=True)
+    return block
+
+
+def as_a_wrapper(block, counter):
+    return torch.compile(block, backend=counter, fullgraph=True)
+
+
+def as_a_function(block, counter):
+    return torch.compile(lambda x: block(x) + 0, backend=counter, fullgraph=True)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize(
+    ("compiled", "how"),
+    [(by_itself, "reentrant"), (by_itself, "non-reentrant"), (as_a_wrapper, "selective"), (as_a_function, "reentrant")],
+)
+def test_a_block_that_was_compiled_on_its_own_is_refused_in_each_recomputation(compiled, how):
+    counter, model = CompileCounter(), network()
+    block = compiled(model.blocks[2], counter)
+    for branch in ("clean", "adv", "clean", "adv"):
+        with bn_branch(model, branch):
+            block(images().requires_grad_()).sum().backward()  # compiled outside of any checkpoint
+            y = HOW[how](block, images().requires_grad_()).sum()
+        with pytest.raises(RuntimeError, match=COMPILED):
+            y.backward()
+    assert counter.frame_count == (4 if how == "reentrant" else 2)  # a reentrant checkpoint runs without gradients
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("compiled", [by_itself, as_a_function])
+def test_a_context_function_recomputes_blocks_that_were_compiled_on_their_own_in_the_same_graphs(compiled):
+    counter, model, reference = CompileCounter(), network(), network()
+    block = compiled(model.blocks[2], counter)
+    for branch in ("clean", "adv", "clean", "adv"):
+        with bn_branch(model, branch), bn_branch(reference, branch):
+            context_fn = checkpoint_context_fn(model)
+            y = checkpoint(block, model.stem(images()), use_reentrant=False, context_fn=context_fn)
+            expected = reference.blocks[2](reference.stem(images()))
+        y.exp().sum().backward()
+        expected.exp().sum().backward()
+    assert same(model, reference)
+    assert counter.frame_count == 2
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_a_checkpoint_inside_of_a_compiled_function_is_recomputed_on_the_branch_of_the_forward_pass():
+    model, reference = (differing(convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(4)))) for _ in range(2))
+    compiled = torch.compile(lambda x: HOW["non-reentrant"](model, x), backend="aot_eager", fullgraph=True)
+    for branch in ("clean", "adv"):
+        for net, forward in ((model, compiled), (reference, reference)):
+            with bn_branch(net, branch):
+                y = forward(images())
+            y.exp().sum().backward()
+    pairs = zip(model.parameters(), reference.parameters(), strict=True)
+    assert all(torch.allclose(found.grad, expected.grad, rtol=1e-4, atol=1e-5) for found, expected in pairs)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_forward_passes_before_the_first_eager_one_are_not_taken_for_its_branch():
+    model, reference = network(), network()
+    block = torch.compile(model.blocks[2], backend="eager", fullgraph=True)
+    for net, function in ((model, block), (reference, reference.blocks[2])):
+        with bn_branch(net, "clean"):
+            y = checkpoint(function, images().requires_grad_(), use_reentrant=False).exp().sum()
+        loss(net, "adv")
+        with torch.compiler.set_stance("force_eager"):  # as after too many compilations
+            y.backward()
+    assert same(model, reference)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_autograd_needs_the_context_function():
+    def compiled_backward(model, **settings):
+        x = images().requires_grad_()
+        with bn_branch(model, "adv"):
+            y = checkpoint(model, x, use_reentrant=False, **settings) if settings else HOW["non-reentrant"](model, x)
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            y.exp().sum().backward()
+        return x.grad
+
+    (model,) = block = differing(convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(4))))
+    with pytest.raises(RuntimeError, match=UNKNOWN):
+        compiled_backward(block)
+    found = compiled_backward(block, context_fn=checkpoint_context_fn(block))
+    x = images().requires_grad_()
+    model.adv(x).exp().sum().backward()
+    assert torch.allclose(found, x.grad)

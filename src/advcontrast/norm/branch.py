@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import check_module, complaint
 from .dual_norm import DualNorm, check_branch, dual_norms, refuse_in_backward
-from .recomputation import Moment, copied_buffers, recomputation
+from .recomputation import COMPILED, Moment, copied_buffers, recomputation
 
 
 @contextmanager
@@ -38,6 +38,8 @@ def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], replay
             raise RuntimeError(complaint("bn_branch", "a checkpointed function that does not switch", got, remedy))
         for norm in branches:
             norm._history.switched = moment
+    if moment is not None:
+        COMPILED.contexts[id(before)] = moment
     for norm, branch in branches.items():
         norm._history.contexts.append((before, moment))
         _switch_one(norm, branch, moment)
@@ -55,6 +57,7 @@ def _leave(before: dict[DualNorm, str]) -> None:
 
 
 def _restore(before: dict[DualNorm, str]) -> None:
+    COMPILED.contexts.pop(id(before), None)
     for norm, branch in before.items():
         contexts = norm._history.contexts
         place = next((i for i, (other, _) in enumerate(contexts) if other is before), None)
@@ -198,12 +201,13 @@ def checkpoint_context_fn(
     """Return a ``context_fn`` for ``torch.utils.checkpoint`` that notes the branches and re-enters them.
 
     Checkpointing runs a part of the network a second time during the backward pass, when the ``with`` block of
-    :func:`bn_branch` is over. Dual norms find the branch of the forward pass by themselves, or raise. Modules that were
-    compiled on their own do not: they need this function. It also keeps the second run from moving the running
-    statistics of single batch norms.
+    :func:`bn_branch` is over. Dual norms find the branch of the forward pass by themselves, or raise. In modules that
+    were compiled on their own, and under compiled autograd, they raise: these need this function. It also keeps the
+    second run from moving the running statistics of single batch norms.
 
     Args:
-        model: the network, or the part of it that is checkpointed. It may be converted later.
+        model: the network, or the part of it that is checkpointed, with all dual norms that run there. It may be
+            converted later.
 
     Returns:
         The ``context_fn=`` of ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``. It may be used for any

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from .._checks import check_choice, check_module, complaint, type_name
 from .._types import BRANCHES, SPLITS, Split
-from .recomputation import History, copied_buffers, recomputation
+from .recomputation import COMPILED, History, copied_buffers, recomputation
 
 _TORCH_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
@@ -100,7 +100,7 @@ class DualNorm(nn.Module):
         Where activation checkpointing runs a forward pass again, it is the branch of the first run.
         """
         if torch.compiler.is_compiling():
-            return self._branch
+            return self._branch if COMPILED.branch_is_known else ""
         moment = recomputation()
         if moment is None:
             return self._branch
@@ -143,7 +143,8 @@ class DualNorm(nn.Module):
             The output of that norm, for example a tensor of the same shape.
 
         Raises:
-            RuntimeError: activation checkpointing runs this again, and the branch of the first run is not known; or
+            RuntimeError: activation checkpointing runs this again, and the branch of the first run is not known, as
+                that of a module that was compiled on its own; or
                 ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` has dropped what this norm computes besides.
         """
         norm = self.active

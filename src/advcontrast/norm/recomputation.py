@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from threading import Thread, current_thread
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,13 +23,13 @@ def recomputation() -> Moment | None:
     """Return the ids of the backward pass and of its node that the caller runs in; ``None`` outside of a backward pass.
 
     A forward pass within a backward pass is a recomputation: ``torch.utils.checkpoint`` runs a segment of the network
-    again when a node needs its activations.
+    again when a node needs its activations. Compiled autograd executes no nodes, for which the second id is -2.
     """
     task = torch._C._current_graph_task_id()
     if task == -1:
         return None
     node = torch._C._current_autograd_node()
-    return None if node is None else (task, node._sequence_nr())
+    return task, -2 if node is None else node._sequence_nr()
 
 
 @contextmanager
@@ -44,6 +45,36 @@ def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module, buffers in before:
             module._buffers.update(buffers)
+
+
+class _Compiled(ModuleType):
+    """Namespace of an attribute that compiled code checks before each call.
+
+    PyTorch's compiler evaluates the attributes of a module in Python, also for the guards of compiled code. It would
+    trace the property of any other object.
+    """
+
+    contexts: dict[int, Moment] = {}  # those of branches that were entered in a backward pass
+
+    @property
+    def branch_is_known(self) -> bool:
+        """``True``; raises in a recomputation outside of such contexts, in which compiled code records no branch."""
+        moment = recomputation()
+        if moment is None or moment in self.contexts.values():
+            return True
+        raise unknown_branch("DualNorm", "a compiled module")
+
+
+COMPILED = _Compiled("COMPILED")
+
+
+def unknown_branch(owner: str, got: str) -> RuntimeError:
+    """Return the error of a recomputation that cannot find its branch."""
+    remedy = (
+        "Pass context_fn=checkpoint_context_fn(model) and use_reentrant=False to torch.utils.checkpoint, and "
+        "enter bn_branch outside the checkpointed function"
+    )
+    return RuntimeError(complaint(owner, "to know the branch of the forward pass that is recomputed", got, remedy))
 
 
 class History:
@@ -83,12 +114,12 @@ class History:
 
     def switch(self, branch: str) -> None:
         """Record that ``branch`` is in use from now on."""
-        if self.thread is None:
-            return
-        if self.thread is not current_thread():
+        if self.thread is None:  # compiled code may have run the norm, which is not recorded
+            self.thread = current_thread()
+        elif self.thread is not current_thread():
             self.several_threads = True
         number = torch._C._autograd._get_sequence_nr()
-        if self.entries[-1][0] == number:
+        if self.entries and self.entries[-1][0] == number:
             self.entries.pop()
         if not self.entries or self.entries[-1][1] != branch:
             self.entries.append((number, branch))
@@ -111,12 +142,6 @@ class History:
         others = {branch for other, branch in self.backwards.items() if other != task}
         switched = len(self.entries) > 1 or (self.entries and self.entries[0][0] >= 0)
         if found is None or (switched and self.several_threads) or not others <= {found} or self.switched == moment:
-            expected = "to know the branch of the forward pass that is recomputed"
-            got = "several that are possible"
-            remedy = (
-                "Pass context_fn=checkpoint_context_fn(model) and use_reentrant=False to torch.utils.checkpoint, and "
-                "enter bn_branch outside the checkpointed function"
-            )
-            raise RuntimeError(complaint(owner, expected, got, remedy))
+            raise unknown_branch(owner, "several that are possible")
         self.looked_up = moment
         return found
