@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.scoreboard"]
-
 # Sums are reproducible, and the tensors of tests are small: more threads only wait for each other, and for those of the
 # processes that run beside them. PyTorch reads this when it is imported, and child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -5,7 +5,6 @@ import torch
 
 from advcontrast import PGDAttack
 from advcontrast.attacks import FreeAttack
-from tests.scoreboard import count
 
 
 @pytest.mark.parametrize("attack", [PGDAttack, FreeAttack], ids=lambda attack: attack.__name__)
@@ -17,7 +16,5 @@ def test_millions_of_values_lie_in_the_cube(attack, eps):
     adv = attack(eps=eps, step_size=0.7 * eps)(lambda x: (x * weights).sum((1, 2, 3)), x, generator=generator)
     # The difference of two such float32 numbers has a float64 of its own.
     moved = (adv.double() - x.double()).abs()
-    count("ball values", x.numel())
-    count("ball values inside", int((moved <= eps).sum()))
     assert moved.max() <= eps
     assert moved.max() > 0.99 * eps

@@ -74,6 +74,11 @@ TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "with a gradient": lambda x: x.detach().clone().requires_grad_() if x.is_floating_point() else x,
     "sparse": lambda x: x.to_sparse(),
 }
+#: Values that are tried in place of every argument, also where the others are sampled.
+BOUNDARY = {"None", "-1", "0", "nan", "inf", "'DS'", "an object", "no values"}
+BOUNDARY |= {
+    f"a tensor {name}" for name in ("in torch.int64", "none of its rows", "with a nan", "with a dimension more")
+}
 
 
 def values(valid: Any) -> dict[str, Callable[[], Any]]:

@@ -12,7 +12,6 @@ import pytest
 
 from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint, CheckpointWriteError
-from tests.scoreboard import count
 
 from ..faults import counted, exit_code, failing, filled, fork, leftovers, open_files, require_recovery, same, state
 
@@ -65,7 +64,6 @@ def test_any_call_that_fails_is_reported_and_costs_nothing(tmp_path, call, numbe
     assert calls >= fewest
     # The first mkdir is of a folder that is there already.
     for k in range(call == "mkdir", calls):
-        count("disk faults")
         checkpoint = Checkpoint(shutil.copytree(template, tmp_path / str(k)))
         before = open_files()
         refused = pytest.raises(CheckpointWriteError, match=refusal(checkpoint.path(3), number))
@@ -76,7 +74,6 @@ def test_any_call_that_fails_is_reported_and_costs_nothing(tmp_path, call, numbe
         if call in ("mkdir", "write", "fsync", "rename"):
             assert leftovers(checkpoint.folder) == []
         require_recovery(checkpoint.folder, (2, 3))
-        count("harmless disk faults")
 
 
 def test_first_save_ever_on_a_disk_that_makes_no_folders(tmp_path):
