@@ -29,10 +29,10 @@ def test_every_truncation_is_detected(checkpoint):
     assert len(lengths) > 200
 
 
-def test_every_flipped_bit_is_detected(checkpoint):
+def test_every_flipped_bit_is_detected(checkpoint, whole):
     file = checkpoint.path(2) / "state.pt"
     content = file.read_bytes()
-    for bit in random.Random(0).sample(range(8 * len(content)), 1000):
+    for bit in random.Random(0).sample(range(8 * len(content)), 1000 if whole else 200):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << bit % 8
         file.write_bytes(changed)
@@ -76,16 +76,16 @@ def edits(content, number):
         yield content[:place] + chance.choice(new) + content[place + 1 :]
 
 
-def test_an_edited_manifest_is_an_error_or_makes_no_difference(checkpoint):
+def test_an_edited_manifest_is_an_error_or_makes_no_difference(checkpoint, whole):
     file = checkpoint.path(2) / "manifest.json"
-    errors = []
-    for changed in edits(file.read_bytes(), 300):
+    errors, number = [], 300 if whole else 100
+    for changed in edits(file.read_bytes(), number):
         file.write_bytes(changed)
         try:
             assert same(checkpoint.read(2), state(2))
         except CheckpointError as error:
             errors.append(str(error))
-    assert len(errors) > 250
+    assert len(errors) > number * 5 / 6
     assert all(re.match(r"Checkpoint: expected .+, got .+\. .+\.", error) for error in errors)
 
 

@@ -16,8 +16,6 @@ from advcontrast.engine import Checkpoint
 from ..faults import exit_code, fork, require_recovery, state
 
 SYSCALLS = "mkdir,mkdirat,openat,write,fsync,rename,renameat,renameat2,unlink,unlinkat,rmdir,ftruncate"
-# All points instead of a sample of them.
-WHOLE = bool(os.environ.get("ADVCONTRAST_SWEEP"))
 
 
 def traced(job, *options):
@@ -77,11 +75,11 @@ def save_twice(folder):
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_killed_by_the_kernel_at_any_call_that_changes_a_file(tmp_path, monkeypatch):
+def test_killed_by_the_kernel_at_any_call_that_changes_a_file(tmp_path, monkeypatch, whole):
     monkeypatch.setattr(_atomic_io, "_CHUNK", 2048)
     template = Checkpoint(tmp_path / "run").save(1, state(1)).parent
     check = partial(require_recovery, allowed=(1, 2, 3))
-    found = sweep(template, save_twice, check, tmp_path / "log", 1000 if WHOLE else 8)
+    found = sweep(template, save_twice, check, tmp_path / "log", 1000 if whole else 8)
     assert len(found) >= 8
     assert set(found) == {1, 2, 3}
 
