@@ -1,7 +1,7 @@
 """Result cards: settings, versions and verdicts of an evaluation in one JSON file, and their comparison."""
 
-from ._fields import AlarmRecord as AlarmRecord
-from ._fields import CurveRecord as CurveRecord
+from .card import AlarmRecord as AlarmRecord
+from .card import CurveRecord as CurveRecord
 from .card import Result as Result
 from .card import ResultCard as ResultCard
 from .comparison import Comparison as Comparison

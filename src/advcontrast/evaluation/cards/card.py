@@ -1,44 +1,57 @@
-"""The result card: an evaluation, with all that is needed to judge it, in one file that checks itself."""
+"""The result card: an evaluation, with all that is needed to judge it, in one JSON file that verifies itself."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..._atomic_io import replace, writing
-from ..._checks import check_path, complaint
+from ..._checks import check_bool, check_choice, check_int, check_path, check_real, check_tensor, complaint, type_name
 from ...data import ImageSet
 from ..accuracy.measure import Accuracy
-from . import _fields as rules
-from ._fields import OWNER, AlarmRecord, CurveRecord
-from ._file import check_unchanged, fields_in, parse, to_text
 from .provenance import revision, versions
 
-_RULES = {
-    "name": rules.text,
-    "verdicts": rules.named(rules.each(rules.verdicts)),
-    "seeds": rules.each(rules.seed),
-    "data": rules.text,
-    "fingerprint": rules.matching("[0-9a-f]{64}", "a SHA-256", "Pass images.fingerprint()"),
-    "dtype": rules.text,
-    "branch": rules.optional(rules.branch),
-    "attacks": rules.named(rules.plain),
-    "settings": rules.named(rules.plain),
-    "versions": rules.named(rules.text),
-    "revision": rules.optional(
-        rules.matching("[0-9a-f]{40,64}(-dirty)?", "a git commit or None", "Pass revision(folder)")
-    ),
-    "curves": rules.named(rules.curve),
-    "corruptions": rules.named(rules.fraction),
-    "label_free": rules.named(rules.number),
-    "alarms": rules.each(rules.alarm),
-}
+_OWNER, _READER = "ResultCard", "ResultCard.read"
+_FORMAT, _VERSION = "advcontrast result card", 1
+_LARGEST = 1 << 24  # bytes; a thousand verdicts on the 50,000 images of ImageNet take half of it
+_DEEPEST = 16
+_DAMAGED = "The file was changed or damaged after it was written"
+# Fields that are stored as they are; the others have an entry of another form.
+_PLAIN = (
+    *("name", "seeds", "dtype", "branch", "attacks", "settings", "versions", "revision", "corruptions"),
+    "label_free",
+)
+_BIT_VALUES = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
+_Value = TypeVar("_Value")
+
+
+class CurveRecord(NamedTuple):
+    """Accuracies along a parameter of an attack, "eps", "steps" or "restarts"."""
+
+    parameter: str
+    values: tuple[float, ...]
+    accuracies: tuple[float, ...]
+
+
+class AlarmRecord(NamedTuple):
+    """Result of a check for masked gradients, the reason, and the figures that it is based on."""
+
+    name: str
+    raised: bool
+    reason: str
+    figures: Mapping[str, float | None]
 
 
 class Result(NamedTuple):
@@ -104,10 +117,28 @@ class ResultCard:
     alarms: Sequence[AlarmRecord] = ()
 
     def __post_init__(self) -> None:
-        for name, rule in _RULES.items():
-            object.__setattr__(self, name, rule(name, getattr(self, name)))
-        rules.check_runs(self.verdicts, self.seeds)
-        rules.check_order(self.verdicts, self.attacks)
+        checked = {
+            "name": _text("name", self.name),
+            "verdicts": _named("verdicts", self.verdicts, lambda name, runs: _each(name, runs, _verdicts)),
+            "seeds": _each("seeds", self.seeds, _seed),
+            "data": _text("data", self.data),
+            "fingerprint": _text("fingerprint", self.fingerprint, "[0-9a-f]{64}", "a SHA-256"),
+            "dtype": _text("dtype", self.dtype),
+            "branch": None if self.branch is None else _branch(self.branch),
+            "attacks": _named("attacks", self.attacks, _plain),
+            "settings": _named("settings", self.settings, _plain),
+            "versions": _named("versions", self.versions, _text),
+            "curves": _named("curves", self.curves, _curve),
+            "corruptions": _named("corruptions", self.corruptions, _fraction),
+            "label_free": _named("label_free", self.label_free, _number),
+            "alarms": _each("alarms", self.alarms, _alarm),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.revision is not None:
+            _text("revision", self.revision, "[0-9a-f]{40,64}(-dirty)?", "a git commit or None")
+        _check_runs(self.verdicts, self.seeds)
+        _check_order(self.verdicts, self.attacks)
 
     @classmethod
     def from_verdicts(
@@ -162,20 +193,25 @@ class ResultCard:
             >>> card.results["TA"].mean
             0.75
         """
-        correct = rules.named(rules.each(rules.correct))("verdicts", verdicts)
+        correct = _named("verdicts", verdicts, lambda name, runs: _each(name, runs, _correct))
         named = [getattr(one, "branch", None) for runs in verdicts.values() for one in runs]
-        branches = {rules.branch("branch", one) for one in (fields.pop("branch", None), *named) if one is not None}
+        branches = {_branch(one) for one in (fields.pop("branch", None), *named) if one is not None}
         if len(branches) > 1:
             got = ", ".join(sorted(map(repr, branches)))
-            raise ValueError(complaint(OWNER, "results of one branch", got, "Make a card for each branch"))
+            raise ValueError(complaint(_OWNER, "results of one branch", got, "Make a card for each branch"))
         if isinstance(data, ImageSet):
-            _check_images(data, fingerprint, correct)
+            if fingerprint is not None:
+                got = repr(fingerprint)
+                raise ValueError(complaint(_OWNER, "no fingerprint with an ImageSet", got, "Leave it out"))
+            others = {len(one) for runs in correct.values() for one in runs} - {len(data)}
+            if others:
+                expected = f"verdicts on the {len(data)} images of data"
+                raise ValueError(complaint(_OWNER, expected, f"{min(others)}", "Pass the images that were evaluated"))
             fingerprint = data.fingerprint()
             data = f"{len(data)} images {list(data.x.shape[1:])} of {len(data.classes)} classes"
-        given = {"name": name, "seeds": seeds, "data": data, "fingerprint": fingerprint}
-        found = {"verdicts": correct, "branch": next(iter(branches), None)}
-        here = {"versions": versions(device), "revision": revision(), "dtype": str(dtype).removeprefix("torch.")}
-        return cls(**{**given, **found, **here, **fields})
+        own: dict[str, Any] = {"versions": versions(device), "revision": revision(), **fields}
+        own |= {"branch": next(iter(branches), None), "dtype": str(dtype).removeprefix("torch.")}
+        return cls(name=name, verdicts=correct, seeds=seeds, **{"data": data, "fingerprint": fingerprint, **own})
 
     @property
     def images(self) -> int:
@@ -188,22 +224,40 @@ class ResultCard:
         return {metric: _result(correct) for metric, correct in self.verdicts.items()}
 
     def to_json(self) -> str:
-        """Return the text of the file."""
-        return to_text(self)
+        """Return the text of the file, sorted, so that equal cards are equal texts."""
+        document: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        document |= {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "data": {"name": self.data, "sha256": self.fingerprint, "images": self.images},
+            "results": {
+                metric: {**result._asdict(), "verdicts": [_packed(correct) for correct in self.verdicts[metric]]}
+                for metric, result in self.results.items()
+            },
+            "curves": {name: curve._asdict() for name, curve in self.curves.items()},
+            "alarms": [alarm._asdict() for alarm in self.alarms],
+        }
+        content = json.dumps(document, sort_keys=True, allow_nan=False).encode()
+        document["seal"] = hashlib.sha256(content).hexdigest()
+        text = json.dumps(document, sort_keys=True, indent=1) + "\n"
+        if len(text) > _LARGEST:
+            got, remedy = f"{len(text)} bytes", "Write several cards"
+            raise ValueError(complaint(_OWNER, f"at most {_LARGEST} bytes of JSON", got, remedy))
+        return text
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the card to a file, which is afterwards the whole of it or what it was before.
+        """Write the card to a file atomically.
 
         Args:
             path: the file; it is replaced if it exists.
 
         Raises:
-            OSError: the disk refused.
-            ValueError: the card is too large to be read back.
+            OSError: the file cannot be written; it is then unchanged.
+            ValueError: the card is too large to be read again.
         """
-        where = check_path("ResultCard", "path", path, remedy="Pass the file to write")
+        where = check_path(_OWNER, "path", path, remedy="Pass the file to write")
         content = self.to_json().encode()
-        with writing("ResultCard", where):
+        with writing(_OWNER, where):
             replace(where, content)
 
     @classmethod
@@ -220,15 +274,24 @@ class ResultCard:
             OSError: the file cannot be read.
             ValueError: it holds anything else than an unchanged card.
         """
-        where = check_path("ResultCard", "path", path, remedy="Pass the file to read")
+        where = check_path(_OWNER, "path", path, remedy="Pass the file to read")
         if not where.is_file():
             remedy = "Pass a file that write() made"
-            raise FileNotFoundError(complaint("ResultCard", f"a card in {str(path)!r}", "no file", remedy))
+            raise FileNotFoundError(complaint(_OWNER, f"a card in {str(path)!r}", "no file", remedy))
         try:
-            document = parse(where)
-            card = cls(**fields_in(document))
-            check_unchanged(document, card)
-        except (TypeError, ValueError) as error:
+            with where.open("rb") as file:
+                document = _parse(file.read(_LARGEST + 1))
+            card = cls(**_fields(document))
+            # What follows from the rest, digests included, is computed again: one comparison finds every change.
+            entries = [
+                {json.dumps(entry, sort_keys=True) for entry in found.items()}
+                for found in (document, json.loads(card.to_json()))
+            ]
+            differing = sorted({json.loads(entry)[0] for entry in entries[0] ^ entries[1]})
+            if differing:
+                expected = f"{', '.join(differing)} to follow from the rest of the card"
+                raise ValueError(complaint(_READER, expected, "something else", _DAMAGED))
+        except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
         return card
 
@@ -240,17 +303,7 @@ class ResultCard:
 
     def __repr__(self) -> str:
         found = ", ".join(f"{metric} {result.percent()}%" for metric, result in self.results.items())
-        return f"{OWNER}({self.name!r} on {self.images} images: {found})"
-
-
-def _check_images(images: ImageSet, fingerprint: str | None, correct: Mapping[str, Sequence[Tensor]]) -> None:
-    if fingerprint is not None:
-        raise ValueError(complaint(OWNER, "no fingerprint with an ImageSet", repr(fingerprint), "Leave it out"))
-    for metric, runs in correct.items():
-        for one in runs:
-            if len(one) != len(images):
-                expected = f"verdicts[{metric!r}] on the {len(images)} images of data"
-                raise ValueError(complaint(OWNER, expected, f"{len(one)}", "Pass the images that were evaluated"))
+        return f"{_OWNER}({self.name!r} on {self.images} images: {found})"
 
 
 def _result(correct: Sequence[Tensor]) -> Result:
@@ -261,3 +314,200 @@ def _result(correct: Sequence[Tensor]) -> Result:
         spread = runs * sum(count**2 for count in counts) - sum(counts) ** 2
         std = math.sqrt(spread / (runs * (runs - 1) * n**2))
     return Result(tuple(count / n for count in counts), sum(counts) / (runs * n), std)
+
+
+# Each check takes the name of a field and its value, and returns the value as the card keeps it.
+
+
+def _each(name: str, value: Any, check: Callable[[str, Any], _Value]) -> tuple[_Value, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(complaint(_OWNER, f"{name} to be a list", type_name(value), "Pass a list or a tuple"))
+    return tuple(check(f"{name}[{index}]", entry) for index, entry in enumerate(value))
+
+
+def _named(name: str, value: Any, check: Callable[[str, Any], _Value]) -> dict[str, _Value]:
+    if not isinstance(value, Mapping):
+        raise TypeError(complaint(_OWNER, f"{name} to be a mapping", type_name(value), "Pass a dict"))
+    keys = sorted(_text(f"each name in {name}", key) for key in value)
+    return {key: check(f"{name}[{key!r}]", value[key]) for key in keys}
+
+
+def _text(name: str, value: Any, pattern: str = r"(?s)\s*\S.*", kind: str = "a string that is not empty") -> str:
+    if not isinstance(value, str):
+        raise TypeError(complaint(_OWNER, f"{name} to be a string", type_name(value), "Pass a str"))
+    if re.fullmatch(pattern, value) is None:
+        raise ValueError(complaint(_OWNER, f"{name} to be {kind}", repr(value), "Pass what the library returned"))
+    return value
+
+
+def _branch(value: Any) -> str:
+    # Several names are joined by " and "; "and" is a keyword of Python, which no branch is called.
+    if not all(part.isidentifier() for part in _text("branch", value).split(" and ")):
+        raise ValueError(complaint(_OWNER, "branch to be the name of a branch", repr(value), "Pass result.branch"))
+    return str(value)
+
+
+def _seed(name: str, value: Any) -> int:
+    check_int(_OWNER, name, value, low=0, remedy="Pass the seeds of the runs")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    check_real(_OWNER, name, value, remedy="Leave out values that could not be computed")
+    return float(value)
+
+
+def _fraction(name: str, value: Any) -> float:
+    check_real(_OWNER, name, value, low=0, high=1, remedy="Pass accuracies as fractions, not in percent")
+    return float(value)
+
+
+def _plain(name: str, value: Any, depth: int = 0) -> Any:
+    """Return what JSON can hold; a dataclass, as attacks are, becomes its type and its fields."""
+    if depth > _DEEPEST:
+        raise ValueError(complaint(_OWNER, f"{name} to nest at most {_DEEPEST} deep", "more", "Leave the rest out"))
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Real):
+        number = _number(name, value)
+        return int(value) if isinstance(value, Integral) else number
+    if is_dataclass(value) and not isinstance(value, type):
+        entries = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        return _plain(name, {"type": type(value).__name__, **entries}, depth)
+    if isinstance(value, Mapping):
+        return _named(name, value, lambda key, entry: _plain(key, entry, depth + 1))
+    if isinstance(value, (list, tuple)):
+        return [_plain(f"{name}[{index}]", entry, depth + 1) for index, entry in enumerate(value)]
+    remedy = "Pass numbers, strings, lists and dicts of them, or a dataclass"
+    raise TypeError(complaint(_OWNER, f"{name} to be plain data", type_name(value), remedy))
+
+
+def _verdicts(name: str, value: Any) -> Tensor:
+    """Return a copy."""
+    remedy = "Pass the .correct of an Accuracy"
+    check_tensor(_OWNER, name, value, (torch.bool,), remedy=remedy)
+    if value.dim() != 1 or not len(value):
+        raise ValueError(complaint(_OWNER, f"{name} of shape [N] with N >= 1", f"{list(value.shape)}", remedy))
+    copy: Tensor = value.detach().cpu().clone()
+    return copy
+
+
+def _correct(name: str, value: Any) -> Tensor:
+    return _verdicts(name, *_parts(name, value, "correct"))
+
+
+def _curve(name: str, value: Any) -> CurveRecord:
+    parameter, values, accuracies = _parts(name, value, *CurveRecord._fields)
+    check_choice(_OWNER, f"{name}.parameter", parameter, ("eps", "steps", "restarts"))
+    values = _each(f"{name}.values", values, _number)
+    accuracies = _each(f"{name}.accuracies", accuracies, _fraction)
+    if not values or len(values) != len(accuracies):
+        expected = f"{name} to have an accuracy for each of its values"
+        got = f"{len(accuracies)} accuracies for {len(values)} values"
+        raise ValueError(complaint(_OWNER, expected, got, "Leave out a curve without points"))
+    return CurveRecord(str(parameter), values, accuracies)
+
+
+def _alarm(name: str, value: Any) -> AlarmRecord:
+    title, raised, reason, figures = _parts(name, value, *AlarmRecord._fields)
+    check_bool(_OWNER, f"{name}.raised", raised, remedy="True means that something is wrong")
+    reason = _text(f"{name}.reason", reason, "(?s).*")
+    return AlarmRecord(_text(f"{name}.name", title), raised, reason, _named(f"{name}.figures", figures, _figure))
+
+
+def _figure(name: str, value: Any) -> float | None:
+    # Figures that alarms are raised for may be NaN, and must not keep the card from being written.
+    return None if value is None or (isinstance(value, float) and not math.isfinite(value)) else _number(name, value)
+
+
+def _parts(name: str, value: Any, *names: str) -> list[Any]:
+    """Return the attributes of an object, or the entries of a mapping."""
+    found = value if isinstance(value, Mapping) else {one: getattr(value, one) for one in names if hasattr(value, one)}
+    missing = [one for one in names if one not in found]
+    if missing:
+        expected = f"{name} to have {', '.join(names)}"
+        got = f"{type_name(value)} without {', '.join(missing)}"
+        raise TypeError(complaint(_OWNER, expected, got, "Pass the whole result"))
+    return [found[one] for one in names]
+
+
+def _check_runs(verdicts: Mapping[str, Sequence[Tensor]], seeds: Sequence[int]) -> None:
+    """Require a verdict of each metric on the same images for each seed."""
+    if not verdicts:
+        raise ValueError(complaint(_OWNER, "verdicts of at least one metric", "none", "Evaluate first"))
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(complaint(_OWNER, "seeds that differ", f"{list(seeds)}", "Pass one seed for each run"))
+    shapes = {metric: [len(one) for one in runs] for metric, runs in verdicts.items()}
+    images = max(max(shape, default=0) for shape in shapes.values())
+    for metric, shape in shapes.items():
+        if shape != [images] * len(seeds):
+            expected = f"verdicts[{metric!r}] on {images} images for each of {len(seeds)} seeds"
+            remedy = "Evaluate all metrics on the same images with the same seeds"
+            raise ValueError(complaint(_OWNER, expected, f"{shape} images", remedy))
+
+
+def _check_order(verdicts: Mapping[str, Sequence[Tensor]], attacks: Mapping[str, Any]) -> None:
+    """Require an attack behind each robust accuracy, that no attack helps, and that AutoAttack is the stronger one."""
+    for metric in ("RA", "AA"):
+        if metric in verdicts and not attacks.get(metric):
+            remedy = f"Pass attacks={{{metric!r}: ...}} with all settings of the attack"
+            raise ValueError(complaint(_OWNER, f"attacks to describe {metric}", "nothing", remedy))
+    for metric, other in (("RA", "TA"), ("AA", "TA"), ("AA", "RA")):
+        for run, (robust, most) in enumerate(zip(verdicts.get(metric, ()), verdicts.get(other, ()), strict=False)):
+            # PGD may find what AutoAttack misses, so that only their counts are compared.
+            extra = int((robust & ~most).sum() if other == "TA" else robust.sum() - most.sum())
+            if extra > 0:
+                rule = "only images that are right without the attack" if other == "TA" else "at most as many as RA"
+                expected = f"verdicts[{metric!r}][{run}] to count {rule}"
+                remedy = "Combine both verdicts with &, as robust_accuracy does"
+                raise ValueError(complaint(_OWNER, expected, f"{extra} more", remedy))
+
+
+def _packed(correct: Tensor) -> dict[str, str]:
+    """Write eight verdicts a byte, the first one into the highest bit, and zeros behind the last one."""
+    rows = torch.nn.functional.pad(correct.to(torch.uint8), (0, -len(correct) % 8)).view(-1, 8)
+    packed = bytes((rows * _BIT_VALUES).sum(1, dtype=torch.uint8).tolist())
+    return {"bits": base64.b64encode(packed).decode(), "sha256": hashlib.sha256(packed).hexdigest()}
+
+
+def _unpacked(bits: str, images: int) -> Tensor:
+    rows = torch.tensor(list(base64.b64decode(bits, validate=True)), dtype=torch.uint8)[:, None] & _BIT_VALUES
+    return rows.flatten()[: max(0, min(images, rows.numel()))].bool()
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    """Parse the JSON of a card, and reject repeated names."""
+    if len(content) > _LARGEST:
+        raise ValueError(complaint(_READER, f"at most {_LARGEST} bytes", "a larger file", "Pass a result card"))
+    try:
+        document = json.loads(content.decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(complaint(_READER, "JSON", str(error), _DAMAGED)) from error
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise ValueError(complaint(_READER, f"an {_FORMAT}", "something else", "Pass what ResultCard.write wrote"))
+    if document.get("version") != _VERSION:
+        remedy = "Install the advcontrast that wrote it, or a newer one"
+        raise ValueError(complaint(_READER, f"version to be {_VERSION}", reprlib.repr(document.get("version")), remedy))
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        raise ValueError("a name that occurs twice")
+    return document
+
+
+def _fields(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the card; its constructor checks their values."""
+    try:
+        data = document["data"]
+        verdicts = {
+            metric: [_unpacked(run["bits"], data["images"]) for run in result["verdicts"]]
+            for metric, result in document["results"].items()
+        }
+        own = {name: document[name] for name in (*_PLAIN, "curves", "alarms")}
+        return {**own, "data": data["name"], "fingerprint": data["sha256"], "verdicts": verdicts}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        got = f"{type(error).__name__}: {error}"
+        raise ValueError(complaint(_READER, "the entries of a card", got, _DAMAGED)) from error
