@@ -472,7 +472,7 @@ def _packed(correct: Tensor) -> dict[str, str]:
 
 def _unpacked(bits: str, images: int) -> Tensor:
     rows = torch.tensor(list(base64.b64decode(bits, validate=True)), dtype=torch.uint8)[:, None] & _BIT_VALUES
-    return rows.flatten()[: max(0, min(images, rows.numel()))].bool()
+    return rows.flatten()[:images].bool()
 
 
 def _parse(content: bytes) -> dict[str, Any]:
