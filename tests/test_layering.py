@@ -90,7 +90,7 @@ def faults_of(path: Path) -> list[str]:
         ("functional.margin", "import advcontrast.losses"),
         ("augment.pair", "from advcontrast import attacks"),
         ("distributed", "def f():\n    from .losses import NTXentLoss"),
-        ("adapters.timm", "from ..evaluation.accuracy._resumable import locked"),
+        ("adapters.timm", "from ..evaluation.plots._canvas import canvas"),
         ("evaluation.cards.card", "from ..plots._canvas import canvas"),
         ("engine.fit", "from ..evaluation.accuracy.measure import accuracy"),
     ],

@@ -236,6 +236,52 @@ def test_another_branch_is_another_model(tmp_path):
         run(tmp_path, model)
 
 
+class Extra(nn.Flatten):
+    """Layer with state that is not a tensor, and with a repr that holds an address."""
+
+    def __init__(self, extra=1):
+        super().__init__()
+        self.extra = extra
+
+    def get_extra_state(self):
+        return {"extra": self.extra}
+
+    def __repr__(self):
+        return object.__repr__(self)
+
+
+def network(*layers):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), *(layers or [nn.ReLU(), Extra()]))
+
+
+def with_other(name):
+    model = network()
+    with torch.no_grad():
+        model.get_buffer(name).add_(1) if "running" in name else model.get_parameter(name).add_(1e-6)
+    return model
+
+
+def test_addresses_modes_and_flags_of_a_model_do_not_count(tmp_path):
+    run(tmp_path, network().train(), data(1))
+    run(tmp_path, network().eval().requires_grad_(False), data(1))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *map(with_other, ("0.weight", "0.bias", "1.weight", "1.running_mean")),
+        network(nn.Sigmoid(), Extra()),
+        network(nn.ReLU(), Extra(2)),
+    ],
+    ids=["weight", "bias", "norm", "statistics", "layer", "extra state"],
+)
+def test_every_part_of_a_model_counts(tmp_path, other):
+    run(tmp_path, network(), data(1))
+    with pytest.raises(CheckpointMismatchError, match="got another model"):
+        run(tmp_path, other, data(1))
+
+
 def altered(what):
     batches = data()
     x, y = (tensor.clone() for tensor in batches[1])

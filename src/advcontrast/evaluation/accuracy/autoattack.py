@@ -1,35 +1,38 @@
-"""AutoAttack: the standard suite of four attacks, with a verdict for each image that can be resumed."""
+"""AutoAttack: the standard suite of attacks of the package ``pyautoattack``, with verdicts that can be resumed."""
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
-from collections.abc import Iterable, Sized
+import re
+from collections.abc import Iterable, Mapping, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..._checks import (
-    check_choice,
-    check_int,
-    check_iterable,
-    check_module,
-    check_real,
-    check_tensor,
-    complaint,
-)
+from ..._checks import check_choice, check_int, check_iterable, check_module, check_real, check_tensor, complaint
+from ..._digest import digest
 from ..._progress import ProgressBar, check_progress
 from ..._random import kept
 from ..._types import NORMS, Norm
-from ...engine import Checkpoint
+from ...engine import Checkpoint, CheckpointMismatchError
 from ..inputs import branch_in_use, checked_batches, checked_logits, prepared_for_evaluation, refuse_probabilities
-from ._pyautoattack import SUITES, Suite, misclassified, pyautoattack
-from ._resumable import Ledger, Page, digest_of_model, locked
 from .measure import Accuracy
 
 _OWNER = "autoattack"
 _STOOD, _WRONG = -1, -2
+_SLACK = 1e-6  # by which float32 arithmetic of the attacks may leave the ball
+_SUITES = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,65 +133,212 @@ def autoattack(
         Attacks", ICML 2020.
     """
     check_module(_OWNER, model)
-    _check_precision(model)
+    other = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {torch.float32}
+    if other:
+        got, remedy = " and ".join(sorted(map(str, other))), "Call model.float(); the attacks compute in float32"
+        raise TypeError(complaint(_OWNER, "the parameters of model to be float32", got, remedy))
     check_choice(_OWNER, "norm", norm, NORMS)
     largest = 1.0 if norm == "linf" else math.inf
     check_real(_OWNER, "eps", eps, low=0, high=largest, remedy="Images have values in [0, 1]: write 8 / 255")
-    check_choice(_OWNER, "version", version, tuple(SUITES))
+    check_choice(_OWNER, "version", version, tuple(_SUITES))
     check_int(_OWNER, "seed", seed, low=0, remedy="Keep it the same to get the same verdicts")
     check_progress(_OWNER, progress)
     check_iterable(_OWNER, "batches", batches, remedy="Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)")
-    package = pyautoattack()
-    suite = Suite(package, model, float(eps), norm, version, int(seed))
+    try:
+        package = importlib.import_module("pyautoattack")
+    except ImportError as error:
+        remedy = "Install it with pip install pyautoattack"
+        raise ImportError(complaint(_OWNER, "pyautoattack to be installed", str(error), remedy)) from error
+    suite = _Suite(package, model, float(eps), norm, version, int(seed))
     checkpoint = None if folder is None else Checkpoint(folder)
-    settings = {"eps": suite.eps, "norm": norm, "version": version, "seed": suite.seed}
     total = len(batches) if isinstance(batches, Sized) else None
-    pages: list[Page] = []
+    found: list[_Batch] = []
     with (
         torch.inference_mode(False),
         prepared_for_evaluation(_OWNER, model) as device,
         torch.autocast(device.type, enabled=False),
-        locked(checkpoint),
+        nullcontext() if checkpoint is None else checkpoint.locked(),
         ProgressBar(total, unit="batch", shown=progress) as bar,
     ):
-        identity = {**settings, "pyautoattack": str(package.__version__), "model": digest_of_model(model)}
-        ledger = Ledger(_OWNER, checkpoint, identity)
+        run = _Run(checkpoint, suite.identity())
         for i, (x, y, labels) in enumerate(checked_batches(_OWNER, batches, device)):
-            _check_images(x)
-            digest = ledger.digest(x, y)
-            page = ledger.page(i, digest)
+            check_tensor(_OWNER, "images", x, (torch.float32,), remedy="Convert them with images.float()")
+            if x.dim() != 4:
+                got = f"{list(x.shape)}"
+                raise ValueError(complaint(_OWNER, "images of shape [N, C, H, W]", got, "Add the missing axes"))
+            key = digest(x, y) if checkpoint else ""
+            batch = run.find(i, key)
             with kept():  # pyautoattack seeds every device
-                if page is None:
+                if batch is None:
                     torch.manual_seed(suite.seed)
                     logits = checked_logits(_OWNER, model, x, labels)
                     refuse_probabilities(_OWNER, model, x, logits)
-                    verdicts = torch.where(misclassified(logits, y), _WRONG, _STOOD)
-                    page = Page(digest, logits.shape[1], verdicts.to(torch.int8).cpu())
-                for attack in suite.attacks(page.classes)[page.done :]:
-                    standing = page.verdicts == _STOOD
+                    verdicts = torch.where(_misclassified(logits, y), _WRONG, _STOOD)
+                    batch = _Batch(key, logits.shape[1], verdicts.to(torch.int8).cpu())
+                for attack in suite.attacks(batch.classes)[batch.done :]:
+                    standing = batch.verdicts == _STOOD
                     bar.set_postfix_str(f"{attack} on {int(standing.sum())} of {len(y)} images")
                     if standing.any():
                         which = standing.to(device)
-                        fooled = suite.fooled(attack, page.classes, x[which], y[which], f"batch {i}")
-                        page.verdicts[standing] = torch.where(fooled.cpu(), page.done, _STOOD).to(torch.int8)
-                    page.done += 1
-                    ledger.write(i, page)
-            pages.append(page)
+                        fooled = suite.fooled(attack, batch.classes, x[which], y[which], f"batch {i}")
+                        batch.verdicts[standing] = torch.where(fooled.cpu(), batch.done, _STOOD).to(torch.int8)
+                    batch.done += 1
+                    run.save(i, batch)
+            found.append(batch)
             bar.update()
-    broken_by = torch.cat([page.verdicts for page in pages])
-    attacks = suite.attacks(pages[0].classes)
+    broken_by = torch.cat([batch.verdicts for batch in found])
+    attacks = suite.attacks(found[0].classes)
     return AutoAttackResult(broken_by == _STOOD, broken_by != _WRONG, broken_by, attacks, branch=branch_in_use(model))
 
 
-def _check_images(x: Tensor) -> None:
-    check_tensor(_OWNER, "images", x, (torch.float32,), remedy="Convert them with images.float()")
-    if x.dim() != 4:
-        raise ValueError(complaint(_OWNER, "images of shape [N, C, H, W]", f"{list(x.shape)}", "Add the missing axes"))
+@dataclass
+class _Batch:
+    """Digest of a batch, number of classes, int8 verdicts ``[N]`` on the CPU, and number of attacks that were run."""
+
+    digest: str
+    classes: int
+    verdicts: Tensor
+    done: int = 0
 
 
-def _check_precision(model: nn.Module) -> None:
-    other = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {torch.float32}
-    if other:
-        got = " and ".join(sorted(map(str, other)))
-        remedy = "Call model.float(); the attacks need its precision and know no other"
-        raise TypeError(complaint(_OWNER, "the parameters of model to be float32", got, remedy))
+class _Run:
+    """Verdicts of a run, batch by batch, saved where there is a checkpoint.
+
+    Only the last batch can be unfinished. Batches of another run are therefore found before an attack is run.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, identity: Mapping[str, str | int | float]) -> None:
+        self._checkpoint, self._identity = checkpoint, dict(identity)
+        found = None if checkpoint is None else checkpoint.load()
+        state: Mapping[str, Any] = found[1] if found else {"identity": self._identity, "pages": []}
+        theirs = state.get("identity")
+        if set(state) != {"identity", "pages"} or not isinstance(theirs, dict):
+            raise self._mismatch("{} to hold verdicts", "something else", "Choose another folder")
+        keys = theirs.keys() | self._identity.keys()
+        differing = sorted(key for key in keys if theirs.get(key) != self._identity.get(key))
+        if differing:
+            remedy = "Call it as it was called first, or choose another folder"
+            raise self._mismatch("the run in {}", f"another {' and '.join(differing)}", remedy)
+        self._batches = [_Batch(**page) for page in state["pages"]]
+
+    def find(self, i: int, key: str) -> _Batch | None:
+        """Return the saved batch number ``i``, ``None`` for a new one."""
+        if i >= len(self._batches):
+            return None
+        if self._batches[i].digest != key:
+            remedy = "Pass the same batches in the same order, unshuffled, or choose another folder"
+            raise self._mismatch(f"batch {i} of the run in {{}}", "other images or labels", remedy)
+        return self._batches[i]
+
+    def save(self, i: int, batch: _Batch) -> None:
+        """Save batch number ``i``, which one attack more was run on."""
+        self._batches[i:] = [batch]
+        if self._checkpoint:
+            pages = [vars(batch) for batch in self._batches]
+            done = sum(batch.done for batch in self._batches)
+            self._checkpoint.save(done, {"identity": self._identity, "pages": pages})
+
+    def _mismatch(self, expected: str, got: str, remedy: str) -> CheckpointMismatchError:
+        folder = self._checkpoint and self._checkpoint.folder
+        return CheckpointMismatchError(complaint(_OWNER, expected.format(folder), got, remedy))
+
+
+@dataclass(frozen=True)
+class _Suite:
+    """The attacks of ``pyautoattack`` on one model, which is in eval mode and differentiable with respect to images."""
+
+    package: ModuleType
+    model: nn.Module
+    eps: float
+    norm: Norm
+    version: str
+    seed: int
+
+    def identity(self) -> dict[str, str | int | float]:
+        """Return what must be the same when a run is resumed; modes and device of the model may change."""
+        values = (part for item in self.model.state_dict().items() for part in item)
+        # An address in memory differs from process to process.
+        parts = (
+            part if isinstance(part, Tensor) else re.sub(r" at 0x[0-9a-f]+", "", repr(part))
+            for part in (self.model, *values)
+        )
+        settings = {"eps": self.eps, "norm": self.norm, "version": self.version, "seed": self.seed}
+        return {**settings, "pyautoattack": str(self.package.__version__), "model": digest(*parts)}
+
+    def attacks(self, classes: int) -> tuple[str, ...]:
+        """Return the names of the attacks that are defined for so many classes."""
+        names = _SUITES[self.version]
+        if classes < 4:
+            names = tuple("apgd-dlr" if name == "apgd-t" else name for name in names)
+        if classes < 3:
+            names = tuple(name for name in names if name != "apgd-dlr")
+        return tuple(dict.fromkeys(names))
+
+    def fooled(self, attack: str, classes: int, x: Tensor, y: Tensor, where: str) -> Tensor:
+        """Run one attack on images that the model gets right, and return which of them it gets wrong now."""
+        try:
+            adv = self._perturb(attack, classes, x, y)
+        except Exception as error:
+            expected = f"{attack} to run on {len(x)} images of {where}"
+            remedy = "If a smaller batch does not help, look at the error above, of the model or of pyautoattack"
+            raise RuntimeError(complaint(_OWNER, expected, f"{type(error).__name__}: {error}", remedy)) from error
+        inside = _within(adv, x, self.eps, self.norm).to(x.device)
+        return _misclassified(self._logits(torch.where(inside[:, None, None, None], adv, x)), y)
+
+    def _perturb(self, attack: str, classes: int, x: Tensor, y: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        margin = _margin(height, width) if attack == "square" and self.norm == "l2" else 0
+        # A new one each time: they keep targets, sizes and seeds from one call to the next.
+        attacks: Any = self.package.AutoAttack(
+            lambda framed: self._logits(framed[..., :height, :width]),
+            norm={"linf": "Linf", "l2": "L2"}[self.norm],
+            eps=self.eps,
+            seed=self.seed,
+            version=self.version,
+            device=x.device,
+        )
+        attacks.apgd_targeted.n_target_classes = attacks.fab.n_target_classes = min(9, classes - 1)
+        if attack == "fab-t":
+            attacks.fab.targeted, attacks.fab.n_restarts = True, 1
+        attacks.apgd.loss = attack.removeprefix("apgd-")
+        runner = {"apgd-t": attacks.apgd_targeted, "fab": attacks.fab, "fab-t": attacks.fab, "square": attacks.square}
+        # They take views of gradients, which fails in other memory formats than the contiguous one.
+        framed = F.pad(x.contiguous(), (0, margin, 0, margin))
+        adv: Tensor = runner.get(attack, attacks.apgd).perturb(framed, y)
+        return adv.detach()[..., :height, :width]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Return logits that can be written into, as Square does; the model's own may be a view of the images."""
+        logits: Tensor = self.model(x)
+        return logits.to(torch.float32, copy=True)
+
+
+def _margin(height: int, width: int) -> int:
+    """Return how many rows and columns Square needs at the end of images in order to cover them with its first tiles.
+
+    In l2 it puts tiles of a fifth of the height side by side, from an offset that is meant for five of them. Where six
+    or more fit, as in 14 pixels, the last one sticks out and the attack fails. The model does not see the margin.
+    """
+    margin = max(0, 5 - height)
+    while True:
+        tile, offset = (height + margin) // 5, (height + margin) % 5 // 2
+        if tile == 1 or all(size % tile >= offset for size in (height + margin, width + margin)):
+            return margin
+        margin += 1
+
+
+def _within(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
+    """Return which perturbed images lie in the ball and in [0, 1], up to rounding; NaN lies nowhere. On the CPU."""
+    adv, x = adv.cpu().double().flatten(1), x.cpu().double().flatten(1)
+    delta = adv - x
+    size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
+    return (size <= eps + _SLACK * max(1.0, eps)) & (adv.amin(1) >= -_SLACK) & (adv.amax(1) <= 1 + _SLACK)
+
+
+def _misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """Return which images get another class than their own, once the logits are finite."""
+    bad = int((~logits.isfinite().all(1)).sum())
+    if bad:
+        remedy = "Look for a division by zero in the model"
+        raise ValueError(complaint(_OWNER, "finite logits", f"non-finite ones for {bad} of {len(y)} images", remedy))
+    return logits.argmax(1) != y

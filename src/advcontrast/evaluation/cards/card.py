@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..._atomic_io import replace, writing
 from ..._checks import check_bool, check_choice, check_int, check_path, check_real, check_tensor, complaint, type_name
+from ..._digest import digest
 from ...data import ImageSet
 from ..accuracy.measure import Accuracy
 from .provenance import revision, versions
@@ -238,7 +238,7 @@ class ResultCard:
             "alarms": [alarm._asdict() for alarm in self.alarms],
         }
         content = json.dumps(document, sort_keys=True, allow_nan=False).encode()
-        document["seal"] = hashlib.sha256(content).hexdigest()
+        document["seal"] = digest(content)
         text = json.dumps(document, sort_keys=True, indent=1) + "\n"
         if len(text) > _LARGEST:
             got, remedy = f"{len(text)} bytes", "Write several cards"
@@ -467,7 +467,7 @@ def _packed(correct: Tensor) -> dict[str, str]:
     """Write eight verdicts a byte, the first one into the highest bit, and zeros behind the last one."""
     rows = torch.nn.functional.pad(correct.to(torch.uint8), (0, -len(correct) % 8)).view(-1, 8)
     packed = bytes((rows * _BIT_VALUES).sum(1, dtype=torch.uint8).tolist())
-    return {"bits": base64.b64encode(packed).decode(), "sha256": hashlib.sha256(packed).hexdigest()}
+    return {"bits": base64.b64encode(packed).decode(), "sha256": digest(packed)}
 
 
 def _unpacked(bits: str, images: int) -> Tensor:
