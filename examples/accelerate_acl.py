@@ -3,8 +3,8 @@
     python examples/accelerate_acl.py
     torchrun --nproc-per-node=2 examples/accelerate_acl.py --out encoder.pt    # or accelerate launch
 
-``advcontrast.adapters.accelerate.pretrain`` is a page of plain PyTorch, should you want a loop of your own. accelerate
-wraps the trainer and shares the batches among the processes. Needs ``pip install accelerate``.
+accelerate wraps the trainer and shares the batches among the processes. With ``--state FOLDER`` the run continues after
+its last whole epoch when it is started again. Needs ``pip install accelerate``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn
-from advcontrast.adapters.accelerate import pretrain
 
 IMAGES = Path(__file__).parent / "data" / "fashion-mini.npz"
 
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="images a step and process")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file for the weights")
-    parser.add_argument("--state", type=Path, help="folder to keep the run in: started again, it goes on")
+    parser.add_argument("--state", type=Path, help="folder for the state of the run, from which it continues")
     given = parser.parse_args()
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or else it ignores what torchrun says
     set_seed(1)  # the same weights everywhere
@@ -52,12 +51,27 @@ def main() -> None:
     optimizer = torch.optim.SGD(acl.parameters(), lr=0.1, momentum=0.9)
     set_seed(1, device_specific=True)  # and noise of its own in each process
 
-    def report(epoch: int, mean: float) -> None:
+    step, optimizer, batches = accelerator.prepare(acl, optimizer, loader(given.images, given.batch_size))
+    done = len(list(given.state.glob("epoch-*"))) if given.state else 0
+    if done:
+        accelerator.load_state(str(given.state / f"epoch-{done}"))
+    for epoch in range(done + 1, given.epochs + 1):
+        losses = []
+        for images in batches:
+            out = step(images)
+            accelerator.backward(out.loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(out.loss.detach())
+        mean = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
         accelerator.print(f"epoch {epoch}: loss {mean:.4f} over {accelerator.num_processes} processes")
-
-    batches = loader(given.images, given.batch_size)
-    settings = {"epochs": given.epochs, "accelerator": accelerator, "folder": given.state, "report": report}
-    pretrain(acl, batches, optimizer=optimizer, **settings)
+        if given.state:
+            draft = given.state / "draft"
+            accelerator.save_state(str(draft), safe_serialization=False)  # safetensors holds nothing but tensors
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                draft.rename(given.state / f"epoch-{epoch}")  # only a whole state has this name
+            accelerator.wait_for_everyone()
     if given.out is not None:
         accelerator.save(model.state_dict(), given.out)  # by the first process
     accelerator.end_training()

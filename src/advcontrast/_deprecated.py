@@ -55,6 +55,10 @@ MODULES: dict[str, str] = {
     "advcontrast.augment.formulas": "advcontrast.augment._corruption_ops",
 }
 NAMES: dict[str, str] = {
+    "advcontrast.adapters.robustbench.claim": "advcontrast.adapters.robustbench.robustbench_model_info",
+    "advcontrast.adapters.torchattacks.TorchattacksStyle": "advcontrast.adapters.torchattacks.AsTorchattack",
+    "advcontrast.adapters.losses.NumberedPairs": "advcontrast.adapters.losses.PairsAsLabels",
+    "advcontrast.adapters.losses.Remembering": "advcontrast.adapters.losses.TrainOnlyMemoryBank",
     "advcontrast.engine.EMA": "advcontrast.optim.EMA",
     "advcontrast.engine.LARS": "advcontrast.optim.LARS",
     "advcontrast.engine.Constant": "advcontrast.optim.Constant",

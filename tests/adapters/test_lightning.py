@@ -206,8 +206,7 @@ def test_a_mode_with_an_idle_branch_trains_under_ddp_with_its_default_flags(tmp_
         (lambda: LightningLearner(nn.ReLU(), optimizer=SGD, schedule=0), "expected schedule to be callable, got int. "),
         (
             lambda: LightningLearner(nn.ReLU(), optimizer=list).configure_optimizers(),
-            "LightningLearner: expected an optimizer, got list. Take one of torch.optim, such as "
-            "SGD(learner.parameters(), lr=0.1).",
+            "LightningLearner: expected an optimizer, got list. ",
         ),
     ],
 )

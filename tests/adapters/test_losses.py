@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack, convert_to_dual_bn
-from advcontrast.adapters.losses import NumberedPairs, Remembering
+from advcontrast.adapters.losses import PairsAsLabels, TrainOnlyMemoryBank
 
 lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed")
 metric = pytest.importorskip("pytorch_metric_learning.losses", reason="pytorch-metric-learning is not installed")
@@ -34,7 +34,7 @@ LABELLED = ("NTXentLoss", "SupConLoss", "TripletMarginLoss", "MultiSimilarityLos
 LABELLED += ("FastAPLoss", "NPairsLoss", "SmoothAPLoss", "LiftedStructureLoss", "AngularLoss", "NCALoss", "MarginLoss")
 LOSSES = {
     **AS_THEY_ARE,
-    **{f"PML {name}": lambda name=name: NumberedPairs(getattr(metric, name)()) for name in LABELLED},
+    **{f"PML {name}": lambda name=name: PairsAsLabels(getattr(metric, name)()) for name in LABELLED},
     "bank": lambda: lightly.NTXentLoss(memory_bank_size=(16, 8)),
 }
 
@@ -58,7 +58,7 @@ def embeddings(seed=0):
 def test_it_trains_in_every_mode(name, mode):
     loss = LOSSES[name]()
     if mode == "DS" and name in MEMORIES:
-        loss = Remembering(loss)
+        loss = TrainOnlyMemoryBank(loss)
     acl = ACLTrainer(network(), loss=loss, attack=ATTACK, mode=mode)
     out = acl(*VIEWS)
     out.loss.backward()
@@ -83,9 +83,9 @@ def test_it_guides_the_attack(name, mode):
     "theirs",
     [
         lambda t: lightly.NTXentLoss(temperature=t),
-        lambda t: NumberedPairs(metric.NTXentLoss(temperature=t)),
+        lambda t: PairsAsLabels(metric.NTXentLoss(temperature=t)),
         lambda t: metric.SelfSupervisedLoss(metric.NTXentLoss(temperature=t)),
-        lambda t: NumberedPairs(metric.SupConLoss(temperature=t)),
+        lambda t: PairsAsLabels(metric.SupConLoss(temperature=t)),
     ],
     ids=["lightly", "PML", "PML SelfSupervised", "PML SupCon"],
 )
@@ -101,7 +101,7 @@ def test_nt_xent_is_the_same_everywhere(theirs, temperature):
 def test_numbered_pairs_are_what_pml_makes_of_two_views():
     z = embeddings()
     assert torch.equal(
-        NumberedPairs(metric.TripletMarginLoss())(*z), metric.SelfSupervisedLoss(metric.TripletMarginLoss())(*z)
+        PairsAsLabels(metric.TripletMarginLoss())(*z), metric.SelfSupervisedLoss(metric.TripletMarginLoss())(*z)
     )
 
 
@@ -119,7 +119,7 @@ def enqueued(branches, loss, mode):
 
 @pytest.mark.parametrize(("mode", "expected"), [("S2S", [8, 0]), ("A2A", [0, 8]), ("A2S", [0, 8]), ("DS", [8, 8])])
 def test_each_stream_is_remembered_once_a_step(mode, expected):
-    loss = Remembering(bank())
+    loss = TrainOnlyMemoryBank(bank())
     assert enqueued([loss.loss.clean, loss.loss.adv], loss, mode) == expected
 
 
@@ -132,14 +132,14 @@ def test_one_stream_needs_no_wrapper(mode):
 def test_the_clean_stream_does_not_find_its_images_in_the_memory():
     """With weights that do not differ between the branches and without attack both streams have one loss."""
     torch.manual_seed(0)
-    acl = ACLTrainer(network(), loss=Remembering(bank()), attack=lambda objective, x: x)
+    acl = ACLTrainer(network(), loss=TrainOnlyMemoryBank(bank()), attack=lambda objective, x: x)
     terms = acl(*VIEWS).terms
     assert torch.equal(terms["loss_clean"], terms["loss_adv"])
 
 
 def test_a_running_covariance_is_that_of_the_training_passes():
     model = network()
-    tico = Remembering(lightly.TiCoLoss())
+    tico = TrainOnlyMemoryBank(lightly.TiCoLoss())
     acl = ACLTrainer(model, loss=tico, attack=ATTACK, mode="A2A")
     seen = []
     model.register_forward_hook(lambda module, x, z: seen.append(z.detach()) if module.training else None)
@@ -156,7 +156,7 @@ def test_the_memory_of_plain_attributes_is_kept_too():
             self.calls += 1
             return NTXentLoss()(z1, z2)
 
-    loss = Remembering(Plain())
+    loss = TrainOnlyMemoryBank(Plain())
     ACLTrainer(network(), loss=loss, attack=ATTACK)(*VIEWS)
     assert (loss.loss.clean.calls, loss.loss.adv.calls) == (1, 1)
 
@@ -164,22 +164,31 @@ def test_the_memory_of_plain_attributes_is_kept_too():
 def test_layers_of_a_loss_with_a_memory_are_shared_by_the_streams():
     loss = nn.Linear(2, 2)
     loss.bank = lightly.NTXentLoss(memory_bank_size=(64, 8))
-    assert [name for name, _ in Remembering(loss).named_parameters()] == ["loss.clean.weight", "loss.clean.bias"]
+    assert [name for name, _ in TrainOnlyMemoryBank(loss).named_parameters()] == [
+        "loss.clean.weight",
+        "loss.clean.bias",
+    ]
 
 
 def test_a_forward_pass_that_copies_would_share_is_refused():
     loss = bank()
     loss.forward = lambda z1, z2: z1.sum()
-    with pytest.raises(ValueError, match=r"^Remembering: expected loss with the forward method of its class"):
-        Remembering(loss)
+    with pytest.raises(ValueError, match=r"^TrainOnlyMemoryBank: expected loss with the forward method of its class"):
+        TrainOnlyMemoryBank(loss)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NumberedPairs(3), "NumberedPairs: expected loss to be callable, got int. "),
-        (lambda: Remembering(lambda z1, z2: z1), "Remembering: expected loss to be an nn.Module, got function. "),
-        (lambda: Remembering(nn.ReLU(), 3), "Remembering: expected model to be an nn.Module, got int. "),
+        (lambda: PairsAsLabels(3), "PairsAsLabels: expected loss to be callable, got int. "),
+        (
+            lambda: TrainOnlyMemoryBank(lambda z1, z2: z1),
+            "TrainOnlyMemoryBank: expected loss to be an nn.Module, got function. ",
+        ),
+        (
+            lambda: TrainOnlyMemoryBank(nn.ReLU(), 3),
+            "TrainOnlyMemoryBank: expected model to be an nn.Module, got int. ",
+        ),
     ],
 )
 def test_mistakes_are_named(make, message):
@@ -201,5 +210,5 @@ def test_mistakes_are_named(make, message):
     ],
 )
 def test_numbered_pairs_are_pairs(z1, z2, error, message):
-    with pytest.raises(error, match=f"^{re.escape('NumberedPairs: expected ' + message)}"):
-        NumberedPairs(lambda z, numbers: z.sum())(z1, z2)
+    with pytest.raises(error, match=f"^{re.escape('PairsAsLabels: expected ' + message)}"):
+        PairsAsLabels(lambda z, numbers: z.sum())(z1, z2)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from advcontrast import PGDAttack, bn_branch, convert_to_dual_bn
-from advcontrast.adapters.robustbench import claim, export_plain
+from advcontrast.adapters.robustbench import export_plain, robustbench_model_info
 from advcontrast.evaluation import Accuracy, ResultCard
 from advcontrast.models import Normalize, resnet18
 from advcontrast.norm import DualNorm
@@ -184,13 +184,13 @@ def card(runs=1):
 
 
 def test_the_claim_of_a_card_has_its_figures():
-    found = json.loads(claim(card(), eps=8 / 255, **ABOUT))
+    found = json.loads(robustbench_model_info(card(), eps=8 / 255, **ABOUT))
     figures = {"eps": "8/255", "clean_acc": "75.00", "reported": "25.00", "autoattack_acc": "25.00"}
     assert found == {**ABOUT, **figures, "number_forward_passes": 1}
 
 
 def test_the_claim_of_figures_has_two_decimals():
-    found = json.loads(claim({"TA": 0.82194, "AA": 0.5}, eps=8 / 255, **ABOUT))
+    found = json.loads(robustbench_model_info({"TA": 0.82194, "AA": 0.5}, eps=8 / 255, **ABOUT))
     assert (found["clean_acc"], found["autoattack_acc"]) == ("82.19", "50.00")
 
 
@@ -198,63 +198,71 @@ def test_the_claim_of_figures_has_two_decimals():
     ("eps", "written"), [(8 / 255, "8/255"), (4 / 255, "4/255"), (0.5, "0.5"), (0.031, "0.031"), (1e-9, "1e-09")]
 )
 def test_a_radius_is_written_as_robustbench_does(eps, written):
-    assert json.loads(claim({"TA": 1, "AA": 1}, eps=eps, **ABOUT))["eps"] == written
+    assert json.loads(robustbench_model_info({"TA": 1, "AA": 1}, eps=eps, **ABOUT))["eps"] == written
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"figures": card(2)}, ValueError, "claim: expected a card of one run, got 2 runs. Claim one model."),
+        (
+            {"figures": card(2)},
+            ValueError,
+            "robustbench_model_info: expected a card of one run, got 2 runs.",
+        ),
         (
             {"figures": {"TA": 0.5}},
             ValueError,
-            "claim: expected figures with TA and AA, got TA. Evaluate with autoattack",
+            "robustbench_model_info: expected figures with TA and AA, got TA. Evaluate with autoattack",
         ),
         (
             {"figures": {}},
             ValueError,
-            "claim: expected figures with TA and AA, got none. Evaluate with autoattack first.",
+            "robustbench_model_info: expected figures with TA and AA, got none. Evaluate with autoattack first.",
         ),
         (
             {"figures": 0.5},
             ValueError,
-            "claim: expected figures with TA and AA, got float. Evaluate with autoattack first.",
+            "robustbench_model_info: expected figures with TA and AA, got float. Evaluate with autoattack first.",
         ),
         (
             {"figures": {"TA": 82, "AA": 50}},
             ValueError,
-            "claim: expected TA to be a finite number >= 0 and <= 1, got 82.",
+            "robustbench_model_info: expected TA to be a finite number >= 0 and <= 1, got 82.",
         ),
         (
             {"figures": {"TA": 0.5, "AA": 0.6}},
             ValueError,
-            "claim: expected AA to be a finite number >= 0 and <= 0.5, got",
+            "robustbench_model_info: expected AA to be a finite number >= 0 and <= 0.5, got",
         ),
-        ({"figures": {"TA": None, "AA": 0.6}}, TypeError, "claim: expected TA to be a finite number"),
+        ({"figures": {"TA": None, "AA": 0.6}}, TypeError, "robustbench_model_info: expected TA to be a finite number"),
         (
             {"eps": 0},
             ValueError,
-            "claim: expected eps to be a finite number > 0, got 0. Pass the radius in units of pix",
+            "robustbench_model_info: expected eps to be a finite number > 0, got 0. Pass the radius in units of pix",
         ),
         (
             {"eps": "8/255"},
             TypeError,
-            "claim: expected eps to be a finite number > 0, got str. Pass the radius in units",
+            "robustbench_model_info: expected eps to be a finite number > 0, got str. Pass the radius in units",
         ),
-        ({"link": 3}, TypeError, "claim: expected link to be a str, got int. Pass one."),
-        ({"additional_data": "no"}, TypeError, "claim: expected additional_data to be a bool, got str. Pass one."),
+        ({"link": 3}, TypeError, "robustbench_model_info: expected link to be a str, got int. Pass one."),
+        (
+            {"additional_data": "no"},
+            TypeError,
+            "robustbench_model_info: expected additional_data to be a bool, got str. Pass one.",
+        ),
         (
             {"footnote": "x"},
             TypeError,
-            "claim: expected link, name, authors, dataset, venue, architecture, additional_data, got link, name, "
-            "authors, dataset, venue, architecture, additional_data, footnote. Pass these and no others.",
+            "robustbench_model_info: expected link, name, authors, dataset, venue, architecture, additional_data, "
+            "got link, name, authors, dataset, venue, architecture, additional_data, footnote.",
         ),
     ],
 )
 def test_a_claim_that_cannot_be_is_refused(arguments, error, message):
     given = {"figures": {"TA": 0.8, "AA": 0.5}, "eps": 8 / 255} | ABOUT | arguments
     with pytest.raises(error, match=f"^{re.escape(message)}"):
-        claim(given.pop("figures"), **given)
+        robustbench_model_info(given.pop("figures"), **given)
 
 
 @pytest.fixture
@@ -268,7 +276,7 @@ def robustbench():
 
 def test_robustbench_knows_every_entry_of_the_claim(robustbench):
     known = {field.name for field in dataclasses.fields(robustbench.utils.ModelInfo)}
-    assert json.loads(claim(card(), eps=8 / 255, **ABOUT)).keys() <= known
+    assert json.loads(robustbench_model_info(card(), eps=8 / 255, **ABOUT)).keys() <= known
 
 
 def test_robustbench_finds_the_clean_accuracy(robustbench):
@@ -310,7 +318,7 @@ def test_images_are_not_normalised_twice():
 
 
 def test_a_huge_radius_is_written_as_it_is():
-    assert json.loads(claim({"TA": 0.8, "AA": 0.5}, eps=1e308, **ABOUT))["eps"] == "1e+308"
+    assert json.loads(robustbench_model_info({"TA": 0.8, "AA": 0.5}, eps=1e308, **ABOUT))["eps"] == "1e+308"
 
 
 def test_a_model_without_values_is_refused():

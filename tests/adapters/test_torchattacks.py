@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, PGDAttack, bn_branch, export_branch
-from advcontrast.adapters.torchattacks import TorchattacksAttack, TorchattacksStyle
+from advcontrast.adapters.torchattacks import AsTorchattack, TorchattacksAttack
 from advcontrast.attacks import APGDAttack, ClassificationObjective, under_attack
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.strategies import AdversarialTrainer, TRADESTrainer
@@ -184,20 +184,20 @@ def test_images_out_of_range_are_refused(model, labels):
 @pytest.mark.parametrize("branch", ["clean", "adv"])
 def test_our_attack_finds_what_it_finds_on_the_exported_branch(model, labels, branch):
     attack = PGDAttack(eps=EPS, random_start=False)
-    found = TorchattacksStyle(attack, model, branch=branch)(X, labels)
+    found = AsTorchattack(attack, model, branch=branch)(X, labels)
     plain = export_branch(model, branch).eval()
     assert torch.equal(found, attack(ClassificationObjective(plain, labels), X))
 
 
 def test_the_branches_differ(model, labels):
-    clean, adv = (TorchattacksStyle(PGDAttack(random_start=False), model, b)(X, labels) for b in ("clean", "adv"))
+    clean, adv = (AsTorchattack(PGDAttack(random_start=False), model, b)(X, labels) for b in ("clean", "adv"))
     assert not torch.equal(clean, adv)
 
 
 def test_our_attack_equals_theirs_where_the_algorithms_agree(model, labels):
     ours = PGDAttack(eps=EPS, step_size=EPS, steps=1, random_start=False)
     torch.testing.assert_close(
-        TorchattacksStyle(ours, model)(X, labels), torchattacks.FGSM(model, eps=EPS)(X, labels), rtol=0, atol=1e-6
+        AsTorchattack(ours, model)(X, labels), torchattacks.FGSM(model, eps=EPS)(X, labels), rtol=0, atol=1e-6
     )
 
 
@@ -205,51 +205,45 @@ def test_our_attack_equals_theirs_where_the_algorithms_agree(model, labels):
 def test_our_attack_leaves_no_trace_but_the_noise_it_draws(model, labels, attack):
     before, randomness = everything(model), random_states()
     generator = torch.Generator().manual_seed(0)
-    adv = TorchattacksStyle(attack, model, "adv")(X, labels, generator=generator)
+    adv = AsTorchattack(attack, model, "adv")(X, labels, generator=generator)
     assert everything(model) == before
     assert random_states() == randomness
     assert (adv - X).abs().max() <= EPS
-    assert TorchattacksStyle(attack, model, "adv")(X, labels).shape == X.shape
+    assert AsTorchattack(attack, model, "adv")(X, labels).shape == X.shape
     assert random_states() != randomness
 
 
 def test_labels_are_targets_of_an_attack_that_minimises(model, labels):
     targets = (labels + 1) % 5
-    adv = TorchattacksStyle(PGDAttack(eps=0.5, step_size=0.1, steps=20, minimize=True), model)(X, targets)
+    adv = AsTorchattack(PGDAttack(eps=0.5, step_size=0.1, steps=20, minimize=True), model)(X, targets)
     assert accuracy(model, [(adv, targets)]).accuracy > accuracy(model, [(X, targets)]).accuracy
 
 
 def test_multi_attack_takes_our_attack_among_its_own(model, labels):
-    ours = TorchattacksStyle(PGDAttack(eps=EPS, step_size=0.05, steps=5, random_start=False), model)
+    ours = AsTorchattack(PGDAttack(eps=EPS, step_size=0.05, steps=5, random_start=False), model)
     both = torchattacks.MultiAttack([torchattacks.FGSM(model, eps=EPS), ours])(X, labels)
     fooled = {name: accuracy(model, [(x, labels)]).correct for name, x in (("both", both), ("ours", ours(X, labels)))}
     assert not (fooled["both"] & ~fooled["ours"]).any()
 
 
 def test_the_repr_is_the_call_without_the_model(model):
-    assert repr(TorchattacksStyle(PGDAttack(), model, "adv")) == (
-        f"TorchattacksStyle(attack={PGDAttack()!r}, branch='adv')"
-    )
+    assert repr(AsTorchattack(PGDAttack(), model, "adv")) == (f"AsTorchattack(attack={PGDAttack()!r}, branch='adv')")
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: TorchattacksStyle("pgd", m), TypeError, "TorchattacksStyle: expected an attack, got str. "),
-        (lambda m: TorchattacksStyle(PGDAttack(), 1), TypeError, "TorchattacksStyle: expected model to be an nn.Mod"),
-        (lambda m: TorchattacksStyle(PGDAttack(), m, "no"), ValueError, "bn_branch: expected"),
+        (lambda m: AsTorchattack("pgd", m), TypeError, "AsTorchattack: expected an attack, got str. "),
+        (lambda m: AsTorchattack(PGDAttack(), 1), TypeError, "AsTorchattack: expected model to be an nn.Mod"),
+        (lambda m: AsTorchattack(PGDAttack(), m, "no"), ValueError, "bn_branch: expected"),
         (
-            lambda m: TorchattacksStyle(PGDAttack(), nn.ReLU(), "adv"),
+            lambda m: AsTorchattack(PGDAttack(), nn.ReLU(), "adv"),
             ValueError,
             "branch: expected None for a network with",
         ),
-        (
-            lambda m: TorchattacksStyle(PGDAttack(), m)(X, [0] * 12),
-            TypeError,
-            "ClassificationObjective: expected y to be a",
-        ),
-        (lambda m: TorchattacksStyle(PGDAttack(), m)([X], torch.zeros(12).long()), TypeError, "PGDAttack: expected x"),
-        (lambda m: TorchattacksStyle(PGDAttack(), m)(X, torch.full((12,), 7)), ValueError, "expected labels within"),
+        (lambda m: AsTorchattack(PGDAttack(), m)(X, [0] * 12), TypeError, "ClassificationObjective: expected y to be a"),
+        (lambda m: AsTorchattack(PGDAttack(), m)([X], torch.zeros(12).long()), TypeError, "PGDAttack: expected x"),
+        (lambda m: AsTorchattack(PGDAttack(), m)(X, torch.full((12,), 7)), ValueError, "expected labels within"),
     ],
 )
 def test_mistakes_are_named_and_change_nothing(model, call, error, message):
@@ -263,8 +257,8 @@ def test_our_attacks_need_no_torchattacks():
     code = (
         "import sys; sys.modules['torchattacks'] = None\n"
         "import torch; from advcontrast import PGDAttack\n"
-        "from advcontrast.adapters.torchattacks import TorchattacksStyle\n"
-        "print(TorchattacksStyle(PGDAttack(), torch.nn.Flatten())(torch.rand(2, 3), torch.tensor([0, 1])).shape)"
+        "from advcontrast.adapters.torchattacks import AsTorchattack\n"
+        "print(AsTorchattack(PGDAttack(), torch.nn.Flatten())(torch.rand(2, 3), torch.tensor([0, 1])).shape)"
     )
     assert run("-c", code).stdout == "torch.Size([2, 3])\n"
 
@@ -273,7 +267,7 @@ def test_a_branch_of_a_plain_network_is_refused_with_the_right_advice(model):
     plain = export_branch(model, "adv")
     text = "branch: expected None for a network with single norms, got 'adv'. Leave it out."
     with pytest.raises(ValueError, match=re.escape(text)):
-        TorchattacksStyle(PGDAttack(), plain, branch="adv")
+        AsTorchattack(PGDAttack(), plain, branch="adv")
 
 
 def test_a_bare_attack_of_theirs_is_told_from_ours(model, labels):

@@ -152,7 +152,7 @@ def test_a_process_that_joins_has_generators_of_its_own(monkeypatch):
     assert not same(states[0], before)
 
 
-class Remembering(Separable):
+class TrainOnlyMemoryBank(Separable):
     """A learner with a state of its own in each process, which is no tensor."""
 
     def __init__(self):
@@ -171,7 +171,7 @@ class Remembering(Separable):
 
 
 def remembering(folder, stop):
-    learner = Remembering()
+    learner = TrainOnlyMemoryBank()
     with suppress(Interrupted):
         fit(
             learner,

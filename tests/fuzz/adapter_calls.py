@@ -12,7 +12,6 @@ from torch import nn
 from advcontrast import adapters, attacks, evaluation, functional, models, surgery
 from tests.fuzz.calls import (
     Call,
-    batches,
     call,
     card,
     dual,
@@ -32,12 +31,6 @@ ADAPTERS = sorted(file.stem for file in Path(adapters.__path__[0]).glob("[!_]*.p
 
 def adapter(name: str) -> Any:
     return pytest.importorskip(f"advcontrast.adapters.{name}", exc_type=ImportError)
-
-
-def pretrained(**changes: Any) -> Call:
-    trained = learner()
-    own = {"learner": trained, "batches": batches(), "optimizer": torch.optim.SGD(trained.parameters()), "epochs": 1}
-    return call(adapter("accelerate").pretrain, **own, **changes)
 
 
 def lit() -> Any:
@@ -97,9 +90,6 @@ about = dict.fromkeys(("link", "name", "authors", "dataset", "venue", "architect
 half = ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 CALLS: dict[str, Callable[[Path], Call]] = {
-    "adapters.accelerate.pretrain": lambda folder: pretrained(
-        schedule=lambda step: 0.5**step, accelerator=None, folder=folder, report=lambda epoch, loss: None
-    ),
     "adapters.foolbox.as_foolbox_model": lambda _: call(
         adapter("foolbox").as_foolbox_model, model=dual(), branch="adv", bounds=(0.0, 1.0)
     ),
@@ -112,8 +102,8 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "adapters.hub.HubEncoder": lambda _: call(
         adapter("hub").HubEncoder, name="resnet18", branch="adv", normalize=half, width=2, small_images=True
     ),
-    "adapters.hub.HubEncoder.of": lambda _: call(
-        adapter("hub").HubEncoder.of,
+    "adapters.hub.HubEncoder.from_encoder": lambda _: call(
+        adapter("hub").HubEncoder.from_encoder,
         encoder=surgery.convert_to_dual_bn(encoder()),
         name="resnet18",
         branch="adv",
@@ -146,18 +136,22 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         lit().validation_step, batch=(images(), labels()), index=0
     ),
     "adapters.lightning.LightningLearner.configure_optimizers": lambda _: call(lit().configure_optimizers),
-    "adapters.losses.NumberedPairs": lambda _: call(adapter("losses").NumberedPairs, loss=of_numbered),
-    "adapters.losses.NumberedPairs.forward": lambda _: call(
-        adapter("losses").NumberedPairs(of_numbered), z1=rows(), z2=rows()
+    "adapters.losses.PairsAsLabels": lambda _: call(adapter("losses").PairsAsLabels, loss=of_numbered),
+    "adapters.losses.PairsAsLabels.forward": lambda _: call(
+        adapter("losses").PairsAsLabels(of_numbered), z1=rows(), z2=rows()
     ),
-    "adapters.losses.Remembering": lambda _: call(
-        adapter("losses").Remembering, loss=nn.CosineSimilarity(), model=network()
+    "adapters.losses.TrainOnlyMemoryBank": lambda _: call(
+        adapter("losses").TrainOnlyMemoryBank, loss=nn.CosineSimilarity(), model=network()
     ),
-    "adapters.losses.Remembering.forward": lambda _: call(
-        adapter("losses").Remembering(nn.CosineSimilarity(), network()), z1=rows(), z2=rows()
+    "adapters.losses.TrainOnlyMemoryBank.forward": lambda _: call(
+        adapter("losses").TrainOnlyMemoryBank(nn.CosineSimilarity(), network()), z1=rows(), z2=rows()
     ),
-    "adapters.robustbench.claim": lambda _: call(
-        adapter("robustbench").claim, figures={"TA": 0.8, "AA": 0.5}, eps=0.1, **about, additional_data=False
+    "adapters.robustbench.robustbench_model_info": lambda _: call(
+        adapter("robustbench").robustbench_model_info,
+        figures={"TA": 0.8, "AA": 0.5},
+        eps=0.1,
+        **about,
+        additional_data=False,
     ),
     "adapters.robustbench.export_plain": lambda _: call(
         adapter("robustbench").export_plain, model=dual(), images=images(), branch="adv", normalize=half
@@ -171,11 +165,11 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         size=32,
         labels=("cat", "dog"),
     ),
-    "adapters.torchattacks.TorchattacksStyle": lambda _: call(
-        adapter("torchattacks").TorchattacksStyle, attack=pgd(), model=dual(), branch="adv"
+    "adapters.torchattacks.AsTorchattack": lambda _: call(
+        adapter("torchattacks").AsTorchattack, attack=pgd(), model=dual(), branch="adv"
     ),
-    "adapters.torchattacks.TorchattacksStyle.__call__": lambda _: call(
-        adapter("torchattacks").TorchattacksStyle(pgd(), dual(), "adv"),
+    "adapters.torchattacks.AsTorchattack.__call__": lambda _: call(
+        adapter("torchattacks").AsTorchattack(pgd(), dual(), "adv"),
         images=images(),
         labels=labels(),
         generator=seeded(),

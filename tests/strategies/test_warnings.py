@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, PGDAttack, convert_to_dual_bn
-from advcontrast.adapters.losses import Remembering
+from advcontrast.adapters.losses import TrainOnlyMemoryBank
 from advcontrast.functional import nt_xent
 from advcontrast.strategies import TRADESTrainer
 from tests.strategies.networks import network, views
@@ -171,7 +171,7 @@ def test_one_memory_for_two_streams_is_refused(in_place, always):
     acl = ACLTrainer(network(), loss=Bank(in_place, always), attack=ATTACK)
     text = (
         "ACLTrainer: expected loss to have a memory for each stream of mode 'DS', got Bank with one, memory. "
-        "Wrap it, adapters.losses.Remembering(loss), so that no image becomes its own negative."
+        "Wrap it, adapters.losses.TrainOnlyMemoryBank(loss), so that no image becomes its own negative."
     )
     with pytest.raises(RuntimeError, match=f"^{re.escape(text)}$"):
         acl(*views())
@@ -211,7 +211,7 @@ def test_counters_are_no_memory():
 
 def test_each_stream_has_its_memory_where_the_loss_remembers():
     bank = Bank()
-    loss = Remembering(bank)
+    loss = TrainOnlyMemoryBank(bank)
     quiet(lambda: ACLTrainer(network(), loss=loss, attack=ATTACK)(*views()))
     assert not any(memory.any() for memory in bank.found + loss.loss.adv.found)
     assert bank.memory.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +12,11 @@ from .._checks import check_bounds, check_module, check_real, complaint, type_na
 from .._types import Objective
 from ..attacks.pgd import explains_calls
 from ..evaluation.inputs import device_of
-from ._lending import known, lent, seeded
-from ._quiet import quiet
+from ._attacks import attack_context, model_and_labels, seeded
 
 try:
-    with quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # foolbox uses old names of others
         from foolbox.attacks.base import Attack
         from foolbox.models.pytorch import PyTorchModel
 except ImportError as error:
@@ -25,11 +26,11 @@ except ImportError as error:
 class _View(nn.Module):
     def __init__(self, model: nn.Module, branch: str | None) -> None:
         super().__init__()
-        self._lent = (model, branch)  # in a tuple, out of reach of changes of mode and device
+        self._attacked = (model, branch)  # in a tuple, out of reach of changes of mode and device
 
     def forward(self, x: Tensor) -> object:
-        with lent(*self._lent):
-            return self._lent[0](x)
+        with attack_context(*self._attacked):
+            return self._attacked[0](x)
 
 
 def as_foolbox_model(
@@ -38,7 +39,7 @@ def as_foolbox_model(
     """Return a model, no copy of it, for foolbox: in eval mode, on a ``branch`` of its dual norms if one is named."""
     check_module("as_foolbox_model", model)
     check_bounds("as_foolbox_model", bounds)
-    with lent(model, branch):
+    with attack_context(model, branch):
         return PyTorchModel(_View(model, branch).eval(), bounds, device_of(model))
 
 
@@ -57,6 +58,6 @@ class FoolboxAttack:
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
-        model, x, y = known("FoolboxAttack", objective, x, generator)
+        model, x, y = model_and_labels("FoolboxAttack", objective, x, generator)
         with seeded(generator):
             return self.attack(as_foolbox_model(model), x.clamp(0, 1), y.clone(), epsilons=self.eps)[1]

@@ -13,39 +13,62 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_device, check_path, complaint, type_name
+from .._deprecated import warn
 from .._random import kept
 from ..evaluation import ResultCard
-from ..models import Normalize
+from ..models import Normalize, backbone
+from ..models.normalize import input_layer
 from ._folder import saving
-from ._hub_network import network
-from ._model_card import is_of_another, model_card
 from ._plain import fill, plain_copy
 
 try:
-    from huggingface_hub import PyTorchModelHubMixin
+    from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
     from safetensors import SafetensorError, safe_open
 except ImportError as error:
     needed, remedy = "huggingface_hub and safetensors", "Call pip install huggingface_hub safetensors"
     raise ImportError(complaint("adapters.hub", needed, "no such package", remedy)) from error
 
 
+_BUILT_BY = "It was built by `HubEncoder("
+_TEXT = """# {title}
+
+An encoder, from images `[N, C, H, W]` in [0, 1] to {features} features. They are normalised inside.
+
+```python
+from advcontrast.adapters.hub import HubEncoder
+
+encoder = HubEncoder.from_pretrained("name of the repository, or a folder")
+features = encoder(images)
+```
+
+{call}
+
+{results}"""
+
+
 class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pipeline_tag="image-feature-extraction"):
-    """Network of :func:`advcontrast.models.backbone` for the hub, untrained; :meth:`of` copies a trained one."""
+    """Untrained network of :func:`advcontrast.models.backbone`; :meth:`from_encoder` copies a trained one."""
 
     def __init__(self, name: str, *, branch: str | None = None, normalize: Any = None, **settings: Any) -> None:
         super().__init__()
-        self.encoder, self.num_features, self.config = network("HubEncoder", name, branch, normalize, settings)
+        self.encoder, self.num_features, self.config = _network("HubEncoder", name, branch, normalize, settings)
         self._hub_mixin_config = self.config
 
     @classmethod
-    def of(cls, encoder: nn.Module, name: str, *, branch: str | None = None, **settings: Any) -> HubEncoder:
+    def from_encoder(cls, encoder: nn.Module, name: str, *, branch: str | None = None, **settings: Any) -> HubEncoder:
         """Return a copy of a trained ``encoder`` that ``backbone(name, **settings)`` made, with one branch only."""
-        plain = plain_copy("HubEncoder.of", encoder, branch).cpu()
+        plain = plain_copy("HubEncoder.from_encoder", encoder, branch).cpu()
         layer = next((part for part in plain.modules() if type(part) is Normalize), Normalize())
         with kept(), torch.device("cpu"):  # what is drawn is replaced
             hub = cls(name, branch=branch, normalize=layer.values, **settings)
-        fill("HubEncoder.of", hub.encoder, plain, f"what backbone makes of {name!r} and the settings")
+        fill("HubEncoder.from_encoder", hub.encoder, plain, f"what backbone makes of {name!r} and the settings")
         return hub.eval()
+
+    @classmethod
+    def of(cls, encoder: nn.Module, name: str, **settings: Any) -> HubEncoder:
+        """Old name of :meth:`from_encoder`, which works for one release."""
+        warn("HubEncoder.of", "HubEncoder.from_encoder", stacklevel=2)
+        return cls.from_encoder(encoder, name, **settings)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features ``[N, F]`` of images ``[N, C, H, W]`` in [0, 1]."""
@@ -74,10 +97,13 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         self._check(owner, config, model_card_kwargs)
         unused = settings.keys() - {"push_to_hub", "repo_id"}
         if unused and not settings.get("push_to_hub"):
-            expected, remedy = "other arguments with push_to_hub=True", "Leave them out; HubEncoder.of takes the branch"
+            expected, remedy = (
+                "other arguments with push_to_hub=True",
+                "Leave them out; HubEncoder.from_encoder takes the branch",
+            )
             raise TypeError(complaint(owner, expected, ", ".join(sorted(unused)), remedy))
         readme = folder / "README.md"
-        if readme.is_file() and is_of_another(readme.read_text(encoding="utf-8"), self.config):
+        if readme.is_file() and _is_of_another(readme.read_text(encoding="utf-8"), self.config):
             got, remedy = "the card of another encoder", "Remove it, or save into another folder"
             raise ValueError(complaint(owner, f"{str(readme)!r} to be of this encoder", got, remedy))
         with saving(owner, folder):
@@ -107,7 +133,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
     def generate_model_card(self, *, result: ResultCard | None = None, **metadata: Any) -> Any:
         """Return the card; ``save_pretrained(folder, model_card_kwargs={"result": ..., "license": ...})`` writes it."""
         data = self._hub_mixin_info.model_card_data.to_dict() | metadata  # type: ignore[no-untyped-call]
-        return model_card("HubEncoder", self.config, self.num_features, result, data)
+        return _model_card("HubEncoder", self.config, self.num_features, result, data)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> HubEncoder:
@@ -182,3 +208,62 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 def _as_json(value: Any) -> str:
     """Return a setting as ``config.json`` has it, where tuples are lists."""
     return json.dumps(value, sort_keys=True, default=repr)
+
+
+def _network(
+    owner: str, name: str, branch: str | None, normalize: Any, settings: Mapping[str, Any]
+) -> tuple[nn.Module, int, dict[str, Any]]:
+    """Return the network, the number of its features, and the config."""
+    if not isinstance(branch, str | None):
+        raise TypeError(complaint(owner, "branch to be a name or None", type_name(branch), 'For example "adv"'))
+    given = tuple(normalize) if isinstance(normalize, list) else normalize  # as JSON has it
+    own = None if given is None else input_layer(owner, given, 3)
+    encoder, features = backbone(name, **settings)
+    path, usual = next((path, part) for path, part in encoder.named_modules() if type(part) is Normalize)
+    encoder.set_submodule(path, own or usual)
+    return (
+        encoder,
+        features,
+        {"name": name, "branch": branch, "normalize": (own or usual).values, **dict(sorted(settings.items()))},
+    )
+
+
+def _model_card(
+    owner: str, config: Mapping[str, Any], features: int, result: ResultCard | None, metadata: Mapping[str, Any]
+) -> Any:
+    """Return the card, with ``metadata`` in front; figures come from ``result`` and nowhere else."""
+    if result is not None and not isinstance(result, ResultCard):
+        remedy = "Pass what ResultCard.read returns"
+        raise TypeError(complaint(owner, "result to be a ResultCard", type_name(result), remedy))
+    branch = config["branch"]
+    if result is not None and None not in (result.branch, branch) and result.branch != branch:
+        expected, remedy = f"result of branch {branch!r}", "Pass the result of the branch that is saved"
+        raise ValueError(complaint(owner, expected, repr(result.branch), remedy))
+    text = _TEXT.format(
+        title=config["name"] + (f", branch {branch!r}" if branch else ""),
+        features=features,
+        call=_call(config),
+        results="No figures were given with it.\n" if result is None else _results(result),
+    )
+    try:
+        return ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{text}")
+    except Exception as error:  # of YAML, of pickle, or of huggingface_hub
+        rule, remedy = "metadata that a model card can hold", "Pass strings, numbers, and lists of them"
+        raise ValueError(complaint(owner, rule, " ".join(str(error).split()), remedy)) from error
+
+
+def _is_of_another(card: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a card is one that this adapter wrote for another encoder."""
+    return _BUILT_BY in card and _call(config) not in card
+
+
+def _call(config: Mapping[str, Any]) -> str:
+    return f"{_BUILT_BY}{', '.join(f'{name}={value!r}' for name, value in config.items())})`."
+
+
+def _results(card: ResultCard) -> str:
+    """Return the metrics of a card in percent, and below them the settings that they hold for."""
+    figures = "".join(f"- {metric}: {result.percent()} %\n" for metric, result in card.results.items())
+    names = ("name", "data", "fingerprint", "images", "branch", "seeds", "attacks", "settings", "versions", "revision")
+    details = json.dumps({name: getattr(card, name) for name in names}, indent=2)
+    return f"## Results\n\nTA is accuracy, RA that under attack.\n\n{figures}\n```json\n{details}\n```\n"

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_module, complaint
+from .._checks import check_module, complaint, type_name
 from ..engine.arguments import check_parameters
-from ._training import check_functions, checked
 
 try:
     try:
@@ -34,7 +33,11 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, learner: nn.Module, *, optimizer: Callable[..., Any], schedule: Any = lambda _: 1.0) -> None:
         check_module("LightningLearner", learner)
-        check_functions("LightningLearner", optimizer=optimizer, schedule=schedule)
+        for name, function in {"optimizer": optimizer, "schedule": schedule}.items():
+            if not callable(function):
+                raise TypeError(
+                    complaint("LightningLearner", f"{name} to be callable", type_name(function), "Pass a function")
+                )
         super().__init__()
         self.learner, self._optimizer, self._schedule = learner, optimizer, schedule
         idle: list[str] = getattr(learner, "_ddp_params_and_buffers_to_ignore", [])
@@ -55,7 +58,10 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule to ask after every step."""
-        optimizer = checked("LightningLearner", self._optimizer(self.parameters()))
+        optimizer = self._optimizer(self.parameters())
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            remedy = "Return one of torch.optim, such as SGD(parameters, lr=0.1)"
+            raise TypeError(complaint("LightningLearner", "an optimizer", type_name(optimizer), remedy))
         check_parameters("LightningLearner", self, optimizer)
         for group in optimizer.param_groups:
             group.pop("initial_lr", None)  # of an earlier scheduler, which LambdaLR would take for the rate

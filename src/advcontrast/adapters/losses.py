@@ -12,12 +12,13 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from .. import _deprecated
 from .._checks import check_module, complaint, type_name
 from ..functional.nt_xent import check_embeddings
 from ..norm import DualNorm
 
 
-class NumberedPairs(nn.Module):
+class PairsAsLabels(nn.Module):
     """A loss of embeddings and labels, told that the two views of an image are a class of their own.
 
     Works for the losses of pytorch-metric-learning that need no proxies of classes; their own ``SelfSupervisedLoss``
@@ -26,15 +27,15 @@ class NumberedPairs(nn.Module):
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.loss = _callable("NumberedPairs", loss)
+        self.loss = _callable("PairsAsLabels", loss)
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the loss of two views, ``[N, D]`` each."""
-        check_embeddings("NumberedPairs", z1, z2, least=1)
+        check_embeddings("PairsAsLabels", z1, z2, least=1)
         return self.loss(torch.cat([z1, z2]), torch.arange(len(z1), device=z1.device).repeat(2))
 
 
-class Remembering(nn.Module):
+class TrainOnlyMemoryBank(nn.Module):
     """A loss that remembers batches, such as one with a memory bank, with a memory for each branch.
 
     With one memory for both, the adversarial stream of DS would enqueue images that the clean stream then takes as
@@ -46,13 +47,13 @@ class Remembering(nn.Module):
     def __init__(self, loss: nn.Module, model: nn.Module | None = None) -> None:
         super().__init__()
         if model is not None:
-            check_module("Remembering", model)
+            check_module("TrainOnlyMemoryBank", model)
         if not isinstance(loss, nn.Module):
             remedy = "Pass the module that holds the memory, not a function around it"
-            raise TypeError(complaint("Remembering", "loss to be an nn.Module", type_name(loss), remedy))
+            raise TypeError(complaint("TrainOnlyMemoryBank", "loss to be an nn.Module", type_name(loss), remedy))
         if any("forward" in vars(part) for part in loss.modules()):
             rule, got = "loss with the forward method of its class", "one set on the instance, which a copy would share"
-            raise ValueError(complaint("Remembering", rule, got, "Define it in a subclass"))
+            raise ValueError(complaint("TrainOnlyMemoryBank", rule, got, "Define it in a subclass"))
         self.loss = DualNorm(loss, split="stats")
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
@@ -66,3 +67,6 @@ def _callable(owner: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[
     if not callable(loss):
         raise TypeError(complaint(owner, "loss to be callable", type_name(loss), "Pass a loss such as NTXentLoss()"))
     return loss
+
+
+__getattr__ = _deprecated.names_of(__name__)

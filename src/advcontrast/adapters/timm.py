@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .._checks import complaint, type_name
+from .._checks import check_int, complaint, type_name
 from .._random import kept
 from ..models import Normalize
 from ._folder import new_folder
 from ._plain import plain_copy
-from ._timm_config import describe
-from ._timm_folder import write
 
 try:
     import timm
 except ImportError as error:
     raise ImportError(complaint("adapters.timm", "timm", "no such package", "Call pip install timm")) from error
+
+_OF_OTHER_WEIGHTS = ("tag", "url", "hf_hub_id", "license", "origin_url", "test_input_size", "test_crop_pct")
 
 
 def from_timm(model: nn.Module) -> nn.Sequential:
@@ -47,14 +48,59 @@ def save_timm(
     plain = plain_copy("save_timm", model, branch).cpu()
     first, network = plain if type(plain) is nn.Sequential and len(plain) == 2 else (None, plain)
     _checked("save_timm", network if first is None or type(first) is Normalize else plain)
-    about = describe(network, getattr(first, "values", None), size, labels)
+    about = _describe(network, getattr(first, "values", None), size, labels)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     with new_folder("save_timm", folder) as draft, kept(), torch.device("cpu"), torch.no_grad():
-        write(network, draft, about)
+        _write(network, draft, about)
 
 
 def _checked(owner: str, network: Any) -> Any:
     if isinstance(network, nn.Module) and "architecture" in getattr(network, "pretrained_cfg", {}):
         return network
     raise TypeError(complaint(owner, "a network of timm, bare or normalized", type_name(network), "Leave heads out"))
+
+
+def _describe(network: Any, constants: Sequence[Any] | None, size: int | None, labels: Any) -> dict[str, Any]:
+    """Change the config of a pretrained network to that of one with other weights; return what to write beside it.
+
+    ``constants`` are the mean and the deviation that images are normalised by, if they are; ``size`` is the side of the
+    images, or None for that of the architecture; ``labels`` are the names of the classes, or None.
+    """
+    config = network.pretrained_cfg
+    if size is not None:
+        check_int("save_timm", "size", size, low=1, remedy="Pass the side of the images in pixels")
+        config.update(input_size=(config["input_size"][0], int(size), int(size)), crop_pct=1.0)
+    channels = config["input_size"][0]
+    config.update(zip(("mean", "std"), constants or ((0.0,) * channels, (1.0,) * channels), strict=True))
+    for name in _OF_OTHER_WEIGHTS:
+        config.pop(name, None)
+    if labels is None:
+        return {}
+    rule, remedy = f"labels to be {network.num_classes} names in a tuple", "Pass one for each class, in their order"
+    others = (
+        [label for label in labels if not isinstance(label, str)] if isinstance(labels, (tuple, list)) else [labels]
+    )
+    if others:
+        raise TypeError(complaint("save_timm", rule, type_name(others[0]), remedy))
+    if len(labels) != network.num_classes:
+        raise ValueError(complaint("save_timm", rule, f"{len(labels)}", remedy))
+    config.pop("label_descriptions", None)  # of the names before
+    return {"label_names": list(labels)}
+
+
+def _write(network: Any, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write a network and what is known ``about`` it, load it, and compare outputs and state to the bit.
+
+    Raises:
+        ValueError: what timm loads is not the same, or cannot be loaded or written.
+    """
+    first = next(network.parameters())
+    try:
+        timm.models.save_for_hf(network, str(folder), model_config=dict(about), safe_serialization=True)
+        loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).to(first).eval()
+        x = torch.randn(2, *loaded.pretrained_cfg["input_size"]).to(first)
+        torch.testing.assert_close(*([f(x), f.state_dict()] for f in (loaded, network)), rtol=0, atol=0, equal_nan=True)
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        rule, got = "a network that timm can build again", " ".join(str(error).split())[:300]
+        raise ValueError(complaint("save_timm", rule, got, "Keep its stem; use reset_classifier")) from error

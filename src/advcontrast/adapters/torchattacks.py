@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _deprecated
 from .._checks import check_module, complaint, type_name
 from .._types import Objective
 from ..attacks import ClassificationObjective
 from ..attacks.pgd import explains_calls
 from ..evaluation.inputs import device_of
-from ._lending import known, lent, seeded
+from ._attacks import attack_context, model_and_labels, seeded
 
 
 @dataclass(frozen=True)
-class TorchattacksStyle:
+class AsTorchattack:
     """An attack of this library, called as torchattacks calls its own: ``attack(images, labels)``.
 
     The model is attacked in eval mode, on a ``branch`` of its dual norms if one is named, and left as it was. The
@@ -31,15 +32,15 @@ class TorchattacksStyle:
 
     def __post_init__(self) -> None:
         if not callable(self.attack):
-            raise TypeError(complaint("TorchattacksStyle", "an attack", type_name(self.attack), "Pass PGDAttack(...)"))
-        check_module("TorchattacksStyle", self.model)
-        with lent(self.model, self.branch):
+            raise TypeError(complaint("AsTorchattack", "an attack", type_name(self.attack), "Pass PGDAttack(...)"))
+        check_module("AsTorchattack", self.model)
+        with attack_context(self.model, self.branch):
             """There is such a branch."""
 
     def __call__(self, images: Tensor, labels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of ``images`` on the device of the model."""
         x, y = (part.to(device_of(self.model)) if isinstance(part, Tensor) else part for part in (images, labels))
-        with lent(self.model, self.branch):
+        with attack_context(self.model, self.branch):
             return self.attack(ClassificationObjective(self.model, y), x, generator=generator)
 
 
@@ -52,11 +53,14 @@ class TorchattacksAttack:
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
-        model, x, y = known("TorchattacksAttack", objective, x, generator)
+        model, x, y = model_and_labels("TorchattacksAttack", objective, x, generator)
         if getattr(self.attack, "model", None) is not model or self.attack.normalization_used is not None:
             expected, remedy = "an attack on raw images and on the model at hand", "Build it with that very model"
             raise ValueError(complaint("TorchattacksAttack", expected, repr(self.attack), remedy))
         self.attack.set_device(x.device)
-        with lent(model), seeded(generator):
+        with attack_context(model), seeded(generator):
             adv: Tensor = self.attack(x.clone(), y.clone())
         return adv.detach()
+
+
+__getattr__ = _deprecated.names_of(__name__)

@@ -266,7 +266,7 @@ class ACLTrainer(nn.Module):
             if moved:
                 expected = f"loss to have a memory for each stream of mode {self.mode!r}"
                 got = f"{type_name(self.loss)} with one, {moved[0]}"
-                remedy = "Wrap it, adapters.losses.Remembering(loss), so that no image becomes its own negative"
+                remedy = "Wrap it, adapters.losses.TrainOnlyMemoryBank(loss), so that no image becomes its own negative"
                 raise RuntimeError(complaint(_OWNER, expected, got, remedy))
 
     def _embed(self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:

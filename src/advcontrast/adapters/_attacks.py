@@ -18,7 +18,7 @@ from ..norm import DualNorm, bn_branch
 
 
 @contextmanager
-def lent(model: nn.Module, branch: str | None = None) -> Iterator[None]:
+def attack_context(model: nn.Module, branch: str | None = None) -> Iterator[None]:
     """Put a model into the state in which it is attacked, on a branch of its dual norms or on that which is active."""
     if branch is not None and not any(isinstance(module, DualNorm) for module in model.modules()):
         raise ValueError(complaint("branch", "None for a network with single norms", repr(branch), "Leave it out"))
@@ -35,7 +35,7 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
         yield
 
 
-def known(
+def model_and_labels(
     owner: str, objective: Objective, x: Tensor, generator: torch.Generator | None
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """Return the model that the objective knows, the images without traces, and the labels, all of them checked."""
@@ -48,6 +48,6 @@ def known(
     check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index an image")
     if y.shape != x.shape[:1]:
         raise ValueError(complaint(owner, f"{len(x)} labels, one an image", f"{list(y.shape)}", "Pass labels [N]"))
-    with lent(model), torch.no_grad():  # their errors would come from deep inside
+    with attack_context(model), torch.no_grad():  # their errors would come from deep inside
         checked_logits(owner, model, x[:1], y)
     return model, x.detach().as_subclass(Tensor), y.as_subclass(Tensor)
