@@ -241,7 +241,11 @@ def test_the_repr_is_the_call_without_the_model(model):
             ValueError,
             "branch: expected None for a network with",
         ),
-        (lambda m: AsTorchattack(PGDAttack(), m)(X, [0] * 12), TypeError, "ClassificationObjective: expected y to be a"),
+        (
+            lambda m: AsTorchattack(PGDAttack(), m)(X, [0] * 12),
+            TypeError,
+            "ClassificationObjective: expected y to be a",
+        ),
         (lambda m: AsTorchattack(PGDAttack(), m)([X], torch.zeros(12).long()), TypeError, "PGDAttack: expected x"),
         (lambda m: AsTorchattack(PGDAttack(), m)(X, torch.full((12,), 7)), ValueError, "expected labels within"),
     ],
