@@ -62,6 +62,7 @@ def walk() -> tuple[list[str], set[tuple[str, str]]]:
 
 
 def main() -> None:
+    """Print the files that a batch crosses."""
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     files, upwards = walk()
     for number, name in enumerate(files, 1):
