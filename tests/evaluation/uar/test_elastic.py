@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from advcontrast import PGDAttack
-from advcontrast.evaluation.uar.elastic import ElasticAttack
-from advcontrast.evaluation.uar.flow import smooth, warp
+from advcontrast.evaluation.uar.elastic import ElasticAttack, smooth, warp
 
 
 def images(n=3, dtype=torch.float64):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from advcontrast.evaluation.uar.flow import smooth, warp
+from advcontrast.evaluation.uar.elastic import smooth, warp
 
 
 def images(n=2, c=3, h=6, w=9, dtype=torch.float64):

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from advcontrast import PGDAttack
 from advcontrast.evaluation.uar.frank_wolfe import FrankWolfeAttack
-from advcontrast.evaluation.uar.jpeg import JPEGAttack
-from advcontrast.evaluation.uar.jpeg_codec import jpeg_decode, jpeg_encode
+from advcontrast.evaluation.uar.jpeg import JPEGAttack, jpeg_decode, jpeg_encode
 
 SIZE = (16, 32)
 NORMS = ["linf", "l2", "l1"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from advcontrast.evaluation.uar.jpeg_codec import jpeg_decode, jpeg_encode
+from advcontrast.evaluation.uar.jpeg import jpeg_decode, jpeg_encode
 
 
 def images(n=2, height=32, width=48, dtype=torch.float64):

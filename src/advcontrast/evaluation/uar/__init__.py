@@ -1,11 +1,11 @@
 """Accuracy under unforeseen attacks (UAR), with its attacks and their transforms."""
 
 from .elastic import ElasticAttack as ElasticAttack
-from .flow import warp as warp
+from .elastic import warp as warp
 from .frank_wolfe import FrankWolfeAttack as FrankWolfeAttack
 from .jpeg import JPEGAttack as JPEGAttack
-from .jpeg_codec import jpeg_decode as jpeg_decode
-from .jpeg_codec import jpeg_encode as jpeg_encode
+from .jpeg import jpeg_decode as jpeg_decode
+from .jpeg import jpeg_encode as jpeg_encode
 from .score import CALIBRATIONS as CALIBRATIONS
 from .score import UAR as UAR
 from .score import Calibration as Calibration

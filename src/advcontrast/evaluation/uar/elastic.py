@@ -1,4 +1,4 @@
-"""The attack that bends images."""
+"""Elastic attack, and the warping of images along a flow field."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..._checks import check_bool, check_int, check_real, complaint
+from ..._checks import check_int, check_real, check_tensor, complaint
 from ..._types import Objective
 from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
-from .flow import smooth, warp
+from ...functional.devices import check_one_device
+from .frank_wolfe import check_settings, step_size
 
 _OWNER = "ElasticAttack"
+_DTYPES = (torch.float32, torch.float64)
 
 
 @explains_calls
 @dataclass(frozen=True, kw_only=True)
 class ElasticAttack:
-    r"""Bend images along a smooth flow field, so that an objective grows as much as possible.
+    r"""Warp images along a smooth flow field so that an objective grows as much as possible.
 
-    Every pixel is taken from a place at most ``eps`` pixels to either side and up or down,
+    Every pixel is taken from a position at most ``eps`` pixels away in each direction,
 
     .. math:: x_{\mathrm{adv}} = \mathrm{warp}(x, G * f), \; \|f\|_\infty \le \mathrm{eps},
 
@@ -30,13 +33,13 @@ class ElasticAttack:
     is ``x``.
 
     Kang et al. give ``eps`` on a grid whose outermost points lie 2 units apart: theirs is ours times H / (H - 1).
-    What ``PGDAttack`` says of models, modes, gradients and the global random state holds here too.
+    Models, modes, gradients and the global random state are treated as by ``PGDAttack``.
 
     Args:
         eps: largest displacement in either direction, at least 0, in pixels.
         step_size: length of a step, positive, in pixels; None stands for eps / sqrt(steps), as in the paper.
         steps: number of steps, at least 0; each costs one forward and one backward pass.
-        random_start: whether to start at a flow drawn uniformly from all allowed ones instead of at none.
+        random_start: whether to start at a flow drawn uniformly from all allowed ones instead of at zero.
         kernel_size: side of the Gaussian kernel in pixels, odd; 5 for CIFAR and 25 for 224 pixels.
         kernel_std: its standard deviation in pixels, positive; 96/224 for CIFAR and 3 for 224 pixels.
         minimize: whether to shrink the objective instead, for example the loss of a target class.
@@ -69,26 +72,20 @@ class ElasticAttack:
     minimize: bool = False
 
     def __post_init__(self) -> None:
-        check_real(_OWNER, "eps", self.eps, low=0, remedy="It is a distance in pixels")
-        if self.step_size is not None:
-            remedy = "None stands for eps / sqrt(steps)"
-            check_real(_OWNER, "step_size", self.step_size, low=0, above=True, remedy=remedy)
-        check_int(_OWNER, "steps", self.steps, low=0, remedy="Pass the number of gradient steps")
-        check_bool(_OWNER, "random_start", self.random_start, remedy="False starts at the image itself")
+        check_settings(_OWNER, self, remedy="It is a distance in pixels")
         check_int(_OWNER, "kernel_size", self.kernel_size, low=1, remedy="A kernel of side 1 smooths nothing")
         if self.kernel_size % 2 == 0:
             remedy = "An even kernel has no centre"
             raise ValueError(complaint(_OWNER, "kernel_size to be odd", repr(self.kernel_size), remedy))
-        remedy = "A kernel_size of 1 smooths nothing"
-        check_real(_OWNER, "kernel_std", self.kernel_std, low=0, above=True, remedy=remedy)
-        check_bool(_OWNER, "minimize", self.minimize, remedy="True makes the attack targeted")
+        check_real(
+            _OWNER, "kernel_std", self.kernel_std, low=0, above=True, remedy="A kernel_size of 1 smooths nothing"
+        )
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of the images ``x``.
 
         Args:
-            objective: a function of images like ``x`` that returns a value for each sample, ``[N]``, or a scalar; it is
-                called ``steps`` times.
+            objective: as for ``PGDAttack``; it is called ``steps`` times.
             x: images ``[N, C, H, W]`` in [0, 1], float32 or float64, H and W larger than half the kernel.
             generator: source of the random start, on the device of ``x``; by default the global one of that device.
 
@@ -96,10 +93,8 @@ class ElasticAttack:
             A detached tensor with the shape, dtype, device and memory format of ``x``.
 
         Raises:
-            ValueError: ``x`` has another shape; the objective returns another shape, or something that does not depend
-                on its argument. On the CPU also: ``x`` leaves [0, 1], or ``x``, the objective or its gradient is not
-                finite.
-            TypeError: an argument of the wrong kind, such as half precision or uint8 images.
+            ValueError: ``x`` has another shape, or as for ``PGDAttack``.
+            TypeError: as for ``PGDAttack``.
         """
         check_call(_OWNER, objective, x, generator, (0.0, 1.0))
         edge = self.kernel_size // 2
@@ -109,8 +104,7 @@ class ElasticAttack:
             raise ValueError(complaint(_OWNER, expected, f"{list(x.shape)}", remedy))
         search = PGDAttack(
             eps=self.eps,
-            # A ball of radius zero needs a step too, however long.
-            step_size=self.step_size or self.eps / math.sqrt(max(self.steps, 1)) or 1.0,
+            step_size=step_size(self),
             steps=self.steps,
             random_start=self.random_start,
             bounds=(-math.inf, math.inf),
@@ -127,3 +121,79 @@ class ElasticAttack:
 
             flow = search(gain, x.new_zeros(len(x), 2, *x.shape[2:]), generator=generator)
             return x.copy_(image(flow))
+
+
+def warp(x: Tensor, flow: Tensor) -> Tensor:
+    r"""Return images whose pixels are taken from the positions that a flow field points to.
+
+    .. math:: x'_{i, j} = x\big(i + \mathrm{flow}_{1, i, j},\; j + \mathrm{flow}_{0, i, j}\big)
+
+    interpolated linearly between the four nearest pixels; outside the image everything is zero. The whole and the
+    fractional part of a position are kept apart, so a flow of whole pixels copies pixels exactly, and a flow of zero
+    changes nothing. The gradient with respect to the flow is deterministic on every device.
+
+    Args:
+        x: images ``[N, C, H, W]``, float32 or float64.
+        flow: displacements ``[N, 2, H, W]`` in pixels, to the right and downwards, of the same dtype.
+
+    Returns:
+        Images like ``x``.
+
+    Raises:
+        ValueError: shapes that do not fit, or devices that differ.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        A flow of half a pixel to the right takes means of neighbours; the last pixel has black next to it.
+
+        >>> flow = torch.tensor([0.5, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 4)
+        >>> warp(torch.tensor([[[[0.0, 0.5, 1.0, 1.0]]]]), flow).tolist()
+        [[[[0.25, 0.75, 1.0, 0.5]]]]
+    """
+    check_tensor("warp", "x", x, _DTYPES, remedy="Pass float images")
+    check_tensor("warp", "flow", flow, _DTYPES, remedy="Pass displacements in pixels")
+    if x.dim() != 4 or flow.shape != (len(x), 2, *x.shape[2:]):
+        got = f"{list(x.shape)} and {list(flow.shape)}"
+        remedy = "Pass two displacements a pixel"
+        raise ValueError(complaint("warp", "x of shape [N, C, H, W] and flow of shape [N, 2, H, W]", got, remedy))
+    if x.dtype != flow.dtype:
+        got = f"{x.dtype} and {flow.dtype}"
+        raise TypeError(complaint("warp", "x and flow of one dtype", got, "Convert one of them"))
+    check_one_device("warp", x=x, flow=flow)
+    height, width = x.shape[2:]
+    right, down = flow[:, :1], flow[:, 1:]
+    column = torch.arange(width, device=x.device) + right.detach().floor()
+    row = torch.arange(height, device=x.device)[:, None] + down.detach().floor()
+    right, down = right - right.detach().floor(), down - down.detach().floor()
+    above = torch.lerp(_pixels(x, row, column), _pixels(x, row, column + 1), right)
+    below = torch.lerp(_pixels(x, row + 1, column), _pixels(x, row + 1, column + 1), right)
+    return torch.lerp(above, below, down)
+
+
+def smooth(flow: Tensor, *, kernel_size: int, std: float) -> Tensor:
+    """Return a flow field ``[N, C, H, W]`` smoothed by a Gaussian kernel, reflected at its edges.
+
+    Computed in the dtype of ``flow``, also under autocast. No value exceeds the largest of its neighbours.
+    """
+    offsets = torch.arange(kernel_size, dtype=flow.dtype, device=flow.device) - kernel_size // 2
+    kernel = torch.softmax(-(offsets**2) / (2 * std**2), 0)
+    height, width = flow.shape[2:]
+    with torch.autocast(flow.device.type, enabled=False):
+        return _smoothing(height, kernel) @ flow @ _smoothing(width, kernel).T
+
+
+def _smoothing(length: int, kernel: Tensor) -> Tensor:
+    """Return the matrix that smooths a signal: its columns are the smoothed unit vectors."""
+    units = torch.eye(length, dtype=kernel.dtype, device=kernel.device)[:, None]
+    edge = len(kernel) // 2
+    return F.conv1d(F.pad(units, (edge, edge), mode="reflect"), kernel[None, None])[:, 0].T
+
+
+def _pixels(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return the pixels of ``x`` at whole positions ``[N, 1, H, W]``, zero outside the image."""
+    height, width = x.shape[2:]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    # NaN must not become an index; it reaches the result through the interpolation.
+    nearest_row, nearest_column = row.nan_to_num().clamp(0, height - 1), column.nan_to_num().clamp(0, width - 1)
+    place = (nearest_row * width + nearest_column).long()
+    return (x.flatten(2).gather(2, place.flatten(2).expand(-1, x.shape[1], -1)).view_as(x)).where(inside, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +30,11 @@ class FrankWolfeAttack:
 
     for k from 0 on, with :math:`s_k` the point of that set that maximises the objective's linear approximation: the
     pixels with the largest gradient are pushed to the bounds, one after the other, until the budget is used up. So the
-    result is the mean of the :math:`s_k`, and needs no step size and no projection.
+    result is the mean of the :math:`s_k`, without a step size or a projection.
 
-    Nothing leaves the bounds. The budget of a sample is reduced by the most that rounding its pixels can add, 4e-4 for
-    float32 CIFAR images, so the L1 norm of the perturbation does not exceed ``eps`` after rounding either. What
-    ``PGDAttack`` says of models, modes, gradients and the global random state holds here too.
+    All pixels stay within the bounds. The budget of a sample is reduced by the most that rounding its pixels can add,
+    4e-4 for float32 CIFAR images, so the L1 norm of the perturbation does not exceed ``eps`` after rounding either.
+    Models, modes, gradients and the global random state are treated as by ``PGDAttack``.
 
     Args:
         eps: radius of the ball, at least 0: the sum of the absolute changes of all values of an image in the units of
@@ -70,11 +71,7 @@ class FrankWolfeAttack:
     minimize: bool = False
 
     def __post_init__(self) -> None:
-        remedy = "For images in [0, 1] it is the sum of the absolute changes"
-        check_real(_OWNER, "eps", self.eps, low=0, remedy=remedy)
-        check_int(_OWNER, "steps", self.steps, low=0, remedy="Pass the number of gradient steps")
-        check_bool(_OWNER, "random_start", self.random_start, remedy="False starts at the image itself")
-        check_bool(_OWNER, "minimize", self.minimize, remedy="True makes the attack targeted")
+        check_settings(_OWNER, self, remedy="For images in [0, 1] it is the sum of the absolute changes")
         check_bounds(_OWNER, self.bounds)
         if math.isinf(self.bounds[1] - self.bounds[0]):
             remedy = "Pixels are pushed to the bounds; images have (0.0, 1.0)"
@@ -84,19 +81,16 @@ class FrankWolfeAttack:
         """Return adversarial versions of the images ``x``.
 
         Args:
-            objective: a function of images like ``x`` that returns a value for each sample, ``[N]``, or a scalar; it is
-                called ``steps`` times.
-            x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is let pass, and clamped).
+            objective: as for ``PGDAttack``; it is called ``steps`` times.
+            x: images ``[N, ...]``, float32 or float64, inside the bounds (or a millionth beyond, which is clamped).
             generator: source of the random start, on the device of ``x``; by default the global one of that device.
 
         Returns:
             A detached tensor with the shape, dtype, device and memory format of ``x``.
 
         Raises:
-            ValueError: ``x`` has no sample dimension; the objective returns another shape, or something that does not
-                depend on its argument. On the CPU also: ``x`` leaves the bounds, or ``x``, the objective or its
-                gradient is not finite.
-            TypeError: an argument of the wrong kind, such as half precision or uint8 images.
+            ValueError: ``x`` has no sample dimension, or as for ``PGDAttack``.
+            TypeError: as for ``PGDAttack``.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)
         with torch.inference_mode(False), torch.enable_grad():
@@ -120,6 +114,22 @@ class FrankWolfeAttack:
     def _gain(self, objective: Objective, image: Tensor) -> Tensor:
         value = value_of(_OWNER, objective, image, scalar=True)
         return -value if self.minimize else value
+
+
+def check_settings(owner: str, attack: Any, *, remedy: str) -> None:
+    """Require valid values of the settings that the attacks of this package share; ``remedy`` is that of ``eps``."""
+    check_real(owner, "eps", attack.eps, low=0, remedy=remedy)
+    check_int(owner, "steps", attack.steps, low=0, remedy="Pass the number of gradient steps")
+    check_bool(owner, "random_start", attack.random_start, remedy="False starts at the image itself")
+    check_bool(owner, "minimize", attack.minimize, remedy="True makes the attack targeted")
+    if getattr(attack, "step_size", None) is not None:
+        check_real(owner, "step_size", attack.step_size, low=0, above=True, remedy="None stands for eps / sqrt(steps)")
+
+
+def step_size(attack: Any) -> float:
+    """Return the step size of an attack, by default that of Kang et al."""
+    # A ball of radius zero needs a positive step too.
+    return float(attack.step_size or attack.eps / math.sqrt(max(attack.steps, 1)) or 1.0)
 
 
 def _steepest(slope: Tensor, room: Tensor, budget: float) -> Tensor:

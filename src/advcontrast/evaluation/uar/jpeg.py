@@ -1,45 +1,68 @@
-"""Attacks on the coefficients of a JPEG file."""
+"""Attack on the coefficients of a JPEG file, and JPEG coding and decoding without the rounding."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..._checks import check_bool, check_choice, check_int, check_real, complaint
+from ..._checks import check_choice, check_int, check_tensor, complaint
 from ..._types import Objective
 from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
-from .frank_wolfe import FrankWolfeAttack
-from .jpeg_codec import jpeg_decode, jpeg_encode
+from .frank_wolfe import FrankWolfeAttack, check_settings, step_size
 
 JPEGNorm: TypeAlias = Literal["linf", "l2", "l1"]
 
 _OWNER = "JPEGAttack"
 _NORMS: tuple[JPEGNorm, ...] = get_args(JPEGNorm)
 _REACH = 2.0  # the most that the sparse attacks move one coefficient, in half quantisation steps
-_UNBOUNDED = (-math.inf, math.inf)
+_DTYPES = (torch.float32, torch.float64)
+_LUMA = (0.299, 0.587, 0.114)
+_BLUE = 2 * (1 - _LUMA[2])  # the range of B - Y, to which Cb is scaled
+_RED = 2 * (1 - _LUMA[0])
+
+# The example tables of the standard, annex K, which encoders use at quality 50: rows are vertical frequencies.
+_LUMA_TABLE = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+_CHROMA_TABLE = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    *((99,) * 8,) * 4,
+)
 
 
 @explains_calls
 @dataclass(frozen=True, kw_only=True)
 class JPEGAttack:
-    r"""Perturb what a JPEG file stores of each image, so that an objective grows as much as possible.
+    r"""Perturb the JPEG coefficients of each image so that an objective grows as much as possible.
 
     With :math:`E` and :math:`D` the coding and decoding of 4:2:0 JPEG at quality 50, without the rounding
     (:func:`~advcontrast.evaluation.uar.jpeg_encode`), the adversarial image is
 
     .. math:: x_{\mathrm{adv}} = D(E(x) + v / 2), \quad \|v\| \le \mathrm{eps},
 
-    clamped to [0, 1]. So :math:`v` counts in half quantisation steps, and ``eps=1`` in the L-infinity norm is what
-    rounding itself can do. The search for :math:`v` is that of :class:`~advcontrast.PGDAttack` for ``"linf"`` and
+    clamped to [0, 1]. So :math:`v` counts in half quantisation steps, and ``eps=1`` in the L-infinity norm is the
+    largest rounding error. The search for :math:`v` is that of :class:`~advcontrast.PGDAttack` for ``"linf"`` and
     ``"l2"`` and that of :class:`FrankWolfeAttack` for ``"l1"``, around zero; the latter two move no coefficient by more
     than 2. Kang et al. use the same unit.
 
     Coding alone averages the colours of 2 x 2 pixels: with ``eps=0`` the result is :math:`D(E(x))`, not ``x``.
-    What ``PGDAttack`` says of models, modes, gradients and the global random state holds here too.
+    Models, modes, gradients and the global random state are treated as by ``PGDAttack``.
 
     Args:
         eps: radius of the ball of coefficients of an image, at least 0, in half quantisation steps.
@@ -75,24 +98,17 @@ class JPEGAttack:
     minimize: bool = False
 
     def __post_init__(self) -> None:
-        check_real(_OWNER, "eps", self.eps, low=0, remedy="It counts half quantisation steps; 0.5 is usual for linf")
+        check_settings(_OWNER, self, remedy="It counts half quantisation steps; 0.5 is usual for linf")
         check_choice(_OWNER, "norm", self.norm, _NORMS)
-        if self.step_size is not None:
-            remedy = "None stands for eps / sqrt(steps)"
-            check_real(_OWNER, "step_size", self.step_size, low=0, above=True, remedy=remedy)
-            if self.norm == "l1":
-                got = repr(self.step_size)
-                raise ValueError(complaint(_OWNER, "no step_size for norm 'l1'", got, "Its steps are 1 / (k + 1)"))
-        check_int(_OWNER, "steps", self.steps, low=0, remedy="Pass the number of gradient steps")
-        check_bool(_OWNER, "random_start", self.random_start, remedy="False starts at the image itself")
-        check_bool(_OWNER, "minimize", self.minimize, remedy="True makes the attack targeted")
+        if self.step_size is not None and self.norm == "l1":
+            got = repr(self.step_size)
+            raise ValueError(complaint(_OWNER, "no step_size for norm 'l1'", got, "Its steps are 1 / (k + 1)"))
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of the images ``x``.
 
         Args:
-            objective: a function of images like ``x`` that returns a value for each sample, ``[N]``, or a scalar; it is
-                called ``steps`` times.
+            objective: as for ``PGDAttack``; it is called ``steps`` times.
             x: images ``[N, 3, H, W]`` in [0, 1], float32 or float64, H and W multiples of 16.
             generator: source of the random start, on the device of ``x``; by default the global one of that device.
 
@@ -100,10 +116,8 @@ class JPEGAttack:
             A detached tensor with the shape, dtype, device and memory format of ``x``.
 
         Raises:
-            ValueError: ``x`` has another shape; the objective returns another shape, or something that does not depend
-                on its argument. On the CPU also: ``x`` leaves [0, 1], or ``x``, the objective or its gradient is not
-                finite.
-            TypeError: an argument of the wrong kind, such as half precision or uint8 images.
+            ValueError: ``x`` has another shape, or as for ``PGDAttack``.
+            TypeError: as for ``PGDAttack``.
         """
         check_call(_OWNER, objective, x, generator, (0.0, 1.0))
         with torch.inference_mode(False):
@@ -120,22 +134,131 @@ class JPEGAttack:
             return x.copy_(image(change))
 
     def _search(self) -> PGDAttack | FrankWolfeAttack:
-        """Return the attack that looks for the change of the coefficients, with zero for the image."""
+        """Return the attack that searches for the change of the coefficients, around zero."""
+        settings: dict[str, Any] = {name: getattr(self, name) for name in ("eps", "steps", "random_start", "minimize")}
+        settings["bounds"] = (-math.inf, math.inf) if self.norm == "linf" else (-_REACH, _REACH)
         if self.norm == "l1":
-            return FrankWolfeAttack(
-                eps=self.eps,
-                steps=self.steps,
-                random_start=self.random_start,
-                bounds=(-_REACH, _REACH),
-                minimize=self.minimize,
-            )
-        return PGDAttack(
-            eps=self.eps,
-            # A ball of radius zero needs a step too, however long.
-            step_size=self.step_size or self.eps / math.sqrt(max(self.steps, 1)) or 1.0,
-            steps=self.steps,
-            norm=self.norm,
-            random_start=self.random_start,
-            bounds=_UNBOUNDED if self.norm == "linf" else (-_REACH, _REACH),
-            minimize=self.minimize,
-        )
+            return FrankWolfeAttack(**settings)
+        return PGDAttack(norm=self.norm, step_size=step_size(self), **settings)
+
+
+def jpeg_encode(x: Tensor) -> Tensor:
+    r"""Return the coefficients that JPEG would round to integers.
+
+    As in a file of quality 50 with 4:2:0 subsampling, the image is turned from RGB to the luma and the two chroma
+    channels of JFIF on the scale 0 to 255; the chroma is averaged over squares of 2 x 2 pixels; each channel is cut
+    into blocks of 8 x 8 values; and each block goes through the orthonormal cosine transform and is divided by the
+    quantisation table,
+
+    .. math::
+
+        c_{uv} &= \frac{a_u a_v}{4 q_{uv}} \sum_{i,j} p_{ij} C_{iu} C_{jv} \\
+        C_{iu} &= \cos\frac{(2i + 1) u \pi}{16} \\
+        a_0 &= 1/\sqrt 2, \; a_{k > 0} = 1,
+
+    with 128 subtracted from the luma, so that every channel is centred at zero. Computed in the dtype of ``x``, also
+    under autocast.
+
+    Args:
+        x: images ``[N, 3, H, W]`` in [0, 1], float32 or float64, H and W multiples of 16.
+
+    Returns:
+        Blocks ``[N, B, 8, 8]`` with ``B = 3 H W / 128``, in quantisation steps: first those of the luma, row by row,
+        then those of the blue and of the red difference. Rows within a block are vertical frequencies.
+
+    Raises:
+        ValueError: ``x`` has another shape.
+        TypeError: ``x`` is not a tensor, or of another dtype.
+
+    Example:
+        White is 127 above the middle, which the transform of 8 x 8 equal values multiplies by 8, and the table divides
+        by 16.
+
+        >>> coefficients = jpeg_encode(torch.ones(1, 3, 16, 16))
+        >>> coefficients.shape, round(coefficients[0, 0, 0, 0].item(), 3)
+        (torch.Size([1, 6, 8, 8]), 63.5)
+
+    References:
+        ITU-T Recommendation T.81 (the JPEG standard), 1992, annexes A and K.
+    """
+    check_tensor("jpeg_encode", "x", x, _DTYPES, remedy="Pass float images in [0, 1]")
+    if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 16 or x.shape[3] % 16 or not x.shape[2] * x.shape[3]:
+        expected = "x of shape [N, 3, H, W] with H and W multiples of 16"
+        raise ValueError(complaint("jpeg_encode", expected, f"{list(x.shape)}", "Pad or resize the images"))
+    red, green, blue = (255 * x).unbind(1)
+    luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    chroma = torch.stack([(blue - luma) / _BLUE, (red - luma) / _RED], 1)
+    parts = (_blocks(luma[:, None] - 128), _LUMA_TABLE), (_blocks(F.avg_pool2d(chroma, 2)), _CHROMA_TABLE)
+    dct = _dct(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.cat([dct @ blocks @ dct.T / _constant(table, x) for blocks, table in parts], 1)
+
+
+def jpeg_decode(coefficients: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Return the images of coefficients; the inverse of :func:`jpeg_encode` if the chroma is equal in 2 x 2 squares.
+
+    Each value of the chroma is repeated for its 2 x 2 pixels. Values outside [0, 1], which coefficients that are not
+    from an image may give, are not clamped. Computed in the dtype of the coefficients, also under autocast.
+
+    Args:
+        coefficients: blocks ``[N, B, 8, 8]`` as :func:`jpeg_encode` returns them, float32 or float64.
+        size: height and width of the images, multiples of 16.
+
+    Returns:
+        Images ``[N, 3, H, W]``.
+
+    Raises:
+        ValueError: the number of blocks is not that of images of this size.
+        TypeError: ``coefficients`` is not a tensor, or of another dtype.
+
+    Example:
+        Without coefficients every pixel is in the middle of 0 to 255.
+
+        >>> image = jpeg_decode(torch.zeros(1, 6, 8, 8), size=(16, 16))
+        >>> image.shape, round(image[0, 0, 0, 0].item() * 255, 3)
+        (torch.Size([1, 3, 16, 16]), 128.0)
+    """
+    remedy = "Pass what jpeg_encode returns, and the size of its images"
+    check_tensor("jpeg_decode", "coefficients", coefficients, _DTYPES, remedy=remedy)
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise TypeError(complaint("jpeg_decode", "size to be a tuple (height, width)", repr(size), remedy))
+    for side in size:
+        check_int("jpeg_decode", "each of size", side, low=0, remedy="Pass height and width of the images")
+    height, width = size
+    if height % 16 or width % 16 or coefficients.shape[1:] != (3 * height * width // 128, 8, 8):
+        got = f"{list(coefficients.shape)} for size {tuple(size)}"
+        raise ValueError(complaint("jpeg_decode", "coefficients of shape [N, 3 H W / 128, 8, 8]", got, remedy))
+    split = height * width // 64
+    parts = (coefficients[:, :split], _LUMA_TABLE), (coefficients[:, split:], _CHROMA_TABLE)
+    dct = _dct(coefficients)
+    with torch.autocast(coefficients.device.type, enabled=False):
+        fine, coarse = [dct.T @ (part * _constant(table, part)) @ dct for part, table in parts]
+    luma = _image(fine, height, width)[:, 0] + 128
+    chroma = _image(coarse, height // 2, width // 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    blue, red = luma + _BLUE * chroma[:, 0], luma + _RED * chroma[:, 1]
+    green = (luma - _LUMA[0] * red - _LUMA[2] * blue) / _LUMA[1]
+    return torch.stack([red, green, blue], 1) / 255
+
+
+def _blocks(channels: Tensor) -> Tensor:
+    """Cut channels ``[N, C, H, W]`` into blocks ``[N, C H W / 64, 8, 8]``, row by row."""
+    n, channel, height, width = channels.shape
+    return channels.reshape(n, channel, height // 8, 8, width // 8, 8).transpose(3, 4).flatten(1, 3)
+
+
+def _image(blocks: Tensor, height: int, width: int) -> Tensor:
+    """Return the channels of blocks; the inverse of :func:`_blocks`."""
+    n, channel = len(blocks), blocks.shape[1] * 64 // (height * width)
+    grid = blocks.reshape(n, channel, height // 8, width // 8, 8, 8)
+    return grid.transpose(3, 4).reshape(n, channel, height, width)
+
+
+def _dct(like: Tensor) -> Tensor:
+    """Return the orthonormal cosine transform of 8 values as a matrix: rows are frequencies, columns positions."""
+    rows = [[math.cos((2 * place + 1) * frequency * math.pi / 16) / 2 for place in range(8)] for frequency in range(8)]
+    rows[0] = [math.sqrt(1 / 8)] * 8
+    return _constant(rows, like)
+
+
+def _constant(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:
+    return torch.tensor(rows, dtype=like.dtype).to(like.device, non_blocking=True)

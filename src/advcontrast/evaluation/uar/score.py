@@ -1,4 +1,4 @@
-"""Unforeseen attack robustness: the attacks of Kang et al. at the sizes they calibrated for CIFAR-10."""
+"""Unforeseen attack robustness: the attacks of Kang et al. at their calibrated sizes for CIFAR-10."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _OWNER = "uar"
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Six sizes of an attack, and how accurate networks trained against it can be.
+    """Six sizes of an attack, and the accuracies of networks trained against it.
 
     Attributes:
-        attack: makes the attack, given ``eps``, ``steps`` and ``minimize``.
+        attack: returns the attack, given ``eps``, ``steps`` and ``minimize``.
         published: the sizes of Kang et al., ascending, for pixels on the scale 0 to 255.
-        scale: what to multiply them by to get the ``eps`` of the attack here.
+        scale: factor from these sizes to the ``eps`` of the attack here.
         ata: for each size the accuracy, in [0, 1], of the best network that was trained against the attack.
     """
 
@@ -96,7 +96,7 @@ CALIBRATIONS: Mapping[str, Calibration] = {
 
 @dataclass(frozen=True, eq=False)
 class UAR:
-    """How well a classifier withstands one attack at six sizes.
+    """Robustness of a classifier to one attack at six sizes.
 
     Attributes:
         name: the family of attacks.
@@ -107,7 +107,7 @@ class UAR:
         ValueError: an unknown name, or ``correct`` of another shape.
 
     Example:
-        A model that is never wrong, where the best trained networks are right in 66.875 % on average.
+        A model without errors, while the best trained networks are right in 66.875 % on average.
 
         >>> UAR("pgd_linf", torch.ones(6, 10, dtype=torch.bool))
         UAR(pgd_linf 149.5 at 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000)
@@ -132,7 +132,7 @@ class UAR:
 
     @property
     def uar(self) -> float:
-        """The accuracies as a share of those of networks trained against the attack; it may exceed 1."""
+        """The sum of the accuracies relative to that of networks trained against the attack; it may exceed 1."""
         return sum(self.accuracies) / sum(CALIBRATIONS[self.name].ata)
 
     def __repr__(self) -> str:
@@ -143,8 +143,8 @@ class UAR:
 def calibrated_attacks(name: str, *, steps: int = 200) -> tuple[Callable[..., Tensor], ...]:
     """Return the six attacks of a family, from the smallest size to the largest.
 
-    They are targeted: they shrink the objective, which should be the loss of a wrong class. Steps are eps / sqrt(steps)
-    long, in the families that have a step size.
+    They are targeted: they minimize the objective, which should be the loss of a wrong class. The step size is
+    eps / sqrt(steps) in the families that have one.
 
     Args:
         name: ``"pgd_linf"``, ``"pgd_l2"``, ``"fw_l1"``, ``"jpeg_linf"``, ``"jpeg_l2"``, ``"jpeg_l1"`` or ``"elastic"``.
@@ -154,7 +154,7 @@ def calibrated_attacks(name: str, *, steps: int = 200) -> tuple[Callable[..., Te
         Six attacks for images ``[N, 3, 32, 32]`` in [0, 1].
 
     Raises:
-        ValueError: an unknown name, or no steps.
+        ValueError: an unknown name, or ``steps`` below 1.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -181,14 +181,14 @@ def uar(
               {\sum_{k=1}^6 \mathrm{ATA}(\varepsilon_k)}
 
     with Acc the accuracy under the attack of size :math:`\varepsilon_k`, and ATA that of the best network adversarially
-    trained against it, a ResNet-56 of Kang et al. Each image is driven towards a class drawn uniformly from the wrong
-    ones, anew for each size. As :func:`robust_accuracy`, the call leaves no trace, and counts an image only if it is
-    classified correctly without the attack too; Kang et al. do not ask for the latter, which can only lower the result.
-    So does ``"jpeg_l1"``, which is Frank-Wolfe proper: in their program the most that a coefficient may change depends
-    on how far it has been changed already, which makes a weaker attack. The other families take the steps of theirs.
+    trained against it, a ResNet-56 of Kang et al. The target of each image is a class drawn uniformly from the wrong
+    ones, anew for each size. Like :func:`robust_accuracy`, the call restores the model and all random states, and
+    counts an image only if it is classified correctly without the attack too. Kang et al. do not require the latter,
+    which can only lower the result. So does the Frank-Wolfe method of ``"jpeg_l1"``: in their program the range of a
+    coefficient depends on its changes so far, which makes a weaker attack. The other families take the same steps.
 
-    The attacks fog, gabor and snow have no calibration for CIFAR-10, and are left out. The cost is ``6 * steps``
-    forward and backward passes an image.
+    The attacks fog, gabor and snow have no calibration for CIFAR-10, and are omitted. The cost is ``6 * steps`` forward
+    and backward passes an image.
 
     Args:
         model: a differentiable classifier of images in [0, 1], normalisation inside, that returns logits ``[N, C]``.
@@ -202,12 +202,12 @@ def uar(
         The verdicts, with ``accuracies`` and ``uar``.
 
     Raises:
-        ValueError: there is no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
-            images leave [0, 1] or labels leave [0, C).
+        ValueError: no image; a shape does not fit; logits are not finite; or, in batches on the CPU, images leave
+            [0, 1] or labels leave [0, C).
         TypeError: an argument of the wrong kind, such as uint8 images.
 
     Example:
-        A model that does not look at the pixels cannot be attacked.
+        A model that ignores the pixels cannot be attacked.
 
         >>> class Constant(torch.nn.Module):
         ...     def forward(self, x):
@@ -221,16 +221,10 @@ def uar(
     attacks = calibrated_attacks(name, steps=steps)
 
     def judge(x: Tensor, y: Tensor, logits: Tensor, source: torch.Generator) -> Iterator[Tensor]:
-        clean = verdict(logits, y)
+        clean, classes = verdict(logits, y), logits.shape[1]
         for attack in attacks:
-            wrong = _wrong_classes(y, logits.shape[1], source)
-            adv = perturbed(_OWNER, attack, ClassificationObjective(model, wrong), x, source)
+            offset = torch.randint(1, classes, y.shape, generator=source, device=y.device)
+            adv = perturbed(_OWNER, attack, ClassificationObjective(model, (y + offset) % classes), x, source)
             yield torch.where(clean == 1, verdict(model_output(_OWNER, model, adv), y), clean)
 
     return UAR(name, verdicts_on(_OWNER, model, batches, judge, generator, shape=(3, 32, 32)))
-
-
-def _wrong_classes(y: Tensor, classes: int, generator: torch.Generator) -> Tensor:
-    """Draw for each label another class, uniformly."""
-    offset = torch.randint(1, classes, y.shape, generator=generator, device=y.device)
-    return (y + offset) % classes
