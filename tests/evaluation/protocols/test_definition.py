@@ -1,4 +1,4 @@
-"""Protocols: the numbers of their sources, and what cannot be said with them."""
+"""Protocols: the numbers of their sources, and the settings that are refused."""
 
 import json
 import math
@@ -143,7 +143,7 @@ def test_unknown_names(names, error, message):
     ("base", "changes", "error", "message"),
     [
         (AFF, {"preset": 1}, TypeError, "expected preset to be a str, got int. "),
-        (AFF, {"notes": None}, TypeError, "expected notes to be a str, got NoneType. Say it."),
+        (AFF, {"notes": None}, TypeError, "expected notes to be a str, got NoneType. "),
         (AFF, {"kind": "aff"}, ValueError, "got 'aff'. Did you mean 'AFF'."),
         (AFF, {"loss": "TRADES"}, ValueError, "got 'TRADES'. Did you mean 'trades'."),
         (AFF, {"branch": "pgd"}, ValueError, "expected branch to be one of 'clean', 'adv', got 'pgd'. "),
@@ -192,7 +192,7 @@ def test_unknown_names(names, error, message):
         (SEMI, {"temperature": 0}, ValueError, "expected temperature to be a finite number > 0, got 0. "),
     ],
 )
-def test_what_cannot_be_said(base, changes, error, message):
+def test_wrong_settings(base, changes, error, message):
     with pytest.raises(error, match=re.escape(message)):
         replace(base, **changes)
 

@@ -1,8 +1,7 @@
-"""What papers do with a pre-trained encoder to say how good it is, as data."""
+"""Evaluation protocols of pre-trained encoders, as data."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,7 +16,7 @@ Augment = Literal["crop-flip", "none"]
 Select = Literal["val_ra", "val_ta", "last"]
 
 _OWNER = "Protocol"
-# What a kind means: whether the encoder is frozen, and what the classifier may be trained with.
+# For each kind, whether the encoder is frozen, and the losses to choose from.
 _KINDS: dict[Kind, tuple[bool, tuple[Loss, ...]]] = {
     "SLF": (True, ("ce",)),
     "ALF": (True, ("adversarial-ce", "trades")),
@@ -25,7 +24,7 @@ _KINDS: dict[Kind, tuple[bool, tuple[Loss, ...]]] = {
     "SFF": (False, ("ce",)),
     "semi": (False, ("semi",)),
 }
-# The settings that only some losses have; with the others they must be None.
+# Settings of single losses; with the other losses they must be None.
 _SETTINGS: dict[Loss, tuple[str, ...]] = {
     "ce": (),
     "adversarial-ce": ("attack_steps",),
@@ -36,43 +35,43 @@ _SETTINGS: dict[Loss, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How to make a classifier of an encoder, and how to test it: every number, and where it is from.
+    """Training and test of a classifier on an encoder: all numbers with their source.
 
-    Nothing of it can be changed. ``dataclasses.replace(protocol, epochs=2, milestones=(1,))`` makes another one, for
+    A protocol is immutable. ``dataclasses.replace(protocol, epochs=2, milestones=(1,))`` returns another one, for
     example for a small budget or another radius; ``dataclasses.asdict(protocol)`` is ready for JSON.
-    :func:`run_protocol` runs it: SGD from a linear head of zeros, on the part of the images that have labels.
+    :func:`run_protocol` runs it: SGD with a linear head that starts at zero, on the images with labels.
 
     Args:
-        preset: name of the set of protocols that it belongs to.
+        preset: name of the set of protocols.
         kind: ``"SLF"`` and ``"ALF"``, a linear head on a frozen encoder, standard and adversarial; ``"AFF"`` and
-            ``"SFF"``, fine-tuning of everything, adversarial and standard; ``"semi"``, fine-tuning of everything with
+            ``"SFF"``, fine-tuning of all weights, adversarial and standard; ``"semi"``, fine-tuning of all weights with
             few labels and a teacher.
-        source: where the numbers are from.
-        notes: what the source does not say or does otherwise, and what was put in its place.
-        branch: whose norms of a dual encoder to use.
-        frozen: whether the encoder stays as it is; true for SLF and ALF.
-        loss: what to train with: ``"ce"``, cross-entropy on clean images; ``"adversarial-ce"``, on attacked ones;
+        source: source of the numbers.
+        notes: differences from the source, and choices that it leaves open.
+        branch: branch of a dual encoder.
+        frozen: whether the encoder is frozen; true for SLF and ALF.
+        loss: training loss: ``"ce"``, cross-entropy on clean images; ``"adversarial-ce"``, on attacked ones;
             ``"trades"``; or ``"semi"``, equation 3 of ACL.
         epochs: passes over the images with labels, or over all of them with the loss ``"semi"``.
         batch_size: images a step.
-        lr: rate of SGD.
-        momentum: of SGD, in [0, 1).
-        nesterov: whether it is Nesterov's.
-        weight_decay: of SGD, at least 0.
-        milestones: epochs after which the rate falls to a tenth, ascending, less than ``epochs``.
+        lr: learning rate of SGD.
+        momentum: momentum of SGD, in [0, 1).
+        nesterov: whether SGD uses Nesterov momentum.
+        weight_decay: weight decay of SGD, at least 0.
+        milestones: epochs after which the learning rate is divided by ten, ascending, less than ``epochs``.
         augment: ``"crop-flip"``, shift by up to an eighth of the side (4 of 32 pixels) and mirror; or ``"none"``.
         eps: L-infinity radius of all attacks, in [0, 1].
         attack_steps: steps of the attack in training.
         beta: weight of the divergence in TRADES and in the semi-supervised loss.
-        alpha: share of the label in the semi-supervised loss of an image that has one.
-        temperature: of the distillation in the semi-supervised loss.
-        select: which epoch to test: that of the largest robust (``"val_ra"``) or standard (``"val_ta"``) accuracy on
-            the validation images, or the ``"last"``.
-        labels: fraction of the training images to use the labels of, in (0, 1], equally many of each class.
-        teacher: for the loss ``"semi"``, how to train on the labels alone what gives all images their pseudo-labels.
+        alpha: weight of the label in the semi-supervised loss of a labelled image.
+        temperature: temperature of the distillation in the semi-supervised loss.
+        select: epoch to test: that of the largest robust (``"val_ra"``) or standard (``"val_ta"``) accuracy on the
+            validation images, or the ``"last"``.
+        labels: fraction of the training images whose labels are used, in (0, 1], equally many of each class.
+        teacher: for the loss ``"semi"``, protocol of the network that labels all images, trained on the labels alone.
 
     Raises:
-        ValueError: a number out of its range, an unknown word, or settings that contradict each other.
+        ValueError: a number out of its range, an unknown name, or settings that contradict each other.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -110,19 +109,49 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("preset", "source", "notes"):
             if not isinstance(getattr(self, name), str):
-                raise TypeError(complaint(_OWNER, f"{name} to be a str", type_name(getattr(self, name)), "Say it"))
-        for name, choices in (
-            ("kind", tuple(_KINDS)),
-            ("loss", tuple(_SETTINGS)),
-            ("branch", BRANCHES),
-            ("augment", get_args(Augment)),
-            ("select", get_args(Select)),
-        ):
-            check_choice(_OWNER, name, getattr(self, name), choices)
-        for name in ("frozen", "nesterov"):
-            check_bool(_OWNER, name, getattr(self, name), remedy="Pass one of the two")
-        self._check_numbers()
-        self._check_sense()
+                got, remedy = type_name(getattr(self, name)), f"Pass {name} as a string"
+                raise TypeError(complaint(_OWNER, f"{name} to be a str", got, remedy))
+        check_choice(_OWNER, "kind", self.kind, tuple(_KINDS))
+        check_choice(_OWNER, "loss", self.loss, tuple(_SETTINGS))
+        check_choice(_OWNER, "branch", self.branch, BRANCHES)
+        check_choice(_OWNER, "augment", self.augment, get_args(Augment))
+        check_choice(_OWNER, "select", self.select, get_args(Select))
+        check_bool(_OWNER, "frozen", self.frozen, remedy="True for SLF and ALF")
+        check_bool(_OWNER, "nesterov", self.nesterov, remedy="Pass one of the two")
+        check_int(_OWNER, "epochs", self.epochs, low=1, remedy="Pass the length of the training")
+        check_int(_OWNER, "batch_size", self.batch_size, low=2, remedy="Pass the number of images a step")
+        check_real(_OWNER, "lr", self.lr, low=0, above=True, remedy="0.1 is usual")
+        check_real(_OWNER, "momentum", self.momentum, low=0, high=1, remedy="0.9 is usual")
+        check_real(_OWNER, "weight_decay", self.weight_decay, low=0, remedy="0.0002 is usual")
+        check_real(_OWNER, "labels", self.labels, low=0, high=1, above=True, remedy="0.01 and 0.1 are usual, 1 is all")
+        check_real(_OWNER, "eps", self.eps, low=0, high=1, remedy="For images in [0, 1] it is usually 8/255")
+        object.__setattr__(self, "milestones", MultiStep(self.milestones).milestones)
+        if self.milestones and self.milestones[-1] >= self.epochs:
+            expected, remedy = f"milestones less than the {self.epochs} epochs", "Change both together"
+            raise ValueError(complaint(_OWNER, expected, repr(self.milestones), remedy))
+        frozen, losses = _KINDS[self.kind]
+        if self.frozen != frozen:
+            raise ValueError(complaint(_OWNER, f"frozen to be {frozen} for {self.kind}", repr(self.frozen), "Set it"))
+        check_choice(f"{_OWNER} {self.kind}", "loss", self.loss, losses)
+        for name in _SETTINGS["semi"]:
+            value, needed = getattr(self, name), name in _SETTINGS[self.loss]
+            if (value is not None) != needed:
+                rule, remedy = (name, "Set it") if needed else (f"no {name}", "Leave it None")
+                raise ValueError(complaint(_OWNER, f"{rule} with the loss {self.loss!r}", repr(value), remedy))
+        if self.attack_steps is not None:
+            check_int(_OWNER, "attack_steps", self.attack_steps, low=0, remedy="10 is usual")
+        if self.beta is not None:
+            check_real(_OWNER, "beta", self.beta, low=0, remedy="See its paper")
+        if self.alpha is not None:
+            check_real(_OWNER, "alpha", self.alpha, low=0, high=1, remedy="See its paper")
+        if self.temperature is not None:
+            check_temperature(_OWNER, self.temperature, remedy="See its paper")
+        if self.teacher is not None:
+            remedy = "Pass one of kind SFF"
+            if not isinstance(self.teacher, Protocol):
+                raise TypeError(complaint(_OWNER, "teacher to be a Protocol", type_name(self.teacher), remedy))
+            if self.teacher.loss != "ce":
+                raise ValueError(complaint(_OWNER, "a teacher with the loss 'ce'", repr(self.teacher.loss), remedy))
 
     @property
     def attack(self) -> PGDAttack | None:
@@ -136,41 +165,3 @@ class Protocol:
 
     def _pgd(self, steps: int) -> PGDAttack:
         return PGDAttack(eps=self.eps, step_size=self.eps / 4 or 1 / 255, steps=steps)
-
-    def _check_numbers(self) -> None:
-        check_int(_OWNER, "epochs", self.epochs, low=1, remedy="Pass the length of the training")
-        check_int(_OWNER, "batch_size", self.batch_size, low=2, remedy="Pass the number of images a step")
-        check_real(_OWNER, "lr", self.lr, low=0, above=True, remedy="0.1 is usual")
-        check_real(_OWNER, "momentum", self.momentum, low=0, high=1, remedy="0.9 is usual")
-        check_real(_OWNER, "weight_decay", self.weight_decay, low=0, remedy="0.0002 is usual")
-        check_real(_OWNER, "labels", self.labels, low=0, high=1, above=True, remedy="0.01 and 0.1 are usual, 1 is all")
-        check_real(_OWNER, "eps", self.eps, low=0, high=1, remedy="For images in [0, 1] it is usually 8/255")
-        object.__setattr__(self, "milestones", MultiStep(self.milestones).milestones)
-        if self.milestones and self.milestones[-1] >= self.epochs:
-            expected, remedy = f"milestones less than the {self.epochs} epochs", "Change both together"
-            raise ValueError(complaint(_OWNER, expected, repr(self.milestones), remedy))
-
-    def _check_sense(self) -> None:
-        frozen, losses = _KINDS[self.kind]
-        if self.frozen != frozen:
-            raise ValueError(complaint(_OWNER, f"frozen to be {frozen} for {self.kind}", repr(self.frozen), "Set it"))
-        check_choice(f"{_OWNER} {self.kind}", "loss", self.loss, losses)
-        for name in _SETTINGS["semi"]:
-            value, wanted = getattr(self, name), name in _SETTINGS[self.loss]
-            if (value is not None) != wanted:
-                expected = f"{name} with the loss {self.loss!r}" if wanted else f"no {name} with the loss {self.loss!r}"
-                remedy = "Set it" if wanted else "Leave it None"
-                raise ValueError(complaint(_OWNER, expected, repr(value), remedy))
-        if self.attack_steps is not None:
-            check_int(_OWNER, "attack_steps", self.attack_steps, low=0, remedy="10 is usual")
-        for name, high in (("beta", math.inf), ("alpha", 1.0)):
-            if getattr(self, name) is not None:
-                check_real(_OWNER, name, getattr(self, name), low=0, high=high, remedy="See its paper")
-        if self.temperature is not None:
-            check_temperature(_OWNER, self.temperature, remedy="See its paper")
-        if self.teacher is not None and not isinstance(self.teacher, Protocol):
-            remedy = "Pass one of kind SFF"
-            raise TypeError(complaint(_OWNER, "teacher to be a Protocol", type_name(self.teacher), remedy))
-        if self.teacher is not None and self.teacher.loss != "ce":
-            got, remedy = repr(self.teacher.loss), "Pass one of kind SFF"
-            raise ValueError(complaint(_OWNER, "a teacher with the loss 'ce'", got, remedy))

@@ -1,10 +1,9 @@
-"""Frozen means frozen: an encoder is compared with itself, bit by bit."""
+"""Verify that frozen weights did not change."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 
 from torch import Tensor, nn
 
@@ -18,18 +17,18 @@ _OWNER = "unchanged"
 
 @contextmanager
 def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
-    """Raise at the end of the block if anything about an encoder differs from before, by a single bit.
+    """Raise at the end of the block unless an encoder is bit-identical to before.
 
-    Compared are its parameters, its buffers (running statistics among them, also such that are not saved) and its
-    features of some images in eval mode. Whatever changes itself whenever it is called is found too. Memory format and
-    device must not change inside the block, as sums are then rounded otherwise.
+    Parameters, buffers (also those that are not saved, such as running statistics) and the features of some images in
+    eval mode are compared. The latter finds modules that change with each call. Memory format and device must not
+    change inside the block, as sums are then rounded differently.
 
     Args:
-        encoder: images in, a tensor out.
-        images: a fixed batch of what it takes, on its device.
+        encoder: maps images to a tensor.
+        images: a fixed batch of inputs, on the device of the encoder.
 
     Raises:
-        RuntimeError: at the end of the block, something differs; the message lists what.
+        RuntimeError: at the end of the block, if something differs; the message lists the differences.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -44,9 +43,9 @@ def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
     """
     check_module(_OWNER, encoder)
     check_tensor(_OWNER, "images", images, remedy="Pass a batch that the encoder takes")
-    before = contents(encoder) | {"features": _features(encoder, images)}
+    before = _digests(encoder) | {"features": _features(encoder, images)}
     yield
-    after = contents(encoder) | {"features": _features(encoder, images)}
+    after = _digests(encoder) | {"features": _features(encoder, images)}
     differing = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if differing:
         shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
@@ -55,23 +54,18 @@ def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
         raise RuntimeError(complaint(_OWNER, "a frozen encoder to stay as it is", got, remedy))
 
 
-def contents(model: nn.Module) -> dict[str, str]:
-    """Return a digest of every parameter and every buffer, by its name."""
-    named = chain(
-        ((f"parameter {name}", tensor) for name, tensor in model.named_parameters()),
-        ((f"buffer {name}", tensor) for name, tensor in model.named_buffers()),
-    )
-    return {name: digest(tensor) for name, tensor in named}
+def _digests(model: nn.Module) -> dict[str, str]:
+    named = {"parameter": model.named_parameters(), "buffer": model.named_buffers()}
+    return {f"{kind} {name}": digest(tensor) for kind, tensors in named.items() for name, tensor in tensors}
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return 16 hexadecimal digits that tell a model from others by its parameters and buffers."""
-    parts = (f"{name} {value}\n" for name, value in contents(model).items())
-    return digest(*parts)[:16]
+    """Return a digest of all parameters and buffers, 16 hexadecimal digits."""
+    return digest(*(f"{name} {value}\n" for name, value in _digests(model).items()))[:16]
 
 
 def _features(encoder: nn.Module, images: Tensor) -> str:
-    # What an encoder draws in eval mode is no change of it.
+    # With a fixed seed, as an encoder that draws random numbers in eval mode has not changed.
     with prepared_for_evaluation(_OWNER, encoder), kept(0):
         features = encoder(images)
     check_tensor(_OWNER, "the output of the encoder", features, remedy="Return the features as one tensor")

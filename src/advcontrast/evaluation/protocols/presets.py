@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from ..._checks import check_choice
 from .definition import Protocol
 
+_CE: dict[str, Any] = {"loss": "ce", "attack_steps": None, "beta": None}
+_TRADES: dict[str, Any] = {"loss": "trades", "attack_steps": 10, "beta": 6.0}
 _START = "The attack of TRADES starts at random in the ball, theirs 0.001 N(0, 1) from the image. "
 _ACL = "Jiang et al., NeurIPS 2020"
 _ACL_AFF = Protocol(
@@ -18,33 +21,31 @@ _ACL_AFF = Protocol(
     notes="The README of their code has 100 epochs with decays at the start of epochs 40 and 60, and their code decays "
     f"at the start of the epochs that it is given. {_START}Trained on 45,000 images, selected on 5,000.",
     frozen=False,
-    loss="trades",
+    select="val_ra",
     epochs=25,
     batch_size=128,
     lr=0.1,
     weight_decay=2e-4,
     milestones=(15, 20),
-    attack_steps=10,
-    beta=6.0,
-    select="val_ra",
+    **_TRADES,
+)
+_ACL_LINEAR = (
+    "The paper gives no number for linear evaluation; the authors named their flags in an issue. The selection of the "
+    "epoch is not known."
 )
 _ACL_ALF = replace(
     _ACL_AFF,
     kind="ALF",
     source=f"{_ACL}: Table 5, with the defaults of the authors' code and its flags --fixmode f3 --fixbn.",
-    notes="The paper gives no number for linear evaluation; the authors said in an issue which flags they used. How an "
-    f"epoch was selected is not known. Table 5 has both branches. {_START}",
+    notes=f"{_ACL_LINEAR} Table 5 has both branches. {_START}",
     frozen=True,
 )
 _ACL_SLF = replace(
     _ACL_ALF,
     kind="SLF",
-    notes="The paper gives no number for linear evaluation; the authors said in an issue which flags they used. How an "
-    "epoch was selected is not known; their code keeps that of the best standard accuracy. Table 5 has both branches.",
-    loss="ce",
-    attack_steps=None,
-    beta=None,
+    notes=f"{_ACL_LINEAR} Their code keeps that of the best standard accuracy. Table 5 has both branches.",
     select="val_ta",
+    **_CE,
 )
 _ACL_SFF = replace(
     _ACL_SLF,
@@ -91,27 +92,26 @@ _ROBUSTSSL_ALF = Protocol(
     notes=f"{_RATES}{_LAST}The benchmark gives AutoAttack, not the PGD of test_attack. For encoders of other methods "
     "it has other numbers.",
     frozen=True,
-    loss="adversarial-ce",
+    select="last",
     epochs=25,
     batch_size=512,
     lr=0.01,
     weight_decay=2e-4,
     milestones=(10, 20),
+    loss="adversarial-ce",
     attack_steps=10,
-    select="last",
 )
-_ROBUSTSSL_SLF = replace(_ROBUSTSSL_ALF, kind="SLF", loss="ce", attack_steps=None)
+_ROBUSTSSL_SLF = replace(_ROBUSTSSL_ALF, kind="SLF", **_CE)
 _ROBUSTSSL_AFF = replace(
     _ROBUSTSSL_ALF,
     kind="AFF",
     notes=f"{_DUAL}{_LAST}The benchmark gives AutoAttack, not the PGD of test_attack.",
     frozen=False,
-    loss="trades",
     epochs=100,
     batch_size=128,
     lr=0.1,
     milestones=(40, 60),
-    beta=6.0,
+    **_TRADES,
 )
 
 _DYNACL = "Luo et al., ICLR 2023 (DynACL), released code"
@@ -123,7 +123,7 @@ _DYNACL_ALF = replace(
     "momentum. The head of the probe starts at random; here, as in test_LF.py, at zero.",
     nesterov=True,
 )
-_DYNACL_SLF = replace(_DYNACL_ALF, kind="SLF", loss="ce", attack_steps=None)
+_DYNACL_SLF = replace(_DYNACL_ALF, kind="SLF", **_CE)
 _DYNACL_AFF = replace(
     _ROBUSTSSL_AFF,
     preset="dynacl2023",
@@ -133,7 +133,7 @@ _DYNACL_AFF = replace(
     milestones=(15, 20),
 )
 
-#: All of them, by the name of the preset and the kind.
+#: All protocols, by the name of the preset and the kind.
 PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = MappingProxyType(
     {
         preset: MappingProxyType({each.kind: each for each in protocols})
@@ -154,11 +154,11 @@ def protocol(preset: str, kind: str) -> Protocol:
         kind: one of the kinds that the preset has: ``"SLF"``, ``"ALF"``, ``"AFF"``; ACL has ``"semi"`` too.
 
     Returns:
-        The protocol; see its ``notes`` for what its source leaves open.
+        The protocol; its ``notes`` list the choices that its source leaves open.
 
     Raises:
         ValueError: an unknown name.
-        TypeError: a name that is no str.
+        TypeError: a name that is not a str.
 
     Example:
         >>> from advcontrast.evaluation.protocols.presets import protocol

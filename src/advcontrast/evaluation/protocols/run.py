@@ -1,4 +1,4 @@
-"""Run a protocol: make a classifier of an encoder, select it without the test images, and test it once."""
+"""Run a protocol: train a classifier on an encoder, select an epoch without the test images, and test it once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import check_copyable, check_int, check_module, check_path, check_tensor, complaint, type_name
+from ..._digest import digest
 from ..._memory_format import choose_memory_format
 from ..._random import kept
 from ...augment import CropFlip
@@ -29,22 +30,22 @@ from ...strategies.trades import TRADESTrainer
 from ...surgery import export_branch
 from ..accuracy.measure import Accuracy, accuracy, robust_accuracy
 from ..inputs import device_of, prepared_for_evaluation
-from ._splits import check_splits
 from .definition import Protocol
 from .frozen import fingerprint, unchanged
 
 _OWNER = "run_protocol"
-_BATCH = 500  # images at a time where nothing is trained
+_BATCH = 500  # images at a time without training
+_DUPLICATES = 0.01  # the share that splits may have in common; CIFAR-10 has some test images among its training images
 
 
 @dataclass(frozen=True, eq=False)
 class ProtocolResult:
-    """What a protocol found.
+    """Result of a protocol.
 
     Attributes:
-        protocol: what was run.
+        protocol: the protocol.
         model: the classifier, a sequence of ``encoder`` and ``head``, in eval mode.
-        ta: verdicts on the test images as they are; ``ta.accuracy`` is the standard accuracy.
+        ta: verdicts on the clean test images; ``ta.accuracy`` is the standard accuracy.
         ra: verdicts on them under ``protocol.test_attack``; ``ra.accuracy`` is the robust accuracy.
         history: one row an epoch, as :func:`advcontrast.engine.fit` returns them; accuracies are in [0, 1].
         epoch: the epoch that was tested, counted from 1.
@@ -72,41 +73,42 @@ def run_protocol(
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
 ) -> ProtocolResult:
-    """Make a classifier of an encoder, and say how accurate and how robust it is.
+    """Train a classifier on an encoder, and measure its standard and robust accuracy.
 
-    A copy of the encoder, with the norms of ``protocol.branch`` if it is dual, gets a linear head of zeros and is
-    trained. The validation images select the epoch; the test images are looked at once, at the end. What cannot happen:
+    A copy of the encoder, with the norms of ``protocol.branch`` if it is dual, is trained with a linear head that
+    starts at zero. The validation images select the epoch; the test images are used once, at the end. Three mistakes
+    are excluded:
 
-    - **Selecting on the test split.** Images are compared by their content. If more than 1 % of a split, or of the
-      images it is held against, are the same, be it test images among those for validation or training, or training
-      images among those for validation, nothing is run. (Below that are the duplicates that data sets have.)
-    - **A frozen encoder that is not.** It stays in eval mode, and
+    - **Selection on the test split.** The contents of the splits are compared: test with validation and training
+      images, and training with validation images. If more than 1 % of either of two splits are in the other, the call
+      raises. (Data sets have some duplicates.)
+    - **Changes of a frozen encoder.** It stays in eval mode, and
       :func:`~advcontrast.evaluation.protocols.unchanged` compares it before and after.
-    - **Traces.** The caller's encoder is not touched, nor is the global random state.
+    - **Side effects.** The encoder that is passed and the global random state do not change.
 
     Args:
-        encoder: images ``[N, C, H, W]`` in [0, 1] in, features ``[N, D]`` out, with single or dual norms.
-        protocol: what to do, for example ``protocol("robustssl", "SLF")``.
-        train: images to train on. Of these ``protocol.labels`` says how many show their label.
+        encoder: maps images ``[N, C, H, W]`` in [0, 1] to features ``[N, D]``, with single or dual norms.
+        protocol: the protocol, for example ``protocol("robustssl", "SLF")``.
+        train: training images, of which a fraction ``protocol.labels`` is used with labels.
         validation: images to select an epoch with; ``None`` for a protocol that takes the last one.
-        test: images to report on.
-        seed: of the choice of labels, the order of the images, and all noise.
-        folder: where to keep checkpoints, so that an interrupted run goes on when it is started again; see
-            :func:`advcontrast.engine.fit`. Another encoder or other images for validation are refused.
+        test: test images.
+        seed: seed of the choice of labels, the order of the images, and all noise.
+        folder: folder of checkpoints, from which an interrupted run is resumed; see :func:`advcontrast.engine.fit`.
+            A folder of another encoder or of other validation images is refused.
 
     Returns:
         The classifier and its verdicts.
 
     Raises:
-        ValueError: images of one split are in another; the splits differ in classes or size of the images; there is no
-            validation though the protocol selects with it; or the encoder does not return ``[N, D]``.
+        ValueError: images of one split are in another; the splits differ in classes or image size; ``validation`` is
+            ``None`` though the protocol selects with it; or the encoder does not return ``[N, D]``.
         TypeError: an argument of the wrong kind.
         RuntimeError: a frozen encoder changed, or the training diverged; or the encoder cannot be copied, as in
             :func:`advcontrast.export_branch`.
         CheckpointError: the folder holds another run.
 
     Example:
-        Black and white images, on which even the pixels are good features.
+        Black and white images, whose pixels are good features.
 
         >>> from dataclasses import replace
         >>> from advcontrast.data import ImageSet
@@ -119,20 +121,19 @@ def run_protocol(
         >>> run_protocol(torch.nn.Flatten(), probe, images(0, 1, 254, 255), None, images(2, 3, 252, 253))
         ProtocolResult(robustssl SLF: TA 100.00%, RA 100.00%, epoch 30)
     """
-    _check(encoder, protocol, train, validation, test, seed, folder)
+    _validate(encoder, protocol, train, validation, test, seed, folder)
     device = device_of(encoder)
     train, test = train.to(device), test.to(device)
     validation = None if validation is None else validation.to(device)
-    where = None if folder is None else Path(folder)
     with kept(seed):
-        model, history = _classifier(encoder, protocol, train, validation, seed, where)
+        model, history = _train(encoder, protocol, train, validation, seed, None if folder is None else Path(folder))
     tested = history[-1] if protocol.select == "last" else max(history, key=lambda row: row[protocol.select])
     ta = accuracy(model, test.batches(_BATCH))
     ra = robust_accuracy(model, test.batches(_BATCH), protocol.test_attack)
     return ProtocolResult(protocol, model, ta, ra, history, int(tested["epoch"]))
 
 
-def _classifier(
+def _train(
     encoder: nn.Module,
     protocol: Protocol,
     train: ImageSet,
@@ -144,38 +145,31 @@ def _classifier(
     dual = any(isinstance(module, DualNorm) for module in encoder.modules())
     own = export_branch(encoder, protocol.branch) if dual else copy.deepcopy(encoder)
     own.requires_grad_(True)
-    few = train.x[:16].float() / 255
-    model = nn.Sequential(OrderedDict(encoder=own, head=_zero_head(own, few, len(train.classes))))
+    probe = train.x[:16].float() / 255
+    model = nn.Sequential(OrderedDict(encoder=own, head=_zero_head(own, probe, len(train.classes))))
     chosen = labelled_subset(train.y, protocol.labels, seed=seed)
-    data: Sequence[Tensor]
+    labelled = train.subset(chosen)
+    data: Sequence[Tensor] = (labelled.x, labelled.y)
     groups = None
-    if protocol.teacher is None:
-        labelled = train.subset(chosen)
-        data = labelled.x, labelled.y
-    else:
+    if protocol.teacher is not None:
         inner = None if folder is None else folder / "teacher"
-        teacher, _ = _classifier(encoder, protocol.teacher, train.subset(chosen), validation, seed, inner)
+        teacher, _ = _train(encoder, protocol.teacher, labelled, validation, seed, inner)
         with prepared_for_evaluation(_OWNER, teacher):
             logits = torch.cat([teacher(x) for x, _ in train.batches(_BATCH)])
         unlabelled = torch.ones(len(train), dtype=torch.bool, device=train.y.device).index_fill(0, chosen, False)
         data = train.x, torch.where(unlabelled, -1, train.y), logits
         groups = unlabelled.long().cpu()
 
-    learner: Any = _learner(protocol, model, train.x.shape[-1])
-    # A run that is resumed must be that of the same encoder; this becomes part of what the loop compares.
+    learner = _learner(protocol, model, train.x.shape[-1])
+    # The loop compares the attributes of the learner when it resumes a run: refuse another encoder.
     learner.began_with = fingerprint(own), validation and validation.fingerprint()
-    # The loop does the same; here it comes before the features are compared, which depend on it in the last bits.
+    # Before the features are compared, since they depend on the memory format in the last bits; the loop does the same.
     choose_memory_format(model)
-    wanted = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    sgd = torch.optim.SGD(
-        wanted,
-        protocol.lr,
-        momentum=protocol.momentum,
-        nesterov=protocol.nesterov,
-        weight_decay=protocol.weight_decay,
-    )
+    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    settings = {name: getattr(protocol, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
+    sgd = torch.optim.SGD(trained, **settings)
     steps = steps_per_epoch(len(data[0]), protocol.batch_size)
-    with unchanged(own, few) if protocol.frozen else nullcontext():
+    with unchanged(own, probe) if protocol.frozen else nullcontext():
         history = fit(
             learner,
             data,
@@ -193,7 +187,7 @@ def _classifier(
 
 
 def _zero_head(encoder: nn.Module, images: Tensor, classes: int) -> nn.Linear:
-    """Return a linear layer of zeros for what an encoder makes of images."""
+    """Return a linear layer of zeros for the features of an encoder."""
     with prepared_for_evaluation(_OWNER, encoder):
         features = encoder(images)
     remedy = "Pool the feature maps, and leave out projection head and classifier"
@@ -207,37 +201,32 @@ def _zero_head(encoder: nn.Module, images: Tensor, classes: int) -> nn.Linear:
     return head
 
 
-def _learner(protocol: Protocol, model: nn.Module, size: int) -> nn.Module:
-    """Return what trains a classifier of images of so many pixels a side."""
+def _learner(protocol: Any, model: nn.Module, size: int) -> Any:
+    """Return the learner of a protocol, for images of ``size`` pixels a side."""
     augment = CropFlip(size // 8) if protocol.augment == "crop-flip" else CropFlip(0, flip=0.0)
-    frozen, attack = protocol.frozen, protocol.attack
-    if protocol.loss == "ce":
-        return StandardTrainer(model, augment=augment, frozen=frozen)
-    if protocol.loss == "adversarial-ce":
-        return AdversarialTrainer(model, attack=attack, augment=augment, frozen=frozen)
-    beta: Any = protocol.beta
+    settings = {"augment": augment} if protocol.attack is None else {"augment": augment, "attack": protocol.attack}
+    if protocol.loss == "semi":
+        loss = SemiSupervisedLoss(alpha=protocol.alpha, temperature=protocol.temperature, beta=protocol.beta)
+        return SemiSupervisedTrainer(model, loss=loss, **settings)
     if protocol.loss == "trades":
-        return TRADESTrainer(model, attack=attack, augment=augment, beta=beta, frozen=frozen)
-    alpha: Any = protocol.alpha
-    temperature: Any = protocol.temperature
-    loss = SemiSupervisedLoss(alpha=alpha, temperature=temperature, beta=beta)
-    return SemiSupervisedTrainer(model, loss=loss, attack=attack, augment=augment)
+        return TRADESTrainer(model, beta=protocol.beta, frozen=protocol.frozen, **settings)
+    trainer = StandardTrainer if protocol.loss == "ce" else AdversarialTrainer
+    return trainer(model, frozen=protocol.frozen, **settings)
 
 
 def _validator(model: nn.Module, protocol: Protocol, validation: ImageSet) -> Callable[[int], dict[str, float]]:
-    """Return what measures, after an epoch, the accuracies that a protocol selects by."""
+    """Return a function that measures the validation accuracies after an epoch."""
 
     def evaluate(_: int) -> dict[str, float]:
         found = {"val_ta": accuracy(model, validation.batches(_BATCH)).accuracy}
         if protocol.select == "val_ra":
-            robust = robust_accuracy(model, validation.batches(_BATCH), protocol.test_attack)
-            found["val_ra"] = robust.accuracy
+            found["val_ra"] = robust_accuracy(model, validation.batches(_BATCH), protocol.test_attack).accuracy
         return found
 
     return evaluate
 
 
-def _check(
+def _validate(
     encoder: nn.Module,
     protocol: Protocol,
     train: ImageSet,
@@ -246,7 +235,7 @@ def _check(
     seed: int,
     folder: Any,
 ) -> None:
-    """Refuse whatever cannot be run, and whatever would not be worth running."""
+    """Validate the arguments, and that the splits are disjoint up to a few duplicates."""
     check_module(_OWNER, encoder)
     check_copyable(_OWNER, encoder)
     if not isinstance(protocol, Protocol):
@@ -255,9 +244,30 @@ def _check(
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
     if folder is not None:
         check_path(_OWNER, "folder", folder, remedy="Pass a folder, or None to keep nothing")
-    check_splits(_OWNER, train, validation, test)
-    each = [protocol] if protocol.teacher is None else [protocol, protocol.teacher]
-    selecting = [part.select for part in each if part.select != "last"]
+    for name, split in (("train", train), ("validation", validation), ("test", test)):
+        optional = name == "validation"
+        if not isinstance(split, ImageSet) and not (optional and split is None):
+            expected = f"{name} to be an ImageSet{' or None' * optional}"
+            raise TypeError(complaint(_OWNER, expected, type_name(split), "Pass what advcontrast.data reads"))
+    splits = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
+    for name, split in splits.items():
+        for rule, first, value in (
+            ("classes", list(train.classes), list(split.classes)),
+            ("shape [C, H, W]", list(train.x.shape[1:]), list(split.x.shape[1:])),
+        ):
+            if value != first:
+                got, remedy = f"{first} in train and {value} in {name}", "Pass splits of one data set"
+                raise ValueError(complaint(_OWNER, f"splits with the same {rule}", got, remedy))
+    remedy = "Split the training images, for example with train_validation_split"
+    digests = {name: [digest(image) for image in split.x.cpu()] for name, split in splits.items()}
+    for name, other in (("validation", "test"), ("train", "test"), ("validation", "train")):
+        part, whole = digests.get(name, []), digests[other]
+        mine, theirs = set(part), set(whole)
+        shared, of_other = sum(image in theirs for image in part), sum(image in mine for image in whole)
+        # Counted on both sides: a few of many test images may be all validation images.
+        if shared > _DUPLICATES * len(part) or of_other > _DUPLICATES * len(whole):
+            got = f"{shared} of {len(part)} that are, {of_other} of the {len(whole)} of {other}"
+            raise ValueError(complaint(_OWNER, f"{name} images that are not in {other}", got, remedy))
+    selecting = [part.select for part in (protocol, protocol.teacher) if part is not None and part.select != "last"]
     if validation is None and selecting:
-        remedy = "Split the training images, for example with train_validation_split"
         raise ValueError(complaint(_OWNER, f"validation images to select {selecting[0]} on", "None", remedy))
