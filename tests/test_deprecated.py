@@ -50,7 +50,7 @@ def test_old_names_are_the_new_objects():
 
 
 def test_unknown_names_are_attribute_errors():
-    for package in ("", ".engine", ".evaluation", ".attacks", ".functional"):
+    for package in ("", ".engine", ".evaluation", ".evaluation.masking", ".attacks", ".functional"):
         module = importlib.import_module(f"advcontrast{package}")
         with pytest.raises(AttributeError, match=f"module 'advcontrast{package}' has no attribute 'nothing'"):
             _ = module.nothing

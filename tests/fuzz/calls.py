@@ -653,8 +653,8 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "evaluation.accuracy.corruption_accuracy": lambda _: call(
         e.corruption_accuracy, model=linear(), conditions=[("fog", 1, batches())]
     ),
-    "evaluation.masking.falling_loss": lambda _: call(
-        masking.falling_loss, losses={1: rows()[0], 20: rows()[1]}, parameter="steps"
+    "evaluation.masking.loss_decreases_with_strength": lambda _: call(
+        masking.loss_decreases_with_strength, losses={1: rows()[0], 20: rows()[1]}, parameter="steps"
     ),
     "evaluation.masking.gradient_masking": lambda _: call(
         e.gradient_masking,
@@ -663,8 +663,8 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         attack=pgd(),
         surrogate=linear(),
     ),
-    "evaluation.masking.incomplete_search": lambda _: call(
-        masking.incomplete_search, once=verdicts(), twice=verdicts()
+    "evaluation.masking.attack_not_converged": lambda _: call(
+        masking.attack_not_converged, once=verdicts(), twice=verdicts()
     ),
     "evaluation.representation.label_free_robustness": lambda _: call(
         e.label_free_robustness, encoder=linear(), batches=batches(), attack=pgd(), generator=seeded()
@@ -723,8 +723,8 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         entered(protocols.unchanged), encoder=network().eval(), images=images()
     ),
     "evaluation.cards.versions": lambda _: call(cards.versions, device="cpu"),
-    "evaluation.masking.white_box_beaten": lambda _: call(
-        masking.white_box_beaten, white=verdicts(), other=verdicts(), by="noise"
+    "evaluation.masking.weaker_attack_wins": lambda _: call(
+        masking.weaker_attack_wins, white=verdicts(), other=verdicts(), by="noise"
     ),
     "evaluation.masking.zero_gradients": lambda _: call(masking.zero_gradients, model=linear(), batches=batches()),
 }

@@ -14,14 +14,21 @@ from advcontrast import PGDAttack
 from advcontrast.attacks import ClassificationObjective, under_attack
 from advcontrast.attacks.apgd import APGDAttack
 from advcontrast.evaluation import Accuracy
-from advcontrast.evaluation.masking._black_box import SignNoise, WindowSearch, margin
+from advcontrast.evaluation.masking._attacks import (
+    independent_signs,
+    margin,
+    normalised_margin,
+    rescaled_cross_entropy,
+    sign_search,
+    window_signs,
+)
 from advcontrast.evaluation.masking.attack_alarms import (
     Alarm,
-    falling_loss,
-    incomplete_search,
+    attack_not_converged,
     loss_beaten,
+    loss_decreases_with_strength,
     unbounded_attack,
-    white_box_beaten,
+    weaker_attack_wins,
 )
 from advcontrast.evaluation.masking.model_alarms import (
     batch_dependence,
@@ -30,7 +37,7 @@ from advcontrast.evaluation.masking.model_alarms import (
     train_mode,
     zero_gradients,
 )
-from advcontrast.evaluation.masking.report import MaskingReport, _margin, _rescaled, gradient_masking
+from advcontrast.evaluation.masking.report import MaskingReport, gradient_masking
 from advcontrast.evaluation.uar import JPEGAttack
 from tests.evaluation.networks import (
     EPS,
@@ -200,7 +207,7 @@ def test_logits_that_do_not_mislead_cross_entropy_are_cleared(flat, name):
 def slope(network, x, y):
     """Return the gradient of the margin loss with respect to the images."""
     point = x.clone().requires_grad_()
-    return torch.autograd.grad(_margin(ClassificationObjective(network, y))(point).sum(), point)[0]
+    return torch.autograd.grad(normalised_margin(ClassificationObjective(network, y))(point).sum(), point)[0]
 
 
 def test_margin_direction_is_invariant_to_increasing_functions_of_the_logits(flat):
@@ -214,7 +221,7 @@ def test_rescaled_logits_are_invariant_to_scale_and_shift_of_an_image(flat):
     generator = torch.Generator().manual_seed(0)
     size, shift = (torch.rand(200, 1, generator=generator) + offset for offset in (0.1, -0.5))
     changes = (lambda z: z, lambda z: size * z + shift)
-    plain, moved = (_rescaled(ClassificationObjective(After(change, network), y))(x) for change in changes)
+    plain, moved = (rescaled_cross_entropy(ClassificationObjective(After(change, network), y))(x) for change in changes)
     assert torch.allclose(plain, moved, atol=1e-4)
 
 
@@ -504,12 +511,12 @@ def test_a_twentieth_may_survive_an_unbounded_attack(left, verdict):
 @pytest.mark.parametrize(("more", "verdict"), [(9, False), (10, True)])
 def test_weaker_attack_must_win_by_three_standard_errors(more, verdict):
     # Of k images that one attack alone breaks, chance gives each side half, give or take sqrt(k) in the difference.
-    assert white_box_beaten(verdicts(50), verdicts(50 - more), by="noise").raised is verdict
+    assert weaker_attack_wins(verdicts(50), verdicts(50 - more), by="noise").raised is verdict
 
 
 def test_weaker_attack_that_breaks_other_images_is_not_stronger():
     white, other = torch.arange(100) < 40, torch.arange(100) >= 58
-    alarm = white_box_beaten(Accuracy(white), Accuracy(other), by="noise")
+    alarm = weaker_attack_wins(Accuracy(white), Accuracy(other), by="noise")
     assert (alarm.figures["only"], alarm.figures["only white box"]) == (40, 42)
     assert not alarm.raised
 
@@ -521,47 +528,54 @@ def test_other_loss_must_win_by_a_twentieth_and_two_standard_errors(more, verdic
 
 
 def test_stronger_white_box_is_not_an_alarm():
-    assert not white_box_beaten(verdicts(10), verdicts(90), by="noise").raised
+    assert not weaker_attack_wins(verdicts(10), verdicts(90), by="noise").raised
 
 
 @pytest.mark.parametrize(("more", "verdict"), [(17, False), (18, True)])
 def test_doubling_the_steps_may_cost_a_point(more, verdict):
     # Of 500 images a point is 5: 17 - 5 < 3 sqrt(17) = 12.4, but 18 - 5 > 3 sqrt(18) = 12.7.
-    assert incomplete_search(verdicts(300, 500), verdicts(300 - more, 500)).raised is verdict
+    assert attack_not_converged(verdicts(300, 500), verdicts(300 - more, 500)).raised is verdict
 
 
 def test_more_steps_that_break_other_images_are_complete():
     once, twice = torch.arange(100) < 40, torch.arange(100) >= 58
-    assert not incomplete_search(Accuracy(once), Accuracy(twice)).raised
+    assert not attack_not_converged(Accuracy(once), Accuracy(twice)).raised
 
 
 def test_loss_that_falls_by_chance_is_not_an_alarm():
     noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
     noise = (noise - noise.mean()) / noise.std()  # the standard error of the mean is 1/10
     weak = torch.full((100,), 1.0)
-    assert not falling_loss({1: weak, 2: weak - 0.3 + noise}, parameter="steps").raised
-    assert falling_loss({1: weak, 2: weak - 0.32 + noise}, parameter="steps").raised
+    assert not loss_decreases_with_strength({1: weak, 2: weak - 0.3 + noise}, parameter="steps").raised
+    assert loss_decreases_with_strength({1: weak, 2: weak - 0.32 + noise}, parameter="steps").raised
 
 
 def test_loss_that_falls_by_a_hundredth_is_not_an_alarm():
     weak = torch.full((100,), 2.0, dtype=torch.float64)
-    assert not falling_loss({1: weak, 2: weak - 0.0199}, parameter="steps").raised
-    assert falling_loss({1: weak, 2: weak - 0.0201}, parameter="steps").raised
+    assert not loss_decreases_with_strength({1: weak, 2: weak - 0.0199}, parameter="steps").raised
+    assert loss_decreases_with_strength({1: weak, 2: weak - 0.0201}, parameter="steps").raised
 
 
 def test_losses_are_compared_in_the_order_of_the_values():
     low, high = torch.zeros(4), torch.ones(4)
-    assert not falling_loss({40: high, 20: low}, parameter="steps").raised
-    assert falling_loss({20: high, 5: low, 40: low}, parameter="steps").raised
+    assert not loss_decreases_with_strength({40: high, 20: low}, parameter="steps").raised
+    assert loss_decreases_with_strength({20: high, 5: low, 40: low}, parameter="steps").raised
 
 
 # The attacks without a gradient.
 
 
-@pytest.mark.parametrize("kind", [SignNoise, WindowSearch])
+SEARCHES = {
+    "independent": functools.partial(sign_search, propose=independent_signs, queries=50, norm="linf"),
+    "windows": functools.partial(sign_search, propose=window_signs, queries=100, norm="linf"),
+}
+searches = pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+
+
+@searches
 @pytest.mark.parametrize("shape", [(5, 3, 6, 6), (5, 40)], ids=str)
-def test_black_boxes_stay_in_the_ball_and_the_bounds(kind, shape):
-    attack = kind(eps=0.2, norm="linf")
+def test_black_boxes_stay_in_the_ball_and_the_bounds(search, shape):
+    attack = functools.partial(search, eps=0.2)
     x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     objective = ClassificationObjective(FLAT, torch.arange(5))
     adv = attack(objective, x, generator=torch.Generator().manual_seed(0))
@@ -574,7 +588,7 @@ def test_black_boxes_stay_in_the_ball_and_the_bounds(kind, shape):
 
 def test_black_box_in_the_l2_ball_uses_its_radius():
     x = torch.full((3, 2, 4, 4), 0.5)
-    attack = WindowSearch(eps=0.7, norm="l2", queries=5)
+    attack = functools.partial(SEARCHES["windows"], eps=0.7, norm="l2", queries=5)
     adv = attack(ClassificationObjective(FLAT, torch.arange(3)), x, generator=torch.Generator().manual_seed(0))
     assert torch.allclose((adv - x).flatten(1).norm(dim=1), torch.full((3,), 0.7), atol=1e-5)
 
@@ -582,15 +596,14 @@ def test_black_box_in_the_l2_ball_uses_its_radius():
 def test_sign_noise_returns_the_best_of_its_draws():
     x, y = torch.full((2, 3), 0.5), torch.tensor([0, 1])
     # Of 8 corners, 50 draws find the best: the true pixel down, another one up.
-    adv = SignNoise(eps=0.25, norm="linf")(
-        ClassificationObjective(FLAT, y), x, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    adv = SEARCHES["independent"](ClassificationObjective(FLAT, y), x, eps=0.25, generator=generator)
     assert margin(adv, y).tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(("query", "pixels"), [(0, 100), (1, 49), (50, 9), (99, 2)])
 def test_windows_shrink_from_half_the_image_to_a_fiftieth(query, pixels):
-    proposal = WindowSearch(eps=0.1, norm="linf").propose(torch.zeros(20, 1, 10, 10), query, None)
+    proposal = window_signs(torch.zeros(20, 1, 10, 10), query / 100, None)
     assert (proposal.flatten(1).abs().sum(1) == pixels).all()
 
 
@@ -600,7 +613,7 @@ def test_window_search_gets_better_with_queries():
     objective = ClassificationObjective(lambda x: x.flatten(1) @ weights, y)
     gains = []
     for queries in (1, 20, 200):
-        attack = WindowSearch(eps=0.1, norm="linf", queries=queries)
+        attack = functools.partial(SEARCHES["windows"], eps=0.1, queries=queries)
         adv = attack(objective, x, generator=torch.Generator().manual_seed(0))
         gains.append(margin(objective.logits(adv), y).mean())
     best = (0.1 * (weights[:, 1] - weights[:, 0]).abs()).sum() + margin(objective.logits(x), y)[0]
@@ -608,9 +621,9 @@ def test_window_search_gets_better_with_queries():
     assert gains[2] > 0.6 * best
 
 
-@pytest.mark.parametrize("kind", [SignNoise, WindowSearch])
-def test_black_boxes_draw_from_the_generator_only(kind):
-    attack = kind(eps=0.2, norm="linf")
+@searches
+def test_black_boxes_draw_from_the_generator_only(search):
+    attack = functools.partial(search, eps=0.2)
     x, objective = torch.rand(5, 3, 6, 6), ClassificationObjective(FLAT, torch.arange(5))
     before = torch.get_rng_state()
     first, second = (attack(objective, x, generator=torch.Generator().manual_seed(4)) for _ in range(2))
@@ -726,15 +739,15 @@ SHAPE = "two or more losses of one shape [N] with N >= 2"
     ],
 )
 def test_wrong_losses(losses, error, message):
-    with pytest.raises(error, match=re.escape(f"falling_loss: expected {message}")):
-        falling_loss(losses, parameter="steps")
+    with pytest.raises(error, match=re.escape(f"loss_decreases_with_strength: expected {message}")):
+        loss_decreases_with_strength(losses, parameter="steps")
 
 
 @pytest.mark.parametrize(
     ("compare", "owner"),
     [
-        (lambda first, second: white_box_beaten(first, second, by="noise"), "white_box_beaten"),
-        (incomplete_search, "incomplete_search"),
+        (lambda first, second: weaker_attack_wins(first, second, by="noise"), "weaker_attack_wins"),
+        (attack_not_converged, "attack_not_converged"),
     ],
     ids=["beaten", "incomplete"],
 )

@@ -1,8 +1,8 @@
-"""Signs that an attack fails because the model hides its gradient: verdicts on what attacks achieved.
+"""Alarms from the results of attacks.
 
-Where the gradient shows the way, more steps, a larger ball and knowledge of the gradient never hurt the attacker. That
-must hold of the attacks that are compared, whoever ran them. An alarm says that robust accuracy is likely overstated,
-or in the case of :func:`incomplete_search` that the attack was too short. Silence is no proof.
+If gradients guide an attack well, more steps, a larger ball and knowledge of the gradient never make it weaker. An
+alarm means that robust accuracy is likely overstated, or for :func:`attack_not_converged` that the attack was too
+short. The absence of alarms proves nothing.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from torch import Tensor
 from ..._checks import check_tensor, complaint, type_name
 from ..accuracy.measure import Accuracy
 
-# How far a comparison must go wrong to count, in standard errors of the difference over paired images. Chance alone
-# does that once in 700 comparisons of equals; it is 3 / sqrt(n) at most, and mostly far less.
+# Significance of a comparison in standard errors of the difference over paired images: chance alone exceeds three once
+# in 700 comparisons of equals. As a share of the images it is 3 / sqrt(n) at most, and mostly far less.
 SLACK = 3.0
 # Relative; a last iterate may lie a step beyond the maximum.
 LOSS_DROP = 0.01
-# What a converged search may still lose when it goes on, as a fraction of the images.
+# The fraction of the images that a converged attack may still break with more steps.
 STEPS_MATTER = 0.01
 # The fraction of images by which another loss may do better: cross-entropy misses a few of any classifier, most if its
 # logits are small. Chance rarely exceeds this allowance, so two standard errors beyond it are enough.
 LOSS_MATTERS = 0.05
 LOSS_SLACK = 2.0
-# Every image can become any other, also one of another class, so what survives is what the search missed.
+# Every image can become any other, also one of another class, so the survivors are those that the search missed.
 SURVIVORS = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Alarm:
-    """A verdict and what it rests on.
+    """Result of one check for gradient masking.
 
     Attributes:
-        name: what was looked at.
-        raised: whether it looks as if the gradient were masked.
+        name: name of the check.
+        raised: whether the observation suggests gradient masking.
         reason: the observation in words, whether or not the alarm is raised.
         figures: the numbers behind it.
-        advice: what to do if it is raised; printed only then.
+        advice: remedy; printed only if the alarm is raised.
 
     Example:
         >>> print(Alarm("zero gradients", True, "12.0% are zero", {"zero": 0.12}, "Attack without gradients too."))
@@ -59,8 +59,8 @@ class Alarm:
         return f"{verdict}\n{'':30}{self.advice}" if self.raised and self.advice else verdict
 
 
-def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
-    """Check whether an attack achieves less when it may do more.
+def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
+    """Check whether the loss decreases when an attack is made stronger.
 
     Args:
         losses: the loss of each image under attack, ``[N]``, for at least two values of a setting that strengthens the
@@ -68,7 +68,7 @@ def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
         parameter: the name of that setting.
 
     Returns:
-        The alarm, raised where from a value to the next larger one the mean loss falls by more than a hundredth of its
+        The alarm, raised if from a value to the next larger one the mean loss falls by more than a hundredth of its
         size and three standard errors of the difference over the images.
 
     Raises:
@@ -77,10 +77,18 @@ def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
 
     Example:
         >>> one, twenty = torch.tensor([2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 3.0])
-        >>> falling_loss({1: one, 20: twenty}, parameter="steps").raised
+        >>> loss_decreases_with_strength({1: one, 20: twenty}, parameter="steps").raised
         True
     """
-    _check_losses(losses)
+    owner, remedy = "loss_decreases_with_strength", "Pass {20: losses, 40: losses}, one loss an image"
+    if not isinstance(losses, Mapping):
+        raise TypeError(complaint(owner, "losses to be a mapping", type_name(losses), remedy))
+    for loss in losses.values():
+        check_tensor(owner, "each of losses", loss, remedy=remedy)
+    shapes = {tuple(loss.shape) for loss in losses.values()}
+    if len(losses) < 2 or len(shapes) != 1 or len(min(shapes)) != 1 or min(shapes)[0] < 2:
+        got = ", ".join(str(list(loss.shape)) for loss in losses.values()) or "none"
+        raise ValueError(complaint(owner, "two or more losses of one shape [N] with N >= 2", got, remedy))
     values = sorted(losses)
     means = {value: losses[value].double().mean().item() for value in values}
     raised = False
@@ -94,15 +102,15 @@ def falling_loss(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
     return Alarm(f"loss against {parameter}", raised, reason, figures, advice)
 
 
-def incomplete_search(once: Accuracy, twice: Accuracy) -> Alarm:
-    r"""Check whether twice as many steps break more images: the attack was stopped early, whatever the model.
+def attack_not_converged(once: Accuracy, twice: Accuracy) -> Alarm:
+    r"""Check whether twice as many steps break more images: then the attack was stopped early, whatever the model.
 
     Args:
         once: the verdicts under an attack.
         twice: those under the same attack with twice the steps, on the same images, best from the same start.
 
     Returns:
-        The alarm, raised where :math:`b - a - N / 100 > 3 \sqrt{a + b}`, for b of N images broken only with twice the
+        The alarm, raised if :math:`b - a > N / 100 + 3 \sqrt{a + b}`, for b of N images broken only with twice the
         steps and a only without.
 
     Raises:
@@ -111,15 +119,14 @@ def incomplete_search(once: Accuracy, twice: Accuracy) -> Alarm:
 
     Example:
         >>> once, twice = Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())
-        >>> incomplete_search(once, twice).raised
+        >>> attack_not_converged(once, twice).raised
         True
     """
-    lost, won = _only("incomplete_search", once, twice)
-    excess = lost - won - STEPS_MATTER * len(once.correct)
+    raised, _, _ = _wins("attack_not_converged", once, twice, allowance=STEPS_MATTER)
     reason = f"doubling the steps takes accuracy from {once.accuracy:.1%} to {twice.accuracy:.1%}"
     figures = {"once": once.accuracy, "twice": twice.accuracy}
     advice = "Take more steps, until accuracy no longer falls."
-    return Alarm("incomplete search", excess > SLACK * (lost + won) ** 0.5, reason, figures, advice)
+    return Alarm("incomplete search", raised, reason, figures, advice)
 
 
 def unbounded_attack(unbounded: Accuracy) -> Alarm:
@@ -130,7 +137,7 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
             correctly without it.
 
     Returns:
-        The alarm, raised where more than a twentieth survive.
+        The alarm, raised if more than a twentieth survive.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -159,8 +166,8 @@ def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
         by: the name of the other loss.
 
     Returns:
-        The alarm, raised where :math:`b - a > N / 20 + 2 \sqrt{a + b}`, for b of N images broken only with the other
-        loss and a only without.
+        The alarm, raised if :math:`b - a > N / 20 + 2 \sqrt{a + b}`, for b of N images broken only with the other loss
+        and a only without.
 
     Raises:
         ValueError: verdicts on different numbers of images.
@@ -171,19 +178,15 @@ def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
         >>> loss_beaten(white, dlr, by="DLR loss").raised
         True
     """
-    more, fewer = _only("loss_beaten", white, other)
-    excess = more - fewer - LOSS_MATTERS * len(white.correct)
-    reason = f"breaks {more} images that the attack does not, misses {fewer} that it breaks"
-    figures = {"only": more, "only white box": fewer, "accuracy": other.accuracy, "white box": white.accuracy}
     advice = "Evaluate with APGDAttack(loss='dlr') and autoattack(), or without the function applied to the logits."
-    return Alarm(by, excess > LOSS_SLACK * (more + fewer) ** 0.5, reason, figures, advice)
+    return _beaten("loss_beaten", white, other, by, advice, allowance=LOSS_MATTERS, slack=LOSS_SLACK)
 
 
-def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
-    r"""Check whether an attack that knows less, or does less, breaks more than the white-box attack.
+def weaker_attack_wins(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
+    r"""Check whether a weaker attack breaks more images than the white-box attack.
 
-    Such as one step, random noise, a gradient-free search, or images made for another network: none of them can win
-    where the gradient shows the way.
+    One step, random noise, a gradient-free search and images made for another network cannot win if the gradient is
+    informative.
 
     Args:
         white: the verdicts under an iterated white-box attack.
@@ -191,8 +194,8 @@ def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
         by: the name of the weaker attack.
 
     Returns:
-        The alarm, raised where :math:`b - a > 3 \sqrt{a + b}`, for b images broken only by the weaker attack and a only
-        by the white-box attack. Chance raises one comparison of equal attacks in some 700.
+        The alarm, raised if :math:`b - a > 3 \sqrt{a + b}`, for b images broken only by the weaker attack and a only by
+        the white-box attack. Chance raises one comparison of equal attacks in some 700.
 
     Raises:
         ValueError: verdicts on different numbers of images.
@@ -200,39 +203,36 @@ def white_box_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
 
     Example:
         >>> white, noise = Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())
-        >>> white_box_beaten(white, noise, by="random noise").raised
+        >>> weaker_attack_wins(white, noise, by="random noise").raised
         True
     """
-    more, fewer = _only("white_box_beaten", white, other)
+    advice = "Robust accuracy is lower than under the attack: report the worst case over both, or autoattack()."
+    return _beaten("weaker_attack_wins", white, other, by, advice)
+
+
+def _beaten(owner: str, white: Accuracy, other: Accuracy, by: str, advice: str, **margins: float) -> Alarm:
+    raised, more, fewer = _wins(owner, white, other, **margins)
     reason = f"breaks {more} images that the attack does not, misses {fewer} that it breaks"
     figures = {"only": more, "only white box": fewer, "accuracy": other.accuracy, "white box": white.accuracy}
-    advice = "Robust accuracy is lower than under the attack: report the worst case over both, or autoattack()."
-    return Alarm(by, more - fewer > SLACK * (more + fewer) ** 0.5, reason, figures, advice)
+    return Alarm(by, raised, reason, figures, advice)
 
 
-def _only(owner: str, first: Accuracy, second: Accuracy) -> tuple[int, int]:
-    """Return how many images only the second attack breaks, and how many only the first."""
-    for given in (first, second):
-        _check_accuracy(owner, given)
+def _wins(
+    owner: str, first: Accuracy, second: Accuracy, *, allowance: float = 0.0, slack: float = SLACK
+) -> tuple[bool, int, int]:
+    """Return whether the second attack is significantly stronger, and how many images only it and only the first break.
+
+    It must break more images by a fraction ``allowance`` of all images and ``slack`` standard errors.
+    """
+    _check_accuracy(owner, first)
+    _check_accuracy(owner, second)
     if first.correct.shape != second.correct.shape:
         got = f"{len(first.correct)} and {len(second.correct)}"
         raise ValueError(complaint(owner, "verdicts on the same images", got, "Run both attacks on the same batches"))
-    return int((first.correct & ~second.correct).sum()), int((second.correct & ~first.correct).sum())
+    more, fewer = (int((a & ~b).sum()) for a, b in ((first.correct, second.correct), (second.correct, first.correct)))
+    return more - fewer - allowance * len(first.correct) > slack * (more + fewer) ** 0.5, more, fewer
 
 
 def _check_accuracy(owner: str, given: object) -> None:
     if not isinstance(given, Accuracy):
-        remedy = "Pass what robust_accuracy returns"
-        raise TypeError(complaint(owner, "an Accuracy", type_name(given), remedy))
-
-
-def _check_losses(losses: Mapping[float, Tensor]) -> None:
-    owner, remedy = "falling_loss", "Pass {20: losses, 40: losses}, one loss an image"
-    if not isinstance(losses, Mapping):
-        raise TypeError(complaint(owner, "losses to be a mapping", type_name(losses), remedy))
-    for loss in losses.values():
-        check_tensor(owner, "each of losses", loss, remedy=remedy)
-    shapes = {tuple(loss.shape) for loss in losses.values()}
-    if len(losses) < 2 or len(shapes) != 1 or len(min(shapes)) != 1 or min(shapes)[0] < 2:
-        got = ", ".join(str(list(loss.shape)) for loss in losses.values()) or "none"
-        raise ValueError(complaint(owner, "two or more losses of one shape [N] with N >= 2", got, remedy))
+        raise TypeError(complaint(owner, "an Accuracy", type_name(given), "Pass what robust_accuracy returns"))

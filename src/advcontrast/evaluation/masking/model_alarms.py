@@ -1,4 +1,4 @@
-"""Signs that a model hides its gradient which show in the model itself, whatever the attack."""
+"""Alarms from the outputs and gradients of a model, independent of any attack."""
 
 from __future__ import annotations
 
@@ -20,45 +20,46 @@ ROUNDING = 1e-4
 
 
 def train_mode(model: nn.Module) -> Alarm:
-    """Check whether a model was passed with modules in train mode.
+    """Check whether any module of a model is in train mode.
 
-    Everything in this package evaluates in eval mode, whatever mode the model is in. Code that does not would attack
-    batch statistics and dropout, and move the running statistics while it does.
+    Everything in this package evaluates in eval mode. Code that does not would attack batch statistics and dropout, and
+    update the running statistics.
 
     Args:
-        model: the network, as it is about to be evaluated.
+        model: the network, in the mode of the evaluation.
 
     Returns:
-        The alarm, raised where any module is in train mode.
+        The alarm, raised if any module is in train mode.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is not a module.
 
     Example:
         >>> train_mode(torch.nn.Linear(2, 2).eval()).raised
         False
     """
     check_module("train_mode", model)
-    awake = sum(module.training for module in model.modules())
-    every = sum(1 for _ in model.modules())
-    reason, advice = f"{awake} of {every} modules are in train mode", "Call model.eval() before attacking it elsewhere."
-    return Alarm("train mode", awake > 0, reason, {"modules": awake}, advice)
+    training = [module.training for module in model.modules()]
+    reason, count = f"{sum(training)} of {len(training)} modules are in train mode", sum(training)
+    return Alarm(
+        "train mode", count > 0, reason, {"modules": count}, "Call model.eval() before attacking it elsewhere."
+    )
 
 
 def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
     """Check whether two forward passes of the same images differ.
 
-    Against noise inside a model an attack must average gradients over it; one that does not follows a random direction.
+    An attack on a model with internal noise must average gradients over the noise, or it follows a random direction.
 
     Args:
         model: a classifier of images in [0, 1] that returns ``[N, C]``.
         images: ``[N, ...]``, floating point in [0, 1]; a few are enough.
 
     Returns:
-        The alarm, raised where outputs differ by more than rounding.
+        The alarm, raised if the outputs differ by more than rounding.
 
     Raises:
-        ValueError: there is no image, images leave [0, 1], or the output has another shape or is not finite.
+        ValueError: no image, images leave [0, 1], or the output has another shape or is not finite.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -74,18 +75,18 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
 
 
 def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
-    """Check whether, in eval mode, the output for an image depends on the other images of its batch.
+    """Check whether the output for an image depends on the other images of its batch in eval mode.
 
-    It does where a norm uses the statistics of the batch also in eval mode. Attacked images then lean on each other,
-    and the verdict on one of them depends on how they were batched.
+    This happens if a norm uses batch statistics in eval mode too. The result of an attack on one image then depends on
+    the others.
 
     Args:
         model: as for :func:`randomised_output`.
-        images: as for :func:`randomised_output`. They are passed once along with themselves, once along with their
+        images: as for :func:`randomised_output`. They are passed once with a copy of themselves and once with their
             negatives, in batches of twice their number.
 
     Returns:
-        The alarm, raised where the outputs for the same images differ by more than rounding.
+        The alarm, raised if the outputs for the same images differ by more than rounding.
 
     Raises:
         ValueError: as for :func:`randomised_output`.
@@ -99,7 +100,7 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
         x = _some("batch_dependence", images, device)
         outputs = []
         for others in (x, 1 - x):
-            # Both passes draw the same numbers, so that only the neighbours differ.
+            # Both passes draw the same random numbers, so that only the other images differ.
             with kept():
                 outputs.append(_output("batch_dependence", model, torch.cat([x, others]))[: len(x)])
         difference = _difference(*outputs)
@@ -111,15 +112,15 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
 def probability_output(model: nn.Module, images: Tensor) -> Alarm:
     """Check whether a model returns probabilities instead of logits.
 
-    The cross-entropy of a softmax of a softmax is almost flat. The other functions of this package that attack refuse
-    such a model.
+    The cross-entropy of a softmax of a softmax is almost flat. Functions of this package that attack refuse such a
+    model, except :func:`gradient_masking`.
 
     Args:
         model: as for :func:`randomised_output`.
         images: as for :func:`randomised_output`. Black images are passed as well.
 
     Returns:
-        The alarm, raised where all outputs are nonnegative and sum to 1 for each image.
+        The alarm, raised if all outputs are nonnegative and sum to 1 for each image.
 
     Raises:
         ValueError: as for :func:`randomised_output`.
@@ -139,18 +140,18 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
 
 
 def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Alarm:
-    """Tell for how many images the gradient of the cross-entropy gives no direction.
+    """Check for how many images the gradient of the cross-entropy gives no direction.
 
-    It may be exactly zero, as behind a quantisation or where large logits saturate the softmax; not finite; or missing,
-    where the model leaves the graph.
+    It may be exactly zero, as with quantised inputs or large logits that saturate the softmax; not finite; or missing,
+    if the model detaches its input.
 
     Args:
         model: a classifier of images in [0, 1] that returns logits ``[N, C]``.
         batches: pairs of images ``[N, ...]`` in [0, 1] and labels ``[N]``, int64; best only images that are classified
-            correctly, since only those are worth an attack.
+            correctly, the only ones to attack.
 
     Returns:
-        The alarm, raised where that is so for more than a twentieth of the images.
+        The alarm, raised if the gradient gives no direction for more than a twentieth of the images.
 
     Raises:
         ValueError: as for :func:`randomised_output`, or labels leave [0, C).

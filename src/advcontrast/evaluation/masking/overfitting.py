@@ -1,4 +1,4 @@
-"""The failure of training with attacks of one step."""
+"""Catastrophic overfitting, the failure of training with attacks of one step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OWNER = "catastrophic_overfitting"
 
 @dataclass(frozen=True)
 class Overfitting:
-    """The loss of a learner without attack, under one step and under many.
+    """Losses of a learner without attack, under one step and under many.
 
     Attributes:
         clean: loss on the images as they are.
@@ -39,10 +39,9 @@ class Overfitting:
 
     @property
     def alarm(self) -> bool:
-        """Whether one step reaches less than a quarter of a gain that is worth a tenth of the loss.
+        """Whether one step reaches less than a quarter of the gain, and the gain exceeds a tenth of the loss.
 
-        The network has then learned to be steep where one step does not look. On a contrastive loss one step reaches
-        about half of what ten do.
+        On a contrastive loss one step usually reaches about half of the gain of ten.
         """
         return self.share < 0.25 and self.strong - self.clean > 0.1 * abs(self.clean)
 
@@ -52,23 +51,23 @@ def catastrophic_overfitting(
 ) -> Overfitting:
     """Compare a single-step attack on a learner with a strong one.
 
-    A network that is trained with attacks of one step can learn, within one epoch, to be steep only where one step
-    does not look. Its loss in training then falls, and it has no robustness left. The sign is that one step gains far
-    less than many do. Measured on a copy in eval mode, for the same views and random starts; the learner and the global
-    random state do not change, and it need not be trained with one step.
+    A network trained with attacks of one step can lose all robustness within one epoch while its training loss falls:
+    the loss surface becomes steep only where one step does not reach. One step then gains far less than many. The
+    losses are measured on a copy in eval mode, for the same views and random starts. The learner, which may have been
+    trained with any attack, and the global random state do not change.
 
     Args:
         learner: a module as for :func:`advcontrast.engine.fit`, with the attribute ``attack``.
-        batch: what it takes, for example images.
-        eps: radius of both attacks, L-infinity, in units of the images: the one of the training.
-        steps: of the strong attack, each a quarter of the radius; at least 2.
-        seed: of views and random starts.
+        batch: its input, for example images.
+        eps: L-infinity radius of both attacks, in units of the images: the one of the training.
+        steps: steps of the strong attack, each of a quarter of the radius; at least 2.
+        seed: seed of views and random starts.
 
     Returns:
-        The three losses, how much of the gain one step reaches, and whether that is alarming.
+        The three losses, with the share of the gain that one step reaches and the alarm.
 
     Raises:
-        ValueError: the learner has no attack, or does not call it for this batch, or a number is out of its range.
+        ValueError: the learner has no attack, does not call it for this batch, or a number is out of its range.
         TypeError: an argument of the wrong kind.
         RuntimeError: the learner cannot be copied, as in :func:`advcontrast.export_branch`.
 
@@ -94,21 +93,19 @@ def catastrophic_overfitting(
     check_int(_OWNER, "steps", steps, low=2, remedy="10 are usual")
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
     check_copyable(_OWNER, learner)
-    learner = copy.deepcopy(learner)
-    single = PGDAttack(eps=eps, step_size=1.25 * eps, steps=1)
-    strong = _Counted(eps=eps, step_size=eps / 4, steps=steps)
-    clean = PGDAttack(eps=0.0, steps=0)
-    found = Overfitting(*(_loss(learner, attack, batch, seed) for attack in (clean, single, strong)))
-    if not strong.calls:
+    copied = copy.deepcopy(learner)
+    clean = _loss(copied, PGDAttack(eps=0.0, steps=0), batch, seed)
+    single = _loss(copied, PGDAttack(eps=eps, step_size=1.25 * eps, steps=1), batch, seed)
+    attack = _Counted(eps=eps, step_size=eps / 4, steps=steps)
+    strong = _loss(copied, attack, batch, seed)
+    if not attack.calls:
         remedy = "Pass a learner that attacks, such as ACLTrainer(model) in another mode than S2S"
         raise ValueError(complaint(_OWNER, "a learner that calls self.attack", type(learner).__name__, remedy))
-    return found
+    return Overfitting(clean, single, strong)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Counted(PGDAttack):
-    """PGD that counts its calls."""
-
     calls: list[None] = field(default_factory=list)
 
     def __call__(self, *args: Any, **settings: Any) -> Tensor:
@@ -117,8 +114,8 @@ class _Counted(PGDAttack):
 
 
 def _loss(learner: Any, attack: PGDAttack, batch: tuple[Tensor, ...], seed: int) -> float:
-    if isinstance(getattr(learner, "attack", None), nn.Module):
-        del learner.attack  # a module gives its place only to another one
+    if isinstance(learner.attack, nn.Module):
+        del learner.attack  # otherwise only a module can be assigned
     learner.attack = attack
     with kept(seed), eval_mode(learner), torch.no_grad():
         return float(learner(*batch)[0])
