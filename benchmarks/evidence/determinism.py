@@ -26,7 +26,7 @@ from torch.utils.data import TensorDataset
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn
 from advcontrast.engine import fit
-from advcontrast.engine.batches.reader import Reader
+from advcontrast.engine.batches.reader import DataReader
 from advcontrast.norm import checkpoint_context_fn
 from benchmarks.common import conditions, in_group, markdown_table
 
@@ -141,7 +141,7 @@ def trained(
     if evaluate is not None:
         settings["evaluate"] = lambda _: {"mean": embeddings(acl, evaluate).mean().item()}
     torch.manual_seed(seed)
-    data = images() if workers is None else Reader(TensorDataset(images()), workers=workers)
+    data = images() if workers is None else DataReader(TensorDataset(images()), workers=workers)
     fit(acl, data, epochs=EPOCHS, batch_size=BATCH, schedule=watch, **settings)
     return Run(watch.first, weights(acl))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advcontrast.data import ImageSet, ImageStream, cifar10, cifar100, image_folder, train_validation_split
-from advcontrast.engine import Reader
+from advcontrast.engine import DataReader
 
 CACHE = Path("~/.cache/advcontrast").expanduser()
 CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -77,7 +77,7 @@ def load(settings: Common) -> Images:
 
 def streamed(settings: Any, size: int) -> Any:
     """Return the reader of the images that ``--stream`` names."""
-    return Reader(ImageStream(settings.stream, size=size, unreadable=settings.unreadable), workers=settings.workers)
+    return DataReader(ImageStream(settings.stream, size=size, unreadable=settings.unreadable), workers=settings.workers)
 
 
 def _read(data: str, root: Path) -> tuple[ImageSet, ImageSet]:

@@ -40,7 +40,7 @@ MODULES: dict[str, str] = {
     "advcontrast.engine.source": "advcontrast.engine.batches.source",
     "advcontrast.engine.sampling": "advcontrast.engine.batches.plan",
     "advcontrast.engine.reader": "advcontrast.engine.batches.reader",
-    "advcontrast.engine.reading": "advcontrast.engine.batches.stream",
+    "advcontrast.engine.reading": "advcontrast.engine.batches.reader",
     "advcontrast.engine.shelf": "advcontrast.engine.batches.worker",
     "advcontrast.engine.records": "advcontrast.engine.run_folder",
     "advcontrast.engine.identity": "advcontrast.engine.run_settings",

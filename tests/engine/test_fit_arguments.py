@@ -46,7 +46,7 @@ TENSORS = "Pass the images as a tensor [N, C, H, W], or with labels as (images, 
             "images",
             TypeError,
             "expected data to be tensors or a data set, got the path 'images'. "
-            "Pass image_folder(path).x, or ImageStream(path) to read it while it is trained on.",
+            "Pass image_folder(path).x, or ImageStream(path) to read it during training.",
         ),
         (None, TypeError, f"expected data to be tensors, got NoneType. {TENSORS}"),
         (7, TypeError, f"expected data to be tensors, got int. {TENSORS}"),
@@ -59,7 +59,7 @@ def test_wrong_data(data, error, message):
     assert learner.seen == []
 
 
-BATCH = "A batch has two samples at least a process."
+BATCH = "A batch has at least two samples a process."
 
 
 @pytest.mark.parametrize(

@@ -210,8 +210,7 @@ def refused_on_a_rank(settings, n):
         (
             {"batch_size": 5},
             22,
-            "fit: expected batch_size to be a multiple of 2 processes, got 5. "
-            "Every process takes as many samples as the others.",
+            "fit: expected batch_size to be a multiple of 2 processes, got 5. All processes take equal shares.",
         ),
         (
             {},

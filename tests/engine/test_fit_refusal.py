@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from advcontrast import ContrastivePairAugment, NTXentLoss
-from advcontrast.engine import CheckpointMismatchError, Reader
+from advcontrast.engine import CheckpointMismatchError, DataReader
 from advcontrast.optim import EMA
 from tests.engine.learners import (
     Halving,
@@ -195,17 +195,17 @@ def test_another_data_set_of_the_same_length_is_refused(tmp_path, change):
         Subset: lambda: Subset(TensorDataset(x, y), range(22)),
         ConcatDataset: lambda: ConcatDataset([TensorDataset(x[:10], y[:10]), TensorDataset(x[10:], y[10:])]),
     }[same]
-    interrupted(tmp_path, 1.0, data=Reader(data(), workers=0))
+    interrupted(tmp_path, 1.0, data=DataReader(data(), workers=0))
     with pytest.raises(CheckpointMismatchError, match=rf"got data {same.__name__} of 22 samples "):
-        train(Separable(), Reader(change(x, y), workers=0), folder=tmp_path, schedule=1.0)
-    train(Separable(), Reader(data(), workers=0), folder=tmp_path, schedule=1.0)
+        train(Separable(), DataReader(change(x, y), workers=0), folder=tmp_path, schedule=1.0)
+    train(Separable(), DataReader(data(), workers=0), folder=tmp_path, schedule=1.0)
 
 
 def test_fingerprints_are_compared_to_the_end(tmp_path):
     def data(version):
         samples = Named(*labelled())
         samples.name = f"images for training, version {version}"
-        return Reader(samples, workers=0)
+        return DataReader(samples, workers=0)
 
     interrupted(tmp_path, 1.0, data=data(1))
     with pytest.raises(CheckpointMismatchError, match=r"version 2 instead of .*version 1"):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from advcontrast.data.decoding import UnreadableImageError
 from advcontrast.data.stream import ImageStream
-from advcontrast.engine.batches.reader import Reader
+from advcontrast.engine.batches.reader import DataReader
 from tests.data.test_folder import empty
 from tests.engine.learners import (
     Halving,
@@ -50,13 +50,13 @@ def _nobody_left():
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 3}, {"batch_size": 5}, {"batch_size": 64}, {"epochs": 3}])
 def test_a_folder_trains_as_its_tensor_does(folder, workers, settings):
     expected = trained(images(), **settings)
-    assert same(trained(Reader(ImageStream(folder, size=8), workers=workers), **settings), expected)
+    assert same(trained(DataReader(ImageStream(folder, size=8), workers=workers), **settings), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_acl_trains_on_a_folder_as_on_its_tensor(folder, workers):
     expected = trained(images(), acl())
-    assert same(trained(Reader(ImageStream(folder, size=8), workers=workers), acl()), expected)
+    assert same(trained(DataReader(ImageStream(folder, size=8), workers=workers), acl()), expected)
 
 
 def test_a_data_set_is_read_as_by_a_reader(folder):
@@ -68,7 +68,7 @@ def test_a_data_set_is_read_as_by_a_reader(folder):
 def test_samples_may_have_several_parts(workers):
     x, y = labelled()
     expected = trained((x, y), Separable())
-    assert same(trained(Reader(TensorDataset(x, y), workers=workers), Separable()), expected)
+    assert same(trained(DataReader(TensorDataset(x, y), workers=workers), Separable()), expected)
 
 
 class Numbered(Dataset):
@@ -80,29 +80,29 @@ class Numbered(Dataset):
 
 
 def test_numbers_become_tensors():
-    assert same(trained(Reader(Numbered(), workers=0), Separable()), trained(labelled(), Separable()))
+    assert same(trained(DataReader(Numbered(), workers=0), Separable()), trained(labelled(), Separable()))
 
 
 def test_groups_work_as_with_tensors(folder):
     groups = torch.arange(22) % 2
     expected = trained(images(), groups=groups)
-    assert same(trained(Reader(ImageStream(folder, size=8), workers=1), groups=groups), expected)
+    assert same(trained(DataReader(ImageStream(folder, size=8), workers=1), groups=groups), expected)
 
 
 def test_a_subset_can_be_read(folder):
     subset = Subset(ImageStream(folder, size=8), range(4, 16))
-    assert same(trained(Reader(subset, workers=1)), trained(images()[4:16]))
+    assert same(trained(DataReader(subset, workers=1)), trained(images()[4:16]))
 
 
 def test_what_a_sample_draws_does_not_depend_on_the_workers():
-    one, seen = trained(Reader(Drawn(), workers=0))
+    one, seen = trained(DataReader(Drawn(), workers=0))
     assert seen[:3] != seen[3:]
     for workers in (1, 2, 3):
-        assert same(trained(Reader(Drawn(), workers=workers)), (one, seen))
+        assert same(trained(DataReader(Drawn(), workers=workers)), (one, seen))
 
 
 def test_samples_draw_something_else_in_every_epoch_and_with_every_seed():
-    first, second = (trained(Reader(Drawn(), workers=0), seed=seed)[1] for seed in (0, 1))
+    first, second = (trained(DataReader(Drawn(), workers=0), seed=seed)[1] for seed in (0, 1))
     values = [sorted(value for batch in batches for value in batch) for batches in (first[:3], first[3:], second[:3])]
     assert len({tuple(value) for value in values}) == 3
 
@@ -112,7 +112,7 @@ def test_samples_draw_something_else_in_every_epoch_and_with_every_seed():
 @pytest.mark.parametrize("kind", ["folder", "drawn"])
 def test_resumed_at_any_step_equals_uninterrupted(folder, tmp_path, workers, stop, kind):
     def data(workers):
-        return Reader(ImageStream(folder, size=8) if kind == "folder" else Drawn(), workers=workers)
+        return DataReader(ImageStream(folder, size=8) if kind == "folder" else Drawn(), workers=workers)
 
     expected, _ = trained(data(0))
     with pytest.raises(Interrupted):
@@ -123,9 +123,9 @@ def test_resumed_at_any_step_equals_uninterrupted(folder, tmp_path, workers, sto
 def test_resuming_reads_only_what_is_left(tmp_path):
     data = Misbehaving(None, None)
     with pytest.raises(Interrupted):
-        trained(Reader(data, workers=0), folder=tmp_path, save_every=1, schedule=Halving(2))
+        trained(DataReader(data, workers=0), folder=tmp_path, save_every=1, schedule=Halving(2))
     data.reads.zero_()
-    _, seen = trained(Reader(data, workers=0), folder=tmp_path)
+    _, seen = trained(DataReader(data, workers=0), folder=tmp_path)
     assert int(data.reads.sum()) == sum(map(len, seen))
     assert len(seen) == 4
 
@@ -151,7 +151,7 @@ def test_another_folder_is_another_run(folder, tmp_path):
 
 def test_reading_leaves_the_generators_alone(folder):
     first, _ = trained(images())
-    second, _ = trained(Reader(Drawn(), workers=0))
+    second, _ = trained(DataReader(Drawn(), workers=0))
     assert same(first["random"], second["random"])
 
 
@@ -175,7 +175,7 @@ class Counting(Pictures):
 def test_no_more_is_held_than_was_said(workers, prefetch):
     data = Misbehaving(None, None, n=240)
     learner = Counting(data)
-    train(learner, Reader(data, workers=workers, prefetch=prefetch), batch_size=4, epochs=1)
+    train(learner, DataReader(data, workers=workers, prefetch=prefetch), batch_size=4, epochs=1)
     assert 4 <= max(learner.ahead) <= (workers * prefetch + 1) * 4
     assert len(learner.seen) == 60
 
@@ -190,10 +190,10 @@ def test_an_unreadable_file_is_named_and_the_last_checkpoint_is_good(folder, tmp
     with pytest.raises(
         UnreadableImageError, match=rf"^ImageStream: expected an image in {name}, got .*Remove the file"
     ):
-        trained(Reader(ImageStream(folder, size=8), workers=workers), folder=tmp_path, save_every=1)
+        trained(DataReader(ImageStream(folder, size=8), workers=workers), folder=tmp_path, save_every=1)
     write(folder, images())
     expected, _ = trained(images())
-    assert same(trained(Reader(ImageStream(folder, size=8), workers=workers), folder=tmp_path)[0], expected)
+    assert same(trained(DataReader(ImageStream(folder, size=8), workers=workers), folder=tmp_path)[0], expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -205,7 +205,7 @@ def test_skipped_files_are_replaced_named_once_and_counted(folder, workers):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         learner = Pictures()
-        history = train(learner, Reader(stream, workers=workers), batch_size=11)
+        history = train(learner, DataReader(stream, workers=workers), batch_size=11)
     replaced = images()
     replaced[7], replaced[12] = replaced[8], replaced[13]
     expected = Pictures()
@@ -221,7 +221,7 @@ def test_the_count_survives_an_interruption(folder, tmp_path):
     empty(folder / "007.png")
 
     def skipping():
-        return Reader(ImageStream(folder, size=8, unreadable="skip", tolerance=0.1), workers=0)
+        return DataReader(ImageStream(folder, size=8, unreadable="skip", tolerance=0.1), workers=0)
 
     with pytest.warns(UserWarning, match="skipped"):
         expected = trained(skipping())[0]
@@ -245,7 +245,7 @@ def test_a_folder_full_of_garbage_does_not_train(folder, workers):
     learner = Pictures()
     stream = ImageStream(folder, size=8, unreadable="skip", tolerance=0.2)
     with pytest.raises(UnreadableImageError, match=r"expected at most 4 unreadable of 22 images in .*, got 5 in a row"):
-        train(learner, Reader(stream, workers=workers))
+        train(learner, DataReader(stream, workers=workers))
     assert learner.seen == []
 
 
@@ -259,14 +259,14 @@ def test_skipping_ends_where_too_many_files_are_unreadable(folder, workers):
         pytest.warns(UserWarning, match="skipped"),
         pytest.raises(UnreadableImageError, match=message),
     ):
-        train(Pictures(), Reader(stream, workers=workers))
+        train(Pictures(), DataReader(stream, workers=workers))
 
 
 # Two processes.
 
 
 def streamed_on_a_rank(folder):
-    data = images() if folder is None else Reader(ImageStream(folder, size=8), workers=0)
+    data = images() if folder is None else DataReader(ImageStream(folder, size=8), workers=0)
     learner = Pictures()
     history = train(learner, data)
     return {name: value.tolist() for name, value in weights(learner).items()}, learner.seen, timeless(history)
@@ -286,14 +286,14 @@ def test_two_processes_with_workers_train_on_a_folder_as_on_its_tensor(folder, t
         import torch
         import torch.distributed as dist
         from advcontrast.data.stream import ImageStream
-        from advcontrast.engine.batches.reader import Reader
+        from advcontrast.engine.batches.reader import DataReader
         from tests.engine.learners import images, same, train, weights
         from tests.engine.streams import Pictures
 
         torch.set_num_threads(1)
         dist.init_process_group("gloo")
         found = []
-        for data in (images(), Reader(ImageStream({str(folder)!r}, size=8), workers=2)):
+        for data in (images(), DataReader(ImageStream({str(folder)!r}, size=8), workers=2)):
             learner = Pictures()
             train(learner, data)
             found.append((weights(learner), learner.seen))
@@ -309,7 +309,7 @@ def test_two_processes_with_workers_train_on_a_folder_as_on_its_tensor(folder, t
 def read_on_a_rank():
     data = Misbehaving(None, None)
     learner = Pictures()
-    train(learner, Reader(data, workers=0))
+    train(learner, DataReader(data, workers=0))
     return int(data.reads.sum()), sum(map(len, learner.seen))
 
 
@@ -323,7 +323,7 @@ def skipped_on_a_rank(folder):
     stream = ImageStream(folder, size=8, unreadable="skip", tolerance=0.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return [row["unreadable"] for row in train(Pictures(), Reader(stream, workers=0), batch_size=22)]
+        return [row["unreadable"] for row in train(Pictures(), DataReader(stream, workers=0), batch_size=22)]
 
 
 @pytest.mark.distributed

@@ -17,8 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from advcontrast.data.stream import ImageStream
 from advcontrast.engine import Checkpoint
 from advcontrast.engine.batches.plan import Plan
-from advcontrast.engine.batches.reader import Reader
-from advcontrast.engine.batches.stream import Reading
+from advcontrast.engine.batches.reader import DataReader
 from tests.engine.faults import exit_code, fork
 from tests.engine.learners import (
     images,
@@ -64,7 +63,7 @@ def fail():
 
 
 MEMORY = "Memory may be short: try fewer workers. The next run resumes from the last checkpoint."
-SHARED = "Shared memory may be short, see df /dev/shm; enlarge it, or pass Reader workers=0."
+SHARED = "Shared memory may be short, see df /dev/shm; enlarge it, or pass DataReader workers=0."
 
 
 @pytest.mark.parametrize(
@@ -84,9 +83,9 @@ def test_a_worker_that_dies_is_named_and_the_last_checkpoint_is_good(tmp_path, d
         f"{remedy}"
     )
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
-        trained(Reader(data, workers=workers, timeout=4, prefetch=1), folder=tmp_path, save_every=1)
+        trained(DataReader(data, workers=workers, timeout=4, prefetch=1), folder=tmp_path, save_every=1)
     data.at = None
-    assert same(trained(Reader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
+    assert same(trained(DataReader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
 
 
 class Assassin(Pictures):
@@ -117,7 +116,7 @@ def test_a_worker_killed_while_the_learner_learns_is_noticed_at_once(tmp_path):
     learner = Assassin()
     learner.data = Known()
     with pytest.raises(RuntimeError, match=r"^fit: .* one of 2 killed by SIGKILL( while it read .*)?\. Memory"):
-        train(learner, Reader(learner.data, workers=2), folder=tmp_path, save_every=1)
+        train(learner, DataReader(learner.data, workers=2), folder=tmp_path, save_every=1)
     assert Checkpoint(tmp_path / "checkpoints").steps() == [1, 2]
 
 
@@ -137,7 +136,7 @@ def test_a_connection_that_breaks_shortly_before_its_worker_is_found_dead_is_rep
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", receive)
     message = r"^fit: .* one of 1 killed by SIGKILL while it read sample 5\. Memory"
     with pytest.raises(RuntimeError, match=message):
-        trained(Reader(Misbehaving(5, die_slowly), workers=1), batch_size=22)
+        trained(DataReader(Misbehaving(5, die_slowly), workers=1), batch_size=22)
 
 
 def test_an_error_of_the_connection_alone_is_not_reworded(monkeypatch):
@@ -145,9 +144,9 @@ def test_an_error_of_the_connection_alone_is_not_reworded(monkeypatch):
         raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", receive)
-    monkeypatch.setattr("advcontrast.engine.batches.stream._GOING", 0.2)
+    monkeypatch.setattr("advcontrast.engine.batches.reader._PATIENCE", 0.2)
     with pytest.raises(ConnectionResetError):
-        trained(Reader(Misbehaving(None, None), workers=1))
+        trained(DataReader(Misbehaving(None, None), workers=1))
 
 
 class Sleeping(Misbehaving):
@@ -168,7 +167,7 @@ def test_workers_end_in_the_middle_of_a_sample_when_the_run_is_killed():
 
     def job():
         plan = Plan(samples=22, batch_size=1, seed=0, groups=None)
-        data = Reading(Reader(Sleeping(writing), workers=2))
+        data = DataReader(Sleeping(writing), workers=2)
         with data.batches(plan, torch.device("cpu"), epochs=range(1), skip=0) as batches:
             next(batches)
 
@@ -194,12 +193,12 @@ def test_a_worker_that_hangs_is_ended_and_what_it_waited_for_is_named(tmp_path, 
     message = (
         rf"^fit: expected a sample from any of {workers} workers within 3 s, got none while they read "
         rf"{re.escape(waiting)}( and {re.escape(waiting)})?\. "
-        r"Look at the disk, or pass Reader a longer timeout; the last checkpoint is good\.$"
+        r"Look at the disk, or pass DataReader a longer timeout; the last checkpoint is good\.$"
     )
     with pytest.raises(RuntimeError, match=message):
-        trained(Reader(data, workers=workers, timeout=3, prefetch=1), folder=tmp_path, save_every=1)
+        trained(DataReader(data, workers=workers, timeout=3, prefetch=1), folder=tmp_path, save_every=1)
     monkeypatch.undo()
-    assert same(trained(Reader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
+    assert same(trained(DataReader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
 
 
 class Hanging:
@@ -225,7 +224,7 @@ class Slow(Misbehaving):
 def test_a_slow_disk_only_slows():
     # A batch takes longer than the timeout, and no sample does.
     settings = {"batch_size": 22, "epochs": 1}
-    slow = Reader(Slow(None, None), workers=1, timeout=2.5, prefetch=1)
+    slow = DataReader(Slow(None, None), workers=1, timeout=2.5, prefetch=1)
     assert same(trained(slow, **settings)[0], trained(images(), **settings)[0])
 
 
@@ -236,7 +235,7 @@ def test_an_error_of_the_data_set_is_named_with_its_sample(workers):
 
     message = "fit: expected sample 5 of Misbehaving, got KeyError: 'five'. Look at its __getitem__."
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$") as caught:
-        trained(Reader(Misbehaving(5, break_), workers=workers))
+        trained(DataReader(Misbehaving(5, break_), workers=workers))
     assert "in break_" in str(caught.value.__cause__)
 
 
@@ -264,7 +263,7 @@ def test_a_signal_to_all_processes_is_obeyed_by_the_one_that_saves(tmp_path):
         import os, signal, sys
         os.setsid()
         sys.path.insert(0, {str(ROOT)!r})
-        from advcontrast.engine.batches.reader import Reader
+        from advcontrast.engine.batches.reader import DataReader
         from tests.engine.learners import train
         from tests.engine.streams import Misbehaving, Pictures
 
@@ -274,7 +273,7 @@ def test_a_signal_to_all_processes_is_obeyed_by_the_one_that_saves(tmp_path):
                     os.killpg(0, signal.SIGTERM)
                 return super().forward(x)
 
-        train(Signalled(), Reader(Misbehaving(None, None), workers=2), epochs=9, folder={str(tmp_path)!r})
+        train(Signalled(), DataReader(Misbehaving(None, None), workers=2), epochs=9, folder={str(tmp_path)!r})
     """
     done = run("-c", textwrap.dedent(script))
     assert done.returncode == 0, done.stderr
@@ -289,7 +288,7 @@ def test_ctrl_c_leaves_no_process_behind(folder, tmp_path):
             return super().forward(x)
 
     with pytest.raises(KeyboardInterrupt):
-        train(Signalled(), Reader(ImageStream(folder, size=8), workers=2), folder=tmp_path)
+        train(Signalled(), DataReader(ImageStream(folder, size=8), workers=2), folder=tmp_path)
     assert last_checkpoint(tmp_path)[0] == 4
 
 
@@ -300,7 +299,7 @@ def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_pat
         sys.path.insert(0, {str(ROOT)!r})
         import torch
         from advcontrast.data.stream import ImageStream
-        from advcontrast.engine.batches.reader import Reader
+        from advcontrast.engine.batches.reader import DataReader
         from tests.engine.learners import images, same, train, weights
         from tests.engine.streams import Misbehaving, Pictures
 
@@ -309,13 +308,13 @@ def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_pat
             multiprocessing.set_start_method("spawn")
             learner, expected = Pictures(), Pictures()
             train(expected, images(), epochs=1)
-            data = Reader(ImageStream({str(folder)!r}, size=8), workers=1)
+            data = DataReader(ImageStream({str(folder)!r}, size=8), workers=1)
             thread = threading.Thread(target=train, args=(learner, data), kwargs=dict(epochs=1))
             thread.start()
             thread.join()
             assert same(weights(learner), weights(expected))
             try:
-                train(Pictures(), Reader(Misbehaving(1, lambda: 0), workers=1))
+                train(Pictures(), DataReader(Misbehaving(1, lambda: 0), workers=1))
             except RuntimeError as error:
                 print(error)
 
@@ -327,7 +326,7 @@ def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_pat
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("fit: expected Misbehaving to be taken over by 1 worker processes, got ")
     assert done.stdout.endswith(
-        "Define what it holds in a module, so that it can be pickled, or pass Reader workers=0.\n"
+        "Define what it holds in a module, so that it can be pickled, or pass DataReader workers=0.\n"
     )
 
 
@@ -336,7 +335,7 @@ def test_a_worker_that_dies_is_noticed_in_a_thread_too():
 
     def work():
         try:
-            train(Pictures(), Reader(Misbehaving(5, kill), workers=2, timeout=5))
+            train(Pictures(), DataReader(Misbehaving(5, kill), workers=2, timeout=5))
         except RuntimeError as error:
             found.append(str(error))
 

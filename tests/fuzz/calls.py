@@ -524,7 +524,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "engine.forward_equivalents": lambda _: call(
         with_batch(engine.forward_equivalents), learner=learner(), images=images(), labels=labels()
     ),
-    "engine.Reader": lambda _: call(engine.Reader, dataset=data_set(), workers=0, timeout=1.0, prefetch=1),
+    "engine.DataReader": lambda _: call(engine.DataReader, dataset=data_set(), workers=0, timeout=1.0, prefetch=1),
     "engine.steps_per_epoch": lambda _: call(engine.steps_per_epoch, samples=10, batch_size=3),
     "strategies.ACLTrainer": lambda _: call(
         strategies.ACLTrainer,

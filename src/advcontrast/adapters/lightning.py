@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_module, complaint, type_name
-from ..engine.arguments import check_parameters
+from ..engine.fit import check_parameters
 
 try:
     try:

@@ -1,7 +1,7 @@
 """The training loop, its checkpoints and the batches that it reads."""
 
 from .. import _deprecated
-from .batches import Reader as Reader
+from .batches import DataReader as DataReader
 from .batches import steps_per_epoch as steps_per_epoch
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import CheckpointBusyError as CheckpointBusyError
@@ -21,7 +21,7 @@ __all__ = [
     "CheckpointMismatchError",
     "CheckpointVersionError",
     "CheckpointWriteError",
-    "Reader",
+    "DataReader",
     "fit",
     "forward_equivalents",
     "steps_per_epoch",

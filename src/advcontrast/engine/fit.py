@@ -1,81 +1,109 @@
-"""The training loop."""
+"""Training loop."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from inspect import signature
 from itertools import islice
+from numbers import Real
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from .. import distributed
-from .._checks import check_bool, check_choice, check_int, complaint
+from .._checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_module,
+    check_path,
+    check_real,
+    check_tensor,
+    complaint,
+    type_name,
+)
 from .._memory_format import choose_memory_format
 from .._progress import ProgressBar, check_progress
 from ..optim.ema import EMA
 from ..optim.lars import LARS
 from ..optim.schedules import WarmupCosine
-from .arguments import check_data, check_optimizer, check_parts, check_savable, warn_of_untrained
+from ..surgery.sync_batchnorm import SynchronisedNorm
 from .batches.plan import Plan
-from .batches.reader import Reader
-from .batches.source import Batch
+from .batches.reader import DataReader
+from .batches.source import Source, source_of
+from .batches.worker import Batch
 from .metrics import Row
-from .parallel import LOST, agree, check_shares
 from .run import Run
-from .run_folder import Records
-from .run_settings import identity
+from .run_folder import RunFolder
+from .run_settings import run_settings, weights_of
 from .signals import termination
 
 _OWNER = "fit"
+CONNECTION_LOST_REMEDY = (
+    "Look for the first message of all; started again, the run goes on from the last checkpoint, which is good"
+)
 _LOG = logging.getLogger(__name__)
-_ASK_EVERY = 16
+_POLL = 16  # steps between two questions to the other processes whether to stop
 
 
-@distributed.explain_lost_peer(_OWNER, LOST)
+@distributed.explain_lost_peer(_OWNER, CONNECTION_LOST_REMEDY)
 def fit(
     learner: nn.Module,
-    data: Tensor | Sequence[Tensor] | Dataset[Any] | Reader,
+    data: Tensor | Sequence[Tensor] | Dataset[Any] | DataReader,
     *,
+    # Training
     epochs: int,
     batch_size: int = 512,
     optimizer: Optimizer | None = None,
     schedule: Callable[[int], float] | float | None = None,
     seed: int = 0,
     groups: Tensor | None = None,
-    evaluate: Callable[[int], Mapping[str, float]] | None = None,
-    select: str | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    save_every: int | None = None,
     accumulate: int = 1,
     amp: Literal["off", "bf16", "fp16"] = "off",
     ema: EMA | None = None,
     compile: bool = False,  # noqa: A002 (the field's word)
+    # Evaluation
+    evaluate: Callable[[int], Mapping[str, float]] | None = None,
+    select: str | None = None,
+    # Output
+    folder: str | os.PathLike[str] | None = None,
+    save_every: int | None = None,
     tensorboard: bool = False,
     progress: bool | None = None,
 ) -> list[Row]:
     """Train a learner.
 
     A learner is a module whose forward pass is a training step, as :class:`advcontrast.ACLTrainer` is: it takes a batch
-    of each tensor of ``data`` and returns a loss and a dict of scalars to report. Augmentation and attack are the
-    learner's; ``fit`` runs the loop alone.
+    of each tensor of ``data`` and returns a loss and a dict of scalars to report. The learner owns augmentation and
+    attack; ``fit`` owns the loop only.
+
+    The keyword arguments form three groups. Most runs set a few of the first group and ``folder``.
+
+    - *Training*: ``epochs``, ``batch_size``, ``optimizer``, ``schedule``, ``seed``, ``groups``, ``accumulate``,
+      ``amp``, ``ema``, ``compile``
+    - *Evaluation*: ``evaluate``, ``select``
+    - *Output*: ``folder``, ``save_every``, ``tensorboard``, ``progress``
 
     With a ``folder`` the run can be interrupted. Checkpoints hold everything that changes: on the CPU, in one process
-    or two, a resumed run ends with the very weights of an uninterrupted one. (With more processes DDP adds up in
-    another order after a restart; a GPU is as exact as its kernels are deterministic.) Called again with the same
-    arguments, ``fit`` continues; when the run is complete it returns at once. SIGTERM saves after the current step and
-    exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
+    or two, a resumed run ends with the same weights as an uninterrupted one, bit-identical. (With more processes DDP
+    adds up in another order after a restart; a GPU is as exact as its kernels are deterministic.) Called again with the
+    same arguments, ``fit`` continues; a complete run returns at once. SIGTERM saves after the current step and exits
+    with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
 
     Under ``torchrun``, with a process group, each process takes its share of every batch. Batches, steps and rates do
     not depend on the number of processes, and a run may be continued by another number of them. Only the first process
-    needs the ``folder``. When ``fit`` returns all have the same weights, and the running statistics of the first
+    needs the ``folder``. When ``fit`` returns, all have the same weights, and the running statistics of the first
     process; :func:`advcontrast.surgery.convert_sync_batchnorm` makes them those of the whole batch.
 
     Args:
@@ -83,39 +111,39 @@ def fit(
             with 3-d convolutions, and on a CPU for those so narrow that PyTorch crashes in that format.
         data: tensors with one entry a sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and whatever else
             the learner takes. They are moved to the device of the learner as a whole. Or a map-style data set, such as
-            :class:`advcontrast.data.ImageStream`, that is read while it is trained on; :class:`Reader` says how.
+            :class:`advcontrast.data.ImageStream`, that is read during training; see :class:`DataReader`.
         epochs: passes over the data, at least 1.
         batch_size: samples a step, of all processes together, who share them equally. The last batch of an epoch is
             filled up with the first samples of the epoch; if there are fewer samples than that, a step takes all.
-        optimizer: of the learner's parameters, by default :class:`~advcontrast.optim.LARS` with the ACL code's rate of
-            5. ``schedule`` scales the learning rates that it has at the time of the call; afterwards it has them again.
+        optimizer: of the learner's parameters, by default :class:`LARS` with the ACL code's rate of 5. Its learning
+            rates at the time of the call are those that ``schedule`` scales; afterwards it has them again.
         schedule: ``schedule(step)``, the fraction of the optimizer's learning rate to use, a function of the step
             alone; or one fraction for all steps, such as 1.0. By default, also for an ``optimizer`` that is passed,
-            :class:`~advcontrast.optim.WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is
-            shorter. The first line of the log names it.
+            :class:`WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is shorter. The first
+            line of the log names it.
         seed: of the order of the samples. Everything else draws from torch's global generators, which are never
             seeded here.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
-        evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it. It
-            must leave the learning rates of the optimizer alone, which are those of ``schedule``.
-        select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
-            must return it after the first epoch, and may leave it out after others; NaN counts as the lowest value. A
-            name with the word "test" in it is refused: what is selected on test images is not tested by them.
-        folder: where to keep ``checkpoints/``, ``metrics.csv`` and ``tensorboard/``.
-        save_every: steps between checkpoints, beside those at the end of each epoch.
-        accumulate: into how many parts to cut each batch to save memory; their gradients are added up. Refused for a
-            learner whose loss compares the samples of a batch with each other.
+        accumulate: number of parts into which each batch is cut to save memory; their gradients are added up. Refused
+            for a learner whose loss compares the samples of a batch with each other.
         amp: ``"bf16"`` or ``"fp16"`` runs the learner under autocast; fp16 with a gradient scaler.
         ema: average of ``learner.model`` to update after each step.
         compile: whether to compile ``learner.model`` in place, each graph once: in ``evaluate``, where batches may have
             another size, it runs uncompiled.
+        evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it. It
+            must leave the learning rates of the optimizer alone, which are those of ``schedule``.
+        select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
+            must return it after the first epoch, and may leave it out after others; NaN counts as the lowest value. A
+            name with the word "test" in it is refused: a score on images that selected the model does not test it.
+        folder: where to keep ``checkpoints/``, ``metrics.csv`` and ``tensorboard/``.
+        save_every: steps between checkpoints, beside those at the end of each epoch.
         tensorboard: whether to write the metrics for TensorBoard too.
         progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only.
 
     Returns:
         A row for each epoch: its number, the steps taken, learning rate, seconds, the means of the loss and of the
-        learner's terms, and what ``evaluate`` returned. ``unreadable`` is the share of samples in whose place another
-        one was taken, for a data set that does so.
+        learner's terms, and what ``evaluate`` returned. ``unreadable`` is the share of samples that others replace, for
+        a data set that does so.
 
     Raises:
         ValueError: an argument out of its range; data that is empty, not finite or of unequal lengths; an optimizer of
@@ -141,42 +169,22 @@ def fit(
         >>> sorted(history[0])[:4]
         ['alignment_adv', 'alignment_clean', 'epoch', 'loss']
     """
-    source = check_data(learner, data, batch_size, groups)
-    check_parts(optimizer, schedule, evaluate, select, folder, ema)
-    if optimizer is not None:
-        check_optimizer(_OWNER, learner, optimizer)
-        warn_of_untrained(learner, optimizer)
-    samples = source.lengths[0]
-    check_shares(learner, samples, batch_size)
-    for name, number in (("epochs", epochs), ("accumulate", accumulate)):
-        check_int(_OWNER, name, number, low=1, remedy="Pass a number of at least 1")
-    check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
-    check_choice(_OWNER, "amp", amp, ("off", "bf16", "fp16"))
-    check_bool(_OWNER, "compile", compile, remedy="True compiles learner.model")
-    check_bool(_OWNER, "tensorboard", tensorboard, remedy="True writes folder/tensorboard")
-    check_progress(_OWNER, progress)
-    if save_every is not None:
-        check_int(_OWNER, "save_every", save_every, low=1, remedy="Pass a number of steps, or None")
-    if (ema is not None or compile) and not isinstance(getattr(learner, "model", None), nn.Module):
-        remedy = "Hold the network in an attribute of that name"
-        raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", remedy))
-    if folder is not None:
-        check_savable(learner)
-    elif tensorboard or save_every is not None:
-        raise ValueError(complaint(_OWNER, "a folder to write to", "None", "Pass folder="))
-    if accumulate > 1 and getattr(learner, "couples_samples", False):
-        expected = f"accumulate to be 1 for {type(learner).__name__}, whose loss compares all images of a batch"
-        remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"
-        raise ValueError(complaint(_OWNER, expected, repr(accumulate), remedy))
+    # Validate
+    _check_learner(learner)
+    source = source_of(data)
+    _check_data(learner, source, batch_size, groups)
+    _check_training(learner, epochs, optimizer, schedule, seed, accumulate, amp, ema, compile)
+    _check_evaluation(evaluate, select)
+    _check_output(learner, folder, save_every, tensorboard, progress)
 
+    # Prepare
     memory_format = choose_memory_format(learner)
-    device = next(learner.parameters()).device
-    plan = Plan(samples=samples, batch_size=batch_size, seed=seed, groups=groups)
+    plan = Plan(samples=source.lengths[0], batch_size=batch_size, seed=seed, groups=groups)
     steps = epochs * plan.steps
     optimizer = LARS(learner.parameters(), lr=5.0) if optimizer is None else optimizer
     schedule = WarmupCosine(steps, warmup=min(10 * plan.steps, steps // 10)) if schedule is None else schedule
     settings = {
-        **identity(learner, source.identity(), groups, optimizer, schedule, ema),
+        **run_settings(learner, source.identity(), groups, optimizer, schedule, ema),
         "epochs": epochs,
         "steps": steps,
         "batch_size": batch_size,
@@ -186,57 +194,196 @@ def fit(
         "amp": amp,
     }
     run = Run(learner, optimizer, schedule, amp, ema, settings)
-    records = Records(folder, tensorboard=tensorboard)
-    agree(learner, ema, settings)
+    run.broadcast_initial_state()
+    run_folder = RunFolder(folder, tensorboard=tensorboard)
+    first = distributed.rank() == 0
+
+    # Run
     with ExitStack() as stack:
         stack.callback(run.reset_rates)
-        stack.enter_context(records.resumed(run))
-        if distributed.rank() == 0:
+        stack.enter_context(run_folder.resumed(run))
+        if first:
             peaks = " and ".join(dict.fromkeys(f"{float(peak):.4g}" for peak in run.peaks))
             _LOG.info("%s with lr %s, schedule %s", type(optimizer).__name__, peaks, settings["schedule"])
-        asked = stack.enter_context(termination(folder is not None))
-        visible = progress if distributed.rank() == 0 else False
-        bar = stack.enter_context(ProgressBar(steps, unit="step", shown=visible, done=run.step))
-        after = ""
+        request = stack.enter_context(termination(deferred=folder is not None))
+        bar = stack.enter_context(ProgressBar(steps, unit="step", shown=progress if first else False, done=run.step))
         done = len(run.history)
-        left = source.batches(plan, device, epochs=range(done, epochs), skip=run.step - done * plan.steps)
+        left = source.batches(plan, run.device, epochs=range(done, epochs), skip=run.step - done * plan.steps)
         batches = stack.enter_context(left)
-        if compile and len(run.history) < epochs:
+        if compile and done < epochs:
             learner.get_submodule("model").compile()
         wrapped = DistributedDataParallel(learner) if distributed.world_size() > 1 else learner
-        while len(run.history) < epochs:
-            epoch, started = len(run.history), time.monotonic()
+        after = ""
+        for epoch in range(done + 1, epochs + 1):
+            started = time.monotonic()
             learner.train()
-            for batch, replaced in islice(batches, (epoch + 1) * plan.steps - run.step):
-                run.take_step(_cut(batch, accumulate, memory_format), wrapped)
+            for batch, replaced in islice(batches, epoch * plan.steps - run.step):
+                run.take_step(_parts(batch, accumulate, memory_format), wrapped)
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
                 bar.update(lambda: f"loss {run.means.loss():.4g}{after}")  # noqa: B023 (called at once)
                 # The last step of an epoch is saved together with the row of the epoch.
-                if run.step < (epoch + 1) * plan.steps:
-                    stop = run.step % _ASK_EVERY == 0 or distributed.world_size() == 1
-                    stop = stop and asked.wanted()
+                if run.step < epoch * plan.steps:
+                    stop = (wrapped is learner or run.step % _POLL == 0) and request.stop_requested()
                     if stop or (save_every is not None and run.step % save_every == 0):
-                        records.save(run)
+                        run_folder.save(run)
                     if stop:
-                        asked.end()
+                        request.exit()
             with torch.compiler.set_stance("force_eager") if compile else nullcontext():
                 row = run.end_epoch(started, evaluate, select)
-            records.save(run)
-            records.report(run)
-            shown = {name: value for name, value in row.items() if name not in ("step", "seconds")}
-            line = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            run_folder.save(run)
+            run_folder.report(run)
+            line = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "seconds"))
             bar.set_postfix_str(line)
             after = f" after {line}"
-            if distributed.rank() == 0:
+            if first:
                 _LOG.info(line)
-            if asked.wanted():
-                asked.end()
+            if request.stop_requested():
+                request.exit()
     run.take_best()
     return run.history
 
 
-def _cut(batch: Batch, parts: int, memory_format: torch.memory_format) -> list[Batch]:
-    """Cut a batch into so many parts, or into single samples."""
+def _parts(batch: Batch, number: int, memory_format: torch.memory_format) -> list[Batch]:
+    """Cut a batch into parts, or into single samples if it has fewer."""
     batch = tuple(x.contiguous(memory_format=memory_format) if x.dim() == 4 else x for x in batch)
-    return [*zip(*(x.tensor_split(min(parts, len(x))) for x in batch), strict=True)]
+    return [*zip(*(x.tensor_split(min(number, len(x))) for x in batch), strict=True)]
+
+
+def _check_learner(learner: Any) -> None:
+    """Require a module with parameters to train."""
+    check_module(_OWNER, learner)
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        remedy = "Unfreeze what is to be trained"
+        raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", remedy))
+
+
+def _check_data(learner: nn.Module, source: Source, batch_size: int, groups: Tensor | None) -> None:
+    """Require samples that all processes can share, and norms that work where the learner is."""
+    lengths, world = source.lengths, distributed.world_size()
+    fewest = 2 * world
+    if len(set(lengths)) != 1 or lengths[0] < fewest:
+        expected = f"data of one length, at least {fewest}"
+        remedy = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
+        raise ValueError(complaint(_OWNER, expected, f"lengths {lengths}", remedy))
+    check_int(_OWNER, "batch_size", batch_size, low=fewest, remedy="A batch has at least two samples a process")
+    samples = lengths[0]
+    if batch_size % world:
+        expected, remedy = f"batch_size to be a multiple of {world} processes", "All processes take equal shares"
+        raise ValueError(complaint(_OWNER, expected, repr(batch_size), remedy))
+    if samples < batch_size and samples % world:
+        expected = f"a batch that {world} processes can share equally"
+        remedy = "Pass a batch_size of at most that, and a multiple of the processes"
+        raise ValueError(complaint(_OWNER, expected, f"one of all {samples} samples", remedy))
+    if groups is not None:
+        remedy = "Pass the number of its group for each sample"
+        check_tensor(_OWNER, "groups", groups, (torch.int64,), remedy=remedy)
+        if list(groups.shape) != [samples]:
+            raise ValueError(complaint(_OWNER, f"groups of shape {[samples]}", str(list(groups.shape)), remedy))
+    on_cpu = next(learner.parameters()).device.type == "cpu"
+    if on_cpu and dist.is_available() and dist.is_initialized():
+        for name, module in learner.named_modules():
+            if isinstance(module, (nn.SyncBatchNorm, SynchronisedNorm)):
+                remedy = "PyTorch does not synchronise batch norms on a CPU: use batch norms there, or group norms"
+                raise ValueError(complaint(_OWNER, "an accelerator for SyncBatchNorm", f"{name} on the CPU", remedy))
+
+
+def _check_training(
+    learner: nn.Module,
+    epochs: int,
+    optimizer: Any,
+    schedule: Any,
+    seed: int,
+    accumulate: int,
+    amp: str,
+    ema: Any,
+    compile: bool,  # noqa: A002
+) -> None:
+    for name, number in (("epochs", epochs), ("accumulate", accumulate)):
+        check_int(_OWNER, name, number, low=1, remedy="Pass a number of at least 1")
+    _check_type(
+        "optimizer", optimizer, Optimizer, "Pass the optimizer itself, such as LARS(learner.parameters(), lr=5.0)"
+    )
+    if optimizer is not None:
+        check_optimizer(_OWNER, learner, optimizer)
+        _warn_of_untrained(learner, optimizer)
+    if isinstance(schedule, Real):
+        remedy = "1.0 keeps the learning rate; for another one, set it in the optimizer"
+        check_real(_OWNER, "schedule", schedule, low=0, above=True, remedy=remedy)
+    elif schedule is not None and not callable(schedule):
+        remedy = "Pass a function of the step that returns the fraction of the learning rate, a number, or None"
+        raise TypeError(complaint(_OWNER, "schedule to be callable or a number", type_name(schedule), remedy))
+    check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
+    check_choice(_OWNER, "amp", amp, ("off", "bf16", "fp16"))
+    check_bool(_OWNER, "compile", compile, remedy="True compiles learner.model")
+    _check_type("ema", ema, EMA, "Pass EMA(learner.model, decay=0.999)")
+    if (ema is not None or compile) and not isinstance(getattr(learner, "model", None), nn.Module):
+        remedy = "Hold the network in an attribute of that name"
+        raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", remedy))
+    if accumulate > 1 and getattr(learner, "couples_samples", False):
+        expected = f"accumulate to be 1 for {type(learner).__name__}, whose loss compares all images of a batch"
+        remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"
+        raise ValueError(complaint(_OWNER, expected, repr(accumulate), remedy))
+
+
+def _check_type(name: str, value: Any, kind: type, remedy: str) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(complaint(_OWNER, f"{name} to be of type {kind.__name__} or None", type_name(value), remedy))
+
+
+def _check_evaluation(evaluate: Any, select: Any) -> None:
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(complaint(_OWNER, "evaluate to be callable", type_name(evaluate), "Pass a function, or None"))
+    _check_type("select", select, str, "Pass the name of a metric")
+    if select is not None and "test" in re.split("[^a-z]+", select.lower()):
+        remedy = "Select on validation images, and look at the test images once, at the end"
+        raise ValueError(complaint(_OWNER, "a metric of validation images to select by", repr(select), remedy))
+
+
+def _check_output(learner: nn.Module, folder: Any, save_every: Any, tensorboard: Any, progress: Any) -> None:
+    check_bool(_OWNER, "tensorboard", tensorboard, remedy="True writes folder/tensorboard")
+    check_progress(_OWNER, progress)
+    if save_every is not None:
+        check_int(_OWNER, "save_every", save_every, low=1, remedy="Pass a number of steps, or None")
+    if folder is None:
+        if tensorboard or save_every is not None:
+            raise ValueError(complaint(_OWNER, "a folder to write to", "None", "Pass folder="))
+        return
+    check_path(_OWNER, "folder", folder, remedy="Pass a string or a Path, or None")
+    for name, tensor in weights_of(learner.state_dict()).items():
+        if tensor.is_meta:
+            remedy = "Register the buffer with persistent=False, or leave out folder="
+            raise ValueError(complaint(_OWNER, f"{name} to have values", "a tensor on the meta device", remedy))
+
+
+def check_optimizer(owner: str, learner: nn.Module, optimizer: Optimizer) -> None:
+    """Require an optimizer of the learner's parameters, and of no others, that can step without a closure."""
+    required = [p.name for p in signature(optimizer.step).parameters.values() if p.default is p.empty]
+    if "closure" in required:
+        remedy = "Pass one that takes a step from the gradients alone, such as SGD, Adam or LARS"
+        raise TypeError(complaint(owner, "an optimizer that needs no closure", type_name(optimizer), remedy))
+    check_parameters(owner, learner, optimizer)
+
+
+def check_parameters(owner: str, learner: nn.Module, optimizer: Optimizer) -> None:
+    """Require an optimizer of the learner's parameters, and of no others, which would be neither saved nor reset."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    ours = {id(parameter): parameter.requires_grad for parameter in learner.parameters()}
+    if not any(ours.get(parameter) for parameter in held):
+        remedy = "Make it from learner.parameters(), once the network has been converted"
+        got = f"{type_name(optimizer)} of other parameters"
+        raise ValueError(complaint(owner, "an optimizer of the parameters of the learner", got, remedy))
+    if others := len(held - ours.keys()):
+        remedy = "Assign the modules that hold these to attributes of the learner, or make it from learner.parameters()"
+        got = f"{type_name(optimizer)} with {others} other tensors"
+        raise ValueError(complaint(owner, "an optimizer of the parameters of the learner alone", got, remedy))
+
+
+def _warn_of_untrained(learner: nn.Module, optimizer: Optimizer) -> None:
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    names = [name for name, p in learner.named_parameters() if p.requires_grad and id(p) not in known]
+    if names:
+        got = f"one without {len(names)} of them: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        remedy = "Make it when the network has been converted and is whole, or set their requires_grad to False"
+        text = complaint(_OWNER, "an optimizer of all parameters that require gradients", got, remedy)
+        warnings.warn(text, UserWarning, stacklevel=5)

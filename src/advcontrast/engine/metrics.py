@@ -1,11 +1,8 @@
-"""What a run reports: means over an epoch, a CSV file, TensorBoard."""
+"""Metrics of an epoch."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,27 +10,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import distributed
-from .._atomic_io import replace
-from .checkpoint.errors import writing
 
 Row = dict[str, float]
 
 
 class Means:
-    """Means of scalars over the samples of an epoch. They stay on the device until they are asked for."""
+    """Means of scalars over the samples of an epoch. They stay on the device until they are read."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.samples = 0
 
     def add(self, terms: Mapping[str, Tensor], samples: int) -> None:
-        """Count the means of a batch of so many samples."""
+        """Add the means over a batch of so many samples."""
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float() * samples
         self.samples += samples
 
     def count(self, name: str, samples: int) -> None:
-        """Count samples, those of the batch at hand or some of them: the mean is their share."""
+        """Count samples among those added: the mean is their share."""
         one = torch.full((), float(samples), device=next(iter(self.sums.values())).device)
         self.sums[name] = self.sums.get(name, 0) + one
 
@@ -42,12 +37,12 @@ class Means:
         return self.sums["loss"].item() / self.samples
 
     def state(self) -> dict[str, Any]:
-        """Return what this process has counted, as plain data."""
+        """Return the sums of this process, as plain data."""
         return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "samples": self.samples}
 
     @classmethod
     def of(cls, states: Sequence[Mapping[str, Any]], device: torch.device) -> Means:
-        """Go on from what :meth:`state` returned in every process; the first one takes what no process is left for."""
+        """Continue from the states of all processes; rank 0 adds those of processes that are gone."""
         means, rank, world = cls(), distributed.rank(), distributed.world_size()
         mine = [state for i, state in enumerate(states) if i == rank or (rank == 0 and i >= world)]
         for name in states[0]["sums"]:
@@ -66,17 +61,3 @@ class Means:
             dist.all_reduce(totals)
             dist.all_reduce(counts)
         return dict(zip(self.sums, (totals / counts).tolist(), strict=True))
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write the rows as a table, whole or not at all. A column that a row lacks stays empty.
-
-    Raises:
-        CheckpointWriteError: the disk is full, read-only or failing. The table is what it was before.
-    """
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
-    table.writeheader()
-    table.writerows(rows)
-    with writing(path):
-        replace(path, text.getvalue().encode(errors="backslashreplace"))

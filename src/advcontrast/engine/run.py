@@ -1,4 +1,4 @@
-"""The state of a run: its training step, and how the state is saved and restored."""
+"""Training run: its step, and its state, which is saved and restored."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import _random, distributed
-from .._checks import complaint, readable, type_name
+from .._checks import check_real, complaint, readable, type_name
 from .._digest import digest
 from ..optim.ema import EMA
-from .arguments import check_rate
 from .checkpoint.errors import CheckpointMismatchError
 from .metrics import Means, Row
-from .run_settings import differences, extra_of, on_cpu
+from .run_settings import change, differences, extra_of, on_cpu
 
 _OWNER = "fit"
 _WRAP = "A learner returns a scalar and a dict of scalars; wrap a network in one, as ACLTrainer(network) does"
-# Of the gradient scaler, which halves it in each step whose gradients are not finite, and skips that step.
+# The gradient scaler halves its scale in each step whose gradients are not finite, and skips that step.
 _SMALLEST_SCALE = 1e-6
 _AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Run:
-    """A training run.
+    """Training run in progress.
 
     Attributes:
         learner: module to train.
@@ -71,11 +70,27 @@ class Run:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def rate(self, step: int) -> float:
-        """Return the fraction of the optimizer's learning rates that the schedule has for a step."""
-        return check_rate(self.schedule(step) if callable(self.schedule) else self.schedule)
+        """Return the fraction of the optimizer's learning rates that the schedule returns for a step."""
+        rate = self.schedule(step) if callable(self.schedule) else self.schedule
+        remedy = "Let it return the fraction of the learning rate to use"
+        check_real(_OWNER, "what schedule returns", rate, low=0, remedy=remedy)
+        return float(rate)
+
+    def broadcast_initial_state(self) -> None:
+        """Require equal settings in all processes, and give all of them the weights of rank 0."""
+        everyone = distributed.all_gather_object(self.settings)
+        for rank, theirs in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if theirs[name] != value:
+                    got = f"on process {rank} {change(name, theirs[name], value)}"
+                    remedy = "Pass all data and the same arguments everywhere; each process takes its share of a batch"
+                    raise ValueError(complaint(_OWNER, "all processes to call it alike", got, remedy))
+        # DDP does this too, but neither for the average nor for parameters without gradients in this mode.
+        for module in (self.learner,) if self.ema is None else (self.learner, self.ema.model):
+            distributed.broadcast_([*module.parameters(), *module.buffers()])
 
     def reset_rates(self) -> None:
-        """Restore the learning rates that the optimizer was passed with; groups added since then keep theirs."""
+        """Restore the learning rates that the optimizer had at first; groups added since then keep theirs."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=False):
             group["lr"] = peak
 
@@ -99,7 +114,7 @@ class Run:
                 losses.append(loss.detach())
                 if wrapped is self.learner:
                     self._require_finite("a finite loss", losses[-1:])
-                # Zero times what is not finite is NaN, which the gradients carry to every process.
+                # Zero times inf is NaN: the gradients carry it to every process.
                 share = loss.new_tensor(len(part[0]) / samples) + 0 * losses[-1]
                 self.scaler.scale(loss * share).backward()
             self.means.add({"loss": loss, **terms}, len(part[0]))
@@ -124,7 +139,7 @@ class Run:
             with torch.no_grad():
                 for buffer, value in before:
                     buffer.copy_(value)
-            # A network fails on uint8 or on several tensors. Subclasses are errors of memory or of other processes.
+            # A plain network fails on uint8 or on several tensors. Subclasses of RuntimeError have other causes.
             floats = type(error) is RuntimeError and part[0].dtype == torch.uint8
             one = type(error) is TypeError and "positional argument" in str(error)
             if (floats or one) and not hasattr(self.learner, "model"):
@@ -138,7 +153,7 @@ class Run:
     def end_epoch(
         self, started: float, evaluate: Callable[[int], Mapping[str, float]] | None, select: str | None
     ) -> Row:
-        """Append the row of the epoch that began at ``started`` to the history; keep its weights if it is the best."""
+        """Evaluate, append the row of the epoch to the history, and keep its weights if they are the best."""
         self.require_finite()
         epoch = len(self.history) + 1
         row: Row = {"epoch": epoch, "step": self.step, "seconds": round(time.monotonic() - started, 2)}
@@ -147,12 +162,12 @@ class Run:
         if self.ema is not None:
             distributed.broadcast_(self.ema.model.buffers())
         if evaluate is not None:
-            # Random numbers that an evaluation draws must not change those of the training after it.
-            own, rates = self._own_states(), self._rates()
+            # Random numbers that an evaluation draws must not change those of later steps.
+            own, rates = self._own_states(), [group["lr"] for group in self.optimizer.param_groups]
             with _random.kept():
                 row |= _numbers(evaluate(epoch))
             self._set_own_states(own)
-            if self._rates() != rates:
+            if [group["lr"] for group in self.optimizer.param_groups] != rates:
                 remedy = "Pass a function of the step as schedule, instead of a scheduler of PyTorch for example"
                 raise RuntimeError(complaint(_OWNER, "evaluate to leave the learning rates alone", "others", remedy))
         if select is not None and select not in row and not self.history:
@@ -169,18 +184,15 @@ class Run:
         self.means = Means()
         return row
 
-    def _rates(self) -> list[float]:
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
-
     def take_best(self) -> None:
-        """Go back to the weights of the best epoch, if one was selected, those of the average included."""
+        """Load the weights of the best epoch, and those of the average, if one was selected."""
         if self.best is not None:
             self.learner.load_state_dict(self.best["weights"])
             if self.ema is not None:
                 self.ema.load_state_dict(self.best["ema"])
 
     def require_finite(self) -> None:
-        """Refuse to save or select a loss or trained weights that are not finite in any process.
+        """Require the loss and the trained weights to be finite in all processes.
 
         Buffers and terms may be infinite on purpose. This waits for the device.
         """
@@ -194,7 +206,7 @@ class Run:
             raise _not_finite(expected, self.scaler.get_scale(), f"the steps before {self.step}")
 
     def state(self) -> dict[str, Any]:
-        """Return the state as plain data. Every process must call this, as each has random generators of its own."""
+        """Return the state as plain data; all processes must call this, as each has its own random generators."""
         learner, own = self.learner.state_dict(), self._own_states()
         if late := sorted(own.keys() - self.generators):
             remedy = "Make them in __init__, so that a resumed run can restore their states"
@@ -268,9 +280,9 @@ class Run:
                 generator.set_state(states[name])
 
     def _require_finite(self, expected: str, values: Sequence[Tensor], losses: Sequence[Tensor] = ()) -> None:
-        """Raise before the weights change, where reading values is free; elsewhere before the next save.
+        """Raise before the weights change, if values can be read at no cost; else the next save raises.
 
-        Gradients are the same in every process, so that all of them come here together; ``losses`` are their own.
+        Gradients are equal in all processes, so that all raise together; ``losses`` differ between processes.
         """
         if values and all(readable(value) for value in values):
             norm = torch.nn.utils.get_total_norm(values).item()
@@ -283,12 +295,12 @@ class Run:
 
 
 def _extended(rates: str, rate: float) -> str:
-    """Extend a digest of rates by one rate, to six digits, since the last ones differ between machines."""
+    """Extend a digest of rates by one rate, to six digits: further ones differ between machines."""
     return digest(f"{rates} {rate:.6g}")[:16]
 
 
 def _require_finite_everywhere(expected: str, value: float, where: str) -> None:
-    """Raise in all processes if the value of any is not finite, and say which."""
+    """Raise in all processes if the value of one is not finite."""
     values = distributed.all_gather_object(value)
     for rank, other in enumerate(values):
         if not math.isfinite(other):

@@ -1,26 +1,29 @@
-"""The folder of a run: its checkpoints, its table of metrics, and what TensorBoard reads."""
+"""Folder of a run: its checkpoints, its table of metrics, and the files of TensorBoard."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from .. import distributed
+from .._atomic_io import replace
 from .._checks import complaint
 from .checkpoint.archive import plain
 from .checkpoint.errors import CheckpointError, writing
 from .checkpoint.protocol import Checkpoint
-from .metrics import write_csv
+from .metrics import Row
 from .run import Run
 
 _T = TypeVar("_T")
 
 
-class Records:
-    """Where a run is written down, by the first process alone. Without a folder nothing is.
+class RunFolder:
+    """Writer of the run folder (rank 0 only; a no-op without a folder). All processes must call its methods.
 
     Args:
         folder: of the run, or ``None``.
@@ -29,51 +32,51 @@ class Records:
 
     def __init__(self, folder: str | os.PathLike[str] | None, *, tensorboard: bool) -> None:
         self._checkpoint = None if folder is None else Checkpoint(Path(folder, "checkpoints"))
-        self.folder = None if self._checkpoint is None else self._checkpoint.folder.parent
         self._tensorboard = tensorboard
         self._writer: Any = None
 
     @contextmanager
     def resumed(self, run: Run) -> Iterator[None]:
-        """Lock the folder inside the block, and restore the run from its last good checkpoint."""
-        if self.folder is None or self._checkpoint is None:
+        """Lock the folder within the context, and restore the run from its last good checkpoint."""
+        checkpoint = self._checkpoint
+        if checkpoint is None:
             yield
             return
-        plain(run.state(), "state")  # refused now, and not after an epoch
-        folder, checkpoint = self.folder, self._checkpoint
+        plain(run.state(), "state")  # refuse a state that cannot be saved now, not after an epoch
+        folder = checkpoint.folder.parent
         with ExitStack() as stack:
 
-            def find() -> tuple[int, dict[str, Any]] | None:
+            def load() -> tuple[int, dict[str, Any]] | None:
                 stack.enter_context(checkpoint.locked())
                 return checkpoint.load()
 
-            # The other processes need not see the folder, which may be on a disk of the first machine.
-            found = _in_first(find)
+            # Other processes need not see the folder, which may be on a disk of the first machine.
+            found = _on_rank_0(load)
             if found is not None:
                 run.restore(found[1], str(checkpoint.path(found[0])))
 
             def begin() -> None:
                 if found is not None:
-                    # Forget what was reported after the checkpoint.
-                    write_csv(folder / "metrics.csv", run.history)
+                    write_csv(folder / "metrics.csv", run.history)  # without rows after the checkpoint
                 if self._tensorboard:
                     self._writer = stack.enter_context(_tensorboard_writer(folder / "tensorboard", run.step))
 
-            _in_first(begin)
+            _on_rank_0(begin)
             yield
 
     def save(self, run: Run) -> None:
-        """Write a checkpoint. All processes must call this, and all raise where the first one cannot write."""
+        """Write a checkpoint; all processes raise if it cannot be written."""
         run.require_finite()
-        if self._checkpoint is not None:
-            checkpoint, state = self._checkpoint, run.state()
-            _in_first(lambda: checkpoint.save(run.step, state))
+        checkpoint = self._checkpoint
+        if checkpoint is not None:
+            state = run.state()
+            _on_rank_0(lambda: checkpoint.save(run.step, state))
 
     def report(self, run: Run) -> None:
-        """Write the row of the epoch that has just ended. All processes must call this."""
-        if self.folder is not None:
-            folder = self.folder
-            _in_first(lambda: self._report(folder, run))
+        """Write the row of the last epoch."""
+        if self._checkpoint is not None:
+            folder = self._checkpoint.folder.parent
+            _on_rank_0(lambda: self._report(folder, run))
 
     def _report(self, folder: Path, run: Run) -> None:
         write_csv(folder / "metrics.csv", run.history)
@@ -83,8 +86,22 @@ class Records:
                     self._writer.add_scalar(name, value, run.step)
 
 
-def _in_first(action: Callable[[], _T]) -> _T:
-    """Run an action in the first process, and return or raise its outcome in all processes."""
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as a table, atomically; missing entries stay empty.
+
+    Raises:
+        CheckpointWriteError: the disk is full, read-only or failing. The table is unchanged.
+    """
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    table.writeheader()
+    table.writerows(rows)
+    with writing(path):
+        replace(path, text.getvalue().encode(errors="backslashreplace"))
+
+
+def _on_rank_0(action: Callable[[], _T]) -> _T:
+    """Run an action on rank 0, and return its result or raise its error in all processes."""
     result, failure = None, None
     if distributed.rank() == 0:
         try:

@@ -1,4 +1,4 @@
-"""The settings that must be equal when a run is resumed."""
+"""Settings that must match when a run is resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..optim.ema import EMA
 from .batches.source import fingerprint
 
 
-def identity(
+def run_settings(
     learner: nn.Module,
     data: str,
     groups: Tensor | None,
@@ -22,21 +22,21 @@ def identity(
     schedule: Callable[[int], float] | float,
     ema: EMA | None,
 ) -> dict[str, str | None]:
-    """Return the settings that identify a run, as plain data."""
+    """Return the settings of a run that follow from its parts, as plain data."""
     return {
-        "learner": f"{type(learner).__name__}({_words(learner.extra_repr())})",
-        "modules": _words(learner),
+        "learner": f"{type(learner).__name__}({_text(learner.extra_repr())})",
+        "modules": _text(learner),
         "generators": str([f"{name} on {each.device.type}" for name, each in generators(learner).items()]),
         "data": data,
         "groups": None if groups is None else fingerprint([groups]),
         "optimizer": f"{type(optimizer).__name__} {_hyperparameters(optimizer)}",
-        "schedule": _words(schedule),
-        "ema": _words(ema),
+        "schedule": _text(schedule),
+        "ema": _text(ema),
     }
 
 
 def differences(state: Mapping[str, Any], settings: Mapping[str, Any], learner: nn.Module, optimizer: Optimizer) -> str:
-    """Describe how the state of a run differs from these settings; an empty string if it does not."""
+    """Describe how the state of a run differs from settings, learner and optimizer; empty if it does not."""
     theirs, ours = dict(state["settings"]), dict(settings)
     for entries, groups in ((theirs, state["optimizer"]), (ours, optimizer.state_dict())):
         entries["optimized parameters"] = [len(group["params"]) for group in groups["param_groups"]]
@@ -53,7 +53,7 @@ def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the extra state of the modules in a state dict, which differs between processes."""
+    """Return the extra state in a state dict, which differs between processes."""
     return {name: value for name, value in state.items() if not isinstance(value, Tensor)}
 
 
@@ -67,7 +67,7 @@ def on_cpu(entry: Any) -> Any:
 
 
 def change(name: str, ours: Any, theirs: Any) -> str:
-    """Describe how an entry changed; of a long one, only the first line that differs."""
+    """Describe how an entry changed, by the first line that differs."""
     for our, their in zip(str(ours).splitlines(), str(theirs).splitlines(), strict=False):
         if our != their:
             return f"{name} {our.strip()} instead of {their.strip()}"
@@ -75,16 +75,12 @@ def change(name: str, ours: Any, theirs: Any) -> str:
 
 
 def _hyperparameters(optimizer: Optimizer) -> str:
-    """Return the settings of each group, without the ``initial_lr`` that a scheduler of PyTorch leaves there."""
-    groups = optimizer.param_groups
-    return _words([{k: _plain(v) for k, v in group.items() if k not in ("params", "initial_lr")} for group in groups])
+    """Return the settings of each group, without the ``initial_lr`` that PyTorch's schedulers add."""
+    shown = [{k: v for k, v in group.items() if k not in ("params", "initial_lr")} for group in optimizer.param_groups]
+    # The repr of a tensor would be rounded.
+    return _text([{k: v.tolist() if isinstance(v, Tensor) else v for k, v in group.items()} for group in shown])
 
 
-def _plain(value: Any) -> Any:
-    """Return the number in a tensor, whose ``repr`` would be rounded."""
-    return value.tolist() if isinstance(value, Tensor) else value
-
-
-def _words(value: Any) -> str:
-    """Return the ``repr`` without addresses in memory, which differ between processes."""
+def _text(value: Any) -> str:
+    """Return the ``repr`` without memory addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", value if isinstance(value, str) else repr(value))

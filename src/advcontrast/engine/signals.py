@@ -1,4 +1,4 @@
-"""Ending when asked to, after the step at hand."""
+"""Termination of a run by a signal, after the current step."""
 
 from __future__ import annotations
 
@@ -15,44 +15,46 @@ _LOG = logging.getLogger(__name__)
 
 
 class Termination:
-    """What has been asked for so far: ``signal`` is the number of the signal that came, or ``None``."""
+    """Request to end a run: ``signal`` is the number of the signal that was received, or ``None``."""
 
     signal: int | None = None
 
-    def wanted(self) -> bool:
-        """Tell whether any process was asked; all of them must ask this, and end together."""
+    def stop_requested(self) -> bool:
+        """Return whether any process has received a signal; all processes must call this."""
         return any(distributed.all_gather_object(self.signal is not None))
 
-    def end(self) -> None:
-        """End the process as the signal asks: quietly for SIGTERM, with ``KeyboardInterrupt`` for Ctrl-C."""
+    def exit(self) -> None:
+        """End the process: with status 0 after SIGTERM, with ``KeyboardInterrupt`` after Ctrl-C."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if distributed.rank() == 0:
-            _LOG.warning("fit was stopped by SIGTERM and has saved a checkpoint; called again, it goes on from there")
+            _LOG.warning("fit was stopped by SIGTERM and has saved a checkpoint; called again, it resumes from there")
         raise SystemExit(0)
 
 
 @contextmanager
-def termination(noted: bool = True) -> Iterator[Termination]:
-    """Note SIGTERM and SIGINT instead of obeying them inside the block, if ``noted``; a second one is obeyed at once.
+def termination(*, deferred: bool) -> Iterator[Termination]:
+    """Record SIGTERM and SIGINT in the block instead of ending at once, if ``deferred``; a second signal ends at once.
 
-    Handlers can only be set in the main thread; in others signals keep their usual effect.
+    Handlers can only be set in the main thread; in other threads signals keep their usual effect.
     """
-    asked = Termination()
-    if not noted or threading.current_thread() is not threading.main_thread():
-        yield asked
+    request = Termination()
+    if not deferred or threading.current_thread() is not threading.main_thread():
+        yield request
         return
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def note(number: int, _: FrameType | None) -> None:
-        asked.signal = number
-        for known, handler in before.items():
-            signal.signal(known, handler)
+    def reset() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def record(number: int, _: FrameType | None) -> None:
+        request.signal = number
+        reset()
 
     try:
         for number in before:
-            signal.signal(number, note)
-        yield asked
+            signal.signal(number, record)
+        yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        reset()

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from advcontrast.engine import fit
-from advcontrast.engine.batches.reader import Reader
+from advcontrast.engine.batches.reader import DataReader
 from tests.engine.learners import (
     Separable,
     images,
@@ -81,7 +81,7 @@ REMEDY = "Return images as uint8 tensors [C, H, W] of one size, and numbers besi
 def test_samples_that_are_none(make, error, message, workers):
     learner = Separable()
     with pytest.raises(error, match=f"^{message.replace('[C, H, W]', re.escape('[C, H, W]'))}$"):
-        train(learner, Reader(Sampled(make), workers=workers), batch_size=22)
+        train(learner, DataReader(Sampled(make), workers=workers), batch_size=22)
     assert learner.seen == []
 
 
@@ -111,10 +111,10 @@ class Endless(Dataset):
 
 @pytest.mark.parametrize("data", [Endless(), [1, 2], stream_of_none(), images()])
 def test_reader_takes_map_style_data_sets(data):
-    message = "Reader: expected a map-style data set, got "
+    message = "DataReader: expected a map-style data set, got "
     remedy = "Derive it from torch.utils.data.Dataset, with __len__ and __getitem__."
     with pytest.raises(TypeError, match=rf"^{re.escape(message)}[\w.]+\. {re.escape(remedy)}$"):
-        Reader(data)
+        DataReader(data)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_reader_takes_map_style_data_sets(data):
     ],
 )
 def test_wrong_argument(settings, error, message):
-    with pytest.raises(error, match=f"^{re.escape('Reader: ' + message)}"):
-        Reader(TensorDataset(images()), **settings)
+    with pytest.raises(error, match=f"^{re.escape('DataReader: ' + message)}"):
+        DataReader(TensorDataset(images()), **settings)
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -1,6 +1,6 @@
-"""Batches: the order of the samples, and where they are read from."""
+"""Batches: the order of the samples, and the sources that they are read from."""
 
 from .plan import steps_per_epoch as steps_per_epoch
-from .reader import Reader as Reader
+from .reader import DataReader as DataReader
 
-__all__ = ["Reader", "steps_per_epoch"]
+__all__ = ["DataReader", "steps_per_epoch"]

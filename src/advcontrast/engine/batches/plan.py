@@ -1,6 +1,6 @@
-"""Which samples each step sees: a function of the seed and the number of the step, so that nothing need be kept.
+"""Plan of the batches: a function of the seed and the step, so that a resume needs no state.
 
-How many processes share a batch changes who sees a sample, and never which samples are in the batch.
+The number of processes changes which process sees a sample, but not the samples of a batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
     Raises:
         ValueError: a number below 1.
-        TypeError: an argument is no int.
+        TypeError: an argument is not an int.
 
     Example:
         >>> from advcontrast.engine import steps_per_epoch
@@ -45,12 +45,11 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The batches of every epoch, as indices.
+    """Indices of the batches of every epoch.
 
-    Every epoch is a permutation of all samples that depends on the seed and the epoch alone, cut into batches of one
-    size. Where the samples run out, the last batch is filled up with the first ones of the same permutation; data
-    smaller than a batch are one batch as they are. Processes take turns within a batch: as its size is always the same,
-    processes that share one batch equally share all of them.
+    Every epoch is a permutation of all samples that depends only on the seed and the epoch, cut into batches of one
+    size. The last batch is filled up with the first samples of the permutation; data smaller than a batch are one
+    batch. Processes take turns within a batch, so that all of them get the same number of samples.
 
     Args:
         samples: number of samples.
@@ -63,11 +62,6 @@ class Plan:
     batch_size: int
     seed: int
     groups: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """Return the number of samples in a step, of all processes together."""
-        return min(self.batch_size, self.samples)
 
     @property
     def steps(self) -> int:
@@ -86,11 +80,12 @@ class Plan:
         """Yield the indices that this process takes in each step of an epoch, without the first ``skip`` steps."""
         world, rank = distributed.world_size(), distributed.rank()
         order = self.order(epoch).to(device)  # once, as a copy to an accelerator waits for it
-        order = torch.cat([order, order[: self.steps * self.size - self.samples]])
-        for batch in torch.split(order, self.size)[skip:]:
+        size = min(self.batch_size, self.samples)
+        order = torch.cat([order, order[: self.steps * size - self.samples]])
+        for batch in torch.split(order, size)[skip:]:
             yield batch[rank::world]
 
     def run(self, epochs: range, device: torch.device, *, skip: int) -> Iterator[Tensor]:
-        """Yield them for one epoch after the other, without the first ``skip`` steps of the first one."""
+        """Yield the indices of several epochs, without the first ``skip`` steps of the first one."""
         for epoch in epochs:
             yield from self.batches(epoch, device, skip=skip if epoch == epochs.start else 0)

@@ -1,17 +1,32 @@
-"""How data is read that is not held in memory."""
+"""Data that worker processes read while a run trains; they may crash or hang."""
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
-from torch.utils.data import Dataset, IterableDataset
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from ..._checks import check_int, check_real, complaint, type_name
+from ..._digest import digest
+from ...data.stream import ImageStream
+from .plan import Plan
+from .worker import Batch, BatchDataset, BatchRequest, LoadedBatch, WorkerError
 
-_OWNER = "Reader"
+_OWNER = "DataReader"
+_PATIENCE = 5.0  # seconds that a process has to end
 
 
-class Reader:
+class DataReader:
     """A data set that :func:`~advcontrast.engine.fit` reads while it trains, with the settings of how.
 
     Worker processes read ahead, in the order that the seed of :func:`fit` gives. Their number affects only the time:
@@ -37,9 +52,9 @@ class Reader:
 
     Example:
         >>> from torch.utils.data import TensorDataset
-        >>> from advcontrast.engine import Reader
-        >>> Reader(TensorDataset(torch.zeros(5, 3, 8, 8)), workers=2)
-        Reader(TensorDataset of 5 samples, workers=2, timeout=120.0, prefetch=2)
+        >>> from advcontrast.engine import DataReader
+        >>> DataReader(TensorDataset(torch.zeros(5, 3, 8, 8)), workers=2)
+        DataReader(TensorDataset of 5 samples, workers=2, timeout=120.0, prefetch=2)
     """
 
     def __init__(self, dataset: Dataset[Any], *, workers: int = 4, timeout: float = 120.0, prefetch: int = 2) -> None:
@@ -59,3 +74,181 @@ class Reader:
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of samples, in a list of one."""
+        return [len(self)]
+
+    def identity(self) -> str:
+        """Return class and length of the data set, and a digest of its samples if one is known without reading them."""
+        return _identity(self.dataset)
+
+    @contextmanager
+    def batches(
+        self, plan: Plan, device: torch.device, *, epochs: range, skip: int
+    ) -> Iterator[Iterator[tuple[Batch, int | None]]]:
+        """Read the batches of some epochs, without the first ``skip``; the workers end with the block.
+
+        Yields:
+            An iterator over batches on the device, each with the number of its samples that others replace; ``None``
+            if samples are never replaced.
+        """
+        batches = BatchDataset(self.dataset, plan.seed, self.workers)
+        steps = range(epochs.start * plan.steps + skip, epochs.stop * plan.steps)
+        indices = plan.run(epochs, torch.device("cpu"), skip=skip)
+        requests = (BatchRequest(step, chosen.tolist()) for step, chosen in zip(steps, indices, strict=True))
+        processes: list[BaseProcess] = []
+        loading = self._load(batches, requests, len(steps), processes, pin=device.type == "cuda")
+        try:
+            yield (self._received(batch, device) for batch in loading)
+        except RuntimeError as error:
+            # PyTorch raises this at any instant at which a worker dies.
+            if dead := self._death(batches, processes):
+                raise dead from error
+            raise
+        finally:
+            loading.close()
+            _kill(processes)
+
+    def _load(
+        self,
+        batches: BatchDataset,
+        requests: Iterator[BatchRequest],
+        number: int,
+        processes: list[BaseProcess],
+        *,
+        pin: bool,
+    ) -> Generator[Any, None, None]:
+        """Yield the batches; the workers that read them are appended to ``processes``."""
+        if self.workers == 0:
+            yield from map(batches.__getitem__, requests)
+            return
+        before = set(multiprocessing.active_children())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
+            loader = DataLoader(
+                batches,
+                batch_size=None,
+                sampler=requests,
+                num_workers=self.workers,
+                prefetch_factor=self.prefetch,
+                collate_fn=_unchanged,
+                worker_init_fn=batches.start_worker,
+                timeout=self.timeout,
+                pin_memory=pin,
+                generator=torch.Generator(),  # the global one belongs to the training
+            )
+            try:
+                only = [iter(loader)]
+            except (AttributeError, TypeError, OSError, RuntimeError) as error:
+                remedy = "Define what it holds in a module, so that it can be pickled, or pass DataReader workers=0"
+                got = f"{type(error).__name__}: {error}".rstrip(".")
+                expected = f"{type_name(self.dataset)} to be taken over by {self.workers} worker processes"
+                raise RuntimeError(complaint("fit", expected, got, remedy)) from error
+        processes += {child for child in multiprocessing.active_children() if child.daemon} - before
+        try:
+            for _ in range(number):
+                yield self._next(only, batches, processes)
+        finally:
+            only.clear()  # the only reference to the iterator, even in tracebacks: its finaliser ends the workers
+
+    def _next(self, only: list[Any], batches: BatchDataset, processes: list[BaseProcess]) -> Any:
+        """Wait for the next batch as long as any worker reads samples."""
+        while True:
+            count, since = int(batches.at[:, 1].sum()), time.monotonic()
+            try:
+                return next(only[0])
+            except BaseException as error:
+                error = error.with_traceback(None)
+                if not isinstance(error, Exception):
+                    raise error
+                late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self.timeout
+                if not late:
+                    # A dying worker can break off a message in many ways, shortly before it is found dead.
+                    ended = wait([process.sentinel for process in processes], _PATIENCE)
+                    for process in processes:
+                        if process.sentinel in ended:
+                            process.join(_PATIENCE)
+                if dead := self._death(batches, processes):
+                    raise dead from error
+                if not late:
+                    raise error
+                if int(batches.at[:, 1].sum()) == count:  # else the disk is slow
+                    with _without_sigchld():
+                        _kill(processes)
+                    processes.clear()
+                    at = " and ".join(self._sample(index) for index in batches.at[:, 0].tolist() if index >= 0)
+                    remedy = "Look at the disk, or pass DataReader a longer timeout; the last checkpoint is good"
+                    expected = f"a sample from any of {self.workers} workers within {self.timeout:g} s"
+                    got = f"none while they read {at or 'nothing'}"
+                    raise RuntimeError(complaint("fit", expected, got, remedy)) from error
+
+    def _received(self, batch: LoadedBatch | WorkerError, device: torch.device) -> tuple[Batch, int | None]:
+        if isinstance(batch, WorkerError):
+            raise batch.exception()
+        tensors = tuple(tensor.to(device, non_blocking=True) for tensor in batch.tensors)
+        if not isinstance(self.dataset, ImageStream) or self.dataset.unreadable == "raise":
+            return tensors, None
+        for index, reason in batch.replaced:
+            self.dataset.note(index, reason)
+        return tensors, len(batch.replaced)
+
+    def _sample(self, index: int) -> str:
+        path = f" ({str(self.dataset.path(index))!r})" if isinstance(self.dataset, ImageStream) else ""
+        return f"sample {index}{path}"
+
+    def _death(self, batches: BatchDataset, processes: list[BaseProcess]) -> RuntimeError | None:
+        """Return the error for a worker that has died, if one has."""
+        dead = next((process for process in processes if not process.is_alive()), None)
+        if dead is None:
+            return None
+        code = dead.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        got = f"one of {self.workers} {how}"
+        for index, _, number in batches.at.tolist():
+            if number == dead.pid and index >= 0:
+                got += f" while it read {self._sample(index)}"
+        remedy = "Memory may be short: try fewer workers. The next run resumes from the last checkpoint"
+        if code == -signal.SIGBUS:
+            remedy = "Shared memory may be short, see df /dev/shm; enlarge it, or pass DataReader workers=0"
+        return RuntimeError(complaint("fit", "the workers that read the data to live", got, remedy))
+
+
+def _kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join(_PATIENCE)
+
+
+@contextmanager
+def _without_sigchld() -> Iterator[None]:
+    """Keep PyTorch's signal handler from raising an error for a worker that ends in the block."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _identity(dataset: Any) -> str:
+    known = getattr(dataset, "fingerprint", None)
+    if callable(known):
+        about = f" {known()}"
+    elif isinstance(dataset, TensorDataset):
+        about = f" {digest(*dataset.tensors)[:16]}"
+    elif isinstance(dataset, Subset):
+        about = f" {digest(torch.as_tensor(dataset.indices))[:16]} of {_identity(dataset.dataset)}"
+    elif isinstance(dataset, ConcatDataset):
+        about = f" of {', '.join(map(_identity, dataset.datasets))}"
+    else:
+        about = ""
+    return f"{type_name(dataset)} of {len(dataset)} samples{about}"

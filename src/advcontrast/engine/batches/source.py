@@ -1,4 +1,4 @@
-"""Where batches come from: tensors on the device, or a data set that is read while it is trained on."""
+"""Sources of batches: tensors on the device, or a data set that is read during training."""
 
 from __future__ import annotations
 
@@ -14,34 +14,30 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ..._checks import complaint, type_name
 from ..._digest import digest
 from .plan import Plan
-from .reader import Reader
-from .stream import Reading
+from .reader import DataReader
+from .worker import Batch
 
 _OWNER = "fit"
 _REMEDY = "Pass the images as a tensor [N, C, H, W], or with labels as (images, labels): x and y of an ImageSet"
-Batch = tuple[Tensor, ...]
 
 
 class Source(Protocol):
-    """What :func:`fit` trains on."""
+    """Data of :func:`fit`."""
 
     @property
     def lengths(self) -> list[int]:
         """The number of samples of each tensor."""
 
     def identity(self) -> str:
-        """Return what tells this data from other data, in words."""
+        """Return a string that differs between data sets."""
 
     def batches(
         self, plan: Plan, device: torch.device, *, epochs: range, skip: int
     ) -> AbstractContextManager[Iterator[tuple[Batch, int | None]]]:
-        """Give the batches of some epochs, without the first ``skip``, and how many samples of each are replaced.
-
-        The number is ``None`` where samples are never replaced.
-        """
+        """Yield an iterator over batches, as :meth:`DataReader.batches` does."""
 
 
-class Held:
+class TensorSource:
     """Tensors with one entry a sample."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -60,14 +56,14 @@ class Held:
     def batches(
         self, plan: Plan, device: torch.device, *, epochs: range, skip: int
     ) -> Iterator[Iterator[tuple[Batch, int | None]]]:
-        """Move the tensors to the device, and pick from them."""
-        there = [tensor.to(device) for tensor in self.tensors]
+        """Move the tensors to the device, and index them there."""
+        tensors = [tensor.to(device) for tensor in self.tensors]
         indices = plan.run(epochs, device, skip=skip)
-        yield ((tuple(tensor[chosen] for tensor in there), None) for chosen in indices)
+        yield ((tuple(tensor[chosen] for tensor in tensors), None) for chosen in indices)
 
 
 def source_of(data: Any) -> Source:
-    """Return the source that a user's data makes.
+    """Return the source for the ``data`` of :func:`fit`.
 
     Raises:
         TypeError: it is neither tensors nor a map-style data set.
@@ -76,10 +72,10 @@ def source_of(data: Any) -> Source:
     if isinstance(data, (DataLoader, IterableDataset)):
         remedy = "Pass the data set that it reads, with __len__ and __getitem__: the order is that of seed="
         raise TypeError(complaint(_OWNER, "data to be tensors or a map-style data set", type_name(data), remedy))
-    if isinstance(data, (Reader, Dataset)):
-        return Reading(data if isinstance(data, Reader) else Reader(data))
+    if isinstance(data, (DataReader, Dataset)):
+        return data if isinstance(data, DataReader) else DataReader(data)
     if isinstance(data, (str, os.PathLike)):
-        remedy = "Pass image_folder(path).x, or ImageStream(path) to read it while it is trained on"
+        remedy = "Pass image_folder(path).x, or ImageStream(path) to read it during training"
         raise TypeError(complaint(_OWNER, "data to be tensors or a data set", f"the path {str(data)!r}", remedy))
     if not isinstance(data, (Tensor, tuple, list)):
         raise TypeError(complaint(_OWNER, "data to be tensors", type_name(data), _REMEDY))
@@ -90,11 +86,11 @@ def source_of(data: Any) -> Source:
             raise TypeError(complaint(_OWNER, f"data[{i}] to be a tensor", type_name(tensor), remedy))
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
-            # One such number would stay in the running statistics of a batch norm for ever.
+            # One such value would stay in the running statistics of a batch norm for ever.
             raise ValueError(complaint(_OWNER, "data to be finite", f"{bad} values that are not", "Clean the data"))
-    return Held(tensors)
+    return TensorSource(tensors)
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> str:
-    """Return the shapes and a digest of all values, to tell one data set from another."""
+    """Return the shapes of tensors and a digest of all values."""
     return f"{[list(tensor.shape) for tensor in tensors]} {digest(*tensors)[:16]}"

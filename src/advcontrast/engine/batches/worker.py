@@ -1,4 +1,4 @@
-"""The reading of batches in a worker process, which reports the sample that it is reading."""
+"""Batches as samples of a data set, read in worker processes that report their progress."""
 
 from __future__ import annotations
 
@@ -22,107 +22,95 @@ from ..._random import kept, reseed
 from ...data.decoding import UnreadableImageError
 from ...data.stream import ImageStream
 
+Batch = tuple[Tensor, ...]
 _OWNER = "fit"
-_LOOK_EVERY = 1.0  # second, for the parent of a worker
+_POLL = 1.0  # seconds between two looks at the parent process
 
 
-class Read(NamedTuple):
-    """A batch, and why some of its samples are replaced by others."""
-
-    tensors: tuple[Tensor, ...]
-    replaced: list[tuple[int, str]]
-
-
-class Failure(NamedTuple):
-    """An error in another process, of which only the text crosses over."""
-
-    kind: type[Exception]
-    text: str
-    traceback: str
-
-    def error(self) -> Exception:
-        """Return the error, with the traceback of the other process for a cause."""
-        error = self.kind(self.text)
-        error.__cause__ = Exception(f"\n{self.traceback}")
-        return error
-
-
-class Order(NamedTuple):
-    """A request for the samples of one step of a run."""
+class BatchRequest(NamedTuple):
+    """Samples of one step of a run."""
 
     step: int
     indices: list[int]
 
 
-class Shelf(Dataset["Read | Failure"]):
-    """A data set by whole batches.
+class LoadedBatch(NamedTuple):
+    """Batch, and for each sample that another one replaces its index and the reason."""
 
-    Random numbers that a sample draws depend only on the seed, the step and the sample, not on the process.
+    tensors: Batch
+    replaced: list[tuple[int, str]]
+
+
+class WorkerError(NamedTuple):
+    """Error of a worker, as text: not every exception can be pickled."""
+
+    kind: type[Exception]
+    text: str
+    traceback: str
+
+    def exception(self) -> Exception:
+        """Return the exception, caused by one with the traceback of the worker."""
+        error = self.kind(self.text)
+        error.__cause__ = Exception(f"\n{self.traceback}")
+        return error
+
+
+class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
+    """Data set of whole batches.
+
+    Random numbers that a sample draws depend on the seed, the step and the sample, not on the process.
 
     Args:
-        dataset: what is read, sample by sample.
-        seed: of what the samples draw.
+        dataset: data set of samples.
+        seed: of the numbers that samples draw.
         workers: number of processes that will read.
 
     Attributes:
-        at: int64 ``[max(1, workers), 3]``, in memory that all processes share: the sample that each worker is reading,
-            or -1; how many it has read; its process number.
+        at: int64 ``[max(1, workers), 3]``, in memory that all processes share: for each worker the sample that it
+            reads, or -1; the number of samples that it has read; its process number.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int, workers: int) -> None:
         self.dataset, self.seed = dataset, seed
         self.at: Tensor = torch.tensor([[-1, 0, 0]] * max(1, workers)).share_memory_()  # type: ignore[no-untyped-call]
 
-    def begin(self, worker: int) -> None:
-        """Make this process a worker: it ignores the signals that the run obeys, and ends when the run does."""
+    def start_worker(self, worker: int) -> None:
+        """Make this process a worker: ignore the signals that the run handles, and end with the run."""
         self.at[worker, 2] = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def __getitem__(self, order: Order) -> Read | Failure:
+    def __getitem__(self, request: BatchRequest) -> LoadedBatch | WorkerError:
         worker = get_worker_info()
         at = self.at[0 if worker is None else worker.id]
         try:
             with kept():  # with workers=0, reading must not advance the generators of the training
-                return self._read(order, at)
-        except UnreadableImageError as error:
-            return Failure(UnreadableImageError, str(error), traceback.format_exc())
-        except _UnusableSampleError as error:
-            return Failure(error.kind, str(error), traceback.format_exc())
+                return self._load(request, at)
         except Exception as error:
-            expected = f"sample {int(at[0])} of {type_name(self.dataset)}"
-            got = f"{type(error).__name__}: {error}".rstrip(".")
-            text = complaint(_OWNER, expected, got, "Look at its __getitem__")
-            return Failure(RuntimeError, text, traceback.format_exc())
+            return WorkerError(type(error), str(error), traceback.format_exc())
         finally:
             at[0] = -1
 
-    def _read(self, order: Order, at: Tensor) -> Read:
+    def _load(self, request: BatchRequest, at: Tensor) -> LoadedBatch:
         samples, replaced = [], []
-        for index in order.indices:
+        for index in request.indices:
             at[0] = index
-            reseed(int(digest(f"{self.seed} {order.step} {index}")[:8], 16))
-            if isinstance(self.dataset, ImageStream):
-                sample, reason = self.dataset.read(index)
-                if reason is not None:
-                    replaced.append((index, reason))
-            else:
-                sample = self.dataset[index]
+            reseed(int(digest(f"{self.seed} {request.step} {index}")[:8], 16))
+            try:
+                sample, reason = (
+                    self.dataset.read(index) if isinstance(self.dataset, ImageStream) else (self.dataset[index], None)
+                )
+            except UnreadableImageError:
+                raise
+            except Exception as error:
+                expected, got = f"sample {index} of {type_name(self.dataset)}", f"{type(error).__name__}: {error}"
+                raise RuntimeError(complaint(_OWNER, expected, got.rstrip("."), "Look at its __getitem__")) from error
+            if reason is not None:
+                replaced.append((index, reason))
             samples.append(_tensors(index, sample))
             at[1] += 1
-        return Read(_stacked(order.indices, samples), replaced)
-
-
-class _UnusableSampleError(Exception):
-    """An error about an invalid sample, with its complete message."""
-
-    def __init__(self, kind: type[Exception], expected: str, got: str) -> None:
-        remedy = "Return images as uint8 tensors [C, H, W] of one size, and numbers beside them"
-        if got.endswith(("Image", "ImageFile")):  # of Pillow
-            remedy += ", or pass advcontrast.data.ImageStream(folder, size=...)"
-        super().__init__(complaint(_OWNER, expected, got, remedy))
-        self.kind = kind
+        return LoadedBatch(_stacked(request.indices, samples), replaced)
 
 
 def _end_with_parent() -> None:
@@ -130,30 +118,36 @@ def _end_with_parent() -> None:
     started_by, parent = os.getppid(), multiprocessing.parent_process()
     # is_alive sees a parent that died before this line. A copy of its pipe elsewhere can mislead it, but not getppid.
     while (parent is None or parent.is_alive()) and os.getppid() == started_by:
-        time.sleep(_LOOK_EVERY)
+        time.sleep(_POLL)
     os._exit(1)
 
 
-def _tensors(index: int, sample: Any) -> tuple[Tensor, ...]:
+def _tensors(index: int, sample: Any) -> Batch:
     """Return a sample as tensors."""
     parts = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
-    for part in parts:
-        if not isinstance(part, (Tensor, Real)):
-            raise _UnusableSampleError(TypeError, f"sample {index} to be tensors and numbers", type_name(part))
+    others = [type_name(part) for part in parts if not isinstance(part, (Tensor, Real))]
+    if others or not parts:
+        error = TypeError if others else ValueError
+        raise error(_unusable(f"sample {index} to be tensors and numbers", others[0] if others else "none"))
     tensors = tuple(part if isinstance(part, Tensor) else torch.tensor(part) for part in parts)
-    if not tensors:
-        raise _UnusableSampleError(ValueError, f"sample {index} to be tensors and numbers", "none")
     for tensor in tensors:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
-            raise _UnusableSampleError(ValueError, f"sample {index} to be finite", f"{bad} values that are not")
+            raise ValueError(_unusable(f"sample {index} to be finite", f"{bad} values that are not"))
     return tensors
 
 
-def _stacked(indices: Sequence[int], samples: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _stacked(indices: Sequence[int], samples: Sequence[Batch]) -> Batch:
     kinds = [[f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in sample] for sample in samples]
     for index, kind in zip(indices, kinds, strict=True):
         if kind != kinds[0]:
             expected = f"sample {index} to be {' and '.join(kinds[0])} like sample {indices[0]}"
-            raise _UnusableSampleError(ValueError, expected, " and ".join(kind))
+            raise ValueError(_unusable(expected, " and ".join(kind)))
     return tuple(torch.stack(column) for column in zip(*samples, strict=True))
+
+
+def _unusable(expected: str, got: str) -> str:
+    remedy = "Return images as uint8 tensors [C, H, W] of one size, and numbers beside them"
+    if got.endswith(("Image", "ImageFile")):  # of Pillow
+        remedy += ", or pass advcontrast.data.ImageStream(folder, size=...)"
+    return complaint(_OWNER, expected, got, remedy)
