@@ -49,6 +49,13 @@ def test_old_names_are_the_new_objects():
         assert found is getattr(importlib.import_module(target), attribute)
 
 
+@pytest.mark.parametrize("module", ["advcontrast.engine", "advcontrast.engine.schedules"])
+def test_a_constant_schedule_works_and_names_its_successor(module):
+    with pytest.warns(DeprecationWarning, match=rf"{module}\.Constant .* Use schedule=1\.0 in fit"):
+        constant = importlib.import_module(module).Constant
+    assert constant()(1000) == 1.0
+
+
 def test_unknown_names_are_attribute_errors():
     for package in ("", ".engine", ".evaluation", ".evaluation.masking", ".attacks", ".functional"):
         module = importlib.import_module(f"advcontrast{package}")

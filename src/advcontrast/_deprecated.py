@@ -1,6 +1,7 @@
 """Old module paths and names: they work for one release and warn.
 
-A row here is all that a move needs: :data:`MODULES` for a module, :data:`NAMES` for a public name of a package.
+A row here is all that a move needs: :data:`MODULES` for a module, :data:`NAMES` for a public name of a package,
+:data:`REMOVED` for a name without a successor.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ NAMES: dict[str, str] = {
     "advcontrast.adapters.losses.Remembering": "advcontrast.adapters.losses.TrainOnlyMemoryBank",
     "advcontrast.engine.EMA": "advcontrast.optim.EMA",
     "advcontrast.engine.LARS": "advcontrast.optim.LARS",
-    "advcontrast.engine.Constant": "advcontrast.optim.Constant",
+    "advcontrast.engine.Reader": "advcontrast.engine.DataReader",
+    "advcontrast.engine.reader.Reader": "advcontrast.engine.DataReader",
     "advcontrast.engine.MultiStep": "advcontrast.optim.MultiStep",
     "advcontrast.engine.WarmupCosine": "advcontrast.optim.WarmupCosine",
     "advcontrast.distributed.join": "advcontrast.distributed.init_from_torchrun",
@@ -112,6 +114,20 @@ NAMES: dict[str, str] = {
 }
 
 
+class _Constant:
+    """Schedule that keeps the learning rate."""
+
+    def __call__(self, _: int) -> float:
+        return 1.0
+
+
+#: Names without a successor: what to use instead, and an object that works until the next release.
+REMOVED: dict[str, tuple[str, Any]] = {
+    "advcontrast.engine.Constant": ("schedule=1.0 in fit", _Constant),
+    "advcontrast.engine.schedules.Constant": ("schedule=1.0 in fit", _Constant),
+}
+
+
 def warn(old: str, new: str, *, stacklevel: int) -> None:
     """Warn that ``old`` is now ``new``, at the line of the caller's caller."""
     message = f"{old} has moved and will be removed in the next release. Use {new}"
@@ -125,14 +141,22 @@ def names_of(package: str) -> Callable[[str], Any]:
         old = f"{package}.{name}"
         if old in MODULES:
             return sys.modules[old]
-        if old not in NAMES:
+        if old not in NAMES and old not in REMOVED:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        new = NAMES[old]
-        warn(old, new, stacklevel=2)
-        module, _, attribute = new.rpartition(".")
-        return getattr(importlib.import_module(module), attribute)
+        return _find(old)
 
     return find
+
+
+def _find(old: str) -> Any:
+    if old in REMOVED:
+        new, value = REMOVED[old]
+    else:
+        new = NAMES[old]
+        module, _, attribute = new.rpartition(".")
+        value = getattr(importlib.import_module(module), attribute)
+    warn(old, new, stacklevel=3)
+    return value
 
 
 class _MovedModule(ModuleType):
@@ -141,6 +165,8 @@ class _MovedModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if (old := f"{self.__name__}.{name}") in NAMES or old in REMOVED:
+            return _find(old)
         new = MODULES[self.__name__]
         value = getattr(importlib.import_module(new), name)
         warn(self.__name__, new, stacklevel=2)

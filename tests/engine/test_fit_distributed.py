@@ -205,7 +205,7 @@ def refused_on_a_rank(settings, n):
         (
             {"batch_size": 3},
             22,
-            "fit: expected batch_size to be an int >= 4, got 3. A batch has two",
+            "fit: expected batch_size to be an int >= 4, got 3. A batch has at least two",
         ),
         (
             {"batch_size": 5},

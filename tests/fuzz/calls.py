@@ -505,8 +505,6 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         lars().add_param_group, param_group={"params": [nn.Parameter(rows())]}
     ),
     "optim.LARS.step": lambda _: call(lars().step, closure=None),
-    "optim.Constant": lambda _: call(optim.Constant),
-    "optim.Constant.__call__": lambda _: call(optim.Constant(), step=1),
     "optim.MultiStep": lambda _: call(optim.MultiStep, milestones=(1, 2), gamma=0.1),
     "optim.MultiStep.__call__": lambda _: call(optim.MultiStep((1, 2)), step=1),
     "optim.WarmupCosine": lambda _: call(optim.WarmupCosine, steps=10, warmup=2, floor=0.1),

@@ -8,17 +8,13 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from advcontrast.optim.schedules import Constant, MultiStep, WarmupCosine
+from advcontrast.optim.schedules import MultiStep, WarmupCosine
 
 TOLERANCE = 1e-12  # relative
 
 
 def factors(schedule, steps):
     return [schedule(step) for step in range(steps)]
-
-
-def test_constant_is_one():
-    assert factors(Constant(), 50) == [1.0] * 50
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.25])
@@ -94,9 +90,7 @@ def test_multi_step_is_that_of_pytorch():
         theirs.step()
 
 
-@pytest.mark.parametrize(
-    "schedule", [Constant(), WarmupCosine(10, warmup=3, floor=0.1), MultiStep((15, 20), gamma=0.5)]
-)
+@pytest.mark.parametrize("schedule", [WarmupCosine(10, warmup=3, floor=0.1), MultiStep((15, 20), gamma=0.5)])
 def test_repr_reads_as_the_call(schedule):
     assert eval(repr(schedule)) == schedule
 
@@ -186,7 +180,7 @@ def test_wrong_settings(make, error, message):
         make()
 
 
-@pytest.mark.parametrize("schedule", [Constant(), WarmupCosine(10), MultiStep((5,))], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("schedule", [WarmupCosine(10), MultiStep((5,))], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize(("step", "error", "got"), [(-1, ValueError, "-1"), (0.5, TypeError, "float")])
 def test_wrong_step(schedule, step, error, got):
     message = f"{type(schedule).__name__}: expected step to be an int >= 0, got {got}. Steps count from 0."

@@ -67,7 +67,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self._tried = False
         self.generators = set(_random.generators(self.learner))
-        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def rate(self, step: int) -> float:
         """Return the fraction of the optimizer's learning rates that the schedule returns for a step."""
@@ -163,11 +163,11 @@ class Run:
             distributed.broadcast_(self.ema.model.buffers())
         if evaluate is not None:
             # Random numbers that an evaluation draws must not change those of later steps.
-            own, rates = self._own_states(), [group["lr"] for group in self.optimizer.param_groups]
+            own, rates = self._own_states(), [float(group["lr"]) for group in self.optimizer.param_groups]
             with _random.kept():
                 row |= _numbers(evaluate(epoch))
             self._set_own_states(own)
-            if [group["lr"] for group in self.optimizer.param_groups] != rates:
+            if [float(group["lr"]) for group in self.optimizer.param_groups] != rates:
                 remedy = "Pass a function of the step as schedule, instead of a scheduler of PyTorch for example"
                 raise RuntimeError(complaint(_OWNER, "evaluate to leave the learning rates alone", "others", remedy))
         if select is not None and select not in row and not self.history:

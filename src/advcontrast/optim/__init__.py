@@ -2,8 +2,7 @@
 
 from .ema import EMA as EMA
 from .lars import LARS as LARS
-from .schedules import Constant as Constant
 from .schedules import MultiStep as MultiStep
 from .schedules import WarmupCosine as WarmupCosine
 
-__all__ = ["EMA", "LARS", "Constant", "MultiStep", "WarmupCosine"]
+__all__ = ["EMA", "LARS", "MultiStep", "WarmupCosine"]

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: the factor of the peak as a function of the step, and of nothing else.
+"""Learning-rate schedules: the factor of the peak rate as a function of the step alone.
 
-A schedule has no state, so a resumed run cannot be out of step with it. Steps count from 0, and may be updates or
-epochs. Every schedule serves as ``lr_lambda`` of :class:`torch.optim.lr_scheduler.LambdaLR`.
+A schedule has no state to save. Steps count from 0, and may be updates or epochs. Every schedule serves as
+``lr_lambda`` of :class:`torch.optim.lr_scheduler.LambdaLR`.
 """
 
 from __future__ import annotations
@@ -14,35 +14,12 @@ from .._checks import check_int, check_real, complaint, type_name
 
 
 @dataclass(frozen=True)
-class Constant:
-    """The peak throughout. :func:`~advcontrast.engine.fit` takes ``schedule=1.0`` for it.
-
-    Example:
-        >>> Constant()(1000)
-        1.0
-    """
-
-    def __call__(self, step: int) -> float:
-        """Return the factor of the peak, 1.
-
-        Args:
-            step: number of the step, from 0.
-
-        Raises:
-            ValueError: step < 0.
-            TypeError: step is no int.
-        """
-        _check_step("Constant", step)
-        return 1.0
-
-
-@dataclass(frozen=True)
 class WarmupCosine:
-    r"""A linear rise to the peak, then half a cosine down to the floor.
+    r"""Linear rise to the peak, then half a cosine down to the floor.
 
-    Step :math:`s` below ``warmup`` has the factor :math:`(s + 1) / \mathrm{warmup}`, so the first one is not lost and
-    the last one has the peak. From there the cosine falls, and reaches the floor at the last step; without a warm-up
-    the first step has the peak. Later steps stay at the floor.
+    Step :math:`s` below ``warmup`` has the factor :math:`(s + 1) / \mathrm{warmup}`: the first step has a positive
+    rate, and the last one of the warm-up the peak. From there the cosine falls, and reaches the floor at the last step;
+    without a warm-up the first step has the peak. Later steps stay at the floor.
 
     Args:
         steps: length of the training, at least 1.
@@ -84,7 +61,7 @@ class WarmupCosine:
 
         Raises:
             ValueError: step < 0.
-            TypeError: step is no int.
+            TypeError: step is not an int.
         """
         _check_step("WarmupCosine", step)
         if step < self.warmup:
@@ -97,7 +74,7 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class MultiStep:
-    """A drop by the same factor at every milestone.
+    """Drop by the same factor at every milestone.
 
     Args:
         milestones: steps with a lower factor than the step before, at least 1, in ascending order.
@@ -137,7 +114,7 @@ class MultiStep:
 
         Raises:
             ValueError: step < 0.
-            TypeError: step is no int.
+            TypeError: step is not an int.
         """
         _check_step("MultiStep", step)
         return float(self.gamma ** sum(milestone <= step for milestone in self.milestones))
