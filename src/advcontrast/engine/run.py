@@ -67,7 +67,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self._tried = False
         self.generators = set(_random.generators(self.learner))
-        self.peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def rate(self, step: int) -> float:
         """Return the fraction of the optimizer's learning rates that the schedule returns for a step."""
