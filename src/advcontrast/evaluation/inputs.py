@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import (
-    check_generator,
-    check_iterable,
-    check_module,
-    check_tensor,
-    check_within,
-    complaint,
-    type_name,
-)
+from .._checks import check_generator, check_iterable, check_module, check_tensor, check_within, complaint, type_name
 from .._modes import buffers_kept, eval_mode, frozen
 from .._random import kept
 from .._types import Objective
@@ -43,14 +35,8 @@ def prepared_for_evaluation(owner: str, model: nn.Module) -> Iterator[torch.devi
     Modes, ``requires_grad``, buffers and every global random state are restored on exit.
     """
     check_module(owner, model)
-    device = device_of(model)
-    with ExitStack() as stack:
-        stack.enter_context(kept())
-        stack.enter_context(buffers_kept(model))
-        stack.enter_context(eval_mode(model))
-        stack.enter_context(frozen(model))
-        stack.enter_context(torch.no_grad())
-        yield device
+    with kept(), buffers_kept(model), eval_mode(model), frozen(model), torch.no_grad():
+        yield device_of(model)
 
 
 def generator_or_default(owner: str, generator: torch.Generator | None, device: torch.device) -> torch.Generator:
@@ -63,14 +49,14 @@ def checked_batches(
     owner: str, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield images and labels on the device, and the labels where they came from, to be read without waiting."""
-    images = 0
+    empty = True
     check_iterable(owner, "batches", batches, remedy="Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)")
     for batch in batches:
         x, y = _images_and_labels(owner, batch)
         if len(x):
-            images += len(x)
+            empty = False
             yield x.to(device, non_blocking=True), y.to(device, non_blocking=True), y
-    if not images:
+    if empty:
         remedy = "An iterator can be walked only once; pass a list or a DataLoader"
         raise ValueError(complaint(owner, "batches to hold at least one image", "none", remedy))
 
@@ -78,18 +64,17 @@ def checked_batches(
 def model_output(owner: str, model: nn.Module, x: Tensor) -> Tensor:
     """Return the output of a model for a copy of the images, which it may change in place."""
     try:
-        output: Tensor = model(x.clone())
+        return model(x.clone())  # type: ignore[no-any-return]
     except RuntimeError as error:
         dtype = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), x.dtype)
         if dtype == x.dtype:
             raise
         remedy = f"Convert the model with .to({x.dtype}); for half precision put autocast around the call"
         raise TypeError(complaint(owner, f"a model for images of {x.dtype}", f"one of {dtype}", remedy)) from error
-    return output
 
 
 def checked_logits(owner: str, model: nn.Module, x: Tensor, readable_y: Tensor) -> Tensor:
-    """Return the logits ``[N, C]`` of a batch, once they have this shape and the labels fit them."""
+    """Return the logits ``[N, C]`` of a batch, after a check of their shape and of the labels."""
     logits = model_output(owner, model, x)
     remedy = "Pass a classifier whose output is its logits"
     check_tensor(owner, "the output of the model", logits, remedy=remedy)
@@ -107,13 +92,17 @@ def refuse_probabilities(owner: str, model: nn.Module, x: Tensor, logits: Tensor
     Attacks would maximise the cross-entropy of a softmax of a softmax, which is almost flat. Numbers that happen to be
     a distribution are recognised by the output of the model for a black image.
     """
-    if _distributions(logits) and _distributions(model(torch.zeros_like(x[:1]))):
+
+    def distributions(rows: Tensor) -> bool:
+        return bool((rows >= 0).all() & ((rows.float().sum(1) - 1).abs() < 1e-2).all())
+
+    if distributions(logits) and distributions(model(torch.zeros_like(x[:1]))):
         remedy = "Leave out the softmax at the end of the model; it hides the gradient from attacks"
         raise ValueError(complaint(owner, "logits", "probabilities, which sum to 1 for every image", remedy))
 
 
 def check_attack(owner: str, attack: object) -> None:
-    """Require something that can be called as an attack is."""
+    """Require a callable that takes steps and is not an unwrapped attack of another library."""
     if not callable(attack):
         remedy = "Pass PGDAttack(...) or a function (objective, x, generator) -> x_adv"
         raise TypeError(complaint(owner, "attack to be callable", type_name(attack), remedy))
@@ -125,7 +114,7 @@ def check_attack(owner: str, attack: object) -> None:
 
 
 def check_steps(owner: str, attack: object) -> None:
-    """Require an attack that takes steps, perhaps wrapped in another one."""
+    """Require an attack that takes steps, perhaps inside another one."""
     for _ in range(8):  # an attack may hold itself
         if isinstance(attack, FreeAttack) or (
             getattr(attack, "steps", None) == 0 and getattr(attack, "eps", None) != 0
@@ -138,18 +127,13 @@ def check_steps(owner: str, attack: object) -> None:
 def perturbed(
     owner: str, attack: Callable[..., Tensor], objective: Objective, x: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Return what an attack makes of a batch, once it has the shape of the batch."""
+    """Return the images of a batch under attack, after a check of their shape."""
     adv = attack(objective, x.clone(), generator=generator)
     if not isinstance(adv, Tensor) or adv.shape != x.shape:
         got = f"{list(adv.shape)}" if isinstance(adv, Tensor) else type_name(adv)
         remedy = "Return one perturbed image for each image"
         raise ValueError(complaint(owner, f"attack to return shape {list(x.shape)}", got, remedy))
     return adv
-
-
-def _distributions(rows: Tensor) -> bool:
-    positive, complete = (rows >= 0).all(), ((rows.float().sum(1) - 1).abs() < 1e-2).all()
-    return bool(positive & complete)
 
 
 def _images_and_labels(owner: str, batch: object) -> tuple[Tensor, Tensor]:

@@ -611,8 +611,7 @@ def test_wrong_batches(data, error, message):
         (
             trained().half(),
             TypeError,
-            "expected the parameters of model to be float32, got torch.float16. "
-            "Call model.float()",
+            "expected the parameters of model to be float32, got torch.float16. Call model.float()",
         ),
         (
             trained().double(),

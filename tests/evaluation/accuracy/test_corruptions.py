@@ -180,7 +180,6 @@ def test_model_and_random_state_are_left_as_they_were(breaks):
 
 
 B = batches()
-TRIPLES = "Pass what corrupted(...) returns, or a list of such triples."
 
 
 @pytest.mark.parametrize(
@@ -191,9 +190,9 @@ TRIPLES = "Pass what corrupted(...) returns, or a list of such triples."
             ValueError,
             "expected at least one condition, got none. An iterator can be walked only once; make a new one.",
         ),
-        (B, TypeError, f"expected conditions to be triples (name, severity, batches), got 2 parts. {TRIPLES}"),
-        ("fog", TypeError, f"expected conditions to be triples (name, severity, batches), got str. {TRIPLES}"),
-        ([(3, 1, B)], TypeError, f"expected the name of a corruption to be a string, got int. {TRIPLES}"),
+        (B, TypeError, "expected conditions to be triples (name, severity, batches), got 2 parts. "),
+        ("fog", TypeError, "expected conditions to be triples (name, severity, batches), got str. "),
+        ([(3, 1, B)], TypeError, "expected the name of a corruption to be a string, got int. "),
         (
             [("fog", 0, B)],
             ValueError,

@@ -188,7 +188,7 @@ def test_gaps_are_floats():
         ),
         (print, [images()], TypeError, "model to be an nn.Module, got builtin_function_or_method. Pass the network"),
         (model(4), [], ValueError, "a batch of at least 1 image, got 0 in 0 batches. An iterator can be walked only"),
-        (model(4), images(), TypeError, "batches to be an iterable of batches, got torch.float32. Pass [images]"),
+        (model(4), images(), TypeError, "batches to be an iterable, got torch.float32. "),
         (model(4), [images() + 1], ValueError, "images within bounds [0.0, 1.0], got values in [1.02, 1.99]. Put the"),
         (
             model(4).append(nn.Unflatten(1, (2, 2))),

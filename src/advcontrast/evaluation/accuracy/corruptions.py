@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ _Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class CorruptionAccuracy:
-    """What :func:`corruption_accuracy` found.
+    """Result of :func:`corruption_accuracy`.
 
     Attributes:
         verdicts: the :class:`Accuracy` under each corruption at each severity, by name and then by severity.
@@ -115,12 +115,18 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
     """
     owner = "corruption_accuracy"
     verdicts: dict[str, dict[int, Accuracy]] = {}
-    # What the conditions themselves draw shall leave no trace either.
+    # Conditions may draw random numbers, which must not change the global state either.
     with prepared_for_evaluation(owner, model):
         remedy = "Pass what corrupted() yields, or triples (name, severity, batches)"
         check_iterable(owner, "conditions", conditions, remedy=remedy)
         for condition in conditions:
-            name, severity, batches = _checked_condition(owner, condition)
+            if not isinstance(condition, (tuple, list)) or len(condition) != 3:
+                got = f"{len(condition)} parts" if isinstance(condition, (tuple, list)) else type_name(condition)
+                raise TypeError(complaint(owner, "conditions to be triples (name, severity, batches)", got, remedy))
+            name, severity, batches = condition
+            if not isinstance(name, str):
+                raise TypeError(complaint(owner, "the name of a corruption to be a string", type_name(name), remedy))
+            check_int(owner, f"the severity of {name!r}", severity, low=1, remedy="CIFAR-10-C counts from 1 to 5")
             if severity in verdicts.setdefault(name, {}):
                 expected, got = "each corruption once at each severity", f"{name!r} at severity {severity} again"
                 raise ValueError(complaint(owner, expected, got, "Give every corruption a name of its own"))
@@ -189,16 +195,3 @@ def _batches(clean: _Batches, corruption: Corruption, seed: int) -> Iterator[tup
     generator = torch.Generator().manual_seed(seed)
     for x, y in clean:
         yield corruption(x, generator=generator), y
-
-
-def _checked_condition(owner: str, condition: Any) -> tuple[str, int, _Batches]:
-    remedy = "Pass what corrupted(...) returns, or a list of such triples"
-    expected = "conditions to be triples (name, severity, batches)"
-    if not isinstance(condition, (tuple, list)) or len(condition) != 3:
-        got = f"{len(condition)} parts" if isinstance(condition, (tuple, list)) else type_name(condition)
-        raise TypeError(complaint(owner, expected, got, remedy))
-    name, severity, batches = condition
-    if not isinstance(name, str):
-        raise TypeError(complaint(owner, "the name of a corruption to be a string", type_name(name), remedy))
-    check_int(owner, f"the severity of {name!r}", severity, low=1, remedy="CIFAR-10-C counts from 1 to 5")
-    return name, severity, batches

@@ -21,7 +21,7 @@ _OWNER = "robust_curve"
 
 @dataclass(frozen=True, eq=False)
 class RobustCurve:
-    """What :func:`robust_curve` found.
+    """Result of :func:`robust_curve`.
 
     Attributes:
         parameter: the setting that was varied, ``"eps"``, ``"steps"`` or ``"restarts"``.

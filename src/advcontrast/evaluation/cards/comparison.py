@@ -29,7 +29,7 @@ class DiscordantPairs(NamedTuple):
 
 
 class MetricComparison(NamedTuple):
-    """Means of a metric as fractions in [0, 1], ``b - a``, and the flips for each pair of runs."""
+    """Means of a metric as fractions in [0, 1], ``b - a``, and the discordant images of each pair of runs."""
 
     mean_a: float
     mean_b: float
@@ -39,12 +39,12 @@ class MetricComparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two cards compared.
+    """Comparison of two cards; ``print`` shows it as text.
 
     Attributes:
         a: name of the first card.
-        b: name of the second one.
-        metrics: what was found for each metric that both cards have.
+        b: name of the second card.
+        metrics: comparison for each metric that both cards have.
     """
 
     a: str
@@ -107,11 +107,28 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
     if not shared:
         got = f"{', '.join(a.verdicts)} and {', '.join(b.verdicts)}"
         raise ValueError(complaint("compare_cards", "cards with a common metric", got, "Evaluate both alike"))
-    differing = _differences(a, b, shared)
+    facts: list[dict[str, Any]] = [
+        {
+            "data": f"{card.data} ({card.fingerprint[:16]})" if a.fingerprint != b.fingerprint else None,
+            "images": card.images,
+            "runs": len(card.seeds),
+            **{metric: card.attacks.get(metric) for metric in shared},
+        }
+        for card in (a, b)
+    ]
+    differing = _unequal("", *facts)
     if differing:
         remedy = "Evaluate both models in the same way"
         raise ValueError(complaint("compare_cards", "cards of the same evaluation", "; ".join(differing), remedy))
-    return Comparison(a.name, b.name, {metric: _compared(a, b, metric) for metric in shared})
+    metrics = {}
+    for metric in shared:
+        pairs = []
+        for one, other in zip(a.verdicts[metric], b.verdicts[metric], strict=True):
+            only_a, only_b = int((one & ~other).sum()), int((other & ~one).sum())
+            pairs.append(DiscordantPairs(only_a, only_b, mcnemar(only_a, only_b)))
+        mean_a, mean_b = a.results[metric].mean, b.results[metric].mean
+        metrics[metric] = MetricComparison(mean_a, mean_b, mean_b - mean_a, tuple(pairs))
+    return Comparison(a.name, b.name, metrics)
 
 
 def markdown_table(cards: Sequence[ResultCard]) -> str:
@@ -170,19 +187,6 @@ def _ordered(cards: Sequence[ResultCard]) -> list[str]:
     return [*_METRICS, *sorted(found - set(_METRICS))]
 
 
-def _differences(a: ResultCard, b: ResultCard, metrics: Sequence[str]) -> list[str]:
-    facts = [
-        {
-            "data": f"{card.data} ({card.fingerprint[:16]})" if a.fingerprint != b.fingerprint else None,
-            "images": card.images,
-            "runs": len(card.seeds),
-            **{metric: card.attacks.get(metric) for metric in metrics},
-        }
-        for card in (a, b)
-    ]
-    return _unequal("", *facts)
-
-
 def _unequal(name: str, one: Any, other: Any) -> list[str]:
     """List what differs in two facts or settings, by its full name."""
     if isinstance(one, dict) and isinstance(other, dict):
@@ -191,17 +195,8 @@ def _unequal(name: str, one: Any, other: Any) -> list[str]:
     return [] if one == other else [f"{name[1:]} {one!r} and {other!r}"]
 
 
-def _compared(a: ResultCard, b: ResultCard, metric: str) -> MetricComparison:
-    mean_a, mean_b = a.results[metric].mean, b.results[metric].mean
-    flips = []
-    for one, other in zip(a.verdicts[metric], b.verdicts[metric], strict=True):
-        only_a, only_b = int((one & ~other).sum()), int((other & ~one).sum())
-        flips.append(DiscordantPairs(only_a, only_b, mcnemar(only_a, only_b)))
-    return MetricComparison(mean_a, mean_b, mean_b - mean_a, tuple(flips))
-
-
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided p-value of the exact McNemar test, for the numbers of flips in both directions.
+    """Return the two-sided p-value of the exact McNemar test for the numbers of discordant images.
 
     Example:
         Three coins show the same side in one of four throws.
@@ -222,28 +217,22 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 def _attack_of(metric: str, cards: Sequence[ResultCard]) -> str:
     """Return the attack in a few words, in brackets, where all cards with this metric have the same one."""
-    attacks = [card.attacks.get(metric) for card in cards if metric in card.verdicts]
+    attacks: list[Any] = [card.attacks.get(metric) for card in cards if metric in card.verdicts]
     if not any(attacks):
         return ""
-    if any(attack != attacks[0] for attack in attacks):
+    attack = attacks[0]
+    if any(other != attack for other in attacks):
         return " (attacks differ)"
-    return f" ({_words(attacks[0])})"
-
-
-def _words(attack: Any) -> str:
     if not isinstance(attack, dict):
-        return str(attack)
+        return f" ({attack})"
     shown = [str(attack[key]) for key in ("type", "version", "norm") if attack.get(key)]
-    if isinstance(attack.get("eps"), (int, float)):
-        shown.append(f"eps {_radius(attack['eps'])}")
+    eps = attack.get("eps")
+    if isinstance(eps, (int, float)):
+        multiple = round(255 * eps)
+        exact = multiple % 255 and abs(255 * eps - multiple) < 1e-6
+        shown.append(f"eps {multiple}/255" if exact else f"eps {eps:g}")
     shown += [f"{attack[key]} {key}" for key in ("steps", "restarts") if attack.get(key)]
-    return ", ".join(shown) or "described in the cards"
-
-
-def _radius(eps: float) -> str:
-    """Return a radius as a multiple of 1/255 where it is one, and not of 1."""
-    multiple = round(255 * eps)
-    return f"{multiple}/255" if multiple % 255 and abs(255 * eps - multiple) < 1e-6 else f"{eps:g}"
+    return f" ({', '.join(shown) or 'described in the cards'})"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..._checks import check_choice, check_real, complaint, type_name
 from ._canvas import COLOURS, canvas, legend, tidy
@@ -15,27 +15,14 @@ from ._canvas import COLOURS, canvas, legend, tidy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..accuracy import RobustCurve
+    from ..cards import CurveRecord
+
 _MARKERS = "os^DvP*X<>"
 _LABELS = {"eps": "radius of the attack", "steps": "steps of the attack", "restarts": "restarts of the attack"}
 
 
-class Curve(Protocol):
-    """What :func:`plot_curves` draws."""
-
-    @property
-    def parameter(self) -> str:
-        """The parameter of the attack that varies: "eps", "steps" or "restarts"."""
-
-    @property
-    def values(self) -> Sequence[float]:
-        """Its values."""
-
-    @property
-    def accuracies(self) -> Sequence[float]:
-        """The accuracy at each of them, in [0, 1]."""
-
-
-def plot_curves(curves: Mapping[str, Curve]) -> Figure:
+def plot_curves(curves: Mapping[str, RobustCurve | CurveRecord]) -> Figure:
     """Draw accuracy against the radius, steps or restarts of an attack.
 
     Radii that are all multiples of 1/255 are shown as such. Numbers of steps and restarts stand on a logarithmic axis.

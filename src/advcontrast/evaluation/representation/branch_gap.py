@@ -1,4 +1,4 @@
-"""How far the two branches of dual batch norms have grown apart."""
+"""Difference between the two branches of dual batch norms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OWNER = "branch_gap"
 
 @dataclass(frozen=True, kw_only=True)
 class BranchGap:
-    """How far the branches of dual batch norms have grown apart; every number is 0 where they are equal.
+    """Difference between the branches of dual batch norms; every number is 0 where they are equal.
 
     Attributes:
         features: one minus the cosine of the features that both branches give to an image, the mean over the images, in
@@ -37,7 +37,7 @@ class BranchGap:
 
 
 def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object]]) -> BranchGap:
-    r"""Measure how far the clean and the adversarial branch of a model have grown apart.
+    r"""Measure the difference between the clean and the adversarial branch of a model.
 
     The features of both branches, c and a, are compared on the same images by :math:`1 - \cos(c, a)`. The running
     statistics of a channel are taken for Gaussians, with the ``eps`` of the norm added to the variances, and compared
@@ -92,18 +92,15 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
 
 
 def _statistics_gap(norms: list[DualNorm]) -> float:
-    gaps = [0.0]
-    tracked = [norm for norm in norms if _tracks(norm.clean) and _tracks(norm.adv)]
-    for norm in tracked:
+    gaps = []
+    for norm in norms:
+        if getattr(norm.clean, "running_mean", None) is None or getattr(norm.adv, "running_mean", None) is None:
+            continue
         (mean, variance), (other_mean, other_variance) = map(_gaussian, (norm.clean, norm.adv))
         spread = (variance - other_variance).square() / (variance * other_variance)
         shift = (mean - other_mean).square() * (1 / variance + 1 / other_variance)
         gaps.append((spread + shift).mean().item() / 4)
-    return sum(gaps) / max(len(tracked), 1)
-
-
-def _tracks(branch: nn.Module) -> bool:
-    return getattr(branch, "running_mean", None) is not None
+    return sum(gaps) / max(len(gaps), 1)
 
 
 def _gaussian(branch: nn.Module) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..._checks import check_finite, check_tensor, check_within, complaint, type_name
+from ..._checks import check_finite, check_iterable, check_tensor, check_within, complaint
 from ..._types import Objective
 from ...attacks import PGDAttack
 from ...functional.nt_xent import alignment
@@ -27,11 +28,10 @@ _OWNER = "label_free_robustness"
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFreeRobustness:
-    """What an encoder makes of images, and what is left of it under attack.
+    """Measures of the features of images, without and under attack.
 
-    ``dataclasses.asdict`` turns it into metrics to report. No number stands alone: an encoder that maps everything to
-    one point has the best risks, accuracy and margin there are, and gives itself away by an effective rank of 1 and a
-    uniformity of 0.
+    ``dataclasses.asdict`` turns it into metrics to report. Read the measures together: an encoder that maps everything
+    to one point has the best possible risks, accuracy and margin, but an effective rank of 1 and a uniformity of 0.
 
     Attributes:
         distance: Euclidean distance between the features of an image and those of the image driven away from itself,
@@ -66,7 +66,7 @@ def label_free_robustness(
     *,
     generator: torch.Generator | None = None,
 ) -> LabelFreeRobustness:
-    r"""Measure what attacks on the representation itself achieve.
+    r"""Measure the robustness of an encoder to attacks on its features.
 
     Each image is attacked twice. The first attack drives it away from itself and maximises
 
@@ -146,12 +146,10 @@ def label_free_robustness(
         )
 
 
-def image_batches(owner: str, batches: object, device: torch.device, *, least: int) -> Iterator[Tensor]:
+def image_batches(owner: str, batches: Iterable[Any], device: torch.device, *, least: int) -> Iterator[Tensor]:
     """Yield the images of batches, with labels or without, on the device; one batch must hold ``least`` of them."""
-    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        remedy = "Pass [images] for a single batch"
-        raise TypeError(complaint(owner, "batches to be an iterable of batches", type_name(batches), remedy))
-    sizes = []
+    check_iterable(owner, "batches", batches, remedy="Pass [images] for a single batch")
+    sizes = [0]
     for batch in batches:
         if isinstance(batch, (tuple, list)) and len(batch) != 2:
             rule = "batches to yield images or pairs (images, anything)"
@@ -159,17 +157,16 @@ def image_batches(owner: str, batches: object, device: torch.device, *, least: i
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         check_tensor(owner, "images", x, remedy="Convert 8-bit images with images.float() / 255")
         if x.dim() < 2:
-            remedy = "Add a sample dimension with images[None]"
-            raise ValueError(complaint(owner, "images of shape [N, ...]", f"{list(x.shape)}", remedy))
-        remedy = "Put the normalisation inside the model and evaluate the raw images"
-        check_within(owner, "images", x, (0.0, 1.0), remedy=remedy)
+            got = f"{list(x.shape)}"
+            raise ValueError(complaint(owner, "images of shape [N, ...]", got, "Add a dimension with images[None]"))
+        check_within(owner, "images", x, (0.0, 1.0), remedy="Put the normalisation inside the model")
         if len(x):
             sizes.append(len(x))
             yield x.to(device, non_blocking=True)
-    if max(sizes, default=0) < least:
+    if max(sizes) < least:
         rule = f"a batch of at least {least} image{'s' if least > 1 else ''}"
         remedy = "An iterator can be walked only once; pass a list or a DataLoader"
-        raise ValueError(complaint(owner, rule, f"{sum(sizes)} in {len(sizes)} batches", remedy))
+        raise ValueError(complaint(owner, rule, f"{sum(sizes)} in {len(sizes) - 1} batches", remedy))
 
 
 def checked_features(owner: str, encoder: nn.Module, x: Tensor) -> Tensor:
