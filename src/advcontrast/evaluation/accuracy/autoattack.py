@@ -37,7 +37,7 @@ _SUITES = {
 
 @dataclass(frozen=True, eq=False)
 class AutoAttackResult(Accuracy):
-    """What AutoAttack found; ``accuracy`` is the robust accuracy AA.
+    """Verdicts under AutoAttack; ``accuracy`` is the robust accuracy AA.
 
     Attributes:
         correct: whether each image is classified correctly with and without every attack, bool ``[N]`` on the CPU, in
@@ -45,8 +45,8 @@ class AutoAttackResult(Accuracy):
         clean: whether each image is classified correctly as it is, bool ``[N]``.
         broken_by: the index in ``attacks`` of the attack that changed the verdict of each image, -1 for images that are
             robust and -2 for those that are wrong without an attack, int8 ``[N]``.
-        attacks: the attacks that were run, in order; each saw the images that had stood all before it.
-        branch: the one that a network with dual norms was on; ``None`` for every other network.
+        attacks: the attacks that were run, in order, each on the images that all earlier ones failed on.
+        branch: active branch of the dual norms, ``None`` for a network without.
 
     Example:
         >>> broken_by = torch.tensor([-1, 0, -2, 1, 0], dtype=torch.int8)
@@ -75,39 +75,37 @@ def autoattack(
     folder: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> AutoAttackResult:
-    """Return which images a classifier gets right under AutoAttack, run by the package ``pyautoattack``.
+    """Return which images are classified correctly under AutoAttack, run by the package ``pyautoattack``.
 
-    The standard version runs four attacks one after the other, each on the images that have stood all before it: APGD
-    on the cross-entropy, APGD on the targeted DLR loss, targeted FAB and Square. An image counts as broken only if the
-    perturbed image lies in the ball and in [0, 1], up to rounding, and this function's own forward pass misclassifies
-    it. With fewer than ten classes the targeted attacks aim at all wrong ones. DLR compares three logits and its
-    targeted form four: with three classes APGD on the untargeted DLR loss stands in for the targeted one, and with two
-    classes it is left out; ``attacks`` of the result says what was run. Square fails in l2 on images of some sizes,
-    such as 14 pixels; it gets those with a margin of a few pixels, which the model does not see.
+    The standard version runs four attacks, each on the images that all earlier ones failed on: APGD on the
+    cross-entropy, APGD on the targeted DLR loss, targeted FAB and Square. An image counts as broken only if the
+    perturbed image lies in the ball and in [0, 1], up to rounding, and a forward pass of this function misclassifies
+    it. With fewer than ten classes the targeted attacks try all wrong ones. DLR compares three logits, targeted DLR
+    four: with three classes APGD uses the untargeted DLR loss, with two it is left out (see ``attacks`` of the result).
+    Square fails in l2 on images of some sizes, such as 14 pixels, which are padded for it; the model does not see the
+    padding.
 
-    The model is in eval mode and everything in float32, whatever autocast surrounds the call. Before each attack on
-    each batch the random state is set to ``seed``, as ``pyautoattack`` does it: verdicts depend on the batch and on
-    nothing that was run before. As :func:`accuracy`, the call leaves no trace, and neither on Python's and NumPy's
-    random state.
+    The model runs in eval mode and float32, also under autocast. As in ``pyautoattack``, the random state is set to
+    ``seed`` before each attack on each batch: verdicts depend on the batch only. Model and global random states, those
+    of Python and NumPy included, are restored as in :func:`accuracy`.
 
-    With ``folder``, what is known is on the disk after each attack on each batch. Called again, the function goes on
-    where it ended, however it ended, and returns what one call would have returned; a finished run is returned without
-    running the model. More batches may follow those of a finished run. The folder may hold other files, and belongs to
-    one model, told by its weights and by its ``repr``, and one set of arguments.
+    With ``folder``, verdicts are saved after each attack on each batch. The same call resumes an interrupted run, with
+    the same result as an uninterrupted one, and returns a finished run without running the model. Batches may be
+    added to a finished run. The folder may hold other files; it belongs to one set of arguments and one model,
+    identified by its weights and its ``repr``.
 
     Args:
         model: a float32 classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
         batches: pairs of images ``[N, C, H, W]``, float32 in [0, 1], and labels ``[N]``, int64 in [0, C). Large ones
-            are faster; a resumed run needs the same in the same order.
+            are faster. A resumed run needs the same batches in the same order.
         eps: radius of the ball, at least 0, in the units of the images. Papers on CIFAR-10 use 8/255 for ``"linf"`` and
             0.5 for ``"l2"``.
         norm: ``"linf"`` or ``"l2"``.
         version: ``"standard"``, ``"plus"`` (more attacks and five restarts) or ``"rand"`` (for randomised models,
             gradients averaged over 20 passes), with the budgets of ``pyautoattack``.
         seed: of the attacks, at least 0.
-        folder: where to keep the verdicts, ``None`` for nowhere.
-        progress: whether to show a progress bar over the batches, where tqdm is installed; ``None`` shows it on
-            terminals only.
+        folder: folder for the verdicts; by default they are not saved.
+        progress: whether to show a progress bar, if tqdm is installed; ``None`` shows it on terminals only.
 
     Returns:
         The verdicts, with their mean as ``accuracy``.
@@ -117,9 +115,9 @@ def autoattack(
         ValueError: a number out of its range, an unknown norm or version, or as for :func:`accuracy`.
         TypeError: an argument of the wrong kind, or a model or images in another precision.
         CheckpointMismatchError: the folder belongs to other arguments, another model or other batches.
-        CheckpointCorruptError: what is in the folder is damaged.
+        CheckpointCorruptError: a file in the folder is damaged.
         CheckpointBusyError: another process is writing to the folder.
-        RuntimeError: an attack failed; the message says which one, on which batch and why.
+        RuntimeError: an attack failed; the message names the attack, the batch and the reason.
 
     Example:
         The brighter of two pixels is the class. An attack of radius 1/4 closes gaps below 1/2: one of three.
@@ -266,7 +264,7 @@ class _Suite:
         return {**settings, "pyautoattack": str(self.package.__version__), "model": digest(*parts)}
 
     def attacks(self, classes: int) -> tuple[str, ...]:
-        """Return the names of the attacks that are defined for so many classes."""
+        """Return the names of the attacks that are defined for this number of classes."""
         names = _SUITES[self.version]
         if classes < 4:
             names = tuple("apgd-dlr" if name == "apgd-t" else name for name in names)
@@ -275,7 +273,7 @@ class _Suite:
         return tuple(dict.fromkeys(names))
 
     def fooled(self, attack: str, classes: int, x: Tensor, y: Tensor, where: str) -> Tensor:
-        """Run one attack on images that the model gets right, and return which of them it gets wrong now."""
+        """Return which of the correctly classified images ``x`` are misclassified under one attack."""
         try:
             adv = self._perturb(attack, classes, x, y)
         except Exception as error:
@@ -314,10 +312,10 @@ class _Suite:
 
 
 def _margin(height: int, width: int) -> int:
-    """Return how many rows and columns Square needs at the end of images in order to cover them with its first tiles.
+    """Return the number of rows and columns of padding with which Square in l2 does not fail.
 
-    In l2 it puts tiles of a fifth of the height side by side, from an offset that is meant for five of them. Where six
-    or more fit, as in 14 pixels, the last one sticks out and the attack fails. The model does not see the margin.
+    It places tiles of a fifth of the height side by side, from an offset that is meant for five of them. If six or more
+    fit, as in 14 pixels, the last one exceeds the image.
     """
     margin = max(0, 5 - height)
     while True:

@@ -45,7 +45,7 @@ class CorruptionAccuracy:
 
     @property
     def mean(self) -> float:
-        """The mean over all corruptions that were evaluated, whichever they are, in [0, 1]."""
+        """The mean over all evaluated corruptions, in [0, 1]."""
         return fmean(self.by_corruption.values())
 
     @property
@@ -79,20 +79,20 @@ class CorruptionAccuracy:
 
 
 def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _Batches]]) -> CorruptionAccuracy:
-    """Return which images a classifier gets right under corruptions.
+    """Return which images a classifier classifies correctly under corruptions.
 
     Conditions are the files of CIFAR-10-C, ::
 
         files = cifar10_c("CIFAR-10-C")
         corruption_accuracy(model, ((name, severity, images.batches(500)) for name, severity, images in files))
 
-    or computed corruptions, ``corruption_accuracy(model, corrupted(images.batches(500)))``. As
-    :func:`advcontrast.evaluation.accuracy`, the call leaves no trace.
+    or computed corruptions, ``corruption_accuracy(model, corrupted(images.batches(500)))``. Model and
+    random state are restored as in :func:`advcontrast.evaluation.accuracy`.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
         conditions: for each corruption and severity the name of the corruption, its severity, at least 1, and batches
-            as for :func:`advcontrast.evaluation.accuracy`. They are walked once, each before the next is asked for.
+            as for :func:`advcontrast.evaluation.accuracy`. Each is walked once, before the next is requested.
 
     Returns:
         The verdicts, with their means.
@@ -147,19 +147,19 @@ def corrupted(
 ) -> Iterator[tuple[str, int, _Batches]]:
     """Yield clean images under each corruption, as conditions of :func:`~advcontrast.evaluation.corruption_accuracy`.
 
-    The noise is drawn on the CPU from a generator of its own, which starts anew with every condition: it is the same
-    for every model, on every device, as long as the batches are the same.
+    The noise is drawn on the CPU from a generator that is seeded for each condition: for the same batches it is the
+    same for every model and device.
 
     Args:
-        batches: clean images ``[N, C, H, W]``, floating point in [0, 1], and labels ``[N]``. They are walked once, when
-            the first condition is asked for, and kept.
+        batches: clean images ``[N, C, H, W]``, floating point in [0, 1], and labels ``[N]``; walked once, when the
+            first condition is requested, and kept in memory.
         names: which corruptions, some of :data:`advcontrast.augment.CORRUPTIONS`.
         severities: which severities, each from 1 to 5.
         seed: of the noise, at least 0.
         device: where to keep and corrupt the images.
 
     Returns:
-        An iterator over names, severities and batches; the images of a batch are corrupted when it is asked for.
+        An iterator over names, severities and batches; a batch is corrupted when it is requested.
 
     Raises:
         ValueError: there is no name or severity, or one is unknown; when walked, there is no image.

@@ -60,27 +60,25 @@ def robust_curve(
     restarts: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
 ) -> RobustCurve:
-    """Return which images a classifier gets right while one setting of an attack grows.
+    """Return which images a classifier classifies correctly for increasing values of one setting of an attack.
 
-    A larger ball holds the smaller one, so an image that was broken at one value counts as broken at all larger ones;
-    separate runs would find it again only up to chance. The curve therefore never rises, and only images that are
-    still right are attacked again. An image counts only if it is right without attack too, and radius 0 is exactly the
-    accuracy on the images as they are. As :func:`accuracy`, the call leaves no trace.
+    An image that is broken at one value counts as broken at all larger ones, since a larger ball holds the smaller one.
+    The curve therefore never rises, and only images that are still correct are attacked again. An image counts only if
+    it is correct without attack too; radius 0 is the clean accuracy. Model and random state are restored as in
+    :func:`~advcontrast.evaluation.accuracy`.
 
-    Along ``eps`` the step size, where the attack has one, keeps its ratio to the radius; along ``steps`` it stays.
-    Along ``restarts`` each value adds the runs that are missing to those made before, so that the last value is also
-    the number of runs made.
+    Along ``eps`` the step size, if the attack has one, keeps its ratio to the radius; along ``steps`` it is constant.
+    Along ``restarts`` each value adds the missing runs to the earlier ones.
 
-    Choosing the images still right makes an accelerator wait, once for each value and batch.
+    The choice of images synchronises with an accelerator once for each value and batch.
 
     Args:
         model: as for :func:`robust_accuracy`.
-        batches: as for :func:`robust_accuracy`. They are walked once.
+        batches: as for :func:`robust_accuracy`; walked once.
         attack: a dataclass such as ``PGDAttack(...)`` that has the setting as a field.
         eps: radii, each at least 0, ascending.
         steps: numbers of steps, each at least 0, ascending.
-        restarts: numbers of runs, each at least 1, ascending. Just one of ``eps``, ``steps`` and ``restarts`` is
-            passed.
+        restarts: numbers of runs, each at least 1, ascending. Pass exactly one of ``eps``, ``steps`` and ``restarts``.
         generator: as for :func:`robust_accuracy`.
 
     Returns:
@@ -88,7 +86,7 @@ def robust_curve(
 
     Raises:
         ValueError: as for :func:`robust_accuracy`; not exactly one setting, values not ascending, or an attack with a
-            step size whose own ``eps`` is 0, so that there is no ratio to keep.
+            step size and ``eps`` 0, whose ratio is undefined.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -161,7 +159,7 @@ def _setting(**settings: Sequence[Any] | None) -> tuple[str, tuple[Any, ...]]:
 
 
 def _attacks(attack: Any, parameter: str, values: tuple[Any, ...]) -> list[Any]:
-    """Return what each value adds to those before it; ``None`` where no attack is needed."""
+    """Return the attack that each value adds, ``None`` for radius 0."""
     check_fields(_OWNER, attack, parameter)
     if parameter != "steps":
         check_steps(_OWNER, attack)

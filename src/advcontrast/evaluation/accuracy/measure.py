@@ -1,4 +1,4 @@
-"""Clean and robust accuracy, sample by sample, without a trace left on model or random state."""
+"""Clean and robust accuracy with a verdict for each sample; model and random state are restored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..inputs import (
     refuse_probabilities,
 )
 
-_NON_FINITE = 2  # a verdict besides wrong, 0, and right, 1
+_NON_FINITE = 2  # a verdict; 0 is wrong and 1 is right
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Accuracy:
 
     Attributes:
         correct: whether each sample was classified correctly, bool ``[N]`` on the CPU, in the order of the batches.
-        branch: the one that a network with dual norms was on; ``None`` for every other network.
+        branch: active branch of the dual norms, ``None`` for a network without.
 
     Example:
         >>> Accuracy(torch.tensor([True, True, False, True])).accuracy
@@ -56,12 +56,12 @@ class Accuracy:
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
-    """Return which images a classifier gets right.
+    """Return which images a classifier classifies correctly.
 
-    The model is in eval mode for the call, whatever mode each of its modules is in. The branch of dual norms and
-    autocast are those around the call. Modes, gradients, buffers and the global random state of PyTorch, which a
-    ``DataLoader`` would advance, are restored afterwards, also after an exception: evaluating between two epochs does
-    not change the training. Only plain attributes of a model, such as a Python counter, are not restored.
+    The model is in eval mode during the call; the branch of dual norms and autocast are those around it. Modes,
+    gradients, buffers and the global random state, which a ``DataLoader`` would advance, are restored afterwards, also
+    after an exception: an evaluation between two epochs does not change the training. Plain attributes of a model, such
+    as a Python counter, are not restored.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
@@ -94,11 +94,11 @@ def robust_accuracy(
     *,
     generator: torch.Generator | None = None,
 ) -> Accuracy:
-    """Return which images a classifier gets right, both as they are and under attack.
+    """Return which images a classifier classifies correctly, both without and under attack.
 
-    The attack maximises the cross-entropy of each sample through the model in eval mode. An image counts only if it is
-    classified correctly without the attack too, so robust images are among the correct ones of :func:`accuracy`, and
-    an attack of radius 0 gives exactly those. As :func:`accuracy`, the call leaves no trace.
+    The attack maximises the cross-entropy of each sample through the model in eval mode. Robust images are a subset of
+    the correct ones of :func:`accuracy`, and an attack of radius 0 gives exactly those. Model and random state are
+    restored as in :func:`accuracy`.
 
     The number of the ACL paper is that of ``PGDAttack(eps=8 / 255, step_size=2 / 255, steps=20)``.
 

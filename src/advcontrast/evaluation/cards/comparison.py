@@ -134,7 +134,7 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
 def markdown_table(cards: Sequence[ResultCard]) -> str:
     """Return the results of cards as a table in Markdown, in percent, mean ± sample standard deviation over the runs.
 
-    The header names the attack of each column, or says that it is not the same in all rows.
+    The header names the attack of each column if it is the same in all rows.
 
     Args:
         cards: one for each row.

@@ -1,4 +1,4 @@
-"""The look that all figures share, without the global state of pyplot."""
+"""Style of all figures, without the global state of pyplot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def canvas(owner: str, height: float) -> Figure:
-    """Return an empty figure, 800 pixels wide, so many inches high."""
+    """Return an empty figure, 800 pixels wide; ``height`` is in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -25,7 +25,7 @@ def canvas(owner: str, height: float) -> Figure:
 
 
 def tidy(axes: Axes) -> None:
-    """Leave of the frame what carries ticks, thin, and a light grid behind the data."""
+    """Draw thin axes on the left and at the bottom only, and a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[:].set_linewidth(0.6)
     axes.tick_params(width=0.6)
@@ -33,7 +33,7 @@ def tidy(axes: Axes) -> None:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """Put the legend above the axes, where it hides nothing."""
+    """Draw the legend above the axes."""
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(len(labels), 90 // (max(map(len, labels)) + 6)))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)

@@ -1,6 +1,6 @@
-"""Figures of accuracies, for reports: each function returns a ``matplotlib.figure.Figure`` and shows nothing.
+"""Figures of accuracies: each function returns a ``matplotlib.figure.Figure``, to be saved with ``savefig``.
 
-Save one with ``figure.savefig(path)``. It is 800 pixels wide, in colours that most colour-blind readers tell apart.
+They are 800 pixels wide, in colours that most colour-blind readers can distinguish.
 """
 
 from __future__ import annotations

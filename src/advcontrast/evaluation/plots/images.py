@@ -1,4 +1,4 @@
-"""Pictures of what an evaluation saw, images and features, each returned as a ``matplotlib.figure.Figure``."""
+"""Figures of images and features: each function returns a ``matplotlib.figure.Figure``."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def plot_images(
     classes: Sequence[str] | None = None,
     amplification: float | None = None,
 ) -> Figure:
-    """Draw images, what an attack makes of them, and the difference, amplified around gray.
+    """Draw images, the perturbed images, and the difference, amplified around gray.
 
     Args:
         clean: images ``[N, 1, H, W]`` or ``[N, 3, H, W]`` in [0, 1], at most 10.
         adv: the perturbed images, of the same shape.
         y: their classes, int64 ``[N]``; a prediction of another class is printed in bold orange.
-        clean_predictions: what the model takes the images for, int64 ``[N]``.
-        adv_predictions: what it takes the perturbed images for.
+        clean_predictions: predicted classes of the images, int64 ``[N]``.
+        adv_predictions: predicted classes of the perturbed images.
         classes: names of the classes; by default their numbers are printed.
         amplification: positive factor for the difference; by default one that uses the whole range from black to white.
 

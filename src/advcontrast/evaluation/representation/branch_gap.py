@@ -49,9 +49,9 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
 
     averaged over the channels of each norm and then over the norms. All scales and shifts together, as vectors
     :math:`\theta`, are compared by :math:`\lVert \theta_c - \theta_a \rVert / \sqrt{(\lVert \theta_c \rVert^2 + \lVert
-    \theta_a \rVert^2) / 2}`. What norms do not have, running statistics or scales and shifts, differs by 0.
+    \theta_a \rVert^2) / 2}`. Norms without running statistics, or without scale and shift, count as equal.
 
-    Two forward passes an image; as :func:`label_free_robustness`, the call leaves no trace, the branch included.
+    The cost is two forward passes an image. Model, branch and random state are restored.
 
     Args:
         model: a network with dual norms, from images in [0, 1] to features ``[N, D]``.

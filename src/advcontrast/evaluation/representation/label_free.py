@@ -1,4 +1,4 @@
-"""How robust an encoder is, measured without labels while it is still being pre-trained."""
+"""Robustness of an encoder, measured without labels, for example during pre-training."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class LabelFreeRobustness:
     Attributes:
         distance: Euclidean distance between the features of an image and those of the image driven away from itself,
             the mean over the images, at least 0 and in the units of the features.
-        breakaway_risk: how probably an image is driven closer to another image than to itself, in [0, 1].
-        nearest_neighbour_accuracy: how often the nearest clean features are the image's own nevertheless, in [0, 1].
-        overlap_risk: how probably two images that are drawn to each other change places, in [0, 1].
-        margin: the median of the room left between two such images, 1 without attack.
+        breakaway_risk: probability that an image is driven closer to another image than to itself, in [0, 1].
+        nearest_neighbour_accuracy: fraction of images whose nearest clean features are their own, in [0, 1].
+        overlap_risk: probability that two images that are drawn to each other change places, in [0, 1].
+        margin: median of the margin left between two such images, 1 without attack, negative where they change places.
         alignment: mean squared distance between clean and attacked features on the unit sphere, in [0, 4].
         uniformity_clean: uniformity of the features of the images, in [-8, 0], smaller is more even.
         uniformity_adv: the same of the images driven away from themselves.
-        effective_rank_clean: dimensions that the features of the images make use of, at least 1.
+        effective_rank_clean: number of dimensions that the features of the images use, at least 1.
         effective_rank_adv: the same of the images driven away from themselves.
     """
 
@@ -66,7 +66,7 @@ def label_free_robustness(
     *,
     generator: torch.Generator | None = None,
 ) -> LabelFreeRobustness:
-    r"""Measure the robustness of an encoder to attacks on its features.
+    r"""Measure the robustness of an encoder to attacks on its features, without labels.
 
     Each image is attacked twice. The first attack drives it away from itself and maximises
 
@@ -78,8 +78,8 @@ def label_free_robustness(
     uniformity and effective rank compare the images of all batches together.
 
     With an attack of k steps an image costs 2 k + 3 forward and 2 k backward passes, 23 and 20 by default: a few
-    hundred images can be measured after every epoch of pre-training. The call leaves no trace, as
-    :func:`~advcontrast.evaluation.accuracy` does, and the branch is likewise whatever surrounds it::
+    hundred images can be measured after every epoch of pre-training. Model and random
+    state are restored as in :func:`~advcontrast.evaluation.accuracy`, and the branch is that around the call::
 
         with bn_branch(acl.model, "adv"):
             metrics = dataclasses.asdict(label_free_robustness(acl.model, [images]))
