@@ -24,7 +24,7 @@ MODULES: dict[str, str] = {
     "advcontrast.evaluation.branch_gap": "advcontrast.evaluation.representation.branch_gap",
     "advcontrast.evaluation.presets": "advcontrast.evaluation.protocols.presets",
     "advcontrast.evaluation.probing": "advcontrast.evaluation.protocols.run",
-    "advcontrast.evaluation.frozen": "advcontrast.evaluation.protocols.frozen",
+    "advcontrast.evaluation.frozen": "advcontrast.evaluation.protocols.run",
     "advcontrast.evaluation.card": "advcontrast.evaluation.cards.card",
     "advcontrast.evaluation.provenance": "advcontrast.evaluation.cards.provenance",
     "advcontrast.evaluation.comparison": "advcontrast.evaluation.cards.comparison",

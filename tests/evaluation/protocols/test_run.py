@@ -15,9 +15,8 @@ from advcontrast.data import ImageSet
 from advcontrast.engine import CheckpointMismatchError
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.evaluation.protocols import run as probing
-from advcontrast.evaluation.protocols.frozen import unchanged
 from advcontrast.evaluation.protocols.presets import protocol
-from advcontrast.evaluation.protocols.run import run_protocol
+from advcontrast.evaluation.protocols.run import run_protocol, unchanged
 from advcontrast.optim import MultiStep
 from advcontrast.strategies.semi_supervised import SemiSupervisedTrainer
 from advcontrast.strategies.supervised import AdversarialTrainer, StandardTrainer

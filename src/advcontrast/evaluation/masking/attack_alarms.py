@@ -16,19 +16,13 @@ from torch import Tensor
 from ..._checks import check_tensor, complaint, type_name
 from ..accuracy.measure import Accuracy
 
-# Significance of a comparison in standard errors of the difference over paired images: chance alone exceeds three once
-# in 700 comparisons of equals. As a share of the images it is 3 / sqrt(n) at most, and mostly far less.
-SLACK = 3.0
-# Relative; a last iterate may lie a step beyond the maximum.
-LOSS_DROP = 0.01
-# The fraction of the images that a converged attack may still break with more steps.
-STEPS_MATTER = 0.01
+SLACK = 3.0  # in standard errors of the difference over paired images
+LOSS_DROP = 0.01  # relative; a last iterate may lie a step beyond the maximum
+STEPS_MATTER = 0.01  # the fraction of images that a converged attack may still break with more steps
 # The fraction of images by which another loss may do better: cross-entropy misses a few of any classifier, most if its
 # logits are small. Chance rarely exceeds this allowance, so two standard errors beyond it are enough.
-LOSS_MATTERS = 0.05
-LOSS_SLACK = 2.0
-# Every image can become any other, also one of another class, so the survivors are those that the search missed.
-SURVIVORS = 0.05
+LOSS_MATTERS, LOSS_SLACK = 0.05, 2.0
+SURVIVORS = 0.05  # the fraction of images that an unbounded search may miss
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +112,7 @@ def attack_not_converged(once: Accuracy, twice: Accuracy) -> Alarm:
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> once, twice = Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())
-        >>> attack_not_converged(once, twice).raised
+        >>> attack_not_converged(Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())).raised
         True
     """
     raised, _, _ = _wins("attack_not_converged", once, twice, allowance=STEPS_MATTER)

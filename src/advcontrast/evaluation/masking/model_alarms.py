@@ -78,19 +78,11 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
     """Check whether the output for an image depends on the other images of its batch in eval mode.
 
     This happens if a norm uses batch statistics in eval mode too. The result of an attack on one image then depends on
-    the others.
-
-    Args:
-        model: as for :func:`randomised_output`.
-        images: as for :func:`randomised_output`. They are passed once with a copy of themselves and once with their
-            negatives, in batches of twice their number.
+    the others. Arguments and errors are those of :func:`randomised_output`. The images are passed once with a copy of
+    themselves and once with their negatives, in batches of twice their number.
 
     Returns:
         The alarm, raised if the outputs for the same images differ by more than rounding.
-
-    Raises:
-        ValueError: as for :func:`randomised_output`.
-        TypeError: as for :func:`randomised_output`.
 
     Example:
         >>> batch_dependence(torch.nn.BatchNorm1d(3, track_running_stats=False), torch.rand(4, 3)).raised
@@ -113,18 +105,11 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
     """Check whether a model returns probabilities instead of logits.
 
     The cross-entropy of a softmax of a softmax is almost flat. Functions of this package that attack refuse such a
-    model, except :func:`gradient_masking`.
-
-    Args:
-        model: as for :func:`randomised_output`.
-        images: as for :func:`randomised_output`. Black images are passed as well.
+    model, except :func:`~advcontrast.evaluation.gradient_masking`. Arguments and errors are those of
+    :func:`randomised_output`. Black images are passed as well.
 
     Returns:
         The alarm, raised if all outputs are nonnegative and sum to 1 for each image.
-
-    Raises:
-        ValueError: as for :func:`randomised_output`.
-        TypeError: as for :func:`randomised_output`.
 
     Example:
         >>> probability_output(torch.nn.Softmax(1), torch.rand(4, 3)).raised

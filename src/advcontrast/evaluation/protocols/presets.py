@@ -11,9 +11,15 @@ from ..._checks import check_choice
 from .definition import Protocol
 
 _CE: dict[str, Any] = {"loss": "ce", "attack_steps": None, "beta": None}
+_ADVERSARIAL: dict[str, Any] = {"loss": "adversarial-ce", "attack_steps": 10}
 _TRADES: dict[str, Any] = {"loss": "trades", "attack_steps": 10, "beta": 6.0}
-_START = "The attack of TRADES starts at random in the ball, theirs 0.001 N(0, 1) from the image. "
+
 _ACL = "Jiang et al., NeurIPS 2020"
+_START = "The attack of TRADES starts at random in the ball, theirs 0.001 N(0, 1) from the image. "
+_LINEAR = (
+    "The paper gives no number for linear evaluation; the authors said in an issue which flags they used. How an epoch "
+    "was selected is not known. Table 5 has both branches. "
+)
 _ACL_AFF = Protocol(
     preset="acl2020",
     kind="AFF",
@@ -23,27 +29,23 @@ _ACL_AFF = Protocol(
     frozen=False,
     select="val_ra",
     epochs=25,
+    milestones=(15, 20),
     batch_size=128,
     lr=0.1,
     weight_decay=2e-4,
-    milestones=(15, 20),
     **_TRADES,
-)
-_ACL_LINEAR = (
-    "The paper gives no number for linear evaluation; the authors named their flags in an issue. The selection of the "
-    "epoch is not known."
 )
 _ACL_ALF = replace(
     _ACL_AFF,
     kind="ALF",
     source=f"{_ACL}: Table 5, with the defaults of the authors' code and its flags --fixmode f3 --fixbn.",
-    notes=f"{_ACL_LINEAR} Table 5 has both branches. {_START}",
+    notes=f"{_LINEAR}{_START}",
     frozen=True,
 )
 _ACL_SLF = replace(
     _ACL_ALF,
     kind="SLF",
-    notes=f"{_ACL_LINEAR} Their code keeps that of the best standard accuracy. Table 5 has both branches.",
+    notes=f"{_LINEAR}Their code keeps the epoch of the best standard accuracy.",
     select="val_ta",
     **_CE,
 )
@@ -51,7 +53,7 @@ _ACL_SFF = replace(
     _ACL_SLF,
     kind="SFF",
     source=f"{_ACL}: step ii of semi-supervised training, as the README of the authors' code runs it.",
-    notes="The paper says nothing about these numbers. The code decays at the start of epochs 40 and 60.",
+    notes="The paper does not give these numbers. The code decays at the start of epochs 40 and 60.",
     branch="clean",
     frozen=False,
     epochs=100,
@@ -61,11 +63,11 @@ _ACL_SEMI = replace(
     _ACL_AFF,
     kind="semi",
     source=f"{_ACL}: equation 3; numbers of the authors' code.",
-    notes="The paper says nothing about rate, epochs, batch size and weight decay. The code decays at the start of "
+    notes="The paper does not give learning rate, epochs, batch size and weight decay. The code decays at the start of "
     "epochs 5 and 10. With 1 % of the labels its batches have 200 images: replace(..., labels=0.01, batch_size=200). "
-    "The validation images have labels too. Here every epoch goes over all images, and a batch holds its share of "
-    "labelled ones. The code loads the weights of the best standard accuracy after each epoch and goes on from there; "
-    "this is not repeated.",
+    "The validation images have labels too. Here every epoch uses all images, and a batch holds its share of labelled "
+    "ones. After each epoch the code loads the weights of the best standard accuracy and continues from them; this is "
+    "not repeated.",
     loss="semi",
     epochs=15,
     batch_size=250,
@@ -84,22 +86,20 @@ _DUAL = (
     "other, which it tests; here only this one is trained, on both. Their attack starts at the image itself, where the "
     "divergence has no gradient; here at random in the ball. "
 )
-_ROBUSTSSL = "RobustSSL benchmark, released code for encoders of ACL"
 _ROBUSTSSL_ALF = Protocol(
     preset="robustssl",
     kind="ALF",
-    source=f"{_ROBUSTSSL}.",
+    source="RobustSSL benchmark, released code for encoders of ACL.",
     notes=f"{_RATES}{_LAST}The benchmark gives AutoAttack, not the PGD of test_attack. For encoders of other methods "
     "it has other numbers.",
     frozen=True,
     select="last",
     epochs=25,
+    milestones=(10, 20),
     batch_size=512,
     lr=0.01,
     weight_decay=2e-4,
-    milestones=(10, 20),
-    loss="adversarial-ce",
-    attack_steps=10,
+    **_ADVERSARIAL,
 )
 _ROBUSTSSL_SLF = replace(_ROBUSTSSL_ALF, kind="SLF", **_CE)
 _ROBUSTSSL_AFF = replace(
@@ -108,9 +108,9 @@ _ROBUSTSSL_AFF = replace(
     notes=f"{_DUAL}{_LAST}The benchmark gives AutoAttack, not the PGD of test_attack.",
     frozen=False,
     epochs=100,
+    milestones=(40, 60),
     batch_size=128,
     lr=0.1,
-    milestones=(40, 60),
     **_TRADES,
 )
 
@@ -133,15 +133,17 @@ _DYNACL_AFF = replace(
     milestones=(15, 20),
 )
 
+
+def _by_kind(*protocols: Protocol) -> Mapping[str, Protocol]:
+    return MappingProxyType({each.kind: each for each in protocols})
+
+
 #: All protocols, by the name of the preset and the kind.
 PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = MappingProxyType(
     {
-        preset: MappingProxyType({each.kind: each for each in protocols})
-        for preset, protocols in (
-            ("acl2020", (_ACL_SLF, _ACL_ALF, _ACL_AFF, _ACL_SFF, _ACL_SEMI)),
-            ("robustssl", (_ROBUSTSSL_SLF, _ROBUSTSSL_ALF, _ROBUSTSSL_AFF)),
-            ("dynacl2023", (_DYNACL_SLF, _DYNACL_ALF, _DYNACL_AFF)),
-        )
+        "acl2020": _by_kind(_ACL_SLF, _ACL_ALF, _ACL_AFF, _ACL_SFF, _ACL_SEMI),
+        "robustssl": _by_kind(_ROBUSTSSL_SLF, _ROBUSTSSL_ALF, _ROBUSTSSL_AFF),
+        "dynacl2023": _by_kind(_DYNACL_SLF, _DYNACL_ALF, _DYNACL_AFF),
     }
 )
 

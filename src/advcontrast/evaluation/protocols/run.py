@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from ...surgery import export_branch
 from ..accuracy.measure import Accuracy, accuracy, robust_accuracy
 from ..inputs import device_of, prepared_for_evaluation
 from .definition import Protocol
-from .frozen import fingerprint, unchanged
 
 _OWNER = "run_protocol"
 _BATCH = 500  # images at a time without training
@@ -112,8 +111,7 @@ def run_protocol(
 
         >>> from dataclasses import replace
         >>> from advcontrast.data import ImageSet
-        >>> from advcontrast.evaluation.protocols.presets import protocol
-        >>> from advcontrast.evaluation.protocols.run import run_protocol
+        >>> from advcontrast.evaluation import protocol, run_protocol
         >>> def images(*shades):
         ...     x = torch.tensor(shades, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
         ...     return ImageSet(x, (x[:, 0, 0, 0] > 127).long(), ("black", "white"))
@@ -131,6 +129,45 @@ def run_protocol(
     ta = accuracy(model, test.batches(_BATCH))
     ra = robust_accuracy(model, test.batches(_BATCH), protocol.test_attack)
     return ProtocolResult(protocol, model, ta, ra, history, int(tested["epoch"]))
+
+
+@contextmanager
+def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
+    """Raise at the end of the block unless an encoder is bit-identical to before.
+
+    Parameters, buffers (also those that are not saved, such as running statistics) and the features of some images in
+    eval mode are compared. The latter finds modules that change with each call. Memory format and device must not
+    change inside the block, as sums are then rounded differently.
+
+    Args:
+        encoder: maps images to a tensor.
+        images: a fixed batch of inputs, on the device of the encoder.
+
+    Raises:
+        RuntimeError: at the end of the block, if something differs; the message lists the differences.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.evaluation.protocols import unchanged
+        >>> encoder = torch.nn.BatchNorm2d(3)
+        >>> with unchanged(encoder, torch.rand(2, 3, 4, 4)):
+        ...     _ = encoder.eval()(torch.rand(8, 3, 4, 4))
+        >>> with unchanged(encoder, torch.rand(2, 3, 4, 4)):
+        ...     _ = encoder.train()(torch.rand(8, 3, 4, 4))
+        Traceback (most recent call last):
+        RuntimeError: unchanged: expected a frozen encoder to stay as it is, got 4 changed: buffer running_mean, ...
+    """
+    check_module("unchanged", encoder)
+    check_tensor("unchanged", "images", images, remedy="Pass a batch that the encoder takes")
+    before = _digests(encoder) | {"features": _features(encoder, images)}
+    yield
+    after = _digests(encoder) | {"features": _features(encoder, images)}
+    differing = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    if differing:
+        shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+        got = f"{len(differing)} changed: {shown}"
+        remedy = "Look for a module that changes in eval mode, or that leaves it"
+        raise RuntimeError(complaint("unchanged", "a frozen encoder to stay as it is", got, remedy))
 
 
 def _train(
@@ -271,3 +308,21 @@ def _validate(
     selecting = [part.select for part in (protocol, protocol.teacher) if part is not None and part.select != "last"]
     if validation is None and selecting:
         raise ValueError(complaint(_OWNER, f"validation images to select {selecting[0]} on", "None", remedy))
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    named = {"parameter": model.named_parameters(), "buffer": model.named_buffers()}
+    return {f"{kind} {name}": digest(tensor) for kind, tensors in named.items() for name, tensor in tensors}
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a digest of all parameters and buffers, 16 hexadecimal digits."""
+    return digest(*(f"{name} {value}\n" for name, value in _digests(model).items()))[:16]
+
+
+def _features(encoder: nn.Module, images: Tensor) -> str:
+    # With a fixed seed, as an encoder that draws random numbers in eval mode has not changed.
+    with prepared_for_evaluation("unchanged", encoder), kept(0):
+        features = encoder(images)
+    check_tensor("unchanged", "the output of the encoder", features, remedy="Return the features as one tensor")
+    return digest(features)

@@ -84,17 +84,8 @@ class ElasticAttack:
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of the images ``x``.
 
-        Args:
-            objective: as for ``PGDAttack``; it is called ``steps`` times.
-            x: images ``[N, C, H, W]`` in [0, 1], float32 or float64, H and W larger than half the kernel.
-            generator: source of the random start, on the device of ``x``; by default the global one of that device.
-
-        Returns:
-            A detached tensor with the shape, dtype, device and memory format of ``x``.
-
-        Raises:
-            ValueError: ``x`` has another shape, or as for ``PGDAttack``.
-            TypeError: as for ``PGDAttack``.
+        Arguments, result and errors are those of :class:`~advcontrast.PGDAttack`, without ``start``. Images are
+        ``[N, C, H, W]`` in [0, 1], H and W larger than half the kernel. The objective is called ``steps`` times.
         """
         check_call(_OWNER, objective, x, generator, (0.0, 1.0))
         edge = self.kernel_size // 2

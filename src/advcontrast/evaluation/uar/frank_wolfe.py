@@ -78,19 +78,10 @@ class FrankWolfeAttack:
             raise ValueError(complaint(_OWNER, "finite bounds", repr(self.bounds), remedy))
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return adversarial versions of the images ``x``.
+        """Return adversarial versions of the images ``x``, ``[N, ...]`` inside the bounds.
 
-        Args:
-            objective: as for ``PGDAttack``; it is called ``steps`` times.
-            x: images ``[N, ...]``, float32 or float64, inside the bounds (or a millionth beyond, which is clamped).
-            generator: source of the random start, on the device of ``x``; by default the global one of that device.
-
-        Returns:
-            A detached tensor with the shape, dtype, device and memory format of ``x``.
-
-        Raises:
-            ValueError: ``x`` has no sample dimension, or as for ``PGDAttack``.
-            TypeError: as for ``PGDAttack``.
+        Arguments, result and errors are those of :class:`~advcontrast.PGDAttack`, without ``start``. The objective is
+        called ``steps`` times.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)
         with torch.inference_mode(False), torch.enable_grad():

@@ -105,19 +105,10 @@ class JPEGAttack:
             raise ValueError(complaint(_OWNER, "no step_size for norm 'l1'", got, "Its steps are 1 / (k + 1)"))
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return adversarial versions of the images ``x``.
+        """Return adversarial versions of the images ``x``, ``[N, 3, H, W]`` in [0, 1], H and W multiples of 16.
 
-        Args:
-            objective: as for ``PGDAttack``; it is called ``steps`` times.
-            x: images ``[N, 3, H, W]`` in [0, 1], float32 or float64, H and W multiples of 16.
-            generator: source of the random start, on the device of ``x``; by default the global one of that device.
-
-        Returns:
-            A detached tensor with the shape, dtype, device and memory format of ``x``.
-
-        Raises:
-            ValueError: ``x`` has another shape, or as for ``PGDAttack``.
-            TypeError: as for ``PGDAttack``.
+        Arguments, result and errors are those of :class:`~advcontrast.PGDAttack`, without ``start``. The objective is
+        called ``steps`` times.
         """
         check_call(_OWNER, objective, x, generator, (0.0, 1.0))
         with torch.inference_mode(False):
