@@ -17,7 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from advcontrast.data.stream import ImageStream
 from advcontrast.engine import Checkpoint
 from advcontrast.engine.batches.plan import Plan
-from advcontrast.engine.batches.reader import DataReader
+from advcontrast.engine.batches.reader import DataReader, WorkerSource
 from tests.engine.faults import exit_code, fork
 from tests.engine.learners import (
     images,
@@ -167,7 +167,7 @@ def test_workers_end_in_the_middle_of_a_sample_when_the_run_is_killed():
 
     def job():
         plan = Plan(samples=22, batch_size=1, seed=0, groups=None)
-        data = DataReader(Sleeping(writing), workers=2)
+        data = WorkerSource(DataReader(Sleeping(writing), workers=2))
         with data.batches(plan, torch.device("cpu"), epochs=range(1), skip=0) as batches:
             next(batches)
 

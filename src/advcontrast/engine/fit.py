@@ -305,7 +305,11 @@ def _check_training(
         "optimizer", optimizer, Optimizer, "Pass the optimizer itself, such as LARS(learner.parameters(), lr=5.0)"
     )
     if optimizer is not None:
-        check_optimizer(_OWNER, learner, optimizer)
+        required = [p.name for p in signature(optimizer.step).parameters.values() if p.default is p.empty]
+        if "closure" in required:
+            remedy = "Pass one that takes a step from the gradients alone, such as SGD, Adam or LARS"
+            raise TypeError(complaint(_OWNER, "an optimizer that needs no closure", type_name(optimizer), remedy))
+        check_parameters(_OWNER, learner, optimizer)
         _warn_of_untrained(learner, optimizer)
     if isinstance(schedule, Real):
         remedy = "1.0 keeps the learning rate; for another one, set it in the optimizer"
@@ -354,15 +358,6 @@ def _check_output(learner: nn.Module, folder: Any, save_every: Any, tensorboard:
         if tensor.is_meta:
             remedy = "Register the buffer with persistent=False, or leave out folder="
             raise ValueError(complaint(_OWNER, f"{name} to have values", "a tensor on the meta device", remedy))
-
-
-def check_optimizer(owner: str, learner: nn.Module, optimizer: Optimizer) -> None:
-    """Require an optimizer of the learner's parameters, and of no others, that can step without a closure."""
-    required = [p.name for p in signature(optimizer.step).parameters.values() if p.default is p.empty]
-    if "closure" in required:
-        remedy = "Pass one that takes a step from the gradients alone, such as SGD, Adam or LARS"
-        raise TypeError(complaint(owner, "an optimizer that needs no closure", type_name(optimizer), remedy))
-    check_parameters(owner, learner, optimizer)
 
 
 def check_parameters(owner: str, learner: nn.Module, optimizer: Optimizer) -> None:

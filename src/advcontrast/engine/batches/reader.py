@@ -75,14 +75,22 @@ class DataReader:
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
+
+class WorkerSource:
+    """Source of batches that the workers of a :class:`DataReader` read."""
+
+    def __init__(self, reader: DataReader) -> None:
+        self._reader, self._dataset = reader, reader.dataset
+        self._workers, self._timeout = reader.workers, reader.timeout
+
     @property
     def lengths(self) -> list[int]:
         """Number of samples, in a list of one."""
-        return [len(self)]
+        return [len(self._reader)]
 
     def identity(self) -> str:
         """Return class and length of the data set, and a digest of its samples if one is known without reading them."""
-        return _identity(self.dataset)
+        return _identity(self._dataset)
 
     @contextmanager
     def batches(
@@ -94,7 +102,7 @@ class DataReader:
             An iterator over batches on the device, each with the number of its samples that others replace; ``None``
             if samples are never replaced.
         """
-        batches = BatchDataset(self.dataset, plan.seed, self.workers)
+        batches = BatchDataset(self._dataset, plan.seed, self._workers)
         steps = range(epochs.start * plan.steps + skip, epochs.stop * plan.steps)
         indices = plan.run(epochs, torch.device("cpu"), skip=skip)
         requests = (BatchRequest(step, chosen.tolist()) for step, chosen in zip(steps, indices, strict=True))
@@ -121,7 +129,7 @@ class DataReader:
         pin: bool,
     ) -> Generator[Any, None, None]:
         """Yield the batches; the workers that read them are appended to ``processes``."""
-        if self.workers == 0:
+        if self._workers == 0:
             yield from map(batches.__getitem__, requests)
             return
         before = set(multiprocessing.active_children())
@@ -131,11 +139,11 @@ class DataReader:
                 batches,
                 batch_size=None,
                 sampler=requests,
-                num_workers=self.workers,
-                prefetch_factor=self.prefetch,
+                num_workers=self._workers,
+                prefetch_factor=self._reader.prefetch,
                 collate_fn=_unchanged,
                 worker_init_fn=batches.start_worker,
-                timeout=self.timeout,
+                timeout=self._timeout,
                 pin_memory=pin,
                 generator=torch.Generator(),  # the global one belongs to the training
             )
@@ -144,7 +152,7 @@ class DataReader:
             except (AttributeError, TypeError, OSError, RuntimeError) as error:
                 remedy = "Define what it holds in a module, so that it can be pickled, or pass DataReader workers=0"
                 got = f"{type(error).__name__}: {error}".rstrip(".")
-                expected = f"{type_name(self.dataset)} to be taken over by {self.workers} worker processes"
+                expected = f"{type_name(self._dataset)} to be taken over by {self._workers} worker processes"
                 raise RuntimeError(complaint("fit", expected, got, remedy)) from error
         processes += {child for child in multiprocessing.active_children() if child.daemon} - before
         try:
@@ -163,7 +171,7 @@ class DataReader:
                 error = error.with_traceback(None)
                 if not isinstance(error, Exception):
                     raise error
-                late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self.timeout
+                late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self._timeout
                 if not late:
                     # A dying worker can break off a message in many ways, shortly before it is found dead.
                     ended = wait([process.sentinel for process in processes], _PATIENCE)
@@ -180,7 +188,7 @@ class DataReader:
                     processes.clear()
                     at = " and ".join(self._sample(index) for index in batches.at[:, 0].tolist() if index >= 0)
                     remedy = "Look at the disk, or pass DataReader a longer timeout; the last checkpoint is good"
-                    expected = f"a sample from any of {self.workers} workers within {self.timeout:g} s"
+                    expected = f"a sample from any of {self._workers} workers within {self._timeout:g} s"
                     got = f"none while they read {at or 'nothing'}"
                     raise RuntimeError(complaint("fit", expected, got, remedy)) from error
 
@@ -188,14 +196,14 @@ class DataReader:
         if isinstance(batch, WorkerError):
             raise batch.exception()
         tensors = tuple(tensor.to(device, non_blocking=True) for tensor in batch.tensors)
-        if not isinstance(self.dataset, ImageStream) or self.dataset.unreadable == "raise":
+        if not isinstance(self._dataset, ImageStream) or self._dataset.unreadable == "raise":
             return tensors, None
         for index, reason in batch.replaced:
-            self.dataset.note(index, reason)
+            self._dataset.note(index, reason)
         return tensors, len(batch.replaced)
 
     def _sample(self, index: int) -> str:
-        path = f" ({str(self.dataset.path(index))!r})" if isinstance(self.dataset, ImageStream) else ""
+        path = f" ({str(self._dataset.path(index))!r})" if isinstance(self._dataset, ImageStream) else ""
         return f"sample {index}{path}"
 
     def _death(self, batches: BatchDataset, processes: list[BaseProcess]) -> RuntimeError | None:
@@ -205,7 +213,7 @@ class DataReader:
             return None
         code = dead.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        got = f"one of {self.workers} {how}"
+        got = f"one of {self._workers} {how}"
         for index, _, number in batches.at.tolist():
             if number == dead.pid and index >= 0:
                 got += f" while it read {self._sample(index)}"

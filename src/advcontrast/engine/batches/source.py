@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,27 +14,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ..._checks import complaint, type_name
 from ..._digest import digest
 from .plan import Plan
-from .reader import DataReader
+from .reader import DataReader, WorkerSource
 from .worker import Batch
 
 _OWNER = "fit"
 _REMEDY = "Pass the images as a tensor [N, C, H, W], or with labels as (images, labels): x and y of an ImageSet"
-
-
-class Source(Protocol):
-    """Data of :func:`fit`."""
-
-    @property
-    def lengths(self) -> list[int]:
-        """The number of samples of each tensor."""
-
-    def identity(self) -> str:
-        """Return a string that differs between data sets."""
-
-    def batches(
-        self, plan: Plan, device: torch.device, *, epochs: range, skip: int
-    ) -> AbstractContextManager[Iterator[tuple[Batch, int | None]]]:
-        """Yield an iterator over batches, as :meth:`DataReader.batches` does."""
 
 
 class TensorSource:
@@ -56,10 +40,13 @@ class TensorSource:
     def batches(
         self, plan: Plan, device: torch.device, *, epochs: range, skip: int
     ) -> Iterator[Iterator[tuple[Batch, int | None]]]:
-        """Move the tensors to the device, and index them there."""
+        """Index the tensors on the device; arguments and result are those of :meth:`WorkerSource.batches`."""
         tensors = [tensor.to(device) for tensor in self.tensors]
         indices = plan.run(epochs, device, skip=skip)
         yield ((tuple(tensor[chosen] for tensor in tensors), None) for chosen in indices)
+
+
+Source: TypeAlias = TensorSource | WorkerSource
 
 
 def source_of(data: Any) -> Source:
@@ -73,7 +60,7 @@ def source_of(data: Any) -> Source:
         remedy = "Pass the data set that it reads, with __len__ and __getitem__: the order is that of seed="
         raise TypeError(complaint(_OWNER, "data to be tensors or a map-style data set", type_name(data), remedy))
     if isinstance(data, (DataReader, Dataset)):
-        return data if isinstance(data, DataReader) else DataReader(data)
+        return WorkerSource(data if isinstance(data, DataReader) else DataReader(data))
     if isinstance(data, (str, os.PathLike)):
         remedy = "Pass image_folder(path).x, or ImageStream(path) to read it during training"
         raise TypeError(complaint(_OWNER, "data to be tensors or a data set", f"the path {str(data)!r}", remedy))
