@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advcontrast import blend, bn_branch, convert_to_dual_bn
+from advcontrast import bn_branch, convert_to_dual_bn, interpolate_branches
 from advcontrast.attacks import ClassificationObjective, under_attack
 from advcontrast.augment import SimCLRAugment
 from advcontrast.data import ImageSet
@@ -63,11 +63,12 @@ def accuracies(model: nn.Module, images: ImageSet, test: ImageSet) -> dict[str, 
     labels = images.y[:2000].split(250)
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for alpha in PLACES:
-        plain = blend(model, alpha).requires_grad_(False)
+        weights = {"clean": 1 - alpha, "adv": alpha}
+        plain = interpolate_branches(model, weights).requires_grad_(False)
         pairs = zip(batches, labels, strict=True)
         attacked = [fashion.attack(3)(ClassificationObjective(plain, y), x) for x, y in pairs]
-        blended = (plain, blend(model, alpha, batches), blend(model, alpha, attacked))
-        for kind, exported in zip(KINDS, blended, strict=True):
+        others = [interpolate_branches(model, weights, loader=loader) for loader in (batches, attacked)]
+        for kind, exported in zip(KINDS, [plain, *others], strict=True):
             found[kind].append(fashion.accuracies(exported.requires_grad_(False), test))
         print(alpha, [found[kind][-1] for kind in KINDS], flush=True)
     return found
@@ -85,7 +86,7 @@ def table(seeds: list[dict[str, list[tuple[float, float]]]]) -> str:
 
 
 def main() -> None:
-    """Train and blend with each seed, print and write the table."""
+    """Train and interpolate with each seed, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="repetitions")
     parser.add_argument("--epochs", type=int, default=8, help="of training")

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from advcontrast import DualBatchNorm2d, PGDAttack, blend, bn_branch, convert_to_dual_bn
+from advcontrast import DualBatchNorm2d, PGDAttack, bn_branch, convert_to_dual_bn, interpolate_branches
 from advcontrast.attacks import ClassificationObjective, under_attack
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.models import BasicBlock, ResNet
@@ -97,19 +97,19 @@ plt.show()
 # The dial
 # --------
 #
-# :func:`~advcontrast.blend` exports a plain network whose norms lie between the branches: 0 is the clean branch, 1 the
-# adversarial one. Robust accuracy is under PGD with the radius of the training, on images that were not trained on.
+# :func:`~advcontrast.interpolate_branches` exports a plain network whose norms are a weighted mean of the branches.
+# Robust accuracy is under PGD with the radius of the training, on images that were not trained on.
 
 places = [0, 0.25, 0.5, 0.75, 1]
 pgd = PGDAttack(eps=0.1, step_size=0.025, steps=10)
-blends = [blend(model, alpha) for alpha in places]
-clean = [100 * accuracy(plain, test).accuracy for plain in blends]
-robust = [100 * robust_accuracy(plain, test, pgd).accuracy for plain in blends]
+between = [interpolate_branches(model, {"clean": 1 - alpha, "adv": alpha}) for alpha in places]
+clean = [100 * accuracy(plain, test).accuracy for plain in between]
+robust = [100 * robust_accuracy(plain, test, pgd).accuracy for plain in between]
 
 figure, ax = plt.subplots(layout="constrained")
 ax.plot(places, clean, color=BLUE, marker="s", label="clean images")
 ax.plot(places, robust, color=RED, marker="o", label="under attack, eps 0.1")
-ax.set(xticks=places, xlabel="alpha, from the clean to the adversarial branch")
+ax.set(xticks=places, xlabel="weight of the adversarial branch")
 ax.set(ylabel="test accuracy (%)", ylim=(30, 95))
 ax.legend(frameon=False, ncols=2, loc="upper center")
 ax.grid(alpha=0.3)

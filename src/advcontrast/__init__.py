@@ -22,6 +22,7 @@ from .strategies import ACLTrainer as ACLTrainer
 from .surgery import blend as blend
 from .surgery import convert_to_dual_bn as convert_to_dual_bn
 from .surgery import export_branch as export_branch
+from .surgery import interpolate_branches as interpolate_branches
 from .surgery import load_acl_checkpoint as load_acl_checkpoint
 from .surgery import load_published as load_published
 
@@ -40,7 +41,6 @@ __all__ = [
     "SemiSupervisedLoss",
     "TRADESLoss",
     "__version__",
-    "blend",
     "bn_branch",
     "branch_parameters",
     "checkpoint_context_fn",
@@ -48,7 +48,7 @@ __all__ = [
     "export_branch",
     "fit",
     "functional",
-    "load_acl_checkpoint",
+    "interpolate_branches",
     "load_published",
     "set_bn_branch",
     "update_bn",

@@ -1,8 +1,4 @@
-"""The one error template: what was expected, what came, what to do.
-
-Every message reads ``{owner}: expected {rule}, got {actual}. {remedy}`` so that it can be matched in a test and acted
-upon by a reader. Checks run before any state changes.
-"""
+"""Checks of arguments, with one template of errors: owner: expected rule, got actual. remedy."""
 
 from __future__ import annotations
 
@@ -26,10 +22,8 @@ from torch import Tensor, nn
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 
-# No tensor, no count and no seed of PyTorch holds a larger int.
-_LARGEST = 2**64
-# Keeps quotients, and sums of millions of them, far below the largest float32.
-_COLDEST = 1e-30
+_LARGEST = 2**64  # the limit of tensors, counts and seeds of PyTorch
+_COLDEST = 1e-30  # keeps quotients, and sums of millions of them, below the largest float32
 
 
 def complaint(owner: str, expected: str, got: str, remedy: str) -> str:
@@ -70,7 +64,7 @@ def check_real(
 
 
 def check_int(owner: str, name: str, value: Any, *, low: int, remedy: str) -> None:
-    """Require an integer of at least ``low``; ``True`` is not one."""
+    """Require an integer of at least ``low``, and not a bool."""
     rule = f"{name} to be an int >= {low}"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(complaint(owner, rule, type_name(value), remedy))
@@ -93,7 +87,7 @@ def check_bool(owner: str, name: str, value: Any, *, remedy: str) -> None:
 
 
 def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> None:
-    """Require one of a few strings, and point at the one that was probably meant."""
+    """Require one of a few strings; the error suggests the one that differs in case only."""
     rule = f"{name} to be one of {', '.join(map(repr, choices))}"
     if not isinstance(value, str):
         raise TypeError(complaint(owner, rule, type_name(value), f"Pass {name} as a string"))
@@ -101,6 +95,12 @@ def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> N
         meant = [choice for choice in choices if choice.lower() == value.lower()]
         remedy = f"Did you mean {meant[0]!r}" if meant else f"Choose one of the {len(choices)}"
         raise ValueError(complaint(owner, rule, repr(value), remedy))
+
+
+def check_callable(owner: str, name: str, value: Any, *, remedy: str) -> None:
+    """Require a function or another callable object."""
+    if not callable(value):
+        raise TypeError(complaint(owner, f"{name} to be callable", type_name(value), remedy))
 
 
 def check_path(owner: str, name: str, value: Any, *, remedy: str) -> Path:
@@ -114,15 +114,14 @@ def check_path(owner: str, name: str, value: Any, *, remedy: str) -> Path:
 
 
 def check_iterable(owner: str, name: str, value: Any, *, remedy: str) -> None:
-    """Require something other than a tensor that can be iterated over; it is left at its start."""
-    # A list that knows its length need not know how to be iterated over.
-    known = [hasattr(type(value), method) for method in ("__iter__", "__getitem__", "__len__")]
-    if isinstance(value, Tensor) or not (known[0] or all(known[1:])):
+    """Require an iterable other than a tensor, or a sequence, without iterating over it."""
+    has = [hasattr(type(value), method) for method in ("__iter__", "__getitem__", "__len__")]
+    if isinstance(value, Tensor) or not (has[0] or all(has[1:])):
         raise TypeError(complaint(owner, f"{name} to be an iterable", type_name(value), remedy))
 
 
 def check_device(owner: str, value: Any) -> torch.device:
-    """Require the name of a device, and return the device."""
+    """Require a device or its name, and return the device."""
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError, ValueError, OverflowError):
@@ -181,7 +180,7 @@ def _uncopyable(model: nn.Module, kept: dict[int, Any]) -> Iterator[str]:
 
 
 def _captures(value: Any, modules: set[int], seen: set[int], inside: bool = False) -> bool:
-    """Return whether ``value``, or a function in its containers, holds one of ``modules``."""
+    """Return whether a function in ``value`` or in its containers holds one of ``modules``."""
     if id(value) in modules:
         return inside
     if id(value) in seen:
@@ -211,6 +210,36 @@ def check_tensor(
         raise TypeError(complaint(owner, f"{name} to be a dense tensor", str(value.layout), "Call to_dense() on it"))
 
 
+def check_one_device(owner: str, **tensors: Tensor) -> None:
+    """Require tensors, passed under the names of the arguments, to be on one device."""
+    devices = [tensor.device for tensor in tensors.values()]
+    if any(device != devices[0] for device in devices):
+        expected = f"{' and '.join(tensors)} on one device"
+        remedy = "Move them to the device of the model"
+        raise ValueError(complaint(owner, expected, " and ".join(map(str, devices)), remedy))
+
+
+def check_logits(owner: str, tensors: dict[str, Tensor], *, least: int = 2, remedy: str) -> None:
+    """Require logits of one shape ``[N, C]`` with C at least ``least``, on one device."""
+    for name, logits in tensors.items():
+        check_tensor(owner, name, logits, remedy=remedy)
+    shapes = [logits.shape for logits in tensors.values()]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][1] < least:
+        same = "to have the same shape" if len(shapes) > 1 else "of shape"
+        expected = f"{' and '.join(tensors)} {same} [N, C] with C >= {least}"
+        raise ValueError(complaint(owner, expected, " and ".join(str(list(shape)) for shape in shapes), remedy))
+    check_one_device(owner, **tensors)
+
+
+def check_classes(owner: str, name: str, classes: Tensor, logits: Tensor, *, low: int = 0, remedy: str) -> None:
+    """Require a class, or ``low`` and above, for each row of the logits."""
+    check_tensor(owner, name, classes, (torch.int64,), remedy=remedy)
+    if classes.shape != logits.shape[:1]:
+        raise ValueError(complaint(owner, f"{name} of shape [{len(logits)}]", f"{list(classes.shape)}", remedy))
+    check_one_device(owner, logits=logits, **{name: classes})
+    check_within(owner, name, classes, (low, logits.shape[1] - 1), remedy=remedy)
+
+
 def check_bounds(owner: str, bounds: Any) -> None:
     """Require a tuple of two numbers, the smaller one first; they may be infinite."""
     remedy = "Images have (0.0, 1.0)"
@@ -223,7 +252,7 @@ def check_bounds(owner: str, bounds: Any) -> None:
 
 
 def check_generator(owner: str, generator: Any, device: torch.device) -> None:
-    """Require ``None`` or a ``torch.Generator`` that can draw on ``device``."""
+    """Require ``None`` or a ``torch.Generator`` on ``device``."""
     if generator is None:
         return
     rule = f"generator to be a torch.Generator on {device.type} or None"
@@ -235,14 +264,14 @@ def check_generator(owner: str, generator: Any, device: torch.device) -> None:
 
 
 def source_device(owner: str, generator: Any) -> torch.device:
-    """Require ``None`` or a generator, and return the device to draw on: that of the generator, by default the CPU."""
+    """Require ``None`` or a generator, and return its device, by default the CPU."""
     device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
     check_generator(owner, generator, device)
     return device
 
 
 def generator_by_name(call: Call) -> Call:
-    """Accept ``generator`` by position too, as earlier versions did; it is keyword-only now."""
+    """Accept the keyword-only ``generator`` by position too, as in earlier versions."""
     kinds = [parameter.kind for parameter in inspect.signature(call).parameters.values()]
     others = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -256,11 +285,7 @@ def generator_by_name(call: Call) -> Call:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Return whether the values of ``tensor`` can be read at no cost.
-
-    Reading a value of an accelerator's tensor would stall it until its queue is empty, and reading one under
-    ``torch.compile`` would break the graph. Checks of values are therefore made on the CPU, in eager mode.
-    """
+    """Return whether values can be checked: reading one would stall an accelerator, or break a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -273,7 +298,7 @@ def check_finite(owner: str, name: str, value: Tensor, *, remedy: str) -> None:
 
 
 def check_within(owner: str, name: str, value: Tensor, bounds: tuple[float, float], *, remedy: str) -> None:
-    """Require finite values inside ``bounds``, give or take a millionth of their range, where they are readable."""
+    """Require finite values within ``bounds``, up to a millionth of their range, where they are :func:`readable`."""
     if not readable(value) or value.numel() == 0:
         return
     check_finite(owner, name, value, remedy=remedy)

@@ -396,8 +396,8 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "norm.checkpoint_context_fn": lambda _: call(n.checkpoint_context_fn, model=dual()),
     "norm.set_bn_branch": lambda _: call(n.set_bn_branch, model=dual(), branch="adv"),
     "norm.update_bn": lambda _: call(n.update_bn, model=dual(), loader=batches(), branch="adv"),
-    "surgery.blend": lambda _: call(
-        surgery.blend, model=dual(), alpha=0.5, loader=batches(), branches=("clean", "adv")
+    "surgery.interpolate_branches": lambda _: call(
+        surgery.interpolate_branches, model=dual(), weights={"clean": 0.5, "adv": 0.5}, loader=batches()
     ),
     "surgery.convert_to_dual_bn": lambda _: call(
         surgery.convert_to_dual_bn,
@@ -412,14 +412,6 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         surgery.convert_sync_batchnorm, model=network(), process_group=None
     ),
     "surgery.export_branch": lambda _: call(surgery.export_branch, model=dual(), branch="adv"),
-    "surgery.load_acl_checkpoint": lambda _: call(
-        surgery.load_acl_checkpoint,
-        model=dual(),
-        state_dict={
-            k.replace("clean", "bn_list.0").replace("adv", "bn_list.1"): v for k, v in dual().state_dict().items()
-        },
-        ignore=("fc.",),
-    ),
     "surgery.load_published": lambda _: call(
         surgery.load_published,
         model=dual(),
@@ -545,8 +537,8 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "strategies.AdversarialTrainer.attacked": lambda _: call(
         strategies.AdversarialTrainer(network(), attack=pgd()).attacked, x=images(), objective=objective
     ),
-    "strategies.AdversarialTrainer.calm_logits": lambda _: call(
-        strategies.AdversarialTrainer(network(), attack=pgd()).calm_logits, x=images()
+    "strategies.AdversarialTrainer.eval_logits": lambda _: call(
+        strategies.AdversarialTrainer(network(), attack=pgd()).eval_logits, x=images()
     ),
     "strategies.SemiSupervisedTrainer": lambda _: call(
         strategies.SemiSupervisedTrainer,

@@ -199,7 +199,7 @@ UNEVEN = "ValueError: NTXentLoss: expected the same number of pairs on every ran
 EVEN = ". Use a sampler that gives every process as many images, and drop_last=True."
 ELSEWHERE = (
     "ValueError: NTXentLoss: expected usable embeddings on every rank, got [3, 5] torch.float64 on rank 0, unusable "
-    "embeddings on rank 1. The message of the rank without them says what is wrong there."
+    "embeddings on rank 1."
 )
 SEEN_BY_BOTH = {
     "fewer pairs": "[2, 5] torch.float64 on rank 1",

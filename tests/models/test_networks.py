@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from advcontrast import convert_to_dual_bn, load_acl_checkpoint
+from advcontrast import convert_to_dual_bn, load_published
 from advcontrast.models import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -186,7 +186,7 @@ def _published(name):
 def test_published_layout_loads():
     model = convert_to_dual_bn(resnet18(num_classes=0, width=2))
     published = {f"module.{_published(name)}": tensor + 1 for name, tensor in model.state_dict().items()}
-    load_acl_checkpoint(model, published)
+    load_published(model, published, layout="acl")
     assert all(map(torch.equal, model.state_dict().values(), published.values()))
 
 

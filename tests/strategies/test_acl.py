@@ -583,7 +583,7 @@ class Two(nn.Module):
 
 @every_mode
 def test_a_model_must_return_embeddings_alone(mode):
-    with pytest.raises(TypeError, match=r"^ACLTrainer: expected what model returns to be a .* tensor, got tuple\."):
+    with pytest.raises(TypeError, match=r"^ACLTrainer: expected the result of model to be a .* tensor, got tuple\."):
         ACLTrainer(Two(), mode=mode)(*views())
 
 
@@ -597,7 +597,7 @@ def test_a_loss_must_be_a_scalar(mode):
 @pytest.mark.parametrize(
     ("attack", "error", "match"),
     [
-        (lambda objective, x: None, TypeError, "what attack returns to be a .* tensor, got NoneType"),
+        (lambda objective, x: None, TypeError, "the result of attack to be a .* tensor, got NoneType"),
         (lambda objective, x: x[1:], ValueError, "attack to return shape"),
     ],
 )

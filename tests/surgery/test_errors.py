@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from advcontrast import branch_parameters, convert_to_dual_bn, export_branch, load_acl_checkpoint
-from advcontrast.surgery import blend
+from advcontrast import branch_parameters, convert_to_dual_bn, export_branch, interpolate_branches
 
 
 def network():
@@ -121,7 +120,8 @@ def test_a_bad_branch_is_refused(function, branch, error, message):
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments"), [(export_branch, ["adv"]), (branch_parameters, ["adv"]), (load_acl_checkpoint, [{}])]
+    ("function", "arguments"),
+    [(export_branch, ["adv"]), (branch_parameters, ["adv"]), (interpolate_branches, [{"clean": 1}])],
 )
 def test_a_model_without_dual_norms_is_refused(function, arguments):
     message = (
@@ -136,7 +136,7 @@ def test_a_model_without_dual_norms_is_refused(function, arguments):
     ("owner", "surgery"),
     [
         ("export_branch", export),
-        ("blend", lambda model: blend(model, 0.5)),
+        ("interpolate_branches", lambda model: interpolate_branches(model, {"clean": 0.5, "adv": 0.5})),
         ("convert_to_dual_bn", lambda model: convert_to_dual_bn(model, inplace=False)),
     ],
 )

@@ -14,7 +14,7 @@ from torch import nn
 from advcontrast import bn_branch, convert_to_dual_bn, export_branch
 from advcontrast.norm import DualNorm
 from advcontrast.optim import EMA
-from advcontrast.surgery import blend
+from advcontrast.surgery import interpolate_branches
 
 
 @dataclasses.dataclass
@@ -74,7 +74,7 @@ def test_an_exported_branch_is_used_for_every_kind_of_reference(holder):
     exported = export_branch(model, "adv")
     assert exported(images()).mean() > 50
     assert type(exported.norm) is nn.BatchNorm1d
-    assert 20 < blend(model, 0.4)(images()).mean() < 50
+    assert 20 < interpolate_branches(model, {"clean": 0.6, "adv": 0.4})(images()).mean() < 50
     assert type(model.norm) is not nn.BatchNorm1d
 
 
@@ -122,7 +122,7 @@ def test_the_branch_is_used_where_a_function_holds_the_norm(wrap):
     ("owner", "surgery"),
     [
         ("export_branch", lambda model: export_branch(model, "adv")),
-        ("blend", lambda model: blend(model, 0.5)),
+        ("interpolate_branches", lambda model: interpolate_branches(model, {"clean": 0.5, "adv": 0.5})),
         ("convert_to_dual_bn", lambda model: convert_to_dual_bn(model, inplace=False)),
         ("EMA", lambda model: EMA(model, 0.9)),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from advcontrast import blend, convert_to_dual_bn, export_branch, load_acl_checkpoint
+from advcontrast import convert_to_dual_bn, export_branch, interpolate_branches, load_published
 
 
 def plain():
@@ -29,17 +29,18 @@ CASES = [
     ("export_branch", lambda: export_branch(plain(), "adv")),
     ("export_branch", lambda: export_branch(dual(), "x")),
     ("export_branch", lambda: export_branch(nn.DataParallel(dual()), "adv")),
-    ("blend", lambda: blend(None, 0.5)),
-    ("blend", lambda: blend(dual(), 2)),
-    ("blend", lambda: blend(dual(), 0.5, branches=("clean",))),
-    ("blend", lambda: blend(dual(), 0.5, branches=("clean", "x"))),
-    ("blend", lambda: blend(plain(), 0.5)),
-    ("load_acl_checkpoint", lambda: load_acl_checkpoint(None, {})),
-    ("load_acl_checkpoint", lambda: load_acl_checkpoint(plain(), {})),
-    ("load_acl_checkpoint", lambda: load_acl_checkpoint(dual(), None)),
-    ("load_acl_checkpoint", lambda: load_acl_checkpoint(dual(), {0: torch.zeros(1)})),
-    ("load_acl_checkpoint", lambda: load_acl_checkpoint(dual(), {}, ignore=0)),
-    ("load_acl_checkpoint", lambda: load_acl_checkpoint(dual(), {})),
+    ("interpolate_branches", lambda: interpolate_branches(None, {"clean": 1})),
+    ("interpolate_branches", lambda: interpolate_branches(dual(), {"clean": 2})),
+    ("interpolate_branches", lambda: interpolate_branches(dual(), {"clean": 0.5})),
+    ("interpolate_branches", lambda: interpolate_branches(dual(), {"clean": 0.5, "x": 0.5})),
+    ("interpolate_branches", lambda: interpolate_branches(dual(), 0.5)),
+    ("interpolate_branches", lambda: interpolate_branches(plain(), {"clean": 1})),
+    ("load_published", lambda: load_published(None, {}, layout="acl")),
+    ("load_published", lambda: load_published(plain(), {}, layout="acl")),
+    ("load_published", lambda: load_published(dual(), None, layout="acl")),
+    ("load_published", lambda: load_published(dual(), {0: torch.zeros(1)}, layout="acl")),
+    ("load_published", lambda: load_published(dual(), {}, ignore=0, layout="acl")),
+    ("load_published", lambda: load_published(dual(), {}, layout="acl")),
 ]
 
 

@@ -8,7 +8,8 @@ from torch import nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
-from advcontrast import convert_to_dual_bn, load_acl_checkpoint
+from advcontrast import convert_to_dual_bn, load_published
+from advcontrast.surgery import load_acl_checkpoint
 
 TRANSLATION = {
     ".clean.": ".bn_list.0.",
@@ -55,7 +56,7 @@ def published(model, prefix="module."):
 def refused(model, state, message, error=ValueError, **settings):
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(error, match=message):
-        load_acl_checkpoint(model, state, **settings)
+        load_published(model, state, **settings, layout="acl")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -63,7 +64,7 @@ def refused(model, state, message, error=ValueError, **settings):
 def test_every_tensor_arrives(prefix):
     model = network()
     state = published(model, prefix)
-    load_acl_checkpoint(model, state)
+    load_published(model, state, layout="acl")
     assert all(map(torch.equal, model.state_dict().values(), state.values()))
 
 
@@ -80,22 +81,39 @@ def test_every_tensor_arrives(prefix):
 def test_a_published_name_arrives_at_ours(theirs, ours):
     model = network()
     state = published(model)
-    load_acl_checkpoint(model, state)
+    load_published(model, state, layout="acl")
     assert torch.equal(model.state_dict()[ours], state[theirs])
+
+
+def test_a_head_that_the_model_lacks_is_left_out():
+    model = network()
+    state = published(model)
+    model.fc = nn.Identity()
+    load_published(model, state, layout="acl")
+    assert torch.equal(model.conv1.weight, state["module.conv1.weight"])
+
+
+def test_the_old_name_loads_and_warns():
+    model = network()
+    state = published(model)
+    with pytest.warns(DeprecationWarning, match=r'load_acl_checkpoint has moved .* layout="acl"') as caught:
+        load_acl_checkpoint(model, state, ignore="fc.")
+    assert caught[0].filename == __file__
+    assert torch.equal(model.conv1.weight, state["module.conv1.weight"])
 
 
 def test_the_state_dict_is_not_touched():
     model = network()
     state = published(model)
     keys = list(state)
-    load_acl_checkpoint(model, state)
+    load_published(model, state, layout="acl")
     assert list(state) == keys
 
 
 def test_the_parameters_stay_the_same_objects():
     model = network()
     before = list(map(id, model.parameters()))
-    load_acl_checkpoint(model, published(model))
+    load_published(model, published(model), layout="acl")
     assert list(map(id, model.parameters())) == before
 
 
@@ -104,7 +122,7 @@ def test_what_is_ignored_keeps_the_models_own_values(ignore):
     model = network()
     before = model.fc.fc1.weight.clone()
     state = published(model)
-    load_acl_checkpoint(model, state, ignore=ignore)
+    load_published(model, state, ignore=ignore, layout="acl")
     assert torch.equal(model.fc.fc1.weight, before)
     assert torch.equal(model.conv1.weight, state["module.conv1.weight"])
 
@@ -112,7 +130,7 @@ def test_what_is_ignored_keeps_the_models_own_values(ignore):
 def test_what_is_ignored_may_be_absent_from_the_file():
     model = network()
     state = {name: value for name, value in published(model).items() if ".fc." not in name}
-    load_acl_checkpoint(model, state, ignore="fc.")
+    load_published(model, state, ignore="fc.", layout="acl")
     assert torch.equal(model.conv1.weight, state["module.conv1.weight"])
 
 
@@ -120,7 +138,7 @@ def test_what_is_ignored_may_be_absent_from_the_model():
     model = network()
     state = published(model)
     model.fc = nn.Identity()
-    load_acl_checkpoint(model, state, ignore="fc.")
+    load_published(model, state, ignore="fc.", layout="acl")
     assert torch.equal(model.conv1.weight, state["module.conv1.weight"])
 
 
@@ -132,9 +150,8 @@ def test_everything_that_does_not_match_is_listed():
     state["module.stray"] = torch.zeros(1)
     state["module.fc.fc1.bias"] = torch.zeros(9)
     message = (
-        r"^load_acl_checkpoint: expected names and shapes to match the model's, got 2 missing: bn1\.adv\.bias, "
+        r"^load_published: expected names and shapes to match the model's, got 2 missing: bn1\.adv\.bias, "
         r"conv1\.weight; 1 unexpected: stray; 1 of another shape: fc\.fc1\.bias \[9\] for \[8\]\. "
-        r'Build the network that was saved; leave parts out with ignore, such as "fc\."\.$'
     )
     refused(model, state, message)
 
@@ -142,13 +159,13 @@ def test_everything_that_does_not_match_is_listed():
 def test_a_checkpoint_with_a_third_branch_is_refused():
     model = network()
     state = published(model) | {"module.bn1.bn_list.2.weight": torch.zeros(64)}
-    refused(model, state, r"got 1 unexpected: bn1\.bn_list\.2\.weight\. Build")
+    refused(model, state, "expected a state dict in the layout 'acl', got 'bn1.bn_list.2.weight' as in 'advcl'")
 
 
 def test_a_whole_checkpoint_is_refused_for_its_state_dict():
     model = network()
     message = (
-        r"^load_acl_checkpoint: expected a state dict of tensors, got dict\. "
+        r"^load_published: expected a state dict of tensors, got dict\. "
         r'Pass what torch\.load\(path, weights_only=True\) holds under "state_dict"\.$'
     )
     refused(model, {"state_dict": published(model), "epoch": 1000}, message, TypeError)
@@ -160,14 +177,16 @@ def test_a_path_is_refused():
 
 def test_an_empty_checkpoint_is_refused():
     model = network()
-    refused(model, {}, rf"got {len(model.state_dict())} missing: bn1\.adv\.bias, ")
+    refused(model, {}, "expected plain norms, as in the file, got")
 
 
 def test_a_name_that_comes_twice_is_listed():
     model = convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(2)))
     state = {k.replace("clean", "bn_list.0").replace("adv", "bn_list.1"): v for k, v in model.state_dict().items()}
     with pytest.raises(ValueError, match=r"5 twice: 0\.adv\.bias, ") as error:
-        load_acl_checkpoint(model, state | {f"module.{k}": v + 1 for k, v in state.items() if "bn_list.1" in k})
+        load_published(
+            model, state | {f"module.{k}": v + 1 for k, v in state.items() if "bn_list.1" in k}, layout="acl"
+        )
     assert "clean" not in str(error.value)
 
 
@@ -183,5 +202,5 @@ def test_a_name_that_comes_twice_is_listed():
 )
 def test_wrong_arguments(state, ignore, message):
     model = convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(2)))
-    with pytest.raises(TypeError, match=f"^load_acl_checkpoint: {message}"):
-        load_acl_checkpoint(model, state, ignore=ignore)
+    with pytest.raises(TypeError, match=f"^load_published: {message}"):
+        load_published(model, state, ignore=ignore, layout="acl")

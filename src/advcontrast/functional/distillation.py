@@ -1,16 +1,15 @@
-"""How badly one classifier predicts what another one believes."""
+"""Distillation of the predictions of one classifier into another."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_temperature, check_tensor, complaint
-from .devices import check_one_device
+from .._checks import check_logits, check_temperature
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Return the cross-entropy of each sample with a teacher's softened prediction as target.
+    r"""Return the cross-entropy of each sample with the softened prediction of a teacher as target.
 
     .. math::
 
@@ -18,17 +17,14 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
         p_i &= \mathrm{softmax}(t_i / T) \\
         q_i &= \mathrm{softmax}(z_i / T)
 
-    for logits :math:`z` and teacher's logits :math:`t`. Where both agree this is the entropy of the prediction, which
-    is the least it can be; as :math:`T` grows it tends to :math:`\log C`. Value and gradients are finite at any scale
-    of the logits.
-
-    The gradient of the value shrinks with the square of the temperature; multiply by :math:`T^2` to keep the balance
-    with other terms, as :func:`semi_supervised` does. The gradient flows to both arguments: detach a teacher that
-    should not learn.
+    for logits :math:`z` and teacher's logits :math:`t`. The minimum is the entropy of the teacher's prediction, where
+    both agree. Value and gradients are finite at any scale of the logits. The gradient shrinks with the square of the
+    temperature: multiply by :math:`T^2` to keep the balance with other terms, as :func:`semi_supervised` does. It flows
+    to both arguments: detach the teacher.
 
     Args:
-        logits: of the classifier that learns, ``[N, C]``.
-        teacher_logits: of the classifier that it learns from, ``[N, C]``.
+        logits: logits of the student, ``[N, C]``.
+        teacher_logits: logits of the teacher, ``[N, C]``.
         temperature: T above, at least 1e-30; more than 1 softens both predictions.
 
     Returns:
@@ -39,7 +35,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
         TypeError: an argument of the wrong kind.
 
     Example:
-        The teacher says 3/4 and 1/4, and at a temperature of 1/2 their squares, 9/10 and 1/10.
+        The teacher predicts 3/4 and 1/4, and at a temperature of 1/2 their normalised squares, 9/10 and 1/10.
 
         >>> teacher = torch.tensor([[3.0, 1.0]]).log()
         >>> entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
@@ -51,11 +47,5 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
     """
     check_temperature("distillation", temperature)
     remedy = "Pass the outputs of both classifiers, before any softmax"
-    check_tensor("distillation", "logits", logits, remedy=remedy)
-    check_tensor("distillation", "teacher_logits", teacher_logits, remedy=remedy)
-    if logits.shape != teacher_logits.shape or logits.dim() != 2 or logits.shape[1] < 2:
-        expected = "logits and teacher_logits to have the same shape [N, C] with C >= 2"
-        got = f"{list(logits.shape)} and {list(teacher_logits.shape)}"
-        raise ValueError(complaint("distillation", expected, got, remedy))
-    check_one_device("distillation", logits=logits, teacher_logits=teacher_logits)
+    check_logits("distillation", {"logits": logits, "teacher_logits": teacher_logits}, remedy=remedy)
     return F.cross_entropy(logits / temperature, (teacher_logits / temperature).softmax(1), reduction="none")

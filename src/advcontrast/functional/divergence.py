@@ -1,20 +1,18 @@
-"""How far two predictions are apart, and the loss that trades accuracy for robustness with it."""
+"""The Kullback-Leibler divergence of two predictions, and the loss of TRADES."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_real, check_tensor, check_within, complaint
-from .devices import check_one_device
+from .._checks import check_classes, check_logits, check_real
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
     r"""Return the divergence :math:`\mathrm{KL}(p \,\|\, q)` of each sample.
 
-    The distributions :math:`p` and :math:`q` are the softmax of two sets of logits. Both distributions stay logarithms,
-    so value and gradients are finite at any scale of the logits.
+    The distributions :math:`p` and :math:`q` are the softmax of two sets of logits. The computation uses their
+    logarithms, so value and gradients are finite at any scale of the logits.
 
     Args:
         logits: logits of p, ``[N, C]``; for TRADES those of the clean images.
@@ -25,7 +23,7 @@ def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes or devices differ, or shapes are not ``[N, C]`` with C at least 2.
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
 
     Example:
         p puts 1/2 on each of two classes, q puts 3/4 and 1/4: the divergence is log(4 / 3) / 2.
@@ -35,17 +33,12 @@ def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
         (0.1438, 0.1438)
     """
     remedy = "Pass the outputs of the classifier, before any softmax"
-    check_tensor("kl_divergence", "logits", logits, remedy=remedy)
-    check_tensor("kl_divergence", "other", other, remedy=remedy)
-    if logits.shape != other.shape or logits.dim() != 2 or logits.shape[1] < 2:
-        expected = "logits and other to have the same shape [N, C] with C >= 2"
-        raise ValueError(complaint("kl_divergence", expected, f"{list(logits.shape)} and {list(other.shape)}", remedy))
-    check_one_device("kl_divergence", logits=logits, other=other)
+    check_logits("kl_divergence", {"logits": logits, "other": other}, remedy=remedy)
     return F.kl_div(other.log_softmax(1), logits.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
 def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float = 6.0) -> Tensor:
-    r"""Return the TRADES loss, cross-entropy on clean images plus a weight on how much an attack moves the prediction.
+    r"""Return the TRADES loss: cross-entropy on clean images plus a weighted divergence between two predictions.
 
     .. math::
 
@@ -53,8 +46,7 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
           & \quad + \beta\, \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i)) \big]
 
     The gradient flows through both sets of logits. ``adv_logits`` belong to images that maximise the divergence, found
-    by ``PGDAttack`` with :func:`kl_divergence` as objective; start it at random, at the clean image its gradient is
-    zero.
+    by ``PGDAttack`` with :func:`kl_divergence` as objective, from a random start: at the clean image the gradient is 0.
 
     Args:
         clean_logits: logits of the clean images, ``[N, C]``.
@@ -79,10 +71,5 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
     """
     check_real("trades", "beta", beta, low=0, remedy="6 is usual, 0 leaves plain cross-entropy")
     divergence = kl_divergence(clean_logits, adv_logits)
-    remedy = "Pass one class index a sample"
-    check_tensor("trades", "labels", labels, (torch.int64,), remedy=remedy)
-    if labels.shape != clean_logits.shape[:1]:
-        raise ValueError(complaint("trades", f"labels of shape [{len(clean_logits)}]", f"{list(labels.shape)}", remedy))
-    check_one_device("trades", logits=clean_logits, labels=labels)
-    check_within("trades", "labels", labels, (0, clean_logits.shape[1] - 1), remedy=remedy)
+    check_classes("trades", "labels", labels, clean_logits, remedy="Pass one class index a sample")
     return F.cross_entropy(clean_logits, labels) + beta * divergence.mean()

@@ -1,4 +1,7 @@
-"""Image operations on batches in which every sample has parameters of its own. Images are floating point, in [0, 1]."""
+"""Image operations with separate parameters for each sample of a batch.
+
+Images are floating point, ``[N, C, H, W]`` in [0, 1]; every parameter is a tensor ``[N]``.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,10 @@ _LUMA = (0.2989, 0.587, 0.114)
 def crop_and_resize(
     x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int], flip: Tensor
 ) -> Tensor:
-    """Cut a rectangle out of each image, resize it with antialiased bicubic interpolation, and mirror some.
+    """Crop each image to a rectangle, resize it to ``size`` with antialiased bicubic interpolation, and mirror some.
 
     Equals ``torchvision.transforms.functional.resized_crop`` followed by ``hflip`` to 2e-6 in float32. Bicubic
     interpolation overshoots: the result may leave [0, 1] by 9/32.
-
-    Args:
-        x: images ``[N, C, H, W]``.
-        top: first row of each rectangle, ``[N]``.
-        left: first column of each rectangle, ``[N]``.
-        height: rows of each rectangle, ``[N]``, at least 1.
-        width: columns of each rectangle, ``[N]``, at least 1.
-        size: height and width of the result.
-        flip: which results to mirror left to right, ``[N]``, bool.
-
-    Returns:
-        Images ``[N, C, *size]``.
     """
     n, channels, rows, columns = x.shape
     across = _resampling(left, width, columns, size[1], flip, x.dtype)
@@ -43,10 +34,10 @@ def _resampling(start: Tensor, extent: Tensor, length: int, out: int, mirror: Te
     target = torch.where(mirror[:, None], out - 1 - steps, steps).to(dtype)
     start, extent = start[:, None], extent[:, None]
     ratio = extent.to(dtype) / out
-    # When the image shrinks, the kernel grows with it: that is what antialiasing means here.
+    # Antialiasing: the kernel grows where the image shrinks.
     scale = ratio.clamp_min(1)
     centre = ratio * (target + 0.5) - 0.5
-    # Weights are computed for the few pixels of the image that the kernel can reach; those beyond the crop have none.
+    # Weights of the pixels that the kernel can reach, 0 for those outside of the crop.
     reach = min(length, math.ceil(4 * max(1, length / out)))
     first = 1 + (centre - 2 * scale).floor().long() + start
     index = first.clamp_(0, length - reach)[:, :, None] + torch.arange(reach, device=start.device)
@@ -59,7 +50,7 @@ def _resampling(start: Tensor, extent: Tensor, length: int, out: int, mirror: Te
 
 def _bicubic(x: Tensor) -> Tensor:
     """Return Keys' cubic convolution kernel with a = -1/2 at the distances ``x >= 0``."""
-    # Two pieces that vanish, with their slopes, at the distances 2 and 1.
+    # Two pieces that are 0, with their slopes, at the distances 2 and 1.
     outer = (2 - x).clamp_min_(0)
     inner = (outer - 1).clamp_min(0)
     return outer.square() * (outer - 1) / 2 + inner.square() * (1 - 2 * inner)
@@ -74,33 +65,16 @@ def luma(x: Tensor) -> Tensor:
 
 
 def blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
-    """Return ``factor * x + (1 - factor) * base``, clamped to [0, 1]; a factor of one changes nothing.
+    """Return ``factor * x + (1 - factor) * base``, clamped to [0, 1]; ``base`` is broadcast to ``x``.
 
     Brightness is a blend with black, contrast with the mean of the luma, saturation with the luma itself.
-
-    Args:
-        x: images ``[N, C, H, W]``.
-        base: what to blend them with, broadcastable to ``x``.
-        factor: one number an image, ``[N]``, at least 0.
-
-    Returns:
-        Images like ``x``.
     """
     factor = factor.view(-1, 1, 1, 1)
     return torch.addcmul((1 - factor) * base, factor, x).clamp_(0, 1)
 
 
 def adjust(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """Scale the brightness 0, the contrast 1 or the saturation 2 of each image: three kinds of blends.
-
-    Args:
-        x: images ``[N, C, H, W]``.
-        operation: which of the three for each image, ``[N]``.
-        factor: one number an image, ``[N]``, at least 0; 1 changes nothing.
-
-    Returns:
-        Images like ``x``.
-    """
+    """Scale the brightness (operation 0), the contrast (1) or the saturation (2) of each image by a factor >= 0."""
     contrast, saturation = ((operation == which).to(x.dtype).view(-1, 1, 1, 1) for which in (1, 2))
     gray = luma(x)
     base = torch.addcmul(gray.mean((2, 3), keepdim=True) * contrast, gray, saturation)
@@ -108,25 +82,17 @@ def adjust(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
 
 
 def rotate_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of RGB images, keeping the saturation and value of the HSV model.
-
-    Args:
-        x: images ``[N, 3, H, W]``.
-        shift: fraction of a full turn for each image, ``[N]``, in [-0.5, 0.5].
-
-    Returns:
-        Images like ``x``.
-    """
+    """Rotate the hue of RGB images by a fraction of a full turn in [-0.5, 0.5], with saturation and value kept."""
     red, green, blue = x.unbind(1)
     value, smallest = x.amax(1), x.amin(1)
     chroma = value - smallest
-    # The hue as an angle from green, in sixths of a turn, in [-3, 3]: its size first, then the side.
+    # The hue as an angle from green, in sixths of a turn, in [-3, 3].
     angle = (red - smallest).add_(blue - smallest).add_(value - green).copysign_(blue - red)
     angle = angle / chroma.clamp_min(torch.finfo(x.dtype).tiny)
-    # How far red, green and blue are from there, once turned: at most one turn.
+    # The angles of red, green and blue from there after the rotation: at most one turn.
     to_primary = torch.arange(2, -4, -2, device=x.device, dtype=x.dtype)
     turn = (6 * shift[:, None] + to_primary + 3).remainder_(6).sub_(3)
     distance = (angle[:, None] + turn[:, :, None, None]).abs_()
-    # A channel has its full value within a sixth of a turn, and none of the chroma beyond two.
+    # A channel has its full value within a sixth of a turn, and no chroma beyond two.
     missing = distance.sub_(3).abs_().sub_(2).clamp_(-1, 0)
     return torch.addcmul(value[:, None], chroma[:, None], missing)

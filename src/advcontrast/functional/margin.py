@@ -1,12 +1,13 @@
-"""How near a classification is to failing, on a scale that the scale of the logits does not change."""
+"""Margins of classifications, invariant to shift and scale of the logits."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .._checks import check_tensor, check_within, complaint, readable
-from .devices import check_one_device
+from .._checks import check_classes, check_logits, complaint, readable
+
+_REMEDY = "Pass one class index a sample"
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -17,9 +18,9 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     .. math:: \mathrm{DLR} = \frac{\max_{i \ne y} z_i - z_y}{z_{\pi_1} - z_{\pi_3}}
 
     which is negative, and at least -1, for a sample that is classified correctly, and positive for one that is not.
-    Unlike the cross-entropy it stays the same when all logits are shifted or scaled by a positive number, so its
-    gradient does not vanish where a classifier is very sure. Where the three largest logits are equal it is undefined;
-    there the numerator is returned, which is 0 where ``y`` is one of the three.
+    Unlike the cross-entropy it is invariant to shift and positive scale of the logits, so its gradient does not vanish
+    for confident predictions. Where the three largest logits are equal it is undefined; the numerator is returned
+    instead, which is 0 if ``y`` is one of the three.
 
     Args:
         logits: ``[N, C]`` with C at least 3; half precision is computed in float32.
@@ -43,7 +44,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         Attacks", ICML 2020.
     """
     logits = _checked_logits("dlr", logits, 3)
-    _check_classes("dlr", "y", y, logits)
+    check_classes("dlr", "y", y, logits, remedy=_REMEDY)
     largest, classes = logits.topk(3)
     rival = torch.where(classes[:, 0] == y, largest[:, 1], largest[:, 0])
     return _ratio(rival - _of_class(logits, y), largest[:, 0] - largest[:, 2])
@@ -56,13 +57,13 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
     .. math:: \frac{z_t - z_y}{z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2}
 
-    which is positive only where the sample is misclassified, though maybe not as the target. As :func:`dlr` it knows no
-    shift and no scale. Where the four largest logits are equal it is undefined; there the numerator is returned.
+    which is positive only where the sample is misclassified, not necessarily as the target. Like :func:`dlr` it is
+    invariant to shift and scale of the logits. Where the four largest are equal, the numerator is returned instead.
 
     Args:
         logits: ``[N, C]`` with C at least 4; half precision is computed in float32.
         y: classes of the samples, int64 ``[N]`` in [0, C).
-        target: the class that each sample should be taken for, int64 ``[N]`` in [0, C), nowhere that of ``y``.
+        target: target classes, int64 ``[N]`` in [0, C), different from ``y``.
 
     Returns:
         A tensor ``[N]``.
@@ -77,14 +78,10 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         >>> logits, y, target = torch.tensor([[5.0, 3.0, 1.0, 0.0]]), torch.tensor([0]), torch.tensor([2])
         >>> round(targeted_dlr(logits, y, target).item(), 4) == round(-4 / 4.5, 4)
         True
-
-    References:
-        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
-        Attacks", ICML 2020.
     """
     logits = _checked_logits("targeted_dlr", logits, 4)
-    _check_classes("targeted_dlr", "y", y, logits)
-    _check_classes("targeted_dlr", "target", target, logits)
+    check_classes("targeted_dlr", "y", y, logits, remedy=_REMEDY)
+    check_classes("targeted_dlr", "target", target, logits, remedy=_REMEDY)
     same = (target == y).sum()
     if readable(same) and same:
         remedy = "Pass another class as the target"
@@ -96,21 +93,10 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def _checked_logits(owner: str, logits: Tensor, classes: int) -> Tensor:
-    remedy = "Pass the outputs of the classifier, before any softmax"
-    check_tensor(owner, "logits", logits, remedy=remedy)
-    if logits.dim() != 2 or logits.shape[1] < classes:
-        expected = f"logits of shape [N, C] with C >= {classes}"
-        raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
+    check_logits(
+        owner, {"logits": logits}, least=classes, remedy="Pass the outputs of the classifier, before any softmax"
+    )
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _check_classes(owner: str, name: str, classes: Tensor, logits: Tensor) -> None:
-    remedy = "Pass one class index a sample"
-    check_tensor(owner, name, classes, (torch.int64,), remedy=remedy)
-    if classes.shape != logits.shape[:1]:
-        raise ValueError(complaint(owner, f"{name} of shape [{len(logits)}]", f"{list(classes.shape)}", remedy))
-    check_one_device(owner, logits=logits, **{name: classes})
-    check_within(owner, name, classes, (0, logits.shape[1] - 1), remedy=remedy)
 
 
 def _of_class(logits: Tensor, classes: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_int, check_temperature, check_tensor, complaint
-from .devices import check_one_device
+from .._checks import check_finite, check_int, check_one_device, check_temperature, check_tensor, complaint
 
 LARGEST_EXPONENT = 40  # the exponentials of similarities up to this, and their sums, are normal numbers of float32
 
@@ -22,33 +21,30 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
 
     .. math:: L = \frac{1}{2N} \sum_{i=1}^{2N} \Big[ \log \sum_{j \ne i} e^{s_{ij} / t} - s_{i\,p(i)} / t \Big]
 
-    so every anchor is compared with its partner and 2N - 2 negatives, and the mean runs over all 2N anchors. If all
-    rows are equal, as those of a collapsed encoder, the loss is :math:`\log(2N - 1)`. A row of zeros has similarity
-    zero to all others and receives the gradient zero.
-
-    The computation runs in float64 for float64 input and in float32 for every other dtype, also under autocast:
-    similarities in half precision are useless at low temperature.
+    so every anchor is compared with its partner and 2N - 2 negatives, and the mean is over all 2N anchors. If all rows
+    are equal, as those of a collapsed encoder, the loss is :math:`\log(2N - 1)`. A row of zeros has similarity zero to
+    all others and gradient zero. The computation is in float64 for float64 input and in float32 otherwise, also under
+    autocast: half precision is too coarse at low temperature.
 
     Args:
         z1: embeddings of the first views, ``[N, D]``, floating point, N at least 2. They need not be normalised.
         z2: embeddings of the second views, ``[N, D]``, row i the partner of row i of ``z1``.
-        temperature: the t above, at least 1e-30. 0.5 is what SimCLR and ACL use for CIFAR-10.
-        tile: number of anchors whose similarities are held at a time. ``None`` holds all ``[2N, 2N]`` of them, twice in
+        temperature: the t above, at least 1e-30. SimCLR and ACL use 0.5 for CIFAR-10.
+        tile: number of anchors whose similarities are in memory at a time. ``None`` holds all ``[2N, 2N]``, twice in
             the backward pass; a number gives the same loss and gradient with memory O(N * tile) and two thirds of the
-            products, but no second derivatives. On a CPU 256 or 512 is the faster choice from some hundred pairs on,
-            and from some thousand the only one that fits. On an accelerator, where every tile has its launches, take
-            as many as the memory allows.
+            products, but no second derivatives. On a CPU 256 or 512 is faster from a few hundred pairs on, and
+            necessary from a few thousand. On an accelerator, where each tile costs launches, take as many as fit.
 
     Returns:
         The loss, a scalar of dtype float64 for float64 input and float32 otherwise.
 
     Raises:
         ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, temperature < 1e-30, tile < 1, or, on the CPU,
-            values are not finite (reading them on an accelerator would stall it; there the loss becomes NaN).
+            values are not finite (on an accelerator the loss becomes NaN instead).
         TypeError: an argument of the wrong kind, or ``z1`` and ``z2`` of different dtypes.
 
     Example:
-        Two pairs whose four views all point the same way: every anchor finds its partner among three equals.
+        Two pairs whose four views are all parallel: each anchor has a partner and two equal negatives.
 
         >>> z = torch.ones(2, 8)
         >>> round(nt_xent(z, z).item(), 4) == round(math.log(3), 4)
@@ -89,22 +85,21 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
 
 
 def check_settings(owner: str, temperature: float, tile: int | None) -> None:
-    """Check what every form of the loss is set up with."""
+    """Check the settings of the loss."""
     check_temperature(owner, temperature, remedy="SimCLR uses 0.5 for CIFAR-10")
     if tile is not None:
         check_int(owner, "tile", tile, low=1, remedy="None computes all similarities at once")
 
 
 def check_embeddings(owner: str, z1: Tensor, z2: Tensor, *, least: int = 2) -> None:
-    """Check the embeddings of two views, of which there must be ``least`` pairs."""
+    """Check the embeddings of two views, at least ``least`` pairs."""
     remedy = "Pass what the projection head returns"
     check_tensor(owner, "z1", z1, remedy=remedy)
     check_tensor(owner, "z2", z2, remedy=remedy)
     if z1.dim() != 2 or z1.shape != z2.shape:
         expected = "z1 and z2 to have the same shape [N, D]"
-        remedy = "Both views of a batch must be passed together"
-        if z1.shape == z2.shape:
-            remedy = "Flatten each embedding to one dimension"
+        same = z1.shape == z2.shape
+        remedy = "Flatten each embedding to one dimension" if same else "Both views of a batch must be passed together"
         raise ValueError(complaint(owner, expected, f"{list(z1.shape)} and {list(z2.shape)}", remedy))
     if z1.dtype != z2.dtype:
         remedy = "Cast them to one dtype, best to the wider one"
@@ -123,7 +118,7 @@ def unit_rows(z: Tensor) -> Tensor:
     """Scale each row of ``z`` to length one, in float32 at least; a row of zeros stays one and passes no gradient."""
     with torch.autocast(z.device.type, enabled=False):
         z = z if z.dtype == torch.float64 else z.float()
-        # Squares of very small or large entries leave the range of float32; relative to the largest entry they cannot.
+        # Relative to the largest entry, squares do not leave the range of float32.
         largest = z.detach().abs().amax(1, keepdim=True)
         zero = largest == 0
         z = z / largest.masked_fill(zero, 1)
@@ -142,15 +137,9 @@ def contrast(
 ) -> Tensor:
     """Return the mean NT-Xent loss of the anchors among all candidates.
 
-    Args:
-        anchors: unit rows ``[2n, D]``, the first views of n images and then the second views.
-        candidates: unit rows ``[2N, D]`` of N images in the same order; ``None`` where the anchors are all there are.
-        first: which of the N images the first anchor shows; the others follow it.
-        temperature: positive.
-        tile: anchors at a time, or ``None`` for all.
-
-    Returns:
-        A scalar.
+    Anchors are unit rows ``[2n, D]``, the first views of n images and then the second ones. Candidates are unit rows
+    ``[2N, D]`` of N images in the same order, by default the anchors; ``first`` is the index of the first anchor's
+    image among them.
     """
     with torch.autocast(anchors.device.type, enabled=False):
         z1, z2 = anchors.chunk(2)
@@ -170,10 +159,10 @@ def contrast(
 def _exponentials(
     scaled: Tensor, candidates: Tensor, itself: Tensor, sharpness: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the exponentials of the similarities, zero for an anchor itself, and what was subtracted from each row."""
+    """Return the exponentials of the similarities, zero for an anchor itself, and the shift of each row."""
     logits = torch.mm(scaled, candidates.T, out=out)
-    # Unrecorded, because autograd would copy the matrix: where an exponential is zero, so is its derivative, and a
-    # shift of all exponents has none.
+    # Without autograd, which would copy the matrix: the derivative of a zero exponential is zero, and the result does
+    # not depend on the shift.
     with torch.no_grad():
         logits.scatter_(1, itself, -math.inf)
         peak = logits.new_zeros(())
@@ -184,11 +173,11 @@ def _exponentials(
 
 
 class _TiledLogSum(torch.autograd.Function):
-    """The mean logarithm of the anchors' sums of exponentials, a few anchors at a time.
+    """The mean logarithm of the anchors' sums of exponentials, a tile of anchors at a time.
 
-    A tile's gradient is taken while its exponentials are there; the backward pass has only to scale it. Anchors that
-    are compared with each other, ``candidates`` being ``None``, need two products in place of three: the similarity of
-    two of them appears in both sums, and is dealt with once, when the second sum is known.
+    The gradient of a tile is computed in the forward pass, from its exponentials; the backward pass scales it. Without
+    ``candidates`` two products are enough instead of three: the similarity of two anchors appears in both their sums,
+    and is used once, when the second sum is known.
     """
 
     @staticmethod
@@ -209,7 +198,7 @@ class _TiledLogSum(torch.autograd.Function):
             if not any(ctx.needs_input_grad):
                 continue
             inverses[part] = 1 / sums
-            # Rows that were lowered by different peaks are not symmetric any more.
+            # With different shifts of the rows the matrix is not symmetric.
             if candidates is None and sharpness <= LARGEST_EXPONENT:
                 slope = tiled[:, :stop].mul_(inverses[part, None] + inverses[:stop])
                 for_anchors[part].addmm_(slope, anchors[:stop])
@@ -224,7 +213,7 @@ class _TiledLogSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # To autograd the gradient below is a constant: differentiated again it would give a part of the truth.
+        # The gradient below is a constant to autograd: its derivative would be incomplete.
         if torch.is_grad_enabled():
             remedy = "Pass tile=None to differentiate twice"
             raise RuntimeError(complaint("nt_xent", "first derivatives only where tile is set", "create_graph", remedy))

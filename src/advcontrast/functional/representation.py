@@ -1,4 +1,4 @@
-"""How robust and how rich a representation is, told from features alone: no labels, no probe."""
+"""Robustness and rank of representations, measured on features without labels or probes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._checks import check_int, check_real, check_tensor, complaint
-from .devices import check_one_device
+from .._checks import check_int, check_one_device, check_real, check_tensor, complaint
 from .nt_xent import unit_rows
 
-# Two copies of an image in different batches get features that differ by a few 1e-7 of their length in float32. Of two
-# distances that differ by no more than this share of it, neither is the smaller one.
+# Features of copies of an image in different batches differ by a few 1e-7 of their length in float32. Distances that
+# differ by less than this fraction of it count as equal.
 _TIE = 1e-5
-_ROWS = 512  # of the N x N distances, held at a time
+_ROWS = 512  # of the N x N distances, in memory at a time
 
 
 def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
@@ -25,14 +24,12 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
 
     .. math:: \frac{1}{N (N - 1)} \sum_{i \ne j} [\lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert]
 
-    the mean over all ordered pairs of different images. Distances are Euclidean, on the features as they are: scale
-    them to length one before to measure angles.
+    the mean over all ordered pairs of different images (Petrov and Kwiatkowska, ICLR 2023). Distances are Euclidean;
+    scale features to length one to measure angles.
 
-    Copies of an image are no rivals: :math:`c_j` counts as closer only if it is so by more than a hundred-thousandth of
-    :math:`\lVert c_i \rVert`, which is more than rounding makes of equal images. By the same rule an encoder that maps
-    everything to one point has the risk 0, as nothing can break away from it; :func:`effective_rank` tells it apart.
-
-    Distances are computed in float64, a block of rows at a time, so that memory grows with N and not with its square.
+    :math:`c_j` counts as closer only if the difference exceeds 1e-5 :math:`\lVert c_i \rVert`, so that copies of an
+    image do not count. An encoder that maps all images to one point therefore has the risk 0; :func:`effective_rank`
+    detects it. Distances are computed in float64, a block of rows at a time, with memory O(N).
 
     Args:
         clean: features of the images, ``[N, D]``, floating point, N at least 2.
@@ -42,13 +39,12 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
         A float64 scalar in [0, 1].
 
     Raises:
-        ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, devices differ, or values that are not finite.
-            Since a comparison with NaN would read as robust, values are looked at on every device.
+        ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, devices differ, or values are not finite. Values
+            are checked on every device, since a comparison with NaN would count as robust.
         TypeError: an argument of the wrong kind.
 
     Example:
-        Three images at 0, 1 and 3. The first is driven to 2, which is closer to both others than to where it was; of
-        the six pairs those two break.
+        Three images at 0, 1 and 3. The first moves to 2, which is closer to both others: two of six pairs.
 
         >>> clean, adv = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[2.0], [1.0], [3.0]])
         >>> round(breakaway_risk(clean, adv).item(), 4)
@@ -62,21 +58,20 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
 
 
 def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> Tensor:
-    r"""Return how often the clean features nearest to those of an attacked image are the image's own.
+    r"""Return the fraction of attacked images whose nearest clean features are their own.
 
     .. math::
 
         & \frac{1}{N} \sum_{i=1}^N \big[ r_i < \mathrm{top} \big] \\
         & r_i = \big| \{ j \ne i : \lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert \} \big|
 
-    in the notation of :func:`breakaway_risk`, and with its rule for copies of an image: a tie goes to the image itself.
-    Other than that risk the accuracy depends on N, since more images are more rivals: compare encoders on the same
-    images.
+    in the notation of :func:`breakaway_risk`, and with its rule for ties, which go to the image itself. Unlike that
+    risk the accuracy depends on N: compare encoders on the same images.
 
     Args:
         clean: features of the images, ``[N, D]``, floating point, N at least 2.
         adv: features of the same images under attack, ``[N, D]``.
-        top: how many of the nearest may be meant, from 1 to N - 1.
+        top: number of nearest images among which the own one counts, from 1 to N - 1.
 
     Returns:
         A float64 scalar in [0, 1].
@@ -86,14 +81,11 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
         TypeError: an argument of the wrong kind.
 
     Example:
-        Of three images, at 0, 1 and 3, the first was driven to 2 and has both others before it.
+        Of three images, at 0, 1 and 3, the first moves to 2, closer to both others.
 
         >>> clean, adv = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[2.0], [1.0], [3.0]])
         >>> round(nearest_neighbour_accuracy(clean, adv).item(), 4)
         0.6667
-
-    References:
-        Petrov and Kwiatkowska, "Robustness of Unsupervised Representation Learning without Labels", ICLR 2023.
     """
     owner = "nearest_neighbour_accuracy"
     check_int(owner, "top", top, low=1, remedy="1 asks for the nearest")
@@ -105,19 +97,17 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
 
 
 def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -> Tensor:
-    r"""Return, for pairs of images, the room that is left between them when an attack draws each to the other.
+    r"""Return, for pairs of images, the relative distance that is left when an attack moves each towards the other.
 
     For images x and x' with features c and c', and the features a of x when it is attacked to resemble x', and a' of x'
     when it is attacked to resemble x,
 
     .. math:: m = \frac{\lVert c - a' \rVert - \lVert c - a \rVert}{\lVert c - c' \rVert}
 
-    It is 1 if the attacks achieve nothing, and negative if x' comes closer to x than x itself may stray: the sets that
-    the attacks can reach overlap, and no distance to c tells the two images apart. Exchange the roles of the images,
-    ``margin_ratio(other, clean, adv_other, adv)``, for the margin seen from x'.
-
-    Where c and c' coincide, up to a hundred-thousandth of their length, there are no two images to confuse, and the
-    margin is 1 by definition.
+    It is 1 if the attacks achieve nothing, and negative if x' comes closer to x than x itself can move: the reachable
+    sets overlap, and no distance to c separates the images. Exchange the images,
+    ``margin_ratio(other, clean, adv_other, adv)``, for the margin seen from x'. Where c and c' are equal up to 1e-5 of
+    their length, the margin is 1 by definition.
 
     Args:
         clean: the c above, ``[N, D]``, floating point, N at least 1.
@@ -133,13 +123,10 @@ def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -
         TypeError: an argument of the wrong kind.
 
     Example:
-        Images at 0 and 1, each drawn by 1/4 to the other: 3/4 is left on one side, 1/4 is lost on the other.
+        Images at 0 and 1, each moved by 1/4 towards the other: 3/4 - 1/4.
 
         >>> margin_ratio(*torch.tensor([[[0.0]], [[1.0]], [[0.25]], [[0.75]]])).tolist()
         [0.5]
-
-    References:
-        Petrov and Kwiatkowska, "Robustness of Unsupervised Representation Learning without Labels", ICLR 2023.
     """
     features = {"clean": clean, "other": other, "adv": adv, "adv_other": adv_other}
     clean, other, adv, adv_other = _comparable("margin_ratio", features, least=1)
@@ -150,7 +137,7 @@ def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -
 
 
 def overlap_risk(margins: Tensor) -> Tensor:
-    r"""Return the probability that attacks can make two images change places, :math:`P(m < 0)`.
+    r"""Return the probability that the sets that two images can be moved to overlap, :math:`P(m < 0)`.
 
     Args:
         margins: a :func:`margin_ratio` for each of N pairs, ``[N]``, floating point, N at least 1.
@@ -160,7 +147,7 @@ def overlap_risk(margins: Tensor) -> Tensor:
 
     Raises:
         ValueError: ``margins`` is not ``[N]`` with N at least 1, or is not finite.
-        TypeError: ``margins`` is no floating-point tensor.
+        TypeError: ``margins`` is not a floating-point tensor.
 
     Example:
         >>> overlap_risk(torch.tensor([1.0, 0.5, 0.0, -0.25])).item()
@@ -175,15 +162,14 @@ def overlap_risk(margins: Tensor) -> Tensor:
 
 
 def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
-    r"""Return how evenly features fill the unit sphere: the logarithm of their mean Gaussian potential.
+    r"""Return the logarithm of the mean Gaussian potential of features on the unit sphere.
 
     With :math:`\hat z_i` the rows scaled to length one,
 
     .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} e^{-t \lVert \hat z_i - \hat z_j \rVert^2}
 
-    Smaller is more even. It is 0 where all features point the same way; for t = 2 and many features spread evenly over
-    a sphere of many dimensions it comes close to -4. A row of zeros stays one. Memory grows with N, unless a gradient
-    is wanted.
+    Smaller is more uniform. It is 0 if all features are parallel; for t = 2 and many features spread evenly over a
+    sphere of many dimensions it is close to -4. A row of zeros stays one. Memory is O(N) without a gradient.
 
     Args:
         z: features, ``[N, D]``, floating point, N at least 2.
@@ -217,7 +203,7 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
 
 def effective_rank(z: Tensor) -> Tensor:
-    r"""Return how many dimensions features make use of, weighted by how much.
+    r"""Return the effective number of dimensions of features.
 
     With :math:`\sigma_k` the singular values of the matrix of features, not centred,
 
@@ -226,9 +212,8 @@ def effective_rank(z: Tensor) -> Tensor:
         & \exp \Big( -\sum_k p_k \log p_k \Big) \\
         & p_k = \sigma_k / \sum_l \sigma_l
 
-    It is 1 if all features are multiples of one vector, as those of a collapsed encoder are, and D if they extend alike
-    in D orthogonal directions. Features that are all zero count as collapsed too. Computed in float64, since rounding
-    noise in many dimensions would pass for rank.
+    It is 1 if all features are multiples of one vector, or zero, as for a collapsed encoder, and D if they extend
+    equally in D orthogonal directions. Computed in float64, since rounding noise in many dimensions counts as rank.
 
     Args:
         z: features, ``[N, D]``, floating point, N at least 2. With fewer rows than dimensions the rank is bounded by N.
@@ -238,7 +223,7 @@ def effective_rank(z: Tensor) -> Tensor:
 
     Raises:
         ValueError: ``z`` is not ``[N, D]``, N < 2, D < 1, or values that are not finite.
-        TypeError: ``z`` is no floating-point tensor.
+        TypeError: ``z`` is not a floating-point tensor.
 
     Example:
         >>> round(effective_rank(torch.eye(4)).item(), 4)
@@ -258,7 +243,7 @@ def effective_rank(z: Tensor) -> Tensor:
 
 
 def _closer(owner: str, clean: Tensor, adv: Tensor) -> Tensor:
-    """Count for each image the others whose clean features are closer to its attacked ones than its own are."""
+    """Count, for each attacked image, the other images whose clean features are closer than its own."""
     clean, adv = _comparable(owner, {"clean": clean, "adv": adv}, least=2)
     tie = _TIE * torch.linalg.vector_norm(clean, dim=1)
     counts = []
@@ -269,23 +254,15 @@ def _closer(owner: str, clean: Tensor, adv: Tensor) -> Tensor:
 
 
 def _blocks(points: Tensor, others: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the distances of the points to all others a block of rows at a time, and where each block starts."""
+    """Yield the first row of each block, and the distances of its points to all others."""
     for start in range(0, len(points), _ROWS):
-        # Scalar products are ten times as fast as differences. In float64 they cost a distance some 1e-8 of the length
-        # of its ends, in float32 it would be 1e-4: more than many an attack moves a robust encoder.
-        mode = "use_mm_for_euclid_dist"
-        yield start, torch.cdist(points[start : start + _ROWS], others, compute_mode=mode)
+        # Scalar products are ten times as fast as differences. Their error is 1e-8 of the length of the features in
+        # float64; in float32 it would be 1e-4, more than many attacks move features of a robust encoder.
+        yield start, torch.cdist(points[start : start + _ROWS], others, compute_mode="use_mm_for_euclid_dist")
 
 
 def _comparable(owner: str, features: dict[str, Tensor], *, least: int) -> list[Tensor]:
-    """Return checked features in float64, on a common scale on which no square leaves its range."""
-    _check_features(owner, features, least=least)
-    wide = [(z.cpu() if z.device.type == "mps" else z).double() for z in features.values()]
-    largest = torch.stack([z.detach().abs().amax() for z in wide]).amax()
-    return [z / largest.masked_fill(largest == 0, 1) for z in wide]
-
-
-def _check_features(owner: str, features: dict[str, Tensor], *, least: int) -> None:
+    """Check features, and return them in float64, scaled together so that squares do not overflow."""
     remedy = "Pass what the encoder returns for a batch"
     for name, z in features.items():
         check_tensor(owner, name, z, remedy=remedy)
@@ -298,10 +275,13 @@ def _check_features(owner: str, features: dict[str, Tensor], *, least: int) -> N
     check_one_device(owner, **features)
     for name, z in features.items():
         _check_finite(owner, name, z, "The network has diverged, or its input was not finite")
+    wide = [(z.cpu() if z.device.type == "mps" else z).double() for z in features.values()]
+    largest = torch.stack([z.detach().abs().amax() for z in wide]).amax()
+    return [z / largest.masked_fill(largest == 0, 1) for z in wide]
 
 
 def _check_finite(owner: str, name: str, value: Tensor, remedy: str) -> None:
-    """Require finite values on every device: a comparison with NaN is false, and would read as robust."""
+    """Require finite values on every device: a comparison with NaN is false, and would count as robust."""
     bad = int((~value.isfinite()).sum())
     if bad:
         got = f"{bad} non-finite of {value.numel()} values"

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_real, check_temperature, check_tensor, check_within, complaint
-from .devices import check_one_device
+from .._checks import check_classes, check_real, check_temperature, check_tensor
 from .distillation import distillation
 from .divergence import kl_divergence
 
@@ -35,10 +34,8 @@ def semi_supervised(
 
     where :math:`H_i` is the :func:`distillation` of the teacher's prediction for the clean image into that for the
     adversarial one. This is the paper's form, with :math:`\alpha` on the labels; the authors' code has
-    :math:`1 - \alpha` there, which is the same at their 0.5.
-
-    The gradient flows through both sets of logits and never to the teacher. A batch may be labelled throughout or not
-    at all. No value is read, so an accelerator is not stalled.
+    :math:`1 - \alpha` there, which is the same at their 0.5. The gradient flows through both sets of logits and not to
+    the teacher. Any number of images of a batch may be labelled. No value is read, so an accelerator is not stalled.
 
     Args:
         clean_logits: logits of the clean images, ``[N, C]``.
@@ -46,7 +43,7 @@ def semi_supervised(
         labels: classes of the images, ``[N]``, int64 in [0, C), and -1 for an image without a label.
         teacher_logits: a standard-trained classifier's logits of the clean images, ``[N, C]``.
         alpha: share of the label in the loss of a labelled image, in [0, 1].
-        temperature: of the distillation, positive.
+        temperature: temperature of the distillation, at least 1e-30.
         beta: weight of the divergence, at least 0; the paper's :math:`1/\lambda`.
 
     Returns:
@@ -72,18 +69,14 @@ def semi_supervised(
     check_tensor(owner, "teacher_logits", teacher_logits, remedy="Pass the outputs of the teacher, before any softmax")
     soft = temperature * (temperature * distillation(adv_logits, teacher_logits.detach(), temperature))
     remedy = "Pass one class index a sample, and -1 for a sample without a label"
-    check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
-    if labels.shape != clean_logits.shape[:1]:
-        raise ValueError(complaint(owner, f"labels of shape [{len(clean_logits)}]", f"{list(labels.shape)}", remedy))
-    check_one_device(owner, logits=clean_logits, labels=labels)
-    check_within(owner, "labels", labels, (-1, clean_logits.shape[1] - 1), remedy=remedy)
+    check_classes(owner, "labels", labels, clean_logits, low=-1, remedy=remedy)
     hard = F.cross_entropy(adv_logits, labels.clamp(min=0), reduction="none")
     supervised = torch.where(labels >= 0, alpha * hard + (1 - alpha) * soft, soft)
     return supervised.mean() + beta * divergence.mean()
 
 
 def check_settings(owner: str, alpha: Any, temperature: Any, beta: Any) -> None:
-    """Require the settings of the loss to be in their ranges."""
+    """Check the settings of the loss."""
     check_real(owner, "alpha", alpha, low=0, high=1, remedy="0.5 is ACL's, 1 leaves the teacher out where labels are")
     check_temperature(owner, temperature)
     check_real(owner, "beta", beta, low=0, remedy="6 is ACL's, 0 leaves the divergence out")

@@ -1,4 +1,4 @@
-"""The contrastive loss as a module, over one process or many."""
+"""The contrastive loss as a module, over one or several processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _UNUSABLE = "unusable embeddings"
 class NTXentLoss(nn.Module):
     """The NT-Xent loss of SimCLR and of ACL; see :func:`advcontrast.functional.nt_xent` for its definition.
 
-    With ``gather=True`` the images of all processes serve as negatives. Each process computes the loss of its own
-    anchors; the mean of these losses, and the gradients that DDP averages, are those of one process with the whole
-    batch. Every process must pass the same number of pairs, which is checked by all processes on each call; the
-    exchange waits for the slowest of them. Without a process group it changes nothing.
+    With ``gather=True`` the images of all processes are negatives. Each process computes the loss of its own anchors;
+    the mean of these losses, and the gradients that DDP averages, equal those of one process with the whole batch.
+    Every process must pass the same number of pairs, which all processes check on each call, waiting for the slowest.
+    Without a process group it has no effect.
 
     Args:
-        temperature: divisor of the cosine similarities, at least 1e-30. 0.5 is what SimCLR and ACL use for CIFAR-10.
-        tile: number of anchors whose similarities are held at a time, ``None`` for all; bounds the memory.
+        temperature: divisor of the cosine similarities, at least 1e-30. SimCLR and ACL use 0.5 for CIFAR-10.
+        tile: number of anchors whose similarities are in memory at a time, ``None`` for all.
         gather: whether to take negatives from all processes.
 
     Raises:
@@ -46,17 +46,8 @@ class NTXentLoss(nn.Module):
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the mean loss over the 2N anchors of this process.
 
-        Args:
-            z1: embeddings of the first views, ``[N, D]``, floating point.
-            z2: embeddings of the second views, ``[N, D]``, row i the partner of row i of ``z1``.
-
-        Returns:
-            A scalar of dtype float64 for float64 input and float32 otherwise.
-
-        Raises:
-            ValueError: shapes differ, values are not finite, there are fewer than two pairs over all processes, or the
-                processes pass different numbers of pairs. With ``gather=True`` every process raises if one does.
-            TypeError: an argument of the wrong kind.
+        Arguments and errors are those of the function. With ``gather=True`` two pairs over all processes are enough;
+        every process raises if one does, and a ``ValueError`` if they pass different numbers of pairs.
         """
         if not self.gather or distributed.world_size() == 1:
             return nt_xent(z1, z2, self.temperature, tile=self.tile)
@@ -88,5 +79,5 @@ def _check_everywhere(z1: Tensor, z2: Tensor) -> None:
         remedy = "Use a sampler that gives every process as many images, and drop_last=True"
         if _UNUSABLE in shapes:
             expected = "usable embeddings on every rank"
-            remedy = "The message of the rank without them says what is wrong there"
+            remedy = "See the error of the rank without them"
         raise ValueError(complaint("NTXentLoss", expected, got, remedy))

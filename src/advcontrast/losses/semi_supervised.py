@@ -12,7 +12,7 @@ class SemiSupervisedLoss(nn.Module):
 
     Args:
         alpha: share of the label in the loss of a labelled image, in [0, 1].
-        temperature: of the distillation, positive.
+        temperature: temperature of the distillation, at least 1e-30.
         beta: weight of the divergence between clean and adversarial prediction, at least 0.
 
     Raises:
@@ -34,21 +34,7 @@ class SemiSupervisedLoss(nn.Module):
         self.beta = beta
 
     def forward(self, clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
-        """Return the mean loss over the batch.
-
-        Args:
-            clean_logits: logits of the clean images, ``[N, C]``.
-            adv_logits: logits of the adversarial images, ``[N, C]``.
-            labels: classes of the images, ``[N]``, int64 in [0, C), and -1 for an image without a label.
-            teacher_logits: a standard-trained classifier's logits of the clean images, ``[N, C]``.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ValueError: shapes do not fit or, on the CPU, a label is out of its range.
-            TypeError: an argument of the wrong kind.
-        """
+        """Return the mean loss over the batch, with the arguments and errors of the function."""
         settings = {"alpha": self.alpha, "temperature": self.temperature, "beta": self.beta}
         return semi_supervised(clean_logits, adv_logits, labels, teacher_logits, **settings)
 

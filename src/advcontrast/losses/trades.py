@@ -16,7 +16,7 @@ class TRADESLoss(nn.Module):
 
     Raises:
         ValueError: beta < 0.
-        TypeError: beta is no number.
+        TypeError: beta is not a number.
 
     Example:
         >>> loss = TRADESLoss(beta=6.0)
@@ -31,20 +31,7 @@ class TRADESLoss(nn.Module):
         self.beta = beta
 
     def forward(self, clean_logits: Tensor, adv_logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss over the batch.
-
-        Args:
-            clean_logits: logits of the clean images, ``[N, C]``.
-            adv_logits: logits of the adversarial images, ``[N, C]``.
-            labels: classes of the images, ``[N]``, int64 in [0, C).
-
-        Returns:
-            A scalar.
-
-        Raises:
-            ValueError: shapes do not fit or, on the CPU, a label is out of its range.
-            TypeError: an argument of the wrong kind.
-        """
+        """Return the mean loss over the batch, with the arguments and errors of the function."""
         return trades(clean_logits, adv_logits, labels, self.beta)
 
     def extra_repr(self) -> str:

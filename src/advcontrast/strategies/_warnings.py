@@ -1,4 +1,4 @@
-"""Checks of the contrastive trainer for setups that would train without an error but learn something else."""
+"""Checks of the contrastive trainer for setups that train without an error but learn something else."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import complaint
+from .._checks import complaint, type_name
 from ..norm import DualNorm
 
 
 def warn_of_single_norms(owner: str, model: nn.Module, loss: nn.Module | None, mode: str) -> None:
-    """Warn of norms that clean and perturbed images share, unless they do so by design."""
+    """Warn of norms that clean and perturbed images share, unless the split of the dual ones intends it."""
     dual = [module for module in model.modules() if isinstance(module, DualNorm)]
     single = _single_norms(model)
     of_loss = [] if loss is None else [f"loss.{name}" for name in _single_norms(loss)]
@@ -33,26 +33,29 @@ def warn_of_single_norms(owner: str, model: nn.Module, loss: nn.Module | None, m
 
 
 def _single_norms(module: nn.Module) -> list[str]:
-    return [
-        name for name, part in _outside_dual_norms(module) if isinstance(part, _BatchNorm) and part.track_running_stats
-    ]
+    parts = _outside_dual_norms(module)
+    return [name for name, part in parts if isinstance(part, _BatchNorm) and part.track_running_stats]
 
 
 @contextmanager
-def moved_memories(loss: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that holds, after the block, the memories of a loss that changed and are shared by all branches.
+def raise_if_memory_changes(owner: str, loss: nn.Module, mode: str) -> Iterator[None]:
+    """Raise if the block changes a memory of a loss that all branches share: images become their own negatives.
 
-    A memory is a buffer of two dimensions or more, as one row an embedding makes it; running statistics and counters
-    have fewer. Versions are compared, not values: nothing waits for the device.
+    A memory is a buffer of two dimensions or more, a row an embedding; running statistics and counters have fewer.
+    Versions are compared, not values: nothing waits for the device.
     """
     before = _memories(loss)
-    moved: list[str] = []
-    yield moved
+    yield
     after = _memories(loss)
     for name in before.keys() | after.keys():
         (buffer, version), (other, now) = (found.get(name, (None, 0)) for found in (before, after))
         if buffer is not other or version != now:
-            moved.append(name)
+            expected, got = (
+                f"loss to have a memory for each stream of mode {mode!r}",
+                f"{type_name(loss)} with one, {name}",
+            )
+            remedy = "Wrap it, adapters.losses.TrainOnlyMemoryBank(loss), so that no image becomes its own negative"
+            raise RuntimeError(complaint(owner, expected, got, remedy))
 
 
 def _memories(loss: nn.Module) -> dict[str, tuple[Tensor, int]]:
@@ -65,6 +68,6 @@ def _memories(loss: nn.Module) -> dict[str, tuple[Tensor, int]]:
 
 
 def _outside_dual_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules, with their names, that are not part of a dual norm."""
+    """Return the modules that are not part of a dual norm, with their names."""
     inside = {part for norm in module.modules() if isinstance(norm, DualNorm) for part in norm.modules()}
     return [(name, part) for name, part in module.named_modules() if part not in inside]

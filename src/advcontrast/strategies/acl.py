@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from .._checks import check_choice, check_module, check_real, check_tensor, complaint, source_device, type_name
+from .._checks import (
+    check_callable,
+    check_choice,
+    check_module,
+    check_real,
+    check_tensor,
+    complaint,
+    source_device,
+    type_name,
+)
 from .._memory_format import warn_of_channels_last
 from .._modes import buffers_kept
 from .._types import BRANCHES, Branch, Mode, Objective
@@ -18,13 +27,12 @@ from ..attacks import PGDAttack, under_attack
 from ..functional import alignment
 from ..losses import NTXentLoss
 from ..norm import DualNorm, bn_branch
-from ._warnings import moved_memories, warn_of_single_norms
+from ._warnings import raise_if_memory_changes, warn_of_single_norms
 
 _OWNER = "ACLTrainer"
 
-# A mode is the streams it trains on; a stream is the branch of view 1 and that of view 2. A view on branch "adv" is
-# attacked. The adversarial stream comes first, as in the authors' code: the order shows in the running statistics of a
-# single norm.
+# The streams of each mode; a stream is the branch of view 1 and that of view 2. Views on branch "adv" are attacked. The
+# adversarial stream comes first, as in the authors' code: the order affects the running statistics of a single norm.
 _STREAMS: dict[Mode, tuple[tuple[Branch, Branch], ...]] = {
     "S2S": (("clean", "clean"),),
     "A2A": (("adv", "adv"),),
@@ -38,8 +46,8 @@ class ACLOutput(NamedTuple):
 
     Attributes:
         loss: the scalar to call ``backward`` on.
-        terms: detached scalars to log: for each stream its loss and the alignment of its pairs, as ``"loss_clean"``,
-            ``"alignment_clean"``, ``"loss_adv"``, ``"alignment_adv"``. The stream of A2S counts as adversarial.
+        terms: detached scalars to log: for each stream its loss and the alignment of its pairs, ``"loss_clean"``,
+            ``"alignment_clean"``, ``"loss_adv"``, ``"alignment_adv"``. The stream of A2S is named adversarial.
     """
 
     loss: Tensor
@@ -47,12 +55,12 @@ class ACLOutput(NamedTuple):
 
 
 class ACLTrainer(nn.Module):
-    r"""A forward pass of adversarial contrastive learning, ready for any training loop.
+    r"""Adversarial contrastive learning: a module whose forward pass returns the loss of a step.
 
-    The modes differ in the streams of view pairs they train on:
+    The modes differ in the streams of view pairs that are trained on:
 
     ======  ==========================================  =========================================
-    mode    stream                                      what it is
+    mode    stream                                      meaning
     ======  ==========================================  =========================================
     S2S     (x1, x2)                                    standard to standard, SimCLR
     A2A     (x1 + d1, x2 + d2)                          adversarial to adversarial
@@ -60,30 +68,30 @@ class ACLTrainer(nn.Module):
     DS      (x1, x2) and (x1 + d1, x2 + d2)             dual stream, the paper's choice
     ======  ==========================================  =========================================
 
-    Perturbed views go through the adversarial branch of the batch norms, the others through the clean one. The
+    Perturbed views pass through the adversarial branch of the batch norms, the others through the clean one. The
     perturbations maximise the loss of their stream, through the adversarial branch in eval mode; both views of a stream
-    are attacked jointly, and in A2S the clean partner is held fixed. A loss with layers takes part in the same way: its
-    parameters are trained, the attack sees it in eval mode, and its dual norms are on the branch of the stream, which
-    for A2S is the adversarial one. The loss of DS is
+    are attacked jointly, and in A2S the clean partner is fixed. A loss with layers is treated like the model: its
+    parameters are trained, it is in eval mode under attack, and its dual norms are on the branch of the stream, for A2S
+    the adversarial one. The loss of DS is
 
     .. math:: L = \frac{L_\mathrm{clean} + \alpha L_\mathrm{adv}}{1 + \alpha}
 
-    which for alpha = 1 is the mean that the authors' code takes; their paper writes the sum, and their optimizer, LARS,
-    cannot tell the two apart.
+    which for alpha = 1 is the mean that the authors' code takes; their paper writes the sum, to which their optimizer,
+    LARS, is invariant.
 
-    The trainer owns no optimizer, loop, device or log. It is a module whose forward pass is one step, so
-    ``DDP(trainer)``, ``accelerator.prepare(trainer)`` and Lightning's ``training_step`` each wrap a single forward
-    call. In a mode that uses one branch of a dual network the other receives no gradients; ``DDP(trainer)`` knows.
+    The trainer owns no optimizer, loop, device or log, so ``DDP(trainer)``, ``accelerator.prepare(trainer)`` and
+    Lightning's ``training_step`` each wrap a single forward call. In a mode that uses one branch of a dual network the
+    other receives no gradients; ``DDP(trainer)`` ignores its parameters.
 
     Args:
         model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out, normally encoder and projection head after
-            :func:`advcontrast.convert_to_dual_bn`. With single norms both kinds of images share them, which A2S and DS
-            suffer from (Table 4 of the paper): a warning says so.
-        loss: ``loss(z1, z2)`` to a scalar, by default ``NTXentLoss()`` with temperature 0.5. Layers and memories must
-            belong to a module that is passed as the loss, not to a function around it: the trainer cannot see those.
-            In eval mode, as under attack, the buffers of a loss do not move.
+            :func:`advcontrast.convert_to_dual_bn`. Single norms, which both kinds of images then share, make A2S and DS
+            worse (Table 4 of the paper): there is a warning.
+        loss: ``loss(z1, z2)`` to a scalar, by default ``NTXentLoss()`` with temperature 0.5. A loss with layers or
+            memories must be a module, not a function around one, which the trainer cannot see. In eval mode, as under
+            attack, its buffers do not change.
         attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``: 5 steps of 2/255 in an
-            L-infinity ball of 8/255. It and ``augment`` get a ``generator=`` too, where the forward call does.
+            L-infinity ball of 8/255. It and ``augment`` get the ``generator=`` of the forward call, if any.
         augment: ``augment(x)`` to two views, used when the forward call gets one batch of images.
         mode: ``"S2S"``, ``"A2A"``, ``"A2S"`` or ``"DS"``.
         alpha: weight of the adversarial stream of DS, at least 0; with 0 the attack is not run. The paper's 1.
@@ -125,9 +133,8 @@ class ACLTrainer(nn.Module):
         check_choice(_OWNER, "mode", mode, get_args(Mode))
         check_real(_OWNER, "alpha", alpha, low=0, remedy="1 weighs both streams alike")
         for name, part in (("loss", loss), ("attack", attack), ("augment", augment)):
-            if part is not None and not callable(part):
-                remedy = "Pass a function, or None"
-                raise TypeError(complaint(_OWNER, f"{name} to be callable", type_name(part), remedy))
+            if part is not None:
+                check_callable(_OWNER, name, part, remedy="Pass a function, or None")
         super().__init__()
         self.model = model
         self.loss = NTXentLoss() if loss is None else loss
@@ -148,16 +155,15 @@ class ACLTrainer(nn.Module):
         """Attack the views, embed them, and return the loss of the mode.
 
         Args:
-            x1: first views ``[N, C, H, W]`` in [0, 1], N at least 2; or images for ``augment`` to make both views of.
-            x2: second views, row i showing the same image as row i of ``x1``; ``None`` asks for ``augment``.
+            x1: first views ``[N, C, H, W]`` in [0, 1], N at least 2; or images for ``augment``.
+            x2: second views, row i of the same image as row i of ``x1``; ``None`` calls ``augment``.
             generator: source of the randomness of ``augment`` and ``attack``, by default the global one.
 
         Returns:
             The loss and its terms.
 
         Raises:
-            ValueError: the views differ in shape or are fewer than two, or ``x2`` is missing and there is no
-                ``augment``.
+            ValueError: the views differ in shape or are fewer than two, or ``x2`` and ``augment`` are both missing.
             TypeError: a view is not a floating-point tensor.
             RuntimeError: in DS the loss has one memory for both streams, so that each image becomes its own negative.
         """
@@ -178,7 +184,7 @@ class ACLTrainer(nn.Module):
         return ACLOutput(torch.stack(losses).sum() / sum(weights), terms)
 
     def extra_repr(self) -> str:
-        """Show the settings that are no modules."""
+        """Show the settings that are not modules."""
         return f"mode={self.mode!r}, alpha={self.alpha}, attack={self.attack!r}, augment={self.augment!r}"
 
     def _streams(self) -> tuple[tuple[Branch, Branch], ...]:
@@ -218,7 +224,7 @@ class ACLTrainer(nn.Module):
     def _perturb(
         self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor, source: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Return the views of a stream, those on branch ``"adv"`` perturbed so that the loss of the stream grows."""
+        """Return the views of a stream, with those on branch ``"adv"`` perturbed."""
         if "adv" not in stream:
             return x1, x2
         with under_attack(*self._parts()):
@@ -228,7 +234,7 @@ class ACLTrainer(nn.Module):
                     lambda x: self._contrast("adv", *self._on("adv", x).chunk(2)), both, source
                 ).chunk(2)
             else:
-                # The attack differentiates also under inference_mode, which would forbid it to keep this tensor.
+                # The attack differentiates also under inference_mode, where it could not save this tensor.
                 with torch.inference_mode(False), torch.no_grad():
                     fixed = self._on("clean", x2.clone())  # a model may change its input in place
                 x1 = self._attacked(lambda x: self._contrast("adv", self._on("adv", x), fixed), x1, source)
@@ -236,16 +242,16 @@ class ACLTrainer(nn.Module):
 
     def _attacked(self, objective: Objective, x: Tensor, source: dict[str, Any]) -> Tensor:
         perturbed = self.attack(objective, x, **source)
-        check_tensor(_OWNER, "what attack returns", perturbed, remedy="Return images like those it was given")
+        check_tensor(_OWNER, "the result of attack", perturbed, remedy="Return images like its argument")
         if perturbed.shape != x.shape:
-            expected, remedy = f"attack to return shape {list(x.shape)}", "Return an image for each that it was given"
+            expected, remedy = f"attack to return shape {list(x.shape)}", "Return images like its argument"
             raise ValueError(complaint(_OWNER, expected, f"{list(perturbed.shape)}", remedy))
         return perturbed
 
     def _contrast(self, branch: Branch, z1: Tensor, z2: Tensor) -> Tensor:
         with self._loss_on(branch):
             loss = self.loss(z1, z2)
-        check_tensor(_OWNER, "what loss returns", loss, remedy="Return a scalar tensor")
+        check_tensor(_OWNER, "the result of loss", loss, remedy="Return a scalar tensor")
         if loss.dim() != 0:
             remedy = "Average it over the batch"
             raise ValueError(complaint(_OWNER, "loss to return a scalar", f"shape {list(loss.shape)}", remedy))
@@ -253,34 +259,30 @@ class ACLTrainer(nn.Module):
 
     @contextmanager
     def _loss_on(self, branch: Branch) -> Iterator[None]:
-        """Switch the loss to a branch; in eval mode restore its buffers, so that every step finds the same memory."""
+        """Switch the loss to a branch; in eval mode restore its buffers."""
         if not isinstance(self.loss, nn.Module):
             yield
             return
-        with _switched(self.loss, branch), nullcontext() if self.loss.training else buffers_kept(self.loss):
-            if len(self._streams()) == 1:
-                yield
-                return
-            with moved_memories(self.loss) as moved:
-                yield
-            if moved:
-                expected = f"loss to have a memory for each stream of mode {self.mode!r}"
-                got = f"{type_name(self.loss)} with one, {moved[0]}"
-                remedy = "Wrap it, adapters.losses.TrainOnlyMemoryBank(loss), so that no image becomes its own negative"
-                raise RuntimeError(complaint(_OWNER, expected, got, remedy))
+        several = len(self._streams()) > 1
+        with (
+            _switched(self.loss, branch),
+            nullcontext() if self.loss.training else buffers_kept(self.loss),
+            raise_if_memory_changes(_OWNER, self.loss, self.mode) if several else nullcontext(),
+        ):
+            yield
 
     def _embed(self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings of both views; views on one branch share a forward pass and its batch statistics."""
+        """Return the embeddings of both views; views on one branch share a forward pass and its statistics."""
         if stream[0] == stream[1]:
             z1, z2 = self._on(stream[0], torch.cat([x1, x2])).chunk(2)
             return z1, z2
         return self._on(stream[0], x1), self._on(stream[1], x2)
 
     def _on(self, branch: Branch, x: Tensor) -> Tensor:
-        """Embed ``x`` through one branch, or through the only one there is."""
+        """Embed ``x`` through one branch, or through a model without branches."""
         with _switched(self.model, branch):
             z: Tensor = self.model(x)
-        check_tensor(_OWNER, "what model returns", z, remedy="Return the embeddings [N, D], and nothing beside them")
+        check_tensor(_OWNER, "the result of model", z, remedy="Return the embeddings [N, D] only")
         return z
 
     def _branches(self) -> set[Branch]:
@@ -292,7 +294,7 @@ class ACLTrainer(nn.Module):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Parameters that get no gradients in this mode, under the name by which DDP asks what not to wait for."""
+        """Parameters without gradients in this mode, under the name that DDP looks up."""
         branches = {self.model: self._branches(), self.loss: {_name(stream) for stream in self._streams()}}
         norms = [(norm, branches[part]) for part in self._parts() for norm in _dual_norms(part)]
         used = {p for norm, names in norms for name in names for p in getattr(norm, name).parameters()}
@@ -301,7 +303,7 @@ class ACLTrainer(nn.Module):
 
 
 def _name(stream: tuple[Branch, Branch]) -> Branch:
-    """Return the name of a stream, which is the branch of its loss."""
+    """Return the name of a stream: the branch of its loss."""
     return "adv" if "adv" in stream else "clean"
 
 
@@ -310,5 +312,5 @@ def _dual_norms(module: nn.Module) -> list[DualNorm]:
 
 
 def _switched(module: nn.Module, branch: Branch) -> AbstractContextManager[None]:
-    """Use one branch of a module inside the block, if it has branches."""
+    """Return a context in which a module uses one branch, if it has branches."""
     return bn_branch(module, branch) if _dual_norms(module) else nullcontext()

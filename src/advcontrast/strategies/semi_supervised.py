@@ -1,4 +1,4 @@
-"""Semi-supervised training with the loss of ACL: few labels, and a teacher for every image."""
+"""Semi-supervised training of ACL: few labels, and a teacher for every image."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_tensor, check_within, complaint, type_name
-from ..functional.devices import check_one_device
+from .._checks import check_classes, check_logits, complaint, type_name
 from ..losses import SemiSupervisedLoss
 from .acl import ACLOutput
 from .supervised import AdversarialTrainer, batch_accuracy
 
 
 class SemiSupervisedTrainer(AdversarialTrainer):
-    """A forward pass of step iii of ACL: adversarial training with few labels and a teacher's logits.
+    """Step iii of ACL: adversarial training with few labels and a teacher's logits.
 
-    The attack maximises the cross-entropy of each image with its label or, where it has none, with the class that the
-    teacher gives it. The loss is :class:`~advcontrast.losses.SemiSupervisedLoss`, equation 3 of the paper; the model
-    sees first the clean images, then the attacked ones.
+    The attack maximises the cross-entropy of each image with its label or, if it has none, with the teacher's class.
+    The loss is :class:`~advcontrast.losses.SemiSupervisedLoss`, equation 3 of the paper; clean images pass through the
+    model before the attacked ones.
 
     Args:
         model: as for :class:`AdversarialTrainer`.
@@ -56,17 +55,17 @@ class SemiSupervisedTrainer(AdversarialTrainer):
         super().__init__(model, attack=attack, augment=augment)
         self.loss = SemiSupervisedLoss() if loss is None else loss
 
-    # An argument more than the trainers with labels alone: a learner takes what the data set of its loop holds.
+    # One argument more than the trainers with labels only: a learner takes the tensors of the data set of its loop.
     def forward(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> ACLOutput:  # type: ignore[override]
         """Return the loss of a batch.
 
         Args:
-            images: what ``augment`` takes, for example uint8 ``[N, C, H, W]``; without it floats in [0, 1].
+            images: images for ``augment``, for example uint8 ``[N, C, H, W]``; without it floats in [0, 1].
             labels: classes of the images, int64 ``[N]`` in [0, C), and -1 for an image without a label.
-            teacher_logits: a standard-trained classifier's logits of the images as they are, ``[N, C]``.
+            teacher_logits: a standard-trained classifier's logits of the images without augmentation, ``[N, C]``.
 
         Returns:
-            The loss, and the accuracy of this batch in [0, 1], pseudo-labels counting as labels: ``"train_ta"`` on
+            The loss, and the accuracy of this batch in [0, 1], on labels or the teacher's classes: ``"train_ta"`` on
             clean images, ``"train_ra"`` on attacked ones.
 
         Raises:
@@ -82,11 +81,11 @@ class SemiSupervisedTrainer(AdversarialTrainer):
 
 
 def targets_of(labels: Tensor, logits: Tensor) -> Tensor:
-    """Return the labels and, where there is none (-1), the class with the largest logit.
+    """Return the labels, with the class of the largest logit in place of -1.
 
     Args:
         labels: int64 ``[N]``, -1 for an image without a label.
-        logits: ``[N, C]``, of a teacher.
+        logits: logits of a teacher, ``[N, C]``.
 
     Returns:
         Classes, int64 ``[N]``.
@@ -100,12 +99,7 @@ def targets_of(labels: Tensor, logits: Tensor) -> Tensor:
         >>> targets_of(torch.tensor([0, -1]), torch.tensor([[1.0, 2.0], [1.0, 2.0]])).tolist()
         [0, 1]
     """
-    remedy = "Pass one class index an image, -1 where there is none, and a row of logits an image"
-    check_tensor("targets_of", "labels", labels, (torch.int64,), remedy=remedy)
-    check_tensor("targets_of", "logits", logits, remedy=remedy)
-    if labels.dim() != 1 or logits.dim() != 2 or len(labels) != len(logits) or logits.shape[1] < 2:
-        got = f"{list(labels.shape)} and {list(logits.shape)}"
-        raise ValueError(complaint("targets_of", "labels [N] and logits [N, C] with C >= 2", got, remedy))
-    check_one_device("targets_of", labels=labels, logits=logits)
-    check_within("targets_of", "labels", labels, (-1, logits.shape[1] - 1), remedy=remedy)
+    remedy = "Pass one class index an image, -1 for none, and a row of logits an image"
+    check_logits("targets_of", {"logits": logits}, remedy=remedy)
+    check_classes("targets_of", "labels", labels, logits, low=-1, remedy=remedy)
     return torch.where(labels >= 0, labels, logits.argmax(1))

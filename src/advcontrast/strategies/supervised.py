@@ -1,4 +1,4 @@
-"""Supervised training of a classifier, on clean images or on attacked ones."""
+"""Supervised training of a classifier, on clean or attacked images."""
 
 from __future__ import annotations
 
@@ -14,28 +14,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from .._checks import check_bool, check_module, check_tensor, check_within, complaint, type_name
+from .._checks import (
+    check_bool,
+    check_callable,
+    check_logits,
+    check_module,
+    check_one_device,
+    check_tensor,
+    check_within,
+    complaint,
+)
 from .._memory_format import warn_of_channels_last
 from .._modes import buffers_kept
 from ..attacks import PGDAttack, under_attack
-from ..functional.devices import check_one_device
 from ..norm import DualNorm
 from .acl import ACLOutput
 
 
 class StandardTrainer(nn.Module):
-    """A forward pass of standard training: cross-entropy on clean images.
+    """Standard training: cross-entropy on clean images.
 
-    As :class:`~advcontrast.ACLTrainer` it is a module whose forward pass is one step, and owns no optimizer, loop,
-    device or log.
-
-    A frozen encoder stays bit-identical: its parameters get no gradients, and it stays in eval mode when the
-    trainer is put into train mode, so that its running statistics do not move either.
+    Like :class:`~advcontrast.ACLTrainer` it is a module whose forward pass returns the loss of a step, and owns no
+    optimizer, loop, device or log. A frozen encoder stays bit-identical: its parameters get no gradients, and it stays
+    in eval mode when the trainer is in train mode, so that its running statistics do not change.
 
     Args:
-        model: a classifier that returns logits ``[N, C]``; with ``frozen`` its part ``model.encoder`` is what stays.
-        augment: ``augment(images)`` to float images in [0, 1], for example ``CropFlip()``; by default nothing is done.
-        frozen: whether only the rest of the model, normally ``model.head``, is trained.
+        model: a classifier that returns logits ``[N, C]``; ``frozen`` needs a part ``model.encoder``.
+        augment: ``augment(images)`` to float images in [0, 1], for example ``CropFlip()``; ``None`` uses them as they
+            are.
+        frozen: whether to train all but ``model.encoder``, normally ``model.head``.
 
     Raises:
         ValueError: ``frozen`` for a model without a part ``encoder``.
@@ -60,14 +67,13 @@ class StandardTrainer(nn.Module):
         owner = type(self).__name__
         check_module(owner, model)
         check_bool(owner, "frozen", frozen, remedy="True trains nothing but the head")
-        if augment is not None and not callable(augment):
-            remedy = "Pass CropFlip(), or None"
-            raise TypeError(complaint(owner, "augment to be callable", type_name(augment), remedy))
+        if augment is not None:
+            check_callable(owner, "augment", augment, remedy="Pass CropFlip(), or None")
         if frozen and not isinstance(getattr(model, "encoder", None), nn.Module):
             remedy = "Build it as nn.Sequential(OrderedDict(encoder=..., head=...))"
             raise ValueError(complaint(owner, "a model with a part named encoder", type(model).__name__, remedy))
         if any(isinstance(module, DualNorm) for module in model.modules()):
-            got, remedy = "dual norms, of which the branch in use alone is trained", 'Pass export_branch(model, "adv")'
+            got, remedy = "dual norms, of which one branch is trained", 'Pass export_branch(model, "adv")'
             warnings.warn(complaint(owner, "a network with single norms", got, remedy), UserWarning, stacklevel=2)
         super().__init__()
         self.model, self.augment, self.frozen = model, augment, frozen
@@ -85,12 +91,12 @@ class StandardTrainer(nn.Module):
         """Return the loss of a batch.
 
         Args:
-            images: what ``augment`` takes, for example uint8 ``[N, C, H, W]``; without it floats in [0, 1].
+            images: images for ``augment``, for example uint8 ``[N, C, H, W]``; without it floats in [0, 1].
             labels: classes of the images, int64 ``[N]`` in [0, C).
 
         Returns:
             The loss, and the accuracy of this batch in [0, 1]: ``"train_ta"`` on clean images, ``"train_ra"`` on
-            attacked ones, as far as the loss looks at them.
+            attacked ones, for those that the loss uses.
 
         Raises:
             ValueError: shapes do not fit, devices differ or, on the CPU, a label is out of its range.
@@ -101,18 +107,18 @@ class StandardTrainer(nn.Module):
         return ACLOutput(F.cross_entropy(logits, labels), {"train_ta": batch_accuracy(logits, labels)})
 
     def extra_repr(self) -> str:
-        """Show what a resumed run must have in common with the one before."""
+        """Show the settings, which must match when a run is resumed."""
         settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return ", ".join(f"{name}={value!r}" for name, value in settings.items() if name != "training")
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Return the output of the model as it trains; the buffers of a frozen encoder do not move."""
+        """Return the output of the model, with the buffers of a frozen encoder restored."""
         with buffers_kept(self.model.get_submodule("encoder")) if self.frozen else nullcontext():
             logits: Tensor = self.model(x)
         return logits
 
     def _augmented(self, images: Tensor, labels: Tensor, *, lowest: int = 0) -> Tensor:
-        """Return what the model sees, once all is right that can be known before it is run."""
+        """Check the arguments of a step, and return the input of the model."""
         owner, remedy = type(self).__name__, "Pass one class index an image"
         _check_images(owner, images, augmented=self.augment is None)
         check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
@@ -128,10 +134,7 @@ class StandardTrainer(nn.Module):
 
     def _check_labels(self, logits: Tensor, labels: Tensor) -> None:
         owner, remedy = type(self).__name__, "Pass a classifier whose output is its logits"
-        check_tensor(owner, "the output of the model", logits, remedy=remedy)
-        if logits.dim() != 2 or logits.shape[1] < 2:
-            expected = "the output of the model of shape [N, C] with C >= 2"
-            raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
+        check_logits(owner, {"the output of the model": logits}, remedy=remedy)
         if len(logits) != len(labels):
             expected = f"the output of the model of shape [{len(labels)}, C], a row a label"
             raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
@@ -140,15 +143,15 @@ class StandardTrainer(nn.Module):
 
 
 class AdversarialTrainer(StandardTrainer):
-    """A forward pass of adversarial training: cross-entropy on images that an attack has made of the clean ones.
+    """Adversarial training: cross-entropy on attacked images.
 
-    The attack maximises the cross-entropy of each image, through the model in eval mode; running statistics see the
-    attacked images once. With ``frozen`` this is adversarial linear finetuning (ALF).
+    The attack maximises the cross-entropy of each image, through the model in eval mode; running statistics are updated
+    once, with the attacked images. With ``frozen`` this is adversarial linear finetuning (ALF).
 
     Args:
         model: as for :class:`StandardTrainer`, differentiable.
-        attack: ``attack(objective, x)`` to images near ``x`` for which the objective is large, by default PGD with 10
-            steps of 2/255 in an L-infinity ball of 8/255.
+        attack: ``attack(objective, x)`` to perturbed images, by default PGD with 10 steps of 2/255 in an L-infinity
+            ball of 8/255.
         augment: as for :class:`StandardTrainer`.
         frozen: as for :class:`StandardTrainer`.
 
@@ -157,7 +160,7 @@ class AdversarialTrainer(StandardTrainer):
         TypeError: an argument of the wrong kind.
 
     Example:
-        Class 0 wins by the difference of two pixels, 0.4, until an attack has moved both by 0.1.
+        Class 0 leads by the difference of two pixels, 0.4, and under an attack that moves both by 0.1, by 0.2.
 
         >>> from advcontrast.strategies.supervised import AdversarialTrainer
         >>> trainer = AdversarialTrainer(torch.nn.Flatten(), attack=PGDAttack(eps=0.1, step_size=0.1, steps=2))
@@ -177,9 +180,9 @@ class AdversarialTrainer(StandardTrainer):
         augment: Callable[[Tensor], Tensor] | None = None,
         frozen: bool = False,
     ) -> None:
-        if attack is not None and not callable(attack):
+        if attack is not None:
             remedy = "Pass PGDAttack(...) or a function (objective, x) -> x_adv"
-            raise TypeError(complaint(type(self).__name__, "attack to be callable", type_name(attack), remedy))
+            check_callable(type(self).__name__, "attack", attack, remedy=remedy)
         super().__init__(model, augment=augment, frozen=frozen)
         self.attack = PGDAttack(steps=10) if attack is None else attack
 
@@ -187,13 +190,13 @@ class AdversarialTrainer(StandardTrainer):
         """Return the loss of a batch; arguments and errors are those of :meth:`StandardTrainer.forward`."""
         x = self._augmented(images, labels)
         with under_attack(self.model):
-            x_adv = self.attack(_Errors(self.model, labels, self._errors), x)
+            x_adv = self.attack(_TrainingObjective(self.model, labels, self._errors), x)
         adv = self._logits(x_adv)
         self._check_labels(adv, labels)
         return ACLOutput(F.cross_entropy(adv, labels), {"train_ra": batch_accuracy(adv, labels)})
 
     def attacked(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return images near ``x`` whose logits maximise an objective, for the model in eval mode.
+        """Return perturbed images whose logits maximise an objective, with the model in eval mode.
 
         Args:
             x: images ``[N, ...]``, float32 or float64 in [0, 1].
@@ -203,30 +206,21 @@ class AdversarialTrainer(StandardTrainer):
             Images like ``x``, detached.
 
         Raises:
-            TypeError: the objective is no function.
+            TypeError: the objective is not a function.
         """
-        if not callable(objective):
-            remedy = "Pass a function such as lambda logits: loss(logits, y)"
-            raise TypeError(complaint(type(self).__name__, "objective to be callable", type_name(objective), remedy))
+        remedy = "Pass a function such as lambda logits: loss(logits, y)"
+        check_callable(type(self).__name__, "objective", objective, remedy=remedy)
         with under_attack(self.model):
             return self.attack(lambda images: objective(self.model(images)), x)
 
-    def calm_logits(self, x: Tensor) -> Tensor:
-        """Return what the model says in eval mode, without a gradient.
-
-        Args:
-            x: images ``[N, ...]``, floating point.
-
-        Returns:
-            Logits ``[N, C]``.
-
-        Raises:
-            TypeError: ``x`` is not a floating-point tensor.
-        """
+    def eval_logits(self, x: Tensor) -> Tensor:
+        """Return the logits ``[N, C]`` of float images ``[N, ...]`` with the model in eval mode, without a gradient."""
         _check_images(type(self).__name__, x, augmented=True)
         with under_attack(self.model):
             logits: Tensor = self.model(x.clone())  # a model may change its input in place
         return logits
+
+    calm_logits = eval_logits  # the name in earlier versions
 
     def _errors(self, logits: Tensor, labels: Tensor) -> Tensor:
         self._check_labels(logits, labels)
@@ -234,10 +228,11 @@ class AdversarialTrainer(StandardTrainer):
 
 
 @dataclass(frozen=True, eq=False)
-class _Errors:
-    """What a training attack maximises. Attacks of other libraries ask it for the model and the labels."""
+class _TrainingObjective:
+    """The cross-entropy, with the model and the labels for attacks of other libraries.
 
-    # No ClassificationObjective: an attack on accuracy stops where an image is misclassified.
+    Not a ClassificationObjective, since an attack on accuracy stops where an image is misclassified.
+    """
 
     model: nn.Module
     y: Tensor
@@ -248,7 +243,7 @@ class _Errors:
 
 
 def _check_images(owner: str, x: Any, *, augmented: bool) -> None:
-    """Require a tensor, of floats if the model is what sees it next."""
+    """Require a tensor, of floats if it is the input of the model."""
     if augmented or not isinstance(x, Tensor):
         remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip()"
         check_tensor(owner, "images", x, remedy=remedy)

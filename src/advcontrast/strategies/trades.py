@@ -13,12 +13,12 @@ from .supervised import AdversarialTrainer, batch_accuracy
 
 
 class TRADESTrainer(AdversarialTrainer):
-    """A forward pass of TRADES: cross-entropy on clean images, and how far an attack moves the prediction.
+    """TRADES: cross-entropy on clean images plus the divergence between clean and adversarial predictions.
 
-    The attack maximises the divergence from the prediction for the clean image, both by the model in eval mode. It
-    starts at random in the ball; the authors of TRADES start it 0.001 N(0, 1) from the image, where the divergence has
-    almost no gradient. The loss is :class:`~advcontrast.losses.TRADESLoss`; the model sees first the clean images, then
-    the attacked ones.
+    The attack maximises the divergence from the prediction for the clean image, both in eval mode. It starts at random
+    in the ball; the authors of TRADES start it 0.001 N(0, 1) from the image, where the divergence has almost no
+    gradient. The loss is :class:`~advcontrast.losses.TRADESLoss`; clean images pass through the model before the
+    attacked ones.
 
     Args:
         model: as for :class:`AdversarialTrainer`.
@@ -58,9 +58,9 @@ class TRADESTrainer(AdversarialTrainer):
     def forward(self, images: Tensor, labels: Tensor) -> ACLOutput:
         """Return the loss of a batch; arguments and errors are those of :meth:`StandardTrainer.forward`."""
         x = self._augmented(images, labels)
-        calm = self.calm_logits(x)
-        self._check_labels(calm, labels)
-        x_adv = self.attacked(x, lambda logits: kl_divergence(calm, logits))
+        target = self.eval_logits(x)
+        self._check_labels(target, labels)
+        x_adv = self.attacked(x, lambda logits: kl_divergence(target, logits))
         clean, adv = self._logits(x), self._logits(x_adv)
         terms = {"train_ta": batch_accuracy(clean, labels), "train_ra": batch_accuracy(adv, labels)}
         return ACLOutput(self.loss(clean, adv, labels), terms)

@@ -1,4 +1,4 @@
-"""Find the modules of a network, and turn them into others."""
+"""Checks and replacement of the modules of a network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WRAPPERS = {
 
 
 def check_surgery(owner: str, model: nn.Module) -> None:
-    """Refuse what cannot be operated on: wrapped, scripted and lazy modules, wherever they are."""
+    """Refuse wrapped, scripted and lazy modules anywhere in ``model``."""
     check_module(owner, model)
     for name, module in model.named_modules():
         here = f" at {name!r}" if name else ""
@@ -49,7 +49,7 @@ def check_values(owner: str, what: str, tensors: Mapping[str, Any], *, remedy: s
 
 
 def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every slot that holds a module, with its full name; a shared module comes once for each parent."""
+    """Yield every module with its full name, a shared one once for each parent, and none inside of dual norms."""
     yield "", root
     for prefix, parent in list(root.named_modules(remove_duplicate=False)):
         for name, child in parent._modules.items():
@@ -58,10 +58,10 @@ def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def become(module: nn.Module, other: nn.Module, kept: Mapping[int, Any]) -> None:
-    """Give ``module`` the class and state of ``other``, so that existing references to it now refer to the latter.
+    """Give ``module`` the class and state of ``other``, so that existing references to it refer to the latter.
 
     References of ``other`` to itself, such as a bound method set as ``forward``, become references to ``module``.
-    ``kept`` maps the ids of objects that must not be copied to these objects.
+    ``kept`` holds the objects that must not be copied, by their ids.
     """
     memo = {**kept, id(other): module}
     state = vars(other)

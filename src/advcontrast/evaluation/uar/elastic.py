@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..._checks import check_int, check_real, check_tensor, complaint
+from ..._checks import check_int, check_one_device, check_real, check_tensor, complaint
 from ..._types import Objective
 from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
-from ...functional.devices import check_one_device
 from .frank_wolfe import check_settings, step_size
 
 _OWNER = "ElasticAttack"

@@ -1,0 +1,97 @@
+"""Interpolate between the branches of a network with dual norms."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _deprecated
+from .._checks import check_copyable, check_real, complaint
+from .._types import BRANCHES
+from ..norm import DualNorm, update_bn
+from ..norm.dual_norm import check_branch, dual_norms
+from .export import keep_branch
+from .modules import check_surgery
+
+
+def interpolate_branches(
+    model: nn.Module, weights: Mapping[str, float], *, loader: Iterable[Any] | None = None
+) -> nn.Module:
+    r"""Return a plain copy of ``model`` whose norms are a weighted mean of branches, to trade accuracy for robustness.
+
+    .. math:: \theta = \sum_b w_b\,\theta_b
+
+    for scales, shifts and running statistics; branches share the convolutions and linear layers. Tensors of integers,
+    such as counts of batches, come from the branch with the largest weight. If one weight is 1, the copy is that of
+    :func:`export_branch`, bit-identical.
+
+    Interpolated statistics belong to no network. With a ``loader`` they are estimated by :func:`advcontrast.update_bn`
+    instead, from the images that the copy will see: clean ones, attacked ones, or some of each.
+
+    Args:
+        model: a network with dual norms.
+        weights: a weight for each branch by its name, in [0, 1], 0 for branches that are left out. They add up to 1.
+        loader: batches of images to estimate the statistics from; ``None`` interpolates them. Norms without statistics,
+            such as layer norms, need none.
+
+    Returns:
+        A deep copy with plain norms.
+
+    Raises:
+        ValueError: a weight out of its range, weights that do not add up to 1, a branch that a dual norm does not have,
+            no dual norm in the model, a loader without batches or one for a model without running statistics.
+        TypeError: ``weights`` is not a mapping to numbers, or ``model`` is not a module, is wrapped or scripted.
+        RuntimeError: ``model`` cannot be copied, as in :func:`export_branch`.
+
+    Example:
+        >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.BatchNorm1d(2)))
+        >>> _ = torch.nn.init.constant_(model[0].adv.weight, 3.0)
+        >>> interpolate_branches(model, {"clean": 0.75, "adv": 0.25})[0].weight.mean().item()
+        1.5
+    """
+    owner, remedy = "interpolate_branches", 'Pass weights such as {"clean": 0.3, "adv": 0.7}'
+    check_surgery(owner, model)
+    norms = dual_norms(owner, model)
+    if not isinstance(weights, Mapping):
+        raise TypeError(complaint(owner, "weights to be a mapping from branches to numbers", repr(weights), remedy))
+    for branch, weight in weights.items():
+        check_branch(owner, norms, branch)
+        check_real(owner, f"weights[{branch!r}]", weight, low=0, high=1, remedy=remedy)
+    if abs(sum(weights.values()) - 1) > 1e-6:
+        raise ValueError(complaint(owner, "weights that add up to 1", repr(dict(weights)), remedy))
+    check_copyable(owner, model)
+    first, *others = sorted(weights, key=lambda branch: weights[branch], reverse=True)
+    model = copy.deepcopy(model)
+    norms, total = dual_norms(owner, model), weights[first]
+    with torch.no_grad():
+        for other in others:
+            total += weights[other]
+            # By the tensor: norms may share one, which moves once.
+            pairs = {here: there for norm in norms for here, there in _tensors(norm, first, other)}
+            for here, there in pairs.items():
+                here.lerp_(there, weights[other] / total)
+    keep_branch(model, first)
+    if loader is not None:
+        update_bn(model, loader)
+    return model
+
+
+def _tensors(norm: DualNorm, first: str, other: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the floating-point tensors of two branches side by side."""
+    theirs = getattr(norm, other).state_dict(keep_vars=True)
+    for name, here in getattr(norm, first).state_dict(keep_vars=True).items():
+        if isinstance(here, Tensor) and here.is_floating_point():
+            yield here, theirs[name]
+
+
+def blend(
+    model: nn.Module, alpha: float, loader: Iterable[Any] | None = None, *, branches: Sequence[str] = BRANCHES
+) -> nn.Module:
+    """Call :func:`interpolate_branches` as in earlier versions: with the place between two branches, in [0, 1]."""
+    _deprecated.warn("blend", 'interpolate_branches(model, {"clean": 1 - alpha, "adv": alpha})', stacklevel=2)
+    first, second = branches
+    return interpolate_branches(model, {first: 1 - alpha, second: alpha}, loader=loader)
