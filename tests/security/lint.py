@@ -54,7 +54,7 @@ def _in_call(node, name):
         yield f"{name} without filter='data'"
     if name in ("numpy.load", "np.load") and len(node.args) > 2:
         yield f"{name} with allow_pickle by its place"
-    if name.rpartition(".")[2] in PICKLING_COLLECTIVES:
+    if name.rpartition(".")[2] in PICKLING_COLLECTIVES and not name.startswith("."):
         yield f"{name}, which pickles"
     for key, value in given.items():
         if (key, value) in TELLTALES:
@@ -62,11 +62,12 @@ def _in_call(node, name):
 
 
 def _real_names(tree):
-    """Return what each imported name of a file stands for."""
+    """Return what each imported name of a file stands for; names of its own package begin with a dot."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.asname or alias.name.split(".")[0]: alias.asname and alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names |= {alias.asname or alias.name: f"{module}.{alias.name}" for alias in node.names}
     return {name: real for name, real in names.items() if real}

@@ -19,8 +19,6 @@ FILES = sorted(
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.rst") if not {"_build", "_gallery"} & set(path.parts))
 #: What is allowed where, and why SECURITY.md can still promise what it does.
 EXCEPTIONS = {
-    # A parser of pickles that knows three names; tests/security/test_datasets.py attacks it.
-    "data/published.py": ["pickle.Unpickler"],
     # Processes of one run trust each other: who can connect to them can run code, as in any run of torchrun.
     "advcontrast/distributed.py": [
         "torch.distributed.all_gather_object, which pickles",
@@ -145,6 +143,7 @@ def test_a_planted_violation_is_caught(source):
         "url = 'https://example.org'",
         "import tempfile\ntempfile.mkdtemp()",
         "import torch.distributed as dist\ndist.all_gather(parts, part)",
+        "from .. import distributed\ndistributed.all_gather_object(value)",
     ],
 )
 def test_what_is_harmless_is_let_through(source):
