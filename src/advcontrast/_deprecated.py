@@ -100,6 +100,8 @@ NAMES: dict[str, str] = {
     "advcontrast.evaluation.Result": "advcontrast.evaluation.cards.Result",
     "advcontrast.evaluation.Comparison": "advcontrast.evaluation.cards.Comparison",
     "advcontrast.evaluation.Flips": "advcontrast.evaluation.cards.DiscordantPairs",
+    "advcontrast.evaluation.comparison.Flips": "advcontrast.evaluation.cards.DiscordantPairs",
+    "advcontrast.evaluation.figures.Curve": "advcontrast.evaluation.cards.CurveRecord",
     "advcontrast.evaluation.MetricComparison": "advcontrast.evaluation.cards.MetricComparison",
     "advcontrast.evaluation.revision": "advcontrast.evaluation.cards.revision",
     "advcontrast.evaluation.versions": "advcontrast.evaluation.cards.versions",
