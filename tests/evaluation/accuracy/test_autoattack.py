@@ -1,4 +1,4 @@
-"""AutoAttack: verdicts that can be derived, agreement with pyautoattack, and no trace left."""
+"""AutoAttack: verdicts that can be derived, agreement with pyautoattack, and restored state."""
 
 import math
 import random
@@ -209,7 +209,7 @@ def test_attacks_have_the_device_the_seed_and_the_radius(monkeypatch):
     }
 
 
-def test_each_attack_sees_what_stood_all_before_it(monkeypatch):
+def test_each_attack_gets_the_images_that_all_earlier_ones_failed_on(monkeypatch):
     swap = {name: lambda x, y, i=i: torch.cat([x[:1].flip(1), x[1:]]) for i, name in enumerate(("apgd_ce", "fab_t"))}
     seen = script(monkeypatch, **swap)
     x = pair(*[(0.6 + i / 100, 0.4) for i in range(4)], (0.4, 0.6))
@@ -499,7 +499,7 @@ def test_missing_package(monkeypatch):
     assert str(caught.value).endswith("Install it with pip install pyautoattack.")
 
 
-def test_attack_that_fails_says_which_on_what_and_why(monkeypatch):
+def test_error_of_an_attack_names_the_attack_the_batch_and_the_reason(monkeypatch):
     def broken(x, y):
         raise IndexError("no such class")
 

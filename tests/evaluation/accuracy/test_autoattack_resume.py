@@ -1,4 +1,4 @@
-"""AutoAttack that was interrupted goes on where it ended, and never with what belongs to something else."""
+"""Resume of an interrupted AutoAttack, and refusal of another model, other batches or other arguments."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Clean and robust accuracy: the verdicts, and the traces that must not be left."""
+"""Clean and robust accuracy: the verdicts, and the state that must be restored."""
 
 import functools
 import math

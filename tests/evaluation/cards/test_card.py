@@ -1,4 +1,4 @@
-"""The result card: what it says, what it refuses, and that its file cannot change unseen."""
+"""Result cards: fields, refusals, and files in which every change is found."""
 
 import base64
 import errno
@@ -82,7 +82,7 @@ def edited(path, edit):
     return path
 
 
-# What a card says
+# Fields
 
 
 def test_accuracies_are_the_means_of_the_verdicts():
@@ -173,12 +173,12 @@ def test_card_is_not_equal_to_something_else():
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf])
-def test_figure_of_an_alarm_that_is_no_number_is_noted_as_none(figure):
+def test_figure_of_an_alarm_that_is_not_finite_is_stored_as_none(figure):
     alarm = SimpleNamespace(name="randomised", raised=True, reason="", figures={"difference": figure})
     assert card(alarms=[alarm]).alarms[0].figures == {"difference": None}
 
 
-# From what evaluations return
+# Cards of results of evaluations
 
 
 def from_verdicts(**fields):
@@ -444,7 +444,7 @@ def test_card_that_could_not_be_read_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# Files that are no cards
+# Damaged and forged files
 
 DAMAGED = "The file was changed or damaged after it was written."
 
@@ -596,7 +596,7 @@ def test_changed_files_are_refused_and_the_place_is_named(path, edit, message):
         (set_at("attacks", "RA", value=None), "attacks to describe RA, got nothing. "),
     ],
 )
-def test_fields_that_no_card_has_are_refused_and_named(path, edit, message):
+def test_invalid_fields_in_a_file_are_refused_and_named(path, edit, message):
     edited(path, edit)
     refuses(path, f"ResultCard: expected {message}")
 
@@ -657,7 +657,7 @@ def test_damaged_bytes_give_the_card_or_a_value_error(path):
     assert refused > 800
 
 
-# What no card may say
+# Invalid fields
 
 TWICE = {"TA": [bits(1), bits(2)]}
 

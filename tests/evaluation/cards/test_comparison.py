@@ -187,11 +187,11 @@ def header_of(*attacks):
         ({"queries": 5000}, "described in the cards"),
     ],
 )
-def test_header_tells_the_attack(attack, words):
+def test_header_names_the_attack(attack, words):
     assert header_of(attack, attack) == f"RA ({words})"
 
 
-def test_header_says_where_the_attacks_differ():
+def test_header_marks_attacks_that_differ():
     assert header_of(PGDAttack(steps=20), PGDAttack(steps=20, restarts=2)) == "RA (attacks differ)"
 
 

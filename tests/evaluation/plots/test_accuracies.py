@@ -1,4 +1,4 @@
-"""The figures: what they show where, and that they use nothing of the global state of pyplot."""
+"""Figures: their content, and that they do not use the global state of pyplot."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""How far two branches are apart: closed forms, and no trace on the model."""
+"""Difference of two branches: closed forms, and a model that is restored."""
 
 import math
 import re

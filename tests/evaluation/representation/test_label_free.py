@@ -1,4 +1,4 @@
-"""Robustness without labels: closed forms, all batches together, and no trace on a training."""
+"""Robustness without labels: closed forms, all batches together, and a training that does not change."""
 
 import math
 import re
@@ -203,7 +203,7 @@ def test_partners_are_drawn_at_random():
     assert not torch.equal(*seen)
 
 
-def test_cost_is_what_the_docstring_says():
+def test_cost_is_that_of_the_docstring():
     passes = []
     model = encoder()
     model.register_forward_hook(lambda _, __, out: passes.append((len(out), out.requires_grad)))
