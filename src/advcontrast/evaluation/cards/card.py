@@ -1,4 +1,4 @@
-"""The result card: an evaluation, with all that is needed to judge it, in one JSON file that verifies itself."""
+"""Result cards: an evaluation and all that is needed to judge it, in a JSON file that is verified when it is read."""
 
 from __future__ import annotations
 
@@ -68,32 +68,31 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ResultCard:
-    """An evaluation of one model, trained or attacked with one or several seeds, on one data set.
+    """Evaluation of one model, trained or attacked with one or several seeds, on one data set.
 
-    Numbers are not stored but follow from the verdicts on the samples, so they cannot disagree. The metrics TA, RA and
-    AA are accuracy on clean images, under PGD and under AutoAttack; other names are free. An image that is wrong
-    without an attack is not robust, so RA and AA count only images of TA, and AA, the stronger attack, at most as many
-    as RA. Cards of equal runs on one machine are equal files, byte for byte: nothing in them depends on the time.
+    All accuracies are computed from the verdicts on the samples. The metrics TA, RA and AA are accuracy on clean
+    images, under PGD and under AutoAttack; other names are free. RA and AA count only images of TA, and AA, the
+    stronger attack, at most as many as RA. Equal runs on one machine write equal files: nothing depends on the time.
 
-    :meth:`from_verdicts` makes a card of what evaluations return.
+    :meth:`from_verdicts` makes a card of the results of evaluations.
 
     Attributes:
-        name: what was evaluated.
-        verdicts: for each metric and seed whether each sample was right, bool ``[N]``.
+        name: name of the model.
+        verdicts: for each metric and seed whether each sample was classified correctly, bool ``[N]``.
         seeds: identifiers of the runs, one for each verdict of a metric.
         data: name of the data set.
         fingerprint: its SHA-256, as ``ImageSet.fingerprint()`` returns it.
         dtype: the number format that the network computed in.
-        branch: the batch-norm branch that was evaluated, several joined by " and " where the norms of a network differ,
-            ``None`` for a network without dual norms.
+        branch: active branch of the dual norms, several joined by " and " if they differ, ``None`` for a network
+            without.
         attacks: for each metric the attack and all its settings, required for RA and AA.
         settings: other settings, such as the protocol of fine-tuning.
         versions: software and hardware, as :func:`~advcontrast.evaluation.cards.versions` returns them.
-        revision: git commit of the code, with "-dirty" behind it where the code was changed since.
+        revision: git commit of the code, with the suffix "-dirty" if the code was changed since.
         curves: accuracies along a parameter of an attack.
         corruptions: accuracy for each corruption, in [0, 1].
         label_free: measures that need no labels.
-        alarms: what the checks for masked gradients said.
+        alarms: results of the checks for masked gradients.
 
     Raises:
         ValueError: fields contradict each other, such as a robust image that is wrong without an attack.
@@ -156,24 +155,24 @@ class ResultCard:
         """Return a card of the results of evaluations, with the current versions and revision.
 
         Args:
-            name: what was evaluated.
+            name: name of the model.
             verdicts: for each metric the result for each seed, as :func:`accuracy` returns it.
             seeds: one for each result of a metric.
-            data: the images that were evaluated, whose number, shape, classes and fingerprint are recorded; or the name
+            data: the images of the evaluation, whose number, shape, classes and fingerprint are recorded; or the name
                 of the data set.
-            fingerprint: where ``data`` is a name, the SHA-256 of the images, ``images.fingerprint()``.
+            fingerprint: if ``data`` is a name, the SHA-256 of the images, ``images.fingerprint()``.
             dtype: the number format that the network computed in.
             device: the device that the evaluation ran on.
-            **fields: the other fields of the card. Attacks may be passed as they are, their settings are noted; curves
-                and alarms as their functions return them. The revision is by default that of the current folder, and
-                the branch is that of the results.
+            **fields: other fields of the card. Attacks are stored with their settings; curves and alarms are passed as
+                their functions return them. By default the revision is that of the current folder, and the branch that
+                of the results.
 
         Returns:
             The card.
 
         Raises:
             ValueError: results of different branches, or on another number of images than ``data`` has; a fingerprint
-                passed with images; and as for the class.
+                passed with images; or as for the class.
             TypeError: an argument of the wrong kind.
 
         Example:
@@ -262,7 +261,7 @@ class ResultCard:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> ResultCard:
-        """Read a card, and verify that it is the one that was written and that its numbers follow from its verdicts.
+        """Read a card, and verify that it is unchanged and that its numbers follow from its verdicts.
 
         Args:
             path: a file that :meth:`write` made.
@@ -272,7 +271,7 @@ class ResultCard:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it holds anything else than an unchanged card.
+            ValueError: the file is not an unchanged card.
         """
         where = check_path(_OWNER, "path", path, remedy="Pass the file to read")
         if not where.is_file():
@@ -316,7 +315,7 @@ def _result(correct: Sequence[Tensor]) -> Result:
     return Result(tuple(count / n for count in counts), sum(counts) / (runs * n), std)
 
 
-# Each check takes the name of a field and its value, and returns the value as the card keeps it.
+# A check takes the name of a field and its value, and returns the value as the card stores it.
 
 
 def _each(name: str, value: Any, check: Callable[[str, Any], _Value]) -> tuple[_Value, ...]:

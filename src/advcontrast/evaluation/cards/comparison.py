@@ -1,4 +1,4 @@
-"""Two result cards side by side, sample by sample, and any number of them in a table."""
+"""Comparison of two result cards, sample by sample, and tables of several cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions of the software, and the revision of the code."""
+"""Versions of the software, and the revision of the code, that a result comes from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..._checks import check_device, check_path
 
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Return what a number may depend on besides the code: versions, platform and device.
+    """Return the versions, the platform and the device that a result may depend on.
 
     Args:
         device: the device that the evaluation ran on.
@@ -39,14 +39,14 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
 
 
 def revision(folder: str | os.PathLike[str] = ".") -> str | None:
-    """Return the git commit that a folder is at.
+    """Return the git commit of a folder.
 
     Args:
         folder: any folder of the working tree.
 
     Returns:
-        The full name of the commit, with "-dirty" behind it where a tracked file differs from it; ``None`` outside a
-        repository, before the first commit, or where git is not installed or not allowed to look.
+        The full name of the commit, with the suffix "-dirty" if a tracked file differs from it; ``None`` outside a
+        repository, before the first commit, or if git is not installed or refuses.
 
     Example:
         >>> import tempfile
