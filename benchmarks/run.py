@@ -36,7 +36,7 @@ PEERS = (
 
 
 def main() -> None:
-    """Run the benchmarks that were asked for, print their tables and write them down."""
+    """Run the chosen benchmarks, print their tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; by default all")
     parser.add_argument("--device", default="cpu", help="cpu | cuda")

@@ -157,7 +157,7 @@ def embeddings(acl: ACLTrainer, batch: int) -> Tensor:
 
 
 def looped(memory_format: torch.memory_format) -> Run:
-    """Train in a loop of one's own, in a memory format."""
+    """Train in a plain loop, in a memory format."""
     acl = learner().to(memory_format=memory_format)
     optimizer = torch.optim.SGD(acl.parameters(), lr=0.1)
     torch.manual_seed(0)
@@ -243,7 +243,7 @@ def distance(found: Weights, expected: Weights, *, statistics: bool) -> str:
 
 
 def main() -> None:
-    """Print the table, or write it down."""
+    """Print the table, or write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder to write determinism.md to")
     given = parser.parse_args()

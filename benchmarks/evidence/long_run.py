@@ -2,7 +2,7 @@
 
     python -m benchmarks.evidence.long_run --minutes 120 --out benchmarks/results/long_run.md
 
-Everything a long run repeats is repeated: dual-stream steps with their attack, a short last batch, an evaluation under
+The run repeats all parts of training: dual-stream steps with their attack, a short last batch, an evaluation under
 attack, a checkpoint and a row of metrics after each epoch, small epochs so that there are thousands of them. Time is
 counted in CPU seconds of this process, so that other work on the machine does not count. The run is ended as a
 scheduler would end it, by SIGTERM.
@@ -38,7 +38,7 @@ WARM = 0.1  # share of the run in which caches and the allocator may still fill
 
 @dataclass(frozen=True)
 class Reading:
-    """What the process held and had used at a moment of the run."""
+    """Resources of the process at a moment of the run."""
 
     minutes: float
     steps: int
@@ -49,7 +49,7 @@ class Reading:
 
 
 class Watch:
-    """The evaluation of the run, which also takes a reading now and then, and ends the run when its time is over."""
+    """The evaluation of the run, which also takes readings, and ends the run when its time is over."""
 
     def __init__(self, classifier: nn.Module, x: torch.Tensor, y: torch.Tensor, minutes: float) -> None:
         self.classifier = classifier
@@ -130,7 +130,7 @@ def report(readings: list[Reading]) -> str:
 
 
 def main() -> None:
-    """Run, and write the report down."""
+    """Run, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120, help="how long to train")
     parser.add_argument("--out", type=Path, help="file for the report; by default it is only printed")

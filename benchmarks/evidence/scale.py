@@ -1,12 +1,12 @@
-"""Count what the processes of a step of ACL send each other, and time the step on one process and on two.
+"""Count the messages between the processes of a step of ACL, and time the step on one process and on two.
 
     python -m benchmarks.evidence.scale                                # ResNet-18 of width 64 on CIFAR's size, PGD-5
     python -m benchmarks.evidence.scale --quick                        # tiny sizes, to see that everything runs
     python -m benchmarks.evidence.scale --out benchmarks/results/scale # the tables of docs/guides/scale.rst
 
 The counts are exact and hold for any network of processes: every call of ``torch.distributed`` in the forward and the
-backward pass of ``DistributedDataParallel(ACLTrainer)`` passes by a dispatch mode that writes it down, with the bytes
-that a process puts in. The times are of this machine; the two processes run on it side by side, a thread each, with a
+backward pass of ``DistributedDataParallel(ACLTrainer)`` is recorded by a dispatch mode, with the bytes
+that a process sends. The times are of this machine; the two processes run on it side by side, a thread each, with a
 network of a quarter of the width. A simulation follows: if the computation of a step took COMPUTE seconds, and what is
 sent travelled around a ring of processes without any overlap, how much of the time would be computation?
 """
@@ -41,7 +41,7 @@ Counts = dict[str, tuple[int, int]]
 
 
 class Wire(TorchDispatchMode):
-    """Counts calls of collectives by name, and the bytes that this process puts in."""
+    """Counts calls of collectives by name, and the bytes that this process sends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class Wire(TorchDispatchMode):
         self.bytes: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Write down a collective, and let it pass."""
+        """Count a collective, and run it."""
         if func.namespace == "c10d":
             name = func._schema.name.removeprefix("c10d::").strip("_")
-            sent = args[1] if name == "allgather" else args[0]  # the first argument of a gather is what comes out
+            sent = args[1] if name == "allgather" else args[0]  # the first argument of a gather is its output
             self.calls[name] += 1
             self.bytes[name] += sum(tensor.nbytes for tensor in _tensors(sent))
         return func(*args, **(kwargs or {}))
@@ -119,7 +119,7 @@ def measured(given: argparse.Namespace) -> tuple[dict[str, Counts], dict[str, fl
 
 
 def main() -> None:
-    """Count, time, and write both down."""
+    """Count, time, and write both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32, help="images of all processes together")
     parser.add_argument("--width", type=int, default=64, help="channels of the network's first stage")

@@ -1,12 +1,12 @@
 """PGD-10 on the cross-entropy, in an L-infinity ball of 8/255 and in an L2 ball of 0.5, beside other libraries.
 
-All attack the same untrained network in eval mode, from a random start, on random images labelled with what the network
-says of them, so that no attack can leave out an image as misclassified before it begins. Before they are timed all run
-once from the images themselves. In the L-infinity ball the share of pixels is told at which an attack has gone the same
-way as the first one, to within half a step; in the L2 ball the longest distance between two results, in radii. A
-gradient near zero changes its sign with the order of sums, so that some steps differ. Attacks of which less than 98 %
-agree, or that are further apart than 5 %, are refused; that far is ART, which moves into the bounds before the ball.
-APGD chooses its own 10 steps, so that only its loss can be compared.
+All attack the same untrained network in eval mode, from a random start, on random images labelled with the network's
+own predictions, so that no image is misclassified before the attack. Before they are timed, all run once without a
+random start. Agreement in the L-infinity ball is the share of pixels that an attack moved as the first one did, to
+within half a step; in the L2 ball it is the largest distance between two results, in radii. A gradient near zero
+changes its sign with the order of sums, so that some steps differ. An agreement below 98 %, or a distance above 5 %,
+raises; ART comes closest to that, as it moves into the bounds before the ball. APGD chooses its own 10 steps, so that
+only its loss can be compared.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def table(norm: str, settings: Settings) -> Table:
         with torch.no_grad():
             y = model(x).argmax(1)
         attacks = peers(result, norm, steps, model) | ours(norm, steps, model, compiled=not settings.quick)
-        told = agreements(attacks, norm, model, x, y)
-        candidates = [Candidate(each, partial(attacks[each], x, y, True), told[each]) for each in attacks]
+        agreement = agreements(attacks, norm, model, x, y)
+        candidates = [Candidate(each, partial(attacks[each], x, y, True), agreement[each]) for each in attacks]
         result.race(candidates, settings, items=batch, setting=f"{name}, {batch} images")
     result.skipped = list(dict.fromkeys(result.skipped))
     return result
@@ -148,7 +148,7 @@ def apgd(autopgd: ModuleType, norm: str, steps: int, model: nn.Module) -> Attack
 
 
 def agreements(attacks: dict[str, Attack], norm: str, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, str]:
-    """Return in words how far each attack without random start is from the first one."""
+    """Return the difference of each attack without random start to the first one, as text."""
     found = {name: attack(x, y, False) for name, attack in attacks.items()}
     first = next(iter(found.values()))
     words = {}

@@ -25,7 +25,7 @@ from benchmarks.common import markdown_table
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. ``quick`` stands for tiny sizes that show that a benchmark runs, and nothing else."""
+    """How to measure. ``quick`` uses tiny sizes, which only show that a benchmark runs."""
 
     device: torch.device
     repeats: int
@@ -34,7 +34,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to do the work: its name, one repetition, and how far its result is from that of the first candidate."""
+    """An implementation: its name, one repetition, and the difference of its result to that of the first candidate."""
 
     name: str
     run: Callable[[], Any]
@@ -46,12 +46,12 @@ class Table:
     """The measurements of one kind of work.
 
     Attributes:
-        title: what is compared.
-        about: sizes, what was checked, how to read it.
-        items: what a second is filled with, for example "images".
-        columns: heading of each column; a race fills those that are there by default.
+        title: name of the task.
+        about: sizes, checks, and how to read the table.
+        items: unit of the throughput, for example "images".
+        columns: heading of each column; by default those of a race.
         rows: cells, one list a candidate.
-        skipped: candidates that are not installed, and why others are left out.
+        skipped: candidates that are left out, and why.
     """
 
     title: str
@@ -88,7 +88,7 @@ class Table:
         return {candidate.name: speed for candidate, speed in zip(candidates, speeds, strict=True)}
 
     def peer(self, module: str, package: str) -> ModuleType | None:
-        """Return a package to compare with, or say in a word that it is not installed."""
+        """Return a package to compare with; without it, note that it is left out and return ``None``."""
         try:
             return importlib.import_module(module)
         except ImportError as error:
@@ -110,13 +110,13 @@ def _short(number: float) -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int | None:
-    """Return the bytes that a run needs at most beyond what is held before it; ``None`` where nobody counts them."""
+    """Return the peak memory of a run beyond that in use before it, in bytes; ``None`` where it is not counted."""
     gc.collect()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)

@@ -69,7 +69,7 @@ def reference_step(model: nn.Module, x: Tensor, *, mode: Mode, random_start: boo
 def ours(
     width: int, x: Tensor, *, mode: Mode, channels_last: bool = False, compiled: bool = False, bf16: bool = False
 ) -> Callable[[bool], Tensor]:
-    """Return a step of the trainer, told whether to start the attack at random."""
+    """Return a step of the trainer; its argument is whether to start the attack at random."""
     acl = ACLTrainer(network(width, x.device), mode=mode)
     layout = choose_memory_format(acl) if channels_last else torch.contiguous_format
     x1, x2 = (view.contiguous(memory_format=layout) for view in (x[::2], x[1::2]))

@@ -39,12 +39,12 @@ def tables(settings: Settings) -> list[Table]:
     x = torch.rand(batch, 3, 32, 32, device=settings.device)
     y = torch.randint(10, (batch,), device=settings.device)
     names = NAMES[:3] if settings.quick else NAMES
-    told = agreements(names, model, steps, x[:16].double(), y[:16])
+    agreement = agreements(names, model, steps, x[:16].double(), y[:16])
     candidates = []
     for name in names:
         own, loss = build(name, model, steps)
         optimizer = torch.optim.SGD(own.parameters(), 0.1, momentum=0.9, weight_decay=2e-4)
-        candidates.append(Candidate(name, partial(step, loss, optimizer, x, y), told[name]))
+        candidates.append(Candidate(name, partial(step, loss, optimizer, x, y), agreement[name]))
     about = (
         f"One step with {batch} random images of 3 x 32 x 32, ResNet-18 of width {width}, PGD-{steps}, float32. "
         "Agreement is the difference to the reference, in float64 and from the same start, in proportion."
@@ -96,7 +96,7 @@ def step(loss: Loss, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> 
 
 
 def agreements(names: tuple[str, ...], model: nn.Module, steps: int, x: Tensor, y: Tensor) -> dict[str, str]:
-    """Return in words how far loss and gradient are from those of the reference."""
+    """Return the differences of loss and gradient to those of the reference, as text."""
     start = (x + 0.001 * torch.randn_like(x)).clamp(0, 1)
     found = {}
     for name in names:

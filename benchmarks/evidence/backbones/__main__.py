@@ -7,7 +7,7 @@
 
 A network is built without its weights and converted; ``checks.py`` has the checks. Each runs in a process of
 its own with limits of time and memory. With --out rows are kept: started again with the same versions and sources, the
-sweep goes on where it was. Needs timm, and Linux.
+sweep continues. Needs timm, and Linux.
 """
 
 from __future__ import annotations

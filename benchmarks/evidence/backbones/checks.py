@@ -1,6 +1,6 @@
-"""What must hold for a network whose norms get two branches.
+"""Checks of a network whose norms get two branches.
 
-Each check gets a function that copies the network, one that converts a copy, and an input; it raises what is wrong.
+Each check gets a function that copies the network, one that converts a copy, and an input; it raises if it fails.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Check = Callable[[Make, Make, Tensor], None]
 
 
 def equals_plain(plain: Make, dual: Make, x: Tensor, *, branch: Branch) -> None:
-    """Outputs and running statistics of a branch, converted and exported, are those of the network; the other rests."""
+    """Outputs and statistics of a branch, converted and exported, are those of the network; the other is idle."""
     expected, found = plain(), dual()
     if not any(isinstance(module, DualNorm) for module in found.modules()):
         raise MismatchError("nothing was converted")
@@ -100,7 +100,7 @@ def attack_leaves_no_trace(_plain: Make, dual: Make, x: Tensor) -> None:
     """A step of PGD moves images within the ball, and nothing else."""
     model = FirstOutput(dual()).train()
     leaf = next(module for module in model.modules() if not list(module.children()))
-    leaf.eval()  # a mode unlike the others, which has to come back as well
+    leaf.eval()  # a mode unlike the others, which must be restored too
     before, found = state(model), flags(model)
     attack = PGDAttack(steps=1, random_start=False)
     with under_attack(model), through(model, "adv"):
@@ -149,16 +149,16 @@ def step_trains(plain: Make, dual: Make, x: Tensor, *, mode: Mode) -> None:
 
 
 def through(model: nn.Module, branch: Branch) -> AbstractContextManager[None]:
-    """Go through a branch, or through the only one there is."""
+    """Use a branch, or the only set of norms."""
     return bn_branch(model, branch) if is_dual(model) else nullcontext()
 
 
 def is_dual(model: nn.Module) -> bool:
-    """Say whether a network was converted."""
+    """Return whether a network was converted."""
     return any(isinstance(module, DualNorm) for module in model.modules())
 
 
-#: The checks of a converted network, and those of one that is used as it is.
+#: Checks of a converted network, and of an unconverted one.
 CONVERTED: dict[str, Check] = {
     "clean branch": partial(equals_plain, branch="clean"),
     "adv branch": partial(equals_plain, branch="adv"),
@@ -224,7 +224,7 @@ def examine(
 
 
 def _problem(error: Exception) -> str:
-    """Return an error on one line, unless it is about memory: that is no fault of the network."""
+    """Return an error on one line; raise it if memory was exhausted, which is not a fault of the network."""
     if out_of_memory(error):
         raise error
     return f"{type(error).__name__}: {one_line(error)}"

@@ -1,4 +1,4 @@
-"""Run a function on many items, each in a process of its own, so that one that dies takes nothing with it."""
+"""Run a function on many items, each in its own process, so that a crash affects one item only."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PATIENCE = 10  # seconds on the clock for one of processor time
 
 
 class Limits(NamedTuple):
-    """What one item may take: seconds of processor time, and memory beside that of the parent."""
+    """Limits of an item: seconds of processor time, and memory beyond that of the parent."""
 
     seconds: float
     gigabytes: float
 
 
 class Died(NamedTuple):
-    """What became of an item that returned nothing."""
+    """Why an item returned nothing."""
 
     reason: str
     too_big: bool

@@ -1,4 +1,4 @@
-"""What the checks of a backbone look at: outputs of seeded forward passes, state, flags."""
+"""Parts of the checks of a backbone: outputs of seeded forward passes, state, flags."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EVAL_TRAIN_EVAL = (False, True, False)
 
 
 class MismatchError(Exception):
-    """What should be equal is not."""
+    """Two values that should be equal differ."""
 
 
 class FirstOutput(nn.Module):
@@ -29,7 +29,7 @@ class FirstOutput(nn.Module):
 
 
 def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a network with norms that do something: as built most are the identity, where mistakes hide."""
+    """Build a network with random norms: new ones are the identity, which would hide mistakes."""
     torch.manual_seed(seed)
     random.seed(seed)
     model = build()
@@ -47,7 +47,7 @@ def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 
 def input_for(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Tensor:
-    """Return two inputs of the first shape of which the network makes finite numbers, in both modes."""
+    """Return two inputs of the first shape for which the outputs are finite, in both modes."""
     reason = ""
     for shape in shapes:
         x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(2))
@@ -66,7 +66,7 @@ def input_for(model: nn.Module, shapes: Iterable[tuple[int, ...]]) -> Tensor:
 
 @torch.no_grad()
 def outputs(model: nn.Module, x: Tensor, modes: Sequence[bool] = EVAL_TRAIN_EVAL) -> list[Tensor]:
-    """Return all that seeded forward passes yield, one in each mode; running statistics move in train mode."""
+    """Return the outputs of seeded forward passes, one in each mode; train mode updates running statistics."""
     found: list[Tensor] = []
     for training in modes:
         model.train(training)
@@ -88,7 +88,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def expect(expected: dict[str, Tensor] | list[Tensor], found: dict[str, Tensor] | list[Tensor], what: str) -> None:
-    """Raise unless all tensors are equal to the bit, in order and by name."""
+    """Raise unless all tensors are bit-identical, in order and by name."""
     if isinstance(expected, dict) and isinstance(found, dict):
         if list(expected) != list(found):
             changed = sorted(expected.keys() ^ found.keys())[:3] or "only their order"
@@ -103,12 +103,12 @@ def expect(expected: dict[str, Tensor] | list[Tensor], found: dict[str, Tensor] 
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Say whether tensors are the same to the bit; NaN is NaN."""
+    """Return whether tensors are bit-identical; NaN equals NaN."""
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of the state dict, without what is no tensor."""
+    """Return a copy of the tensors of the state dict."""
     return {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
@@ -124,7 +124,7 @@ def anatomy(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Say whether memory was refused; PyTorch reports that as a RuntimeError."""
+    """Return whether memory was exhausted, which PyTorch reports as a RuntimeError."""
     return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 

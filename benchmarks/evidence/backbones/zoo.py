@@ -52,7 +52,7 @@ def architectures() -> Iterator[Architecture]:
 
 
 def input_shapes(architecture: Architecture, model: nn.Module) -> list[tuple[int, ...]]:
-    """Return the shapes to try, smallest first; the last is the one that the network was made for, if it says so."""
+    """Return the shapes to try, smallest first; the last is that of the network's config, if it has one."""
     configured = getattr(model, "default_cfg", None) or {}
     if "input_size" not in configured:
         return list(architecture.shapes)
