@@ -2,12 +2,12 @@
 Tutorial: robust features without labels
 ========================================
 
-A change of an image that nobody would notice can make a network take a shoe for a bag. Networks can learn to withstand
-such attacks, but that takes many labels. This page does it with few: it trains an encoder *without* labels so that its
-features survive attacks, and then needs ten labelled images a class to make a robust classifier of it.
+An imperceptible change of an image can make a network classify a shoe as a bag. Networks can learn to withstand such
+attacks, but that takes many labels. This page needs few: it trains an encoder *without* labels so that its features are
+robust to attacks, and then trains a robust classifier with ten labelled images a class.
 
-You need to know PyTorch. Everything below ran on a CPU when this page was built, with numbers and pictures as
-they came out. Networks and runs are tiny; :doc:`/guides/pipeline` has the real ones.
+The page assumes that you know PyTorch. Everything below ran on a CPU when this page was built. Networks and runs are
+tiny; :doc:`/guides/pipeline` has the full ones.
 """
 
 from collections import OrderedDict
@@ -46,8 +46,8 @@ BLUE, RED, GREY = "#1a66b0", "#c2331c", "#747c86"
 # ----------
 #
 # The repository comes with a part of Fashion-MNIST: 5,000 training and 1,000 test images of ten kinds of clothes. We
-# halve them to 14 x 14 pixels to be fast. Images are uint8, or floats in [0, 1]; they are not normalised here, because
-# an attack must see the same pixels as its limit. The network will do that itself.
+# halve them to 14 x 14 pixels to be fast. Images are uint8, or floats in [0, 1]. They are not normalised here, since the
+# limit of an attack is in units of the pixels; the network normalises.
 
 DATA = Path("examples/data/fashion-mini.npz")  # in a clone of the repository
 path = next((p / DATA for p in DATA.absolute().parents if (p / DATA).exists()), DATA)
@@ -76,10 +76,9 @@ plt.show()
 # Two views
 # ---------
 #
-# Contrastive learning needs no labels, because it asks another question: which two of many pictures show the same
-# thing? :class:`~advcontrast.ContrastivePairAugment` makes two random views of every image of a batch. A network that
-# recognises them as a pair, among all others, must have learned what stays the same when a picture is cut, mirrored and
-# recoloured: what is on it.
+# Contrastive learning needs no labels. :class:`~advcontrast.ContrastivePairAugment` makes two random views of every image
+# of a batch, and the network learns which two of all views show the same image. To recognise them it must learn features
+# that do not change when an image is cropped, mirrored and recoloured.
 
 augment = ContrastivePairAugment(14, strength=0.5)
 x1, x2 = augment(train.x[one_of_each])
@@ -96,7 +95,7 @@ plt.show()
 # %%
 # The network is a ResNet of ten layers, narrow enough for a CPU. It maps an image to 64 features, and the head maps
 # these to the embedding that the contrastive loss compares. We keep the untrained weights: every encoder on this page
-# begins with them.
+# starts from them.
 
 mean, std = train.x.float().mean() / 255, train.x.float().std() / 255
 encoder = ResNet(
@@ -115,7 +114,7 @@ untrained = nn.Sequential(encoder, head)
 # --------------------
 #
 # :class:`~advcontrast.ACLTrainer` is a module whose forward pass is a training step. Its mode S2S, "standard to
-# standard", compares two ordinary views; that is SimCLR. :func:`~advcontrast.engine.fit` is the loop. It gets
+# standard", compares two clean views; that is SimCLR. :func:`~advcontrast.engine.fit` is the loop. It takes
 # images and no labels.
 
 pretraining = {"epochs": 10, "batch_size": 125}
@@ -127,13 +126,13 @@ adam = torch.optim.Adam(simclr.parameters(), lr=3e-3)
 simclr_history = fit(simclr, unlabelled, optimizer=adam, **pretraining)
 
 # %%
-# What an attack does to a pair
-# -----------------------------
+# Attacks on a pair
+# -----------------
 #
-# An attack moves every pixel by at most ``eps`` and looks for the direction that does most harm. Here the harm is to
-# tear pairs apart. :class:`~advcontrast.PGDAttack` maximises whatever function of the images it is given, so we give it
-# the contrastive loss. Alignment is the mean squared distance of the two embeddings of a pair, on a scale where
-# unrelated images are about 2 apart. Noise of the same size is shown for comparison: an attack is not noise.
+# An attack moves every pixel by at most ``eps`` so that a function of the images grows. Here the function is the
+# contrastive loss, so that the embeddings of a pair move apart. Alignment is the mean squared distance of the two
+# embeddings of a pair, on a scale where unrelated images are about 2 apart. Noise of the same size is shown for
+# comparison.
 
 attack = PGDAttack(eps=0.1, step_size=0.05, steps=3)
 x1, x2 = augment(test.x)
@@ -160,14 +159,14 @@ for row, (name, pictures) in zip(axes, rows.items(), strict=True):
 plt.show()
 
 # %%
-# You still see what it is. The network does not: in its eyes the pair has lost most of what it had in common.
+# The attacked images are easy to recognise. To the network, the pair has lost most of its similarity.
 #
 # Training under attack
 # ---------------------
 #
-# The remedy is to train on attacked views. There is one difficulty: one set of batch norms for clean and attacked views
-# costs much robustness, as :ref:`the paper measured <single-norm>`. So :func:`~advcontrast.convert_to_dual_bn` gives
-# every batch norm two branches, ``"clean"`` and ``"adv"``, that begin as copies. All other weights stay shared.
+# The remedy is to train on attacked views. A single set of batch norms for clean and attacked views costs much
+# robustness, as :ref:`the paper measured <single-norm>`. So :func:`~advcontrast.convert_to_dual_bn` gives every batch
+# norm two branches, ``"clean"`` and ``"adv"``, which start as copies. All other weights stay shared.
 
 dual = convert_to_dual_bn(deepcopy(untrained))
 print(dual[0].bn1)
@@ -175,8 +174,8 @@ print(dual[0].bn1)
 # %%
 # The mode DS, "dual stream", is the one that the ACL paper recommends. Each step compares two clean views through the
 # clean branch, and the same views under attack through the adversarial branch; :doc:`/modes` draws it. The trainer runs
-# the attack, switches the branches, and restores everything that an attack must not touch. It costs four times as
-# much as SimCLR, half of it for the attack.
+# the attack, switches the branches, and restores the state of the network. It costs four times as much as SimCLR, half of
+# it for the attack.
 
 acl = ACLTrainer(dual, mode="DS", loss=loss, attack=attack, augment=augment)
 adam = torch.optim.Adam(acl.parameters(), lr=3e-3)
@@ -198,13 +197,13 @@ ax.grid(alpha=0.3)
 plt.show()
 
 # %%
-# Both losses fall, the one under attack from higher up: its task is harder.
+# Both losses fall; the one under attack is larger.
 #
-# A branch for later
-# ------------------
+# Export
+# ------
 #
 # :func:`~advcontrast.export_branch` makes a plain network again, with the norms of one branch and the keys from before
-# the conversion. What is robust is the adversarial branch. The head has done its work and stays behind.
+# the conversion. The adversarial branch is the robust one. The head is not needed any more.
 
 encoders = {
     "random": deepcopy(encoder),
@@ -216,10 +215,9 @@ encoders = {
 # A classifier from ten labels a class
 # ------------------------------------
 #
-# Each encoder is frozen and gets a linear classifier, trained on 100 labelled images as they are. No attack takes part:
-# whatever robustness there is in the end has come from the encoder. ``frozen=True`` wants the two parts to be called
-# ``encoder`` and ``head``, and :func:`~advcontrast.evaluation.robust_curve` then attacks the whole classifier with
-# growing ``eps``.
+# Each encoder is frozen and gets a linear classifier, trained on 100 clean labelled images. No attack is used here, so
+# any robustness comes from the encoder. ``frozen=True`` requires parts with the names ``encoder`` and ``head``.
+# :func:`~advcontrast.evaluation.robust_curve` then attacks the whole classifier with growing ``eps``.
 
 labelled = train.subset(labelled_subset(train.y, 100 / len(train), seed=0))
 pgd = PGDAttack(eps=0.1, step_size=0.025, steps=10)
@@ -237,9 +235,9 @@ for name, frozen in encoders.items():
     print(name, curves[name])
 
 # %%
-# The point at ``eps`` 0 is accuracy on clean images, the rest is accuracy under attack. Without attack, features
-# that were learned beat random ones, however they were learned. Under attack the difference shows: what SimCLR learned
-# is soon gone, and the encoder that met attacks in training keeps much of what it knew.
+# The point at ``eps`` 0 is accuracy on clean images, the rest is accuracy under attack. Without attack both
+# pre-trained encoders are better than the random one. Under attack they differ: SimCLR soon loses its accuracy, and the
+# encoder that was trained under attack keeps much of it.
 
 figure, ax = plt.subplots(layout="constrained")
 styles = {"random": (GREY, "^"), "SimCLR": (BLUE, "s"), "ACL": (RED, "o")}
@@ -260,10 +258,9 @@ plt.show()
 # sphinx_gallery_thumbnail_number = -1
 
 # %%
-# These are upper bounds, found by one attack on one seed of a tiny experiment; :doc:`/guides/robustness` says how to
-# get numbers that can be believed, and :ref:`the quickstart <example-results>` has them over three seeds, with
-# fine-tuning. Where to go on:
+# These are upper bounds, found by one attack on one seed of a tiny experiment; :doc:`/guides/robustness` explains how to
+# get reliable numbers, and :ref:`the quickstart <example-results>` has them over three seeds, with fine-tuning. Next:
 #
 # - your own network and images: :doc:`/quickstart` and :doc:`/guides/backbones`;
-# - what the modes are: :doc:`/modes`;
+# - the modes: :doc:`/modes`;
 # - fine-tuning, semi-supervised training and all tables of the paper: :doc:`/guides/pipeline`.

@@ -2,11 +2,10 @@
 Two views of an image
 =====================
 
-Contrastive learning is as good as its views: too alike, and there is nothing to learn from bringing them together; too
-different, and there is nothing left in common. So one wants to see them.
-:class:`~advcontrast.ContrastivePairAugment` makes both views of a whole batch at once.
-:class:`~advcontrast.augment.SimCLRAugment` is what makes each of them, with drawing and applying apart, so that a view
-can be looked into and made again.
+Contrastive learning depends on its views: if they are too similar, nothing is learned from bringing them together; if
+they are too different, they have nothing in common. :class:`~advcontrast.ContrastivePairAugment` makes both views of a
+whole batch at once. :class:`~advcontrast.augment.SimCLRAugment` makes each of them; it draws parameters and applies them
+separately, so that a view can be inspected and reproduced.
 """
 
 from pathlib import Path
@@ -23,7 +22,7 @@ plt.rc("font", size=11)
 BLUE, RED = "#1a66b0", "#c2331c"
 
 # %%
-# Fashion-MNIST is gray. Six pieces get a colour, so that the changes of colour can be seen too.
+# Fashion-MNIST is gray. Six images get a colour, so that the changes of colour are visible.
 
 DATA = Path("examples/data/fashion-mini.npz")  # in a clone of the repository
 path = next((p / DATA for p in DATA.absolute().parents if (p / DATA).exists()), DATA)
@@ -46,9 +45,9 @@ dyes = torch.tensor(
 images = (gray[chosen, None].float() * dyes[:, :, None, None] / 255).to(torch.uint8)
 
 # %%
-# :meth:`~advcontrast.augment.SimCLRAugment.draw` decides, image by image, on a crop, a mirror image, changes of colour
+# :meth:`~advcontrast.augment.SimCLRAugment.draw` draws, for each image, a crop, a mirror image, changes of colour
 # in random order, and gray. A generator makes the draw repeatable. :meth:`~advcontrast.augment.SimCLRAugment.apply`
-# then only computes.
+# is deterministic.
 
 augment = SimCLRAugment(28)
 generator = torch.Generator().manual_seed(4)
@@ -57,8 +56,8 @@ views = [augment.apply(images, drawn) for drawn in (first, second)]
 assert torch.equal(views[0], augment.apply(images, first))  # replayed
 
 # %%
-# Parameters are a named tuple, so they can be changed before they are applied. Without jitter and gray, what is left of
-# the second view is where it was taken from.
+# Parameters are a named tuple, so they can be changed before they are applied. Without jitter and gray, only the crop and
+# the mirror image are left of the second view.
 
 never = torch.zeros(6, dtype=torch.bool)
 uncoloured = second._replace(jitter=never, gray=never)
@@ -89,6 +88,5 @@ for drawn, row, colour in ((first, axes[1], BLUE), (second, axes[2], RED)):
 plt.show()
 
 # %%
-# How strong views should be depends on what comes after them. ``strength=0.5`` halves all of it, which suits
-# adversarial training, whose attack is a change too; kornia and torchvision's transforms can take the place of the
-# recipe. See :class:`~advcontrast.ContrastivePairAugment`.
+# The best strength depends on the training. ``strength=0.5`` halves all changes, which suits adversarial training, whose
+# attack changes the views too; transforms of kornia and torchvision can replace the recipe. See :class:`~advcontrast.ContrastivePairAugment`.

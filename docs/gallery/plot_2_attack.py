@@ -1,10 +1,10 @@
 """
-What an attack does to a pair
-=============================
+Attacks on a pair of views
+==========================
 
-A contrastive attack has no label to aim at. Within its limit of some gray levels it looks for the change of a view
-that drives it away from the other view of the same image, in the eyes of the network. How much worse is that than
-noise, how many steps does it need, and does training against it help?
+A contrastive attack needs no label. Within its limit of some gray levels it changes a view so that its embedding moves
+away from that of the other view of the same image. This page compares it with noise, shows the effect of the number of
+steps, and the effect of training against it.
 """
 
 from copy import deepcopy
@@ -43,8 +43,8 @@ train, test = images[:1000], images[1000:]  # pairs to train on, and new ones
 # Two networks from the same weights
 # ----------------------------------
 #
-# One learns from clean pairs (S2S, SimCLR), the other one from clean and attacked pairs (DS). Both trainings are short,
-# and of the second network the adversarial branch is kept.
+# One is trained on clean pairs (S2S, SimCLR), the other on clean and attacked pairs (DS). Both trainings are short. Of
+# the second network the adversarial branch is kept.
 
 encoder = ResNet(
     BasicBlock,
@@ -72,7 +72,7 @@ for mode, branch in (("S2S", "clean"), ("DS", "adv")):
 #
 # :class:`~advcontrast.PGDAttack` maximises any function of images, here the distance of both views of each image on the
 # unit sphere, whose mean is the :func:`~advcontrast.functional.alignment`. :func:`~advcontrast.attacks.under_attack`
-# puts a network into the state in which one attacks it, and restores it afterwards.
+# prepares a network for an attack, and restores its state afterwards.
 
 x1, x2 = augment(test)
 noisy = (x1 + attack.eps * torch.randn_like(x1).sign()).clamp(0, 1)
@@ -90,7 +90,7 @@ for mode, model in models.items():
 
 # %%
 # Noise of the same size hardly moves a view. The attack moves it far, most of the way in its first steps. Training
-# against it helps: the network that met attacks lets its pairs be torn apart less far.
+# against it helps: in the network that was trained under attack, the pairs move less far apart.
 
 figure = plt.figure(layout="constrained")
 left, right = figure.subfigures(1, 2, width_ratios=(1, 2.2))

@@ -1,11 +1,11 @@
 """
-Two branches and the dial between them
-======================================
+Interpolation between two branches
+==================================
 
-A batch norm subtracts the mean of what passes through it and divides by the deviation. Attacked images have other
-means and deviations than clean ones, and what is best for them is not best for clean ones. Dual norms keep both. Here a
-classifier learns clean images through one branch and attacked images through the other. Then we look at how far the
-branches have moved apart, and at the networks that lie between them.
+A batch norm subtracts the mean of its inputs and divides by their deviation. Attacked images have other means and
+deviations than clean ones. Dual norms keep both. Here a classifier is trained on clean images through one branch and on
+attacked images through the other. The page shows how far the branches have moved apart, and evaluates networks that are
+interpolated between them.
 """
 
 from pathlib import Path
@@ -41,11 +41,11 @@ train = DataLoader(load("train", 2000), batch_size=125, shuffle=True)
 test = [load("test", 300)[:]]
 
 # %%
-# A loop of your own
-# ------------------
+# A plain training loop
+# ---------------------
 #
-# Nothing of this needs a trainer. :func:`~advcontrast.bn_branch` says which norms a forward pass uses, and
-# :func:`~advcontrast.attacks.under_attack` lends the network to the attack.
+# Branches need no trainer. :func:`~advcontrast.bn_branch` selects the norms of a forward pass, and
+# :func:`~advcontrast.attacks.under_attack` prepares the network for the attack.
 
 model = ResNet(
     BasicBlock,
@@ -76,9 +76,9 @@ for _ in range(5):
 # Two statistics
 # --------------
 #
-# Each dot is a channel of a norm, and its place the mean that both branches have counted for it, in units of the clean
-# branch's deviation. At the start the branches were copies, and all dots lay on the line. A branch is an ordinary batch
-# norm, so its statistics are where they always are.
+# Each dot is a channel of a norm; its coordinates are the running means of both branches, in units of the clean branch's
+# deviation. At the start the branches were copies, and all dots were on the line. A branch is an ordinary batch norm, with
+# the usual names for its statistics.
 
 figure, ax = plt.subplots(layout="constrained")
 for norm in model.modules():
@@ -94,8 +94,8 @@ ax.grid(alpha=0.3)
 plt.show()
 
 # %%
-# The dial
-# --------
+# Between the branches
+# --------------------
 #
 # :func:`~advcontrast.interpolate_branches` exports a plain network whose norms are a weighted mean of the branches.
 # Robust accuracy is under PGD with the radius of the training, on images that were not trained on.
@@ -118,6 +118,6 @@ plt.show()
 # sphinx_gallery_thumbnail_number = 2
 
 # %%
-# All of this is one set of weights: the norms alone decide. Which place is right depends on what an error costs you,
-# with attack and without. :doc:`/guides/backbones` has the same measurement over two seeds, and with statistics that
+# All these networks share their weights and differ in the norms alone. The best choice depends on the cost of an error
+# with and without an attack. :doc:`/guides/backbones` has the same measurement over two seeds, and with statistics that
 # are estimated again.

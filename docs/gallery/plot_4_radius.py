@@ -2,9 +2,8 @@
 Robust accuracy against the radius
 ==================================
 
-"Robust" means nothing without a radius. A curve over radii says more than a number: where a classifier begins to
-lose, where it has lost, and whether the attack can be believed. That last check is free, since there are radii at
-which *no* classifier can be right.
+Robustness is defined for a radius. A curve over radii shows where the accuracy of a classifier begins to fall, where it
+is lost, and whether the attack is reliable: there are radii at which *no* classifier can be right.
 """
 
 from copy import deepcopy
@@ -38,7 +37,7 @@ def load(split: str, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
 train, test = load("train", 2000), load("test", 250)
 
 # %%
-# Two classifiers from the same weights, one trained on images as they are, one on attacked ones.
+# Two classifiers from the same weights, one trained on clean images, one on attacked ones.
 
 untrained = ResNet(
     BasicBlock,
@@ -67,9 +66,8 @@ for name, learner in learners.items():
     curves[name] = robust_curve(learner.model, [test], strong, eps=radii).accuracies
 
 # %%
-# From radius 0.5 on, every image can be turned into the same even gray. All images are one image then, and a classifier
-# can be right for those of one class only. A curve that is above the dotted line there has not shown a good classifier.
-# It has shown an attack that did not find what is there.
+# From radius 0.5 on, every image can be changed into the same uniform gray, and a classifier can be right for the images
+# of one class only. A curve that is above the dotted line there shows a failure of the attack, not a good classifier.
 
 most = 100 * test[1].bincount().max() / len(test[1])  # the share of the largest class
 
@@ -89,4 +87,4 @@ ax.grid(alpha=0.3)
 plt.show()
 
 # %%
-# What else to look at before a number is believed: :doc:`/guides/robustness`.
+# :doc:`/guides/robustness` has further checks.

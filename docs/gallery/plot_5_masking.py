@@ -3,8 +3,8 @@ An ineffective defence
 ======================
 
 Round the pixels to a few gray levels, and an attack that follows the gradient finds nothing: the derivative of rounding
-is zero. The robust accuracy goes up, but the classifier is as easy to fool as before. Published defences have made this
-mistake. :func:`~advcontrast.evaluation.gradient_masking` looks for its signs.
+is zero. The robust accuracy rises, but the classifier is as easy to fool as before. Published defences have made this
+mistake. :func:`~advcontrast.evaluation.gradient_masking` checks for its signs.
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ def load(split: str, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
 train, test = load("train", 2000), load("test", 200)
 
 # %%
-# An ordinary classifier, and the "defence" put before it.
+# An ordinary classifier, and the "defence" in front of it.
 
 
 class Rounded(nn.Module):
@@ -63,8 +63,8 @@ fit(learner, train, epochs=6, batch_size=100, optimizer=adam)
 defended = Rounded(plain).eval()
 
 # %%
-# The report compares several attacks. An attack that knows less must not break more images: if noise, a gradient-free
-# search, images made for another network, or another loss beat the attack, the gradient has misled it.
+# The report compares several attacks. A weaker attack must not break more images: if noise, a gradient-free search, images
+# made for another network, or another loss break more, the gradient has misled the attack.
 
 attack = PGDAttack(eps=0.1, step_size=0.025, steps=10)
 report = gradient_masking(defended, [test], attack, surrogate=plain)
@@ -77,8 +77,8 @@ print(gradient_masking(plain, [test], attack))
 
 # %%
 # The figure shows the accuracy of the defence under PGD and under the other attacks, on the images that are classified
-# correctly without attack. Report the smallest number. One step breaks the fewest images, since it starts at the image
-# and stays there; PGD starts at random.
+# correctly without attack. Report the smallest number. One step breaks the fewest images, since it starts at the image,
+# where the gradient is zero; PGD starts at random.
 
 weaker = ["one step", "random noise", "gradient-free search", "transfer"]
 left = {name: report[name].figures["accuracy"] for name in weaker}

@@ -1,6 +1,6 @@
 """
-What a step of training costs
-=============================
+The cost of a training step
+===========================
 
 Seconds depend on the machine; passes through the network do not. :func:`~advcontrast.engine.forward_equivalents` counts
 them before a run starts, in forward passes for each image, by running one step of a copy.
@@ -18,7 +18,7 @@ plt.rc("figure", figsize=(5.6, 3.4))
 plt.rc("font", size=11)
 
 # %%
-# A forward pass counts one, and its backward pass two: one for the gradient of what came in, one for that of the
+# A forward pass counts one, and its backward pass two: one for the gradient of the input, one for that of the
 # weights. SimCLR embeds two views, so it costs 2 x 3 = 6. A step of the attack needs the gradient of the images only,
 # and costs 2 a view.
 
@@ -35,8 +35,8 @@ for mode in ("DS", "A2A", "A2S", "S2S"):
 
 # %%
 # With the five steps of the default, dual stream costs five times as much as SimCLR: 6 for each of the two streams and
-# 20 for the attack. A2S attacks one view instead of two, which halves the slope. So steps are the first thing to save
-# on; :doc:`/guides/speed` has what fewer of them lose, and attacks that are cheaper still.
+# 20 for the attack. A2S attacks one view instead of two, which halves the slope. So fewer steps save most;
+# :doc:`/guides/speed` has their effect on robustness, and cheaper attacks.
 
 figure, ax = plt.subplots(layout="constrained")
 for (mode, counts), colour, marker in zip(

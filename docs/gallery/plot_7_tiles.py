@@ -2,9 +2,9 @@
 The contrastive loss in tiles
 =============================
 
-NT-Xent compares every view of a batch with every other one. Written as a matrix that is (2N)² numbers, and with large
-batches, which contrastive learning likes, this matrix outgrows the network. ``tile=`` computes the same loss from so
-many of its rows at a time.
+NT-Xent compares every view of a batch with every other one, a matrix of (2N)² numbers. With the large batches of
+contrastive learning this matrix needs more memory than the network. ``tile=`` computes the same loss from a given number
+of its rows at a time.
 """
 
 import matplotlib.pyplot as plt
@@ -30,8 +30,7 @@ difference = (slope - tiled_slope).abs().max() / slope.abs().max()
 print(f"losses {dense:.6f} and {tiled:.6f}, gradients differ by {difference:.0e}")
 
 # %%
-# What it saves can be counted without a clock or a profiler: a mode of PyTorch that sees every tensor that is made, and
-# remembers the largest.
+# The memory can be measured without a profiler: a dispatch mode of PyTorch records the largest tensor that is made.
 
 
 class Largest(TorchDispatchMode):
@@ -62,8 +61,8 @@ for name, loss in losses.items():
     sizes[name] = [largest_tensor(loss, count) for count in pairs]
 
 # %%
-# Twice the batch is four times the matrix, but only twice a tile. On a CPU tiles are also faster from some
-# hundred pairs on; :func:`~advcontrast.functional.nt_xent` says what to choose.
+# Twice the batch is four times the matrix, but only twice a tile. On a CPU tiles are also faster from some hundred pairs
+# on; :func:`~advcontrast.functional.nt_xent` has recommendations.
 
 figure, ax = plt.subplots(layout="constrained")
 styles = ("#c2331c", "o"), ("#1a66b0", "s"), ("#747c86", "^")

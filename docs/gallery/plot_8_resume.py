@@ -2,9 +2,9 @@
 Killed and resumed
 ==================
 
-A machine that is taken away, a full disk, a power cut: long runs end before they are done. With a folder,
+Preemption, a full disk or a power cut can interrupt a long run. With a folder,
 :func:`~advcontrast.engine.fit` continues from the last checkpoint, and on a CPU its final weights are bit-identical to
-those of an undisturbed run. Otherwise the effect of an interruption could not be told from that of a code change.
+those of an undisturbed run. Otherwise the effect of an interruption could not be distinguished from that of a code change.
 """
 
 from pathlib import Path
@@ -35,8 +35,7 @@ with np.load(path) as file:
 images = F.avg_pool2d(gray[:, None].float(), 2).round().to(torch.uint8)
 
 # %%
-# A run, from weights that the seed decides. What ``evaluate`` returns would be added to the metrics of the epoch; here
-# it only pulls the plug.
+# A run from seeded weights. ``evaluate`` normally returns metrics of the epoch; here it interrupts the run.
 
 
 def run(folder=None, evaluate=None, seed=0) -> tuple[nn.Module, list[dict]]:
@@ -62,9 +61,9 @@ def run(folder=None, evaluate=None, seed=0) -> tuple[nn.Module, list[dict]]:
 undisturbed, whole = run()
 
 # %%
-# The second run is cut off when its fifth epoch is over and not yet saved. Started again, here even with
-# other initial weights and another seed, it finds the checkpoint, loads weights, optimizer, and the state of all
-# generators, and goes on.
+# The second run is interrupted after its fifth epoch, before that is saved. Started again, here even with other initial
+# weights and another seed, it loads weights, optimizer, and the state of all generators from the checkpoint, and
+# continues.
 
 
 def power_cut(epoch: int) -> dict[str, float]:
@@ -87,7 +86,7 @@ same = all(map(torch.equal, *both))
 print("weights and statistics bit-identical:", same)
 
 # %%
-# The history of the resumed run holds the epochs from before the cut too. The two curves are one.
+# The history of the resumed run includes the epochs before the interruption. The two curves coincide.
 
 figure, ax = plt.subplots(layout="constrained")
 epochs = [row["epoch"] for row in history]
