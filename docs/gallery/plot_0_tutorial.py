@@ -46,8 +46,8 @@ BLUE, RED, GREY = "#1a66b0", "#c2331c", "#747c86"
 # ----------
 #
 # The repository comes with a part of Fashion-MNIST: 5,000 training and 1,000 test images of ten kinds of clothes. We
-# halve them to 14 x 14 pixels to be fast. Images are uint8, or floats in [0, 1]. They are not normalised here, since the
-# limit of an attack is in units of the pixels; the network normalises.
+# halve them to 14 x 14 pixels to be fast. Images are uint8, or floats in [0, 1]. They are not normalised here, since
+# the limit of an attack is in units of the pixels; the network normalises.
 
 DATA = Path("examples/data/fashion-mini.npz")  # in a clone of the repository
 path = next((p / DATA for p in DATA.absolute().parents if (p / DATA).exists()), DATA)
@@ -76,9 +76,9 @@ plt.show()
 # Two views
 # ---------
 #
-# Contrastive learning needs no labels. :class:`~advcontrast.ContrastivePairAugment` makes two random views of every image
-# of a batch, and the network learns which two of all views show the same image. To recognise them it must learn features
-# that do not change when an image is cropped, mirrored and recoloured.
+# Contrastive learning needs no labels. :class:`~advcontrast.ContrastivePairAugment` makes two random views of every
+# image of a batch, and the network learns which two of all views show the same image. To recognise them it must learn
+# features that do not change when an image is cropped, mirrored and recoloured.
 
 augment = ContrastivePairAugment(14, strength=0.5)
 x1, x2 = augment(train.x[one_of_each])
@@ -174,8 +174,8 @@ print(dual[0].bn1)
 # %%
 # The mode DS, "dual stream", is the one that the ACL paper recommends. Each step compares two clean views through the
 # clean branch, and the same views under attack through the adversarial branch; :doc:`/modes` draws it. The trainer runs
-# the attack, switches the branches, and restores the state of the network. It costs four times as much as SimCLR, half of
-# it for the attack.
+# the attack, switches the branches, and restores the state of the network. It costs four times as much as SimCLR, half
+# of it for the attack.
 
 acl = ACLTrainer(dual, mode="DS", loss=loss, attack=attack, augment=augment)
 adam = torch.optim.Adam(acl.parameters(), lr=3e-3)
@@ -258,8 +258,9 @@ plt.show()
 # sphinx_gallery_thumbnail_number = -1
 
 # %%
-# These are upper bounds, found by one attack on one seed of a tiny experiment; :doc:`/guides/robustness` explains how to
-# get reliable numbers, and :ref:`the quickstart <example-results>` has them over three seeds, with fine-tuning. Next:
+# These are upper bounds, found by one attack on one seed of a tiny experiment; :doc:`/guides/robustness` explains how
+# to get reliable numbers, and :ref:`the quickstart <example-results>` has them over three seeds, with fine-tuning.
+# Next:
 #
 # - your own network and images: :doc:`/quickstart` and :doc:`/guides/backbones`;
 # - the modes: :doc:`/modes`;

@@ -4,8 +4,8 @@ Two views of an image
 
 Contrastive learning depends on its views: if they are too similar, nothing is learned from bringing them together; if
 they are too different, they have nothing in common. :class:`~advcontrast.ContrastivePairAugment` makes both views of a
-whole batch at once. :class:`~advcontrast.augment.SimCLRAugment` makes each of them; it draws parameters and applies them
-separately, so that a view can be inspected and reproduced.
+whole batch at once. :class:`~advcontrast.augment.SimCLRAugment` makes each of them; it draws parameters and applies
+them separately, so that a view can be inspected and reproduced.
 """
 
 from pathlib import Path
@@ -56,8 +56,8 @@ views = [augment.apply(images, drawn) for drawn in (first, second)]
 assert torch.equal(views[0], augment.apply(images, first))  # replayed
 
 # %%
-# Parameters are a named tuple, so they can be changed before they are applied. Without jitter and gray, only the crop and
-# the mirror image are left of the second view.
+# Parameters are a named tuple, so they can be changed before they are applied. Without jitter and gray, only the crop
+# and the mirror image are left of the second view.
 
 never = torch.zeros(6, dtype=torch.bool)
 uncoloured = second._replace(jitter=never, gray=never)
@@ -88,5 +88,6 @@ for drawn, row, colour in ((first, axes[1], BLUE), (second, axes[2], RED)):
 plt.show()
 
 # %%
-# The best strength depends on the training. ``strength=0.5`` halves all changes, which suits adversarial training, whose
-# attack changes the views too; transforms of kornia and torchvision can replace the recipe. See :class:`~advcontrast.ContrastivePairAugment`.
+# The best strength depends on the training. ``strength=0.5`` halves all changes, which suits adversarial training,
+# whose attack changes the views too; transforms of kornia and torchvision can replace the recipe. See
+# :class:`~advcontrast.ContrastivePairAugment`.

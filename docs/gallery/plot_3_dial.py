@@ -76,9 +76,9 @@ for _ in range(5):
 # Two statistics
 # --------------
 #
-# Each dot is a channel of a norm; its coordinates are the running means of both branches, in units of the clean branch's
-# deviation. At the start the branches were copies, and all dots were on the line. A branch is an ordinary batch norm, with
-# the usual names for its statistics.
+# Each dot is a channel of a norm; its coordinates are the running means of both branches, in units of the clean
+# branch's deviation. At the start the branches were copies, and all dots were on the line. A branch is an ordinary
+# batch norm, with the usual names for its statistics.
 
 figure, ax = plt.subplots(layout="constrained")
 for norm in model.modules():

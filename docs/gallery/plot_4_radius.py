@@ -66,8 +66,9 @@ for name, learner in learners.items():
     curves[name] = robust_curve(learner.model, [test], strong, eps=radii).accuracies
 
 # %%
-# From radius 0.5 on, every image can be changed into the same uniform gray, and a classifier can be right for the images
-# of one class only. A curve that is above the dotted line there shows a failure of the attack, not a good classifier.
+# From radius 0.5 on, every image can be changed into the same uniform gray, and a classifier can be right for the
+# images of one class only. A curve that is above the dotted line there shows a failure of the attack, not a good
+# classifier.
 
 most = 100 * test[1].bincount().max() / len(test[1])  # the share of the largest class
 

@@ -63,8 +63,8 @@ fit(learner, train, epochs=6, batch_size=100, optimizer=adam)
 defended = Rounded(plain).eval()
 
 # %%
-# The report compares several attacks. A weaker attack must not break more images: if noise, a gradient-free search, images
-# made for another network, or another loss break more, the gradient has misled the attack.
+# The report compares several attacks. A weaker attack must not break more images: if noise, a gradient-free search,
+# images made for another network, or another loss break more, the gradient has misled the attack.
 
 attack = PGDAttack(eps=0.1, step_size=0.025, steps=10)
 report = gradient_masking(defended, [test], attack, surrogate=plain)

@@ -3,8 +3,8 @@ The contrastive loss in tiles
 =============================
 
 NT-Xent compares every view of a batch with every other one, a matrix of (2N)² numbers. With the large batches of
-contrastive learning this matrix needs more memory than the network. ``tile=`` computes the same loss from a given number
-of its rows at a time.
+contrastive learning this matrix needs more memory than the network. ``tile=`` computes the same loss from a given
+number of its rows at a time.
 """
 
 import matplotlib.pyplot as plt
@@ -61,8 +61,8 @@ for name, loss in losses.items():
     sizes[name] = [largest_tensor(loss, count) for count in pairs]
 
 # %%
-# Twice the batch is four times the matrix, but only twice a tile. On a CPU tiles are also faster from some hundred pairs
-# on; :func:`~advcontrast.functional.nt_xent` has recommendations.
+# Twice the batch is four times the matrix, but only twice a tile. On a CPU tiles are also faster from some hundred
+# pairs on; :func:`~advcontrast.functional.nt_xent` has recommendations.
 
 figure, ax = plt.subplots(layout="constrained")
 styles = ("#c2331c", "o"), ("#1a66b0", "s"), ("#747c86", "^")

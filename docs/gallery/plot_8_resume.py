@@ -2,9 +2,9 @@
 Killed and resumed
 ==================
 
-Preemption, a full disk or a power cut can interrupt a long run. With a folder,
-:func:`~advcontrast.engine.fit` continues from the last checkpoint, and on a CPU its final weights are bit-identical to
-those of an undisturbed run. Otherwise the effect of an interruption could not be distinguished from that of a code change.
+Preemption, a full disk or a power cut can interrupt a long run. With a folder, :func:`~advcontrast.engine.fit`
+continues from the last checkpoint, and on a CPU its final weights are bit-identical to those of an undisturbed run.
+Otherwise the effect of an interruption could not be distinguished from that of a code change.
 """
 
 from pathlib import Path
