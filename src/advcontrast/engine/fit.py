@@ -115,12 +115,12 @@ def fit(
         epochs: passes over the data, at least 1.
         batch_size: samples a step, of all processes together, who share them equally. The last batch of an epoch is
             filled up with the first samples of the epoch; if there are fewer samples than that, a step takes all.
-        optimizer: of the learner's parameters, by default :class:`LARS` with the ACL code's rate of 5. Its learning
-            rates at the time of the call are those that ``schedule`` scales; afterwards it has them again.
+        optimizer: of the learner's parameters, by default :class:`~advcontrast.optim.LARS` with the ACL code's rate of
+            5. ``schedule`` scales the learning rates that it has at the time of the call; afterwards it has them again.
         schedule: ``schedule(step)``, the fraction of the optimizer's learning rate to use, a function of the step
             alone; or one fraction for all steps, such as 1.0. By default, also for an ``optimizer`` that is passed,
-            :class:`WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is shorter. The first
-            line of the log names it.
+            :class:`~advcontrast.optim.WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is
+            shorter. The first line of the log names it.
         seed: of the order of the samples. Everything else draws from torch's global generators, which are never
             seeded here.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
