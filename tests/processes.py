@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 #: Children of the process that has imported all this; where processes cannot be forked, each child imports it again.
 WARM = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
@@ -24,11 +23,11 @@ OUTPUTS = ("stdout", "stderr")
 class Popen:
     """``python words`` in a warm process, with the part of the interface of ``subprocess.Popen`` that tests use."""
 
-    def __init__(self, *words, env=None, cwd=None, context=WARM):
+    def __init__(self, *words, env=None, cwd=None, start_new_session=False, context=WARM):
         self.args = [str(word) for word in words]
         self.returncode = None
         self._folder = Path(tempfile.mkdtemp()) if context is WARM else None
-        arguments = (self.args, dict(os.environ if env is None else env), cwd, self._folder)
+        arguments = (self.args, dict(os.environ if env is None else env), cwd, start_new_session, self._folder)
         self._process = context.Process(target=_run, args=arguments)
         self._process.start()
         self.pid = self._process.pid
@@ -44,6 +43,11 @@ class Popen:
         if self.poll() is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
         return self.returncode
+
+    def errors(self):
+        """Return the text of standard error so far."""
+        path = self._folder / "stderr"
+        return path.read_text() if path.exists() else ""
 
     def communicate(self, timeout=None):
         """Return the text of standard output and of standard error once the process has ended."""
@@ -78,8 +82,10 @@ def run(*words, env=None, cwd=None, timeout=300):
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def _run(words, env, cwd, folder):
+def _run(words, env, cwd, start_new_session, folder):
     """Do in this process what ``python words`` would do."""
+    if start_new_session:
+        os.setsid()
     if folder is not None:
         for descriptor, name in enumerate(OUTPUTS, 1):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
@@ -87,6 +93,8 @@ def _run(words, env, cwd, folder):
     os.environ.update(env)
     os.chdir(cwd or ".")
     multiprocessing.set_start_method(None, force=True)  # a script may choose its own
+    context = multiprocessing.get_context
+    multiprocessing.get_context = lambda method=None: context("fork" if method == "spawn" else method)
     sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
     option, sys.argv = words[0], words
     if option == "-c":  # short code, often about what the package imports
@@ -105,13 +113,11 @@ def _run(words, env, cwd, folder):
 
 
 def _fork_ranks():
-    """Let torchrun fork the processes that it starts, each into a session of its own."""
+    """Let torchrun fork the processes that it starts."""
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    class Rank(multiprocessing.context.ForkProcess):
-        def run(self):
-            os.setsid()
-            super().run()
+    def start(args, env, start_new_session, **_):
+        words = [word for word in args[1:] if word != "-u"]
+        return Popen(*words, env=env, start_new_session=start_new_session, context=multiprocessing.get_context("fork"))
 
-    fork = SimpleNamespace(Process=Rank)
-    subprocess_handler.Popen = lambda args, env, **_: Popen(*(a for a in args[1:] if a != "-u"), env=env, context=fork)
+    subprocess_handler.Popen = start
