@@ -18,10 +18,11 @@ pytest.importorskip("safetensors")
 from advcontrast.adapters.timm import from_timm, save_timm  # noqa: E402 (needs timm)
 
 # The smallest of each family; "ln" has no batch norms.
+MORE = ("resnetv2_18", "mobilenetv3_small_050", "regnetx_002", "ghostnet_050", "repvgg_a0", "lcnet_035")
+MORE += ("efficientvit_b0", "densenet121", "convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 FAMILIES = [
-    *("resnet10t", "resnetv2_18", "efficientnet_lite0", "mobilenetv3_small_050", "regnetx_002", "ghostnet_050"),
-    *("repvgg_a0", "lcnet_035", "test_byobnet", "mobilevit_xxs", "efficientvit_b0", "densenet121"),
-    *("convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "edgenext_xx_small", "test_vit"),
+    *("resnet10t", "efficientnet_lite0", "test_byobnet", "mobilevit_xxs", "edgenext_xx_small", "test_vit"),
+    *(pytest.param(name, marks=pytest.mark.nightly) for name in MORE),
 ]
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 

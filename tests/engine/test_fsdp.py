@@ -90,6 +90,7 @@ def test_two_steps_of_a_vision_transformer_are_those_of_whole_weights(ranks, mod
         assert branches == {"S2S": {"clean"}, "A2A": {"adv"}}.get(mode, {"clean", "adv"})
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_steps_of_a_resnet50_are_those_of_whole_weights(ranks):
     for split, moved, _ in ranks.run(two_steps, "resnet50", "DS", "trainer"):
