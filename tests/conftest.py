@@ -1,6 +1,5 @@
 """Fixtures and hypothesis profiles for all tests."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -8,8 +7,7 @@ from hypothesis import settings
 
 from tests.ranks import Ranks
 
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, database=None, print_blob=True)
-settings.register_profile("dev", deadline=None, max_examples=25)
+settings.register_profile("sample", derandomize=True, deadline=None, max_examples=25, database=None, print_blob=True)
 settings.register_profile("nightly", deadline=None, max_examples=1000)
 
 
@@ -19,7 +17,7 @@ def is_nightly(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "nightly" if is_nightly(config) else "ci"))
+    settings.load_profile("nightly" if is_nightly(config) else "sample")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker

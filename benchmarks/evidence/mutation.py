@@ -68,7 +68,7 @@ def main() -> None:
     unknown = [room for room in given.rooms if room.split("/")[0] not in PROPERTIES]
     if unknown or given.sample < 1:
         parser.error(f"expected rooms of {', '.join(PROPERTIES)} and a sample of at least 1")
-    os.environ |= {"HYPOTHESIS_PROFILE": "dev", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True  # a changed file of the same size and second would be read from the cache
     for name in WARM:
         importlib.import_module(name)
