@@ -1,5 +1,6 @@
 """Settings of every test and every docstring example."""
 
+import gc
 import math
 import os
 import sys
@@ -25,6 +26,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is there before the first test from garbage collection: millions of objects of other libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
