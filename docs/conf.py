@@ -19,9 +19,9 @@ os.environ["TQDM_DISABLE"] = "1"  # a page shows what a run found, not how it we
 
 from diagrams import DIAGRAMS  # noqa: E402
 from figures import DRAWINGS, draw_all  # noqa: E402
-from tables import write_tables  # noqa: E402
 
 import advcontrast  # noqa: E402
+from tables import write_tables  # noqa: E402
 
 project = "advcontrast"
 author = "The advcontrast authors"

@@ -1,4 +1,4 @@
-"""Calls of a function in parallel, each in a separate process, as ``quickstart.py`` uses them.
+"""Calls of a function in parallel, each in a separate process, and their progress, for ``quickstart.py``.
 
 Small networks do not gain from several threads of PyTorch: threads that wait for each other spin, and take CPU time
 from all other programs. Several processes with one thread each are faster.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -21,6 +23,27 @@ def default_jobs() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = int(os.environ.get("OMP_NUM_THREADS", "1").partition(",")[0])
     return max(1, cores // threads)
+
+
+def report(text: str) -> None:
+    """Print a line of progress to a terminal or a log that several processes share."""
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)  # one write, which lines of other processes cannot split
+
+
+def progress(stage: str, epochs: int) -> Callable[[int], dict[str, float]]:
+    """Report the start of a stage; return a function to call after each epoch, which reports every ten seconds."""
+    report(f"{stage}: {epochs} epochs")
+    started = shown = time.monotonic()
+
+    def after(epoch: int) -> dict[str, float]:
+        nonlocal shown
+        now = time.monotonic()
+        if now > shown + 10 or epoch == epochs:
+            report(f"{stage}: {epoch} of {epochs} epochs, {(now - started) / epoch * (epochs - epoch):.0f} s left")
+            shown = now
+        return {}  # metrics for the training loop to record
+
+    return after
 
 
 def in_processes(

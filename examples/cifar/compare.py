@@ -1,9 +1,10 @@
-"""Put results of evaluate.py side by side: a table, figures, and for each pair what differs beyond chance.
+"""Put results of evaluate.py side by side: a table, figures, and for each pair the differences beyond chance.
 
     python examples/cifar/compare.py runs/RI-evaluation runs/DS-evaluation --out runs/comparison
 
-Takes folders of evaluate.py, or their ``result.json``. Writes ``results.md``, ``eps.png``, ``steps.png`` and
-``corruptions.png``, and copies the cards to ``cards/``.
+Takes folders of evaluate.py or of other scripts of this folder, or their cards. Writes ``results.md``, ``eps.png``,
+``steps.png`` and ``corruptions.png``, as far as the cards have curves and corruptions, and copies the cards to
+``cards/``.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from advcontrast.evaluation.uar import CALIBRATIONS
 def main() -> None:
     """Read the cards that the command names, and write the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="folders of evaluate.py, or cards")
+    parser.add_argument("results", nargs="+", type=Path, help="folders of runs, or cards")
     parser.add_argument("--out", required=True, type=Path, help="folder for table and figures")
     flags = parser.parse_args()
     try:
-        cards = [ResultCard.read(path / "result.json" if path.is_dir() else path) for path in flags.results]
+        cards = [ResultCard.read(card_in(path) if path.is_dir() else path) for path in flags.results]
         pairs = [str(compare_cards(*pair)) for pair in combinations(cards, 2)]
     except (OSError, ValueError) as error:
         sys.exit(f"compare.py: {error}")
@@ -37,11 +38,18 @@ def main() -> None:
         curves = {card.name: card.curves[parameter] for card in cards if parameter in card.curves}
         if curves:
             plot_curves(curves).savefig(flags.out / f"{parameter}.png", dpi=150)
-    plot_corruptions({card.name: card.corruptions for card in cards}).savefig(flags.out / "corruptions.png", dpi=150)
+    corruptions = {card.name: card.corruptions for card in cards if card.corruptions}
+    if corruptions:
+        plot_corruptions(corruptions).savefig(flags.out / "corruptions.png", dpi=150)
     parts = ["# Results", markdown_table(cards), unforeseen(cards), features(cards), alarms(cards)]
     parts += [f"```\n{pair}\n```" for pair in pairs]
     (flags.out / "results.md").write_text("\n\n".join(part for part in parts if part) + "\n")
     print(parts[1])
+
+
+def card_in(folder: Path) -> Path:
+    """Return the card in the folder of a run: ``result.json`` of evaluate.py, ``card.json`` of the others."""
+    return folder / ("result.json" if (folder / "result.json").exists() else "card.json")
 
 
 def unforeseen(cards: Sequence[ResultCard]) -> str:
@@ -58,12 +66,12 @@ def unforeseen(cards: Sequence[ResultCard]) -> str:
 
 
 def features(cards: Sequence[ResultCard]) -> str:
-    """Return what attacks do to the features."""
+    """Return how far attacks move the features."""
     return _table("## Without labels", {card.name: card.label_free for card in cards}, ".3g")
 
 
 def alarms(cards: Sequence[ResultCard]) -> str:
-    """Return which signs of masked gradients were found."""
+    """Return the alarms for masked gradients that were raised."""
     lines = ["## Masked gradients", ""]
     for card in cards:
         loud = [alarm for alarm in card.alarms if alarm.raised]

@@ -1,4 +1,4 @@
-"""Evaluate a classifier to the full: what it gets right, under which attacks, and whether that can be believed.
+"""Evaluate a classifier in full: its accuracy, under which attacks, and whether the result is reliable.
 
     python examples/cifar/evaluate.py --model runs/DS-trades/final.safetensors --data cifar10 --out runs/DS-evaluation
     python examples/cifar/evaluate.py --model runs/1/final.safetensors,runs/2/final.safetensors --out runs/evaluation
@@ -18,47 +18,38 @@ table and the other figures of one or several cards. In the card:
 - Alarms for masked gradients.
 - With ``--encoder``, a dual encoder of pretrain.py: how far its branches have grown apart, and a picture of both.
 
-AutoAttack continues where it was when the script is started again; the rest starts anew.
-
-Presets: ``full`` does all but UAR, ``quick`` leaves out AutoAttack too.
+AutoAttack continues when the script is started again; the rest starts anew. Presets: ``full`` does all but UAR,
+``quick`` leaves out AutoAttack too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-from experiment import EVALUATION_BATCH, begin
-from flags import Common, flag, start
-from subjects import Subject, dual_encoder, subject
-from torch import nn
-
-from advcontrast import PGDAttack, bn_branch
-from advcontrast.attacks import APGDAttack, ClassificationObjective, under_attack
+from _common.figures import draw_branches, draw_images
+from _common.flags import Common, flag, start
+from _common.load_models import BATCH, Classifier, any_classifier, dual_encoder
+from _common.run_folder import begin
+from advcontrast import PGDAttack
+from advcontrast.attacks import APGDAttack
 from advcontrast.augment import CORRUPTIONS
 from advcontrast.data import cifar10_c
-from advcontrast.evaluation import (
-    Accuracy,
-    Alarm,
-    ResultCard,
+from advcontrast.evaluation import Accuracy, Alarm, ResultCard, gradient_masking
+from advcontrast.evaluation.accuracy import (
     accuracy,
     autoattack,
-    branch_gap,
+    corrupted,
     corruption_accuracy,
-    gradient_masking,
-    label_free_robustness,
     robust_accuracy,
     robust_curve,
-    uar,
 )
-from advcontrast.evaluation.accuracy import corrupted
 from advcontrast.evaluation.cards import CurveRecord, revision
-from advcontrast.evaluation.plots import plot_branches, plot_images
-from advcontrast.evaluation.uar import CALIBRATIONS
+from advcontrast.evaluation.representation import branch_gap, label_free_robustness
+from advcontrast.evaluation.uar import CALIBRATIONS, uar
 
 FRACTIONS = (0, 0.25, 0.5, 0.75, 1, 1.5, 2)  # of the radius
 STEPS = (0, 1, 2, 5, 10, 20, 50)
@@ -66,7 +57,7 @@ STEPS = (0, 1, 2, 5, 10, 20, 50)
 
 @dataclass(kw_only=True)
 class Settings(Common):
-    """What evaluation can be told beside the common flags; the network is told by its file."""
+    """Flags of the evaluation; the file of a model names its network."""
 
     model: str = flag("", "final.safetensors of a classifier (required); of several seeds, separated by commas")
     name: str = flag("", "what to call the result; by default the name of --out")
@@ -78,89 +69,81 @@ class Settings(Common):
 
 
 def main(settings: Settings) -> None:
-    """Evaluate, and write what was found."""
+    """Evaluate, draw the pictures, and write the card."""
     paths = [path for path in settings.model.split(",") if path]
     if not paths:
         raise ValueError("--model: expected the file of a classifier, got nothing. Make one with finetune.py.")
-    subjects = [subject(path, settings) for path in paths]
+    models = [any_classifier(path, settings) for path in paths]
     dual = dual_encoder(settings) if settings.encoder else None
-    experiment = begin(settings)
-    if experiment is None:
+    run = begin(settings, card="result.json")
+    if run is None:
         return
-    first = subjects[0]
+    first, few = models[0], settings.probe_images
     pgd = PGDAttack(eps=first.eps, step_size=first.eps / 4 or 1 / 255, steps=20)
-    verdicts, attacks = robustness(subjects, settings, pgd, experiment.folder)
-    probe = [one.batches(settings.probe_images) for one in subjects]
-    features = [asdict(label_free_robustness(one.model[0], x, pgd)) for one, x in zip(subjects, probe, strict=True)]
-    gap = {} if dual is None else {f"branch_gap_{name}": v for name, v in asdict(branch_gap(dual, probe[0])).items()}
+    verdicts, attacks = robustness(models, settings, pgd, run.folder)
+    features = mean_of([asdict(label_free_robustness(one.model[0], one.batches(few), pgd)) for one in models])
+    draw_images(first, pgd).savefig(run.folder / "images.png", dpi=150)
+    if dual is not None:
+        gap = asdict(branch_gap(dual, first.batches(few)))
+        features |= {f"branch_gap_{name}": value for name, value in gap.items()}
+        draw_branches(dual, first, few).savefig(run.folder / "branches.png", dpi=150)
     card = ResultCard.from_verdicts(
-        settings.name or Path(settings.out).name,
+        settings.name or run.folder.resolve().name,
         verdicts,
-        seeds=range(len(subjects)),
-        data=f"{settings.data}, {len(first.images)} images",
-        fingerprint=first.images.fingerprint(),
+        seeds=range(len(models)),
+        data=first.images,
         branch=first.branch,
         device=first.images.x.device,
         revision=revision(Path(__file__).parent),
         attacks=attacks,
-        settings={"probe_images": settings.probe_images, "uar_steps": settings.uar_steps},
-        curves=curves(subjects, settings, pgd),
-        corruptions=mean_of([corruptions(one, settings) for one in subjects]),
-        label_free=mean_of(features) | gap,
-        alarms=[alarm for seed, one in enumerate(subjects) for alarm in alarms(one, seed, settings, pgd)],
+        settings=run.about,
+        curves=curves(models, settings, pgd),
+        corruptions=mean_of([corruptions(one, settings) for one in models]),
+        label_free=features,
+        alarms=[alarm for seed, one in enumerate(models) for alarm in alarms(one, seed, few, pgd)],
     )
-    card.write(experiment.folder / "result.json")
-    draw_images(first, pgd, experiment.folder / "images.png")
-    if dual is not None:
-        draw_branches(dual, first, settings, experiment.folder / "branches.png")
-    experiment.record(finished=True, results={metric: found.mean for metric, found in card.results.items()})
+    card.write(run.folder / "result.json")
     print(card)
 
 
 def robustness(
-    subjects: Sequence[Subject], settings: Settings, pgd: PGDAttack, folder: Path
+    models: Sequence[Classifier], settings: Settings, pgd: PGDAttack, folder: Path
 ) -> tuple[dict[str, list[Accuracy]], dict[str, Any]]:
-    """Return the verdicts on all images without attack and under attacks, and what these attacks are."""
-    apgd = APGDAttack(eps=pgd.eps, steps=50, loss="dlr")
-    verdicts = {"TA": [accuracy(one.model, one.batches()) for one in subjects]}
-    attacks: dict[str, Any] = {"RA": pgd, "APGD": apgd}
+    """Return the verdicts on all images without attack and under attacks, and the attacks."""
+    attacks: dict[str, Any] = {"RA": pgd, "APGD": APGDAttack(eps=pgd.eps, steps=50, loss="dlr")}
+    verdicts = {"TA": [accuracy(one.model, one.batches()) for one in models]}
     for metric, attack in attacks.items():
-        verdicts[metric] = [robust_accuracy(one.model, one.batches(), attack) for one in subjects]
+        verdicts[metric] = [robust_accuracy(one.model, one.batches(), attack) for one in models]
     if settings.autoattack:
         attacks["AA"] = {"type": "AutoAttack, and PGD as for RA", "version": "standard", "eps": pgd.eps, "norm": "linf"}
-        verdicts["AA"] = []
-        for seed, (one, ra) in enumerate(zip(subjects, verdicts["RA"], strict=True)):
-            found = autoattack(one.model, one.batches(), eps=pgd.eps, folder=folder / "autoattack" / str(seed))
-            # An image that either turned is not robust.
-            verdicts["AA"].append(Accuracy(found.correct & ra.correct))
+        found = [
+            autoattack(one.model, one.batches(), eps=pgd.eps, folder=folder / "autoattack" / str(seed))
+            for seed, one in enumerate(models)
+        ]
+        # An image that either attack turned is not robust.
+        verdicts["AA"] = [Accuracy(aa.correct & ra.correct) for aa, ra in zip(found, verdicts["RA"], strict=True)]
     return verdicts, attacks
 
 
-def curves(subjects: Sequence[Subject], settings: Settings, pgd: PGDAttack) -> dict[str, CurveRecord]:
+def curves(models: Sequence[Classifier], settings: Settings, pgd: PGDAttack) -> dict[str, CurveRecord]:
     """Return accuracies along radius and steps, and at the six sizes of unforeseen attacks, averaged over seeds."""
-    probe = [(one.model, one.batches(settings.probe_images)) for one in subjects]
+    probe = [(one.model, one.batches(settings.probe_images)) for one in models]
     radii = [fraction * pgd.eps for fraction in FRACTIONS]
-    along_eps = [robust_curve(model, batches, pgd, eps=radii) for model, batches in probe]
-    along_steps = [robust_curve(model, batches, pgd, steps=STEPS) for model, batches in probe]
-    found = {"eps": mean_curve("eps", radii, along_eps), "steps": mean_curve("steps", STEPS, along_steps)}
-    if settings.uar_steps:
-        for name, calibration in CALIBRATIONS.items():
-            runs = [uar(model, batches, name, steps=settings.uar_steps) for model, batches in probe]
-            found[name] = mean_curve("eps", calibration.eps, runs)
-    return found
+    runs: dict[str, list[Any]] = {"eps": [robust_curve(*one, pgd, eps=radii) for one in probe]}
+    runs["steps"] = [robust_curve(*one, pgd, steps=STEPS) for one in probe]
+    for name in CALIBRATIONS if settings.uar_steps else ():
+        runs[name] = [uar(*one, name, steps=settings.uar_steps) for one in probe]
+    means = {name: tuple(map(fmean, zip(*(run.accuracies for run in own), strict=True))) for name, own in runs.items()}
+    values = {"eps": radii, "steps": STEPS, **{name: calibration.eps for name, calibration in CALIBRATIONS.items()}}
+    parameter = dict.fromkeys(runs, "eps") | {"steps": "steps"}
+    return {name: CurveRecord(parameter[name], tuple(values[name]), mean) for name, mean in means.items()}
 
 
-def mean_curve(parameter: str, values: Sequence[float], runs: Sequence[Any]) -> CurveRecord:
-    """Return the mean of the accuracies of several runs at each value."""
-    accuracies = zip(*(run.accuracies for run in runs), strict=True)
-    return CurveRecord(parameter, tuple(values), tuple(map(fmean, accuracies)))
-
-
-def corruptions(one: Subject, settings: Settings) -> Mapping[str, float]:
+def corruptions(one: Classifier, settings: Settings) -> Mapping[str, float]:
     """Return the accuracy under each corruption, averaged over severities."""
     if settings.cifar10c:
         files = cifar10_c(settings.cifar10c)
-        conditions: Iterable[Any] = ((name, level, part.batches(EVALUATION_BATCH)) for name, level, part in files)
+        conditions: Any = ((name, level, part.batches(BATCH)) for name, level, part in files)
     else:
         gray = one.images.x.shape[1] == 1
         names = [name for name in CORRUPTIONS if not (gray and name == "saturate")]  # gray has no saturation
@@ -168,39 +151,17 @@ def corruptions(one: Subject, settings: Settings) -> Mapping[str, float]:
     return corruption_accuracy(one.model, conditions).by_corruption
 
 
-def alarms(one: Subject, seed: int, settings: Settings, pgd: PGDAttack) -> list[Alarm]:
+def alarms(one: Classifier, seed: int, few: int, pgd: PGDAttack) -> list[Alarm]:
     """Look for masked gradients; a model that is right on less than two images has nothing to mask."""
-    probe = one.batches(settings.probe_images)
-    if accuracy(one.model, probe).correct.sum() < 2:
+    if accuracy(one.model, one.batches(few)).correct.sum() < 2:
         return []
-    found = gradient_masking(one.model, probe, pgd, images=settings.probe_images).alarms
+    found = gradient_masking(one.model, one.batches(few), pgd, images=few).alarms
     return [replace(alarm, name=f"seed {seed}: {alarm.name}") for alarm in found]
 
 
 def mean_of(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean over the runs of each entry."""
     return {name: fmean(run[name] for run in runs) for name in runs[0]}
-
-
-def draw_images(one: Subject, pgd: PGDAttack, path: Path) -> None:
-    """Draw an image of each class, what the attack makes of it, and the difference."""
-    chosen = [int((one.images.y == label).nonzero()[0, 0]) for label in one.images.y.unique().tolist()[:8]]
-    x, y = next(one.images.subset(torch.tensor(chosen)).batches(len(chosen)))
-    with under_attack(one.model), torch.no_grad():
-        adv = pgd(ClassificationObjective(one.model, y), x, generator=torch.Generator(x.device).manual_seed(0))
-        before, after = one.model(x).argmax(1), one.model(adv).argmax(1)
-    classes = one.images.classes
-    plot_images(x, adv, y=y, clean_predictions=before, adv_predictions=after, classes=classes).savefig(path, dpi=150)
-
-
-def draw_branches(dual: nn.Module, one: Subject, settings: Settings, path: Path) -> None:
-    """Draw the features of both branches in one plane."""
-    batches, found = one.batches(settings.probe_images), {}
-    for branch in ("clean", "adv"):
-        with bn_branch(dual, branch), torch.no_grad():
-            found[branch] = torch.cat([dual(x) for x, _ in batches])
-    y = torch.cat([labels for _, labels in batches])
-    plot_branches(found["clean"], found["adv"], y, classes=one.images.classes).savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -10,36 +10,55 @@ accuracy for standard training), and reports that one on the test images. ``metr
 Presets: ``paper`` is the text's 25 epochs with decays after 15 and 20, ``code`` the README's 100 epochs with decays at
 the start of epochs 40 and 60, ``fast`` 10 epochs. ``robustssl`` and ``dynacl2023`` have the numbers of this benchmark
 and of this paper, which train on all images, and both branches, and take the last epoch; that is not done here. See
-``advcontrast.evaluation.protocols.presets`` for sources. Wall time and accuracy at full size: not yet run.
+``advcontrast.evaluation.protocol`` for sources. Wall time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from classify import ACL, Supervised, preset_of, train_classifier
-from flags import flag, start
-
-from advcontrast.evaluation.protocols.presets import protocol
+from _common.classifiers import ACL, Supervised, preset_of, protocol_of, selected
+from _common.flags import flag, start
+from _common.images import load
+from _common.load_models import encoder_from, network_of
+from _common.run_folder import begin
+from advcontrast.data import labelled_subset
+from advcontrast.evaluation import protocol, run_protocol
 
 PAPER = preset_of(ACL)
 CODE = {**PAPER, "epochs": 100, "milestones": "39,59"}
 FAST = {**PAPER, "epochs": 10, "milestones": "6,8"}
-PRESETS = {"paper": PAPER, "code": CODE, "fast": FAST} | {
-    name: preset_of(protocol(name, "AFF")) for name in ("robustssl", "dynacl2023")
-}
+OTHERS = {name: preset_of(protocol(name, "AFF")) for name in ("robustssl", "dynacl2023")}
+PRESETS = {"paper": PAPER, "code": CODE, "fast": FAST, **OTHERS}
 
 
 @dataclass(kw_only=True)
 class Settings(Supervised):
-    """What fine-tuning can be told beside the common flags."""
+    """Flags of fine-tuning."""
 
     train: str = flag("trades", "what to train with", "trades", "standard")
 
 
 def main(settings: Settings) -> None:
     """Fine-tune the whole network."""
-    train_classifier(settings, loss="trades" if settings.train == "trades" else "ce", frozen=False)
+    images = load(settings)
+    encoder = encoder_from(settings, images)
+    kind, loss = ("AFF", "trades") if settings.train == "trades" else ("SFF", "ce")
+    chosen = protocol_of(settings, kind, loss)
+    labelled = labelled_subset(images.train.y, settings.labels, seed=settings.seed).cpu()
+    run = begin(settings, images, labelled=images.split["train"][labelled])
+    if run is None:
+        return
+    splits = (images.train, images.validation, images.test)
+    result = run_protocol(encoder, chosen, *splits, folder=run.folder, **settings.options)
+    run.finish(
+        result.model,
+        network_of(settings, branch=settings.branch, classes=images.classes),
+        images.test,
+        {"TA": result.ta, "RA": result.ra},
+        attacks={"RA": chosen.test_attack},
+        training=selected(result),
+    )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ finetune.py.
 
 Presets: ``paper`` decays after epochs 15 and 20, ``code`` at their start, ``fast`` has 10 epochs. ``robustssl`` and
 ``dynacl2023`` have the numbers that this benchmark and this paper use for CIFAR-10 (with ``--lr 0.05`` for CIFAR-100);
-they train on all images and take the last epoch, which is not done here. See ``advcontrast.evaluation.protocols``
-for sources. Wall time and accuracy at full size: not yet run.
+they train on all images and take the last epoch, which is not done here. See ``advcontrast.evaluation.protocol`` for
+sources. Wall time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from classify import Supervised, preset_of, train_classifier
-from flags import flag, start
-
-from advcontrast.evaluation.protocols.presets import protocol
+from _common.classifiers import Supervised, preset_of, protocol_of, selected
+from _common.flags import flag, start
+from _common.images import load
+from _common.load_models import encoder_from, network_of
+from _common.run_folder import begin
+from advcontrast.data import labelled_subset
+from advcontrast.evaluation import protocol, run_protocol
 
 
 def preset(name: str) -> dict[str, Any]:
@@ -38,7 +41,7 @@ PRESETS = {"paper": PAPER, "code": CODE, "fast": FAST} | {name: preset(name) for
 
 @dataclass(kw_only=True)
 class Settings(Supervised):
-    """What linear evaluation can be told beside the common flags."""
+    """Flags of linear evaluation."""
 
     train: str = flag("standard", "images to train on", "standard", "adversarial")
     loss: str = flag("trades", "what adversarial training minimises", "trades", "adversarial-ce")
@@ -46,7 +49,24 @@ class Settings(Supervised):
 
 def main(settings: Settings) -> None:
     """Train the last layer."""
-    train_classifier(settings, loss=settings.loss if settings.train == "adversarial" else "ce", frozen=True)
+    images = load(settings)
+    encoder = encoder_from(settings, images)
+    kind, loss = ("ALF", settings.loss) if settings.train == "adversarial" else ("SLF", "ce")
+    chosen = protocol_of(settings, kind, loss)
+    labelled = labelled_subset(images.train.y, settings.labels, seed=settings.seed).cpu()
+    run = begin(settings, images, labelled=images.split["train"][labelled])
+    if run is None:
+        return
+    splits = (images.train, images.validation, images.test)
+    result = run_protocol(encoder, chosen, *splits, folder=run.folder, **settings.options)
+    run.finish(
+        result.model,
+        network_of(settings, branch=settings.branch, classes=images.classes),
+        images.test,
+        {"TA": result.ta, "RA": result.ra},
+        attacks={"RA": chosen.test_attack},
+        training=selected(result),
+    )
 
 
 if __name__ == "__main__":

@@ -25,58 +25,40 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from budget import CHEAPER, attack_of, mean_cost, watch
-from experiment import begin, final_accuracies, say
-from flags import Common, flag, start
-from images import Images, load, streamed
-from networks import about, join, new_encoder
-from probe import linear_probe
-from selfie import SelfieLearner
 from torch import nn
 
-from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, convert_to_dual_bn, export_branch
+from _common.attacks import CHEAPER, attack_of, mean_cost, watch
+from _common.classifiers import linear_probe
+from _common.flags import Common, flag, start
+from _common.images import Images, load, streamed
+from _common.load_models import BATCH, join, network_of, new_encoder
+from _common.run_folder import begin, say
+from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn, export_branch
 from advcontrast.augment import Replay
 from advcontrast.engine import fit, steps_per_epoch
+from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.models import acl_head, simclr_head
 from advcontrast.optim import LARS, WarmupCosine
 from advcontrast.surgery import convert_sync_batchnorm
+from baselines.selfie import RECIPE as SELFIE
+from baselines.selfie import SelfieLearner
 
-CODE = {
-    "epochs": 1000,
-    "batch_size": 512,
-    "optimizer": "lars",
-    "lr": 5.0,
-    "head": "acl",
-    "min_area": 0.1,
-    "attack_steps": 5,
-}
+CODE = {"epochs": 1000, "batch_size": 512}
 PAPER = {**CODE, "lr": 2.0, "head": "simclr", "min_area": 0.08, "spare_norms": True}
 FAST = {**CODE, "epochs": 100, "attack_steps": 3, "attack_step": 0.5}
-SELFIE = {
-    "mode": "selfie",
-    "epochs": 200,
-    "batch_size": 128,
-    "optimizer": "nesterov",
-    "lr": 0.1,
-    "weight_decay": 1e-4,
-    "warmup": 0,
-    "attack_steps": 10,
-}
 PRESETS = {"code": CODE, "paper": PAPER, "fast": FAST, "selfie": SELFIE}
 PRESETS |= {name: {**CODE, **changes} for name, changes in CHEAPER.items()}
 
 
 @dataclass(kw_only=True)
 class Settings(Common):
-    """What pre-training can be told beside the common flags."""
+    """Flags of pre-training; their defaults are those of the authors' code."""
 
     mode: str = flag("DS", "streams to train on, or the baseline Selfie", "S2S", "A2A", "A2S", "DS", "selfie")
     norms: str = flag("auto", "batch norms; auto: dual for A2S and DS, as in the paper", "auto", "single", "dual")
     sync_norms: bool = flag(False, "batch norms of all processes together, on accelerators")
     head: str = flag("acl", "projection head", "acl", "simclr")
-    optimizer: str = flag(
-        "lars", "optimizer; nesterov is SGD with Nesterov momentum", "lars", "sgd", "nesterov", "adam"
-    )
+    optimizer: str = flag("lars", "optimizer; nesterov is SGD with it", "lars", "sgd", "nesterov", "adam")
     lr: float = flag(5.0, "peak learning rate, not scaled by anything")
     weight_decay: float = flag(1e-6, "weight decay")
     spare_norms: bool = flag(False, "LARS: no decay and no adaptation for norms and biases")
@@ -96,25 +78,24 @@ class Settings(Common):
 def main(settings: Settings) -> None:
     """Pre-train, and write the encoder with its head."""
     images = load(settings)
+    device = images.everything.x.device
     encoder, features = new_encoder(settings, images)
     data = streamed(settings, images.size) if settings.stream else images.everything.x
     steps = settings.epochs * steps_per_epoch(len(data), settings.batch_size)
-    if settings.mode == "selfie":
-        learner = selfie(settings, encoder, steps)
-    else:
-        learner = acl(settings, encoder, features, images, steps)
-    learner.to(images.everything.x.device)
+    dual = settings.norms == "dual" or (settings.norms == "auto" and settings.mode in ("A2S", "DS"))
+    learner = learner_of(settings, encoder, features, images, steps, dual=dual).to(device)
     if settings.sync_norms:
-        synchronise_norms(learner, images.everything.x.device)
+        if device.type == "cpu" and dist.is_initialized():
+            expected = "an accelerator, as SyncBatchNorm does not train on a CPU"
+            raise ValueError(f"--sync-norms: expected {expected}, got cpu. Leave the flag out, or see --device.")
+        convert_sync_batchnorm(learner)
     optimizer = optimizer_of(settings, learner)
-    experiment = begin(settings)
-    if experiment is None:
+    run = begin(settings, images)
+    if run is None:
         return
-    experiment.describe(images)
-    if settings.stream:
-        experiment.record(stream=f"ImageStream of {len(data)} samples {data.dataset.fingerprint()[:16]}")
     cost = mean_cost(learner, images.everything.x[: settings.batch_size], steps)
     say(f"{settings.out}: {cost:.1f} forward passes an image and epoch; SimCLR takes 6, ACL with PGD-5 takes 32")
+    single_step = settings.attack_steps == 1 and settings.mode != "S2S"
     history = fit(
         learner,
         data,
@@ -123,55 +104,43 @@ def main(settings: Settings) -> None:
         optimizer=optimizer,
         schedule=WarmupCosine(steps, warmup=min(settings.warmup, settings.epochs // 10) * steps // settings.epochs),
         seed=settings.seed,
-        evaluate=partial(watch, settings, learner, images)
-        if settings.attack_steps == 1 and settings.mode != "S2S"
-        else None,
-        folder=experiment.folder,
+        evaluate=partial(watch, settings, learner, images) if single_step else None,
+        folder=run.folder,
         save_every=settings.save_every or None,
         amp=settings.amp,
         compile=settings.compile,
         tensorboard=settings.tensorboard,
     )
-    norms = "dual" if is_dual(settings) else "single"
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step", "seconds", "lr")}
     last["images_per_second"] = len(history) * len(data) / sum(row["seconds"] for row in history)
-    trained = export_branch(learner.model.encoder, "adv") if is_dual(settings) else learner.model.encoder
-    probed = final_accuracies(linear_probe(trained, features, images), images, settings)
-    experiment.finish(learner.model, about(settings, norms=norms, mode=settings.mode), **probed, **last, cost=cost)
+    if settings.stream:
+        last["stream"] = f"ImageStream of {len(data)} samples {data.dataset.fingerprint()[:16]}"
+    trained = export_branch(learner.model.encoder, "adv") if dual else learner.model.encoder
+    classifier = linear_probe(trained, features, images)
+    attack, test = PGDAttack(eps=settings.radius, step_size=settings.step, steps=20), list(images.test.batches(BATCH))
+    verdicts = {"TA": accuracy(classifier, test), "RA": robust_accuracy(classifier, test, attack)}
+    network = network_of(settings, norms="dual" if dual else "single", mode=settings.mode)
+    training = {**last, "cost": cost}
+    run.finish(learner.model, network, images.test, verdicts, attacks={"RA": attack}, training=training)
 
 
-def is_dual(settings: Settings) -> bool:
-    """Tell whether the network gets dual batch norms."""
-    return settings.norms == "dual" or (settings.norms == "auto" and settings.mode in ("A2S", "DS"))
-
-
-def synchronise_norms(learner: nn.Module, device: torch.device) -> None:
-    """Let the batch norms see the batch of all processes."""
-    if device.type == "cpu" and dist.is_initialized():
-        expected, got = "an accelerator, as SyncBatchNorm does not train on a CPU", "cpu"
-        raise ValueError(f"--sync-norms: expected {expected}, got {got}. Leave the flag out, or see --device.")
-    convert_sync_batchnorm(learner)
-
-
-def acl(settings: Settings, encoder: nn.Module, features: int, images: Images, steps: int) -> ACLTrainer:
-    """Return the learner of adversarial contrastive learning."""
+def learner_of(
+    settings: Settings, encoder: nn.Module, features: int, images: Images, steps: int, *, dual: bool
+) -> nn.Module:
+    """Return the learner of adversarial contrastive learning, or of Selfie."""
+    attack = attack_of(settings, steps)
+    if settings.mode == "selfie":
+        if dual:
+            raise ValueError("--norms: expected auto or single for Selfie, got dual. Its network has one branch.")
+        return SelfieLearner(encoder, attack=attack)
     head = acl_head(features) if settings.head == "acl" else simclr_head(features)
-    model = join(encoder, head)
-    if is_dual(settings):
-        model = convert_to_dual_bn(model)
+    model = convert_to_dual_bn(join(encoder, head)) if dual else join(encoder, head)
     views = ContrastivePairAugment(images.size, strength=settings.strength, min_area=settings.min_area)
     augment = Replay(views, times=settings.replays)
     loss = NTXentLoss(settings.temperature, gather=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of single norms, which were asked for
-        return ACLTrainer(model, loss=loss, attack=attack_of(settings, steps), augment=augment, mode=settings.mode)
-
-
-def selfie(settings: Settings, encoder: nn.Module, steps: int) -> SelfieLearner:
-    """Return the learner of Selfie."""
-    if settings.norms == "dual":
-        raise ValueError("--norms: expected auto or single for Selfie, got dual. Its network has one branch.")
-    return SelfieLearner(encoder, attack=attack_of(settings, steps))
+        return ACLTrainer(model, loss=loss, attack=attack, augment=augment, mode=settings.mode)
 
 
 def optimizer_of(settings: Settings, learner: nn.Module) -> torch.optim.Optimizer:

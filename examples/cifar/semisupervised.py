@@ -16,36 +16,33 @@ protocol, and DynACL takes ACL's. Wall time and accuracy at full size: not yet r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from classify import Supervised, best_epoch, epochs_of, preset_of, sgd, supervise, training_attack
-from experiment import EVALUATION_BATCH, begin, final_accuracies, first_process, save, validation_accuracies
-from flags import flag, start
-from images import load
-from learners import UAT
-from networks import about, encoder_from, zero_classifier
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from _common.classifiers import Supervised, epochs_of, preset_of, protocol_of, selected
+from _common.flags import flag, start
+from _common.images import load
+from _common.load_models import BATCH, encoder_from, network_of
+from _common.run_folder import begin, save
 from advcontrast.augment import CropFlip
-from advcontrast.data import ImageSet, labelled_subset
-from advcontrast.evaluation.protocols.presets import protocol
-from advcontrast.losses import SemiSupervisedLoss
-from advcontrast.strategies.semi_supervised import SemiSupervisedTrainer
-from advcontrast.strategies.supervised import StandardTrainer
+from advcontrast.data import labelled_subset
+from advcontrast.evaluation import Protocol, protocol, run_protocol
+from baselines.uat import UAT
 
 ACL = protocol("acl2020", "semi")
 TEACHER = protocol("acl2020", "SFF")
 TEACHER_PRESET = {f"teacher_{name}": preset_of(TEACHER)[name] for name in ("epochs", "milestones")}
 CODE = {**preset_of(ACL), **TEACHER_PRESET, "batch_size": 0}  # which depends on the labels
 FAST = {**CODE, "epochs": 8, "milestones": "4,6", "teacher_epochs": 40, "teacher_milestones": "16,24"}
+PRESETS = {"code": CODE, "fast": FAST}
 
 
 @dataclass(kw_only=True)
 class Settings(Supervised):
-    """What semi-supervised training can be told beside the flags of supervised training."""
+    """Flags of semi-supervised training."""
 
     method: str = flag(
         "acl", "acl; or UAT with online targets (ot), fixed targets (ft) or both", "acl", "ot", "ft", "uat++"
@@ -61,85 +58,59 @@ class Settings(Supervised):
 
 
 def main(settings: Settings) -> None:
-    """Train a teacher on the labels, and a robust student on what the teacher says."""
+    """Train a teacher on the labels, and a robust student on the labels and on the outputs of the teacher."""
     images = load(settings)
-    device = images.train.x.device
-    teacher, student = (
-        zero_classifier(*encoder_from(settings, images, branch), images.classes).to(device)
-        for branch in (settings.teacher_branch, settings.branch)
-    )
-    chosen = labelled_subset(images.train.y, settings.labels, seed=settings.seed)
-    learner = student_learner(settings, student, CropFlip(images.size // 8))
-    decays, teacher_decays = (
-        epochs_of("milestones", settings.milestones),
-        epochs_of("teacher-milestones", settings.teacher_milestones),
-    )
-    experiment = begin(settings)
-    if experiment is None:
+    encoder = encoder_from(settings, images)
+    teacher_protocol, student_protocol = protocols(settings)
+    labelled = labelled_subset(images.train.y, settings.labels, seed=settings.seed)
+    run = begin(settings, images, labelled=images.split["train"][labelled.cpu()])
+    if run is None:
         return
-    experiment.describe(images, labelled=images.split["train"][chosen.cpu()])
 
-    labelled = images.train.subset(chosen)
-    supervise(
-        StandardTrainer(teacher, augment=CropFlip(images.size // 8)),
-        (labelled.x, labelled.y),
-        settings,
-        folder=experiment.folder / "teacher",
-        epochs=settings.teacher_epochs,
-        batch_size=TEACHER.batch_size,
-        optimizer=sgd(teacher, settings.lr, TEACHER.weight_decay),
-        decays=teacher_decays,
-        evaluate=lambda: validation_accuracies(teacher, images, settings, robust=False),
-        evaluate_every=settings.evaluate_every,
-        select="val_ta",
-    )
-    logits = logits_of(teacher, images.train, experiment.folder / "teacher" / "logits.safetensors")
-    unlabelled = torch.ones(len(images.train), dtype=torch.bool, device=device)
-    unlabelled[chosen] = False
+    few = (images.train.subset(labelled), images.validation, images.test)
+    teacher = run_protocol(encoder, teacher_protocol, *few, folder=run.folder / "teacher", **settings.options)
+    with torch.no_grad():
+        logits = torch.cat([teacher.model(x) for x, _ in images.train.batches(BATCH)])
+    save({"logits": logits}, run.folder / "teacher" / "logits.safetensors", {})
+    unlabelled = torch.ones(len(images.train), dtype=torch.bool, device=logits.device).index_fill(0, labelled, False)
     right = (logits.argmax(1) == images.train.y)[unlabelled]
-    experiment.record(pseudo_label_accuracy=right.float().mean().item() if len(right) else None)
 
-    history = supervise(
-        learner,
-        (images.train.x, torch.where(unlabelled, -1, images.train.y), logits),
-        settings,
-        folder=experiment.folder,
-        epochs=settings.epochs,
-        # Of the 45,000 images these are 25 labelled ones in each batch for 10 %, and 2 for 1 %.
-        batch_size=settings.batch_size or (ACL.batch_size if settings.labels >= ACL.labels else 200),
-        optimizer=sgd(student, settings.lr, settings.weight_decay, nesterov=settings.nesterov),
-        decays=decays,
-        evaluate=lambda: validation_accuracies(student, images, settings, robust=True),
-        evaluate_every=settings.evaluate_every,
-        select="val_ra",
-        groups=unlabelled.long().cpu(),
+    # The same teacher is a part of this protocol, which finds it finished in the folder.
+    splits = (images.train, images.validation, images.test)
+    learner = None if settings.method == "acl" else partial(uat, settings, student_protocol, images.size)
+    result = run_protocol(encoder, student_protocol, *splits, folder=run.folder, learner=learner, **settings.options)
+    found = {
+        "teacher_ta": teacher.ta.accuracy,
+        "pseudo_label_accuracy": right.float().mean().item() if len(right) else None,
+    }
+    run.finish(
+        result.model,
+        network_of(settings, branch=settings.branch, classes=images.classes),
+        images.test,
+        {"TA": result.ta, "RA": result.ra},
+        attacks={"RA": student_protocol.test_attack},
+        training=selected(result) | found,
     )
-    results = final_accuracies(student, images, settings) | best_epoch(history, "val_ra")
-    results |= {"teacher_ta": final_accuracies(teacher, images, settings, robust=False)["ta"]}
-    results |= {"pseudo_label_accuracy": experiment.card["pseudo_label_accuracy"]}
-    experiment.finish(student, about(settings, branch=settings.branch, classes=images.classes), **results)
 
 
-def student_learner(settings: Settings, student: nn.Sequential, augment: CropFlip) -> nn.Module:
-    """Return what step iii trains with."""
-    attack = training_attack(settings)
-    if settings.method == "acl":
-        loss = SemiSupervisedLoss(alpha=settings.alpha, temperature=settings.temperature, beta=settings.beta)
-        return SemiSupervisedTrainer(student, loss=loss, attack=attack, augment=augment)
+def protocols(settings: Settings) -> tuple[Protocol, Protocol]:
+    """Return the protocols of steps ii and iii."""
+    changes: dict[str, Any] = {"batch_size": TEACHER.batch_size, "weight_decay": TEACHER.weight_decay, "labels": 1.0}
+    changes |= {"epochs": settings.teacher_epochs, "branch": settings.teacher_branch, "nesterov": False}
+    changes["milestones"] = epochs_of("teacher-milestones", settings.teacher_milestones, settings.teacher_epochs)
+    teacher = protocol_of(settings, "SFF", "ce", **changes)
+    # Of the 45,000 images these are 25 labelled ones in each batch for 10 %, and 2 for 1 %.
+    batch_size = settings.batch_size or (ACL.batch_size if settings.labels >= ACL.labels else 200)
+    numbers = {"batch_size": batch_size, "alpha": settings.alpha, "temperature": settings.temperature}
+    return teacher, protocol_of(settings, "semi", "semi", teacher=teacher, **numbers)
+
+
+def uat(settings: Settings, protocol: Protocol, size: int, model: nn.Module) -> UAT:
+    """Return the learner of step iii for UAT."""
     online, fixed = settings.method in ("ot", "uat++"), settings.method in ("ft", "uat++")
-    return UAT(student, augment=augment, attack=attack, online=online, fixed=fixed, weight=settings.uat_weight)
-
-
-@torch.no_grad()
-def logits_of(teacher: nn.Module, images: ImageSet, path: Path) -> Tensor:
-    """Return what the teacher says about the images as they are, from the file once it exists."""
-    if first_process() and not path.exists():
-        teacher.eval()
-        save({"logits": torch.cat([teacher(x) for x, _ in images.batches(EVALUATION_BATCH)])}, path)
-    if dist.is_initialized():
-        dist.barrier()
-    return load_file(path, device=str(images.x.device))["logits"]
+    common = {"augment": CropFlip(size // 8), "attack": protocol.attack}
+    return UAT(model, online=online, fixed=fixed, weight=settings.uat_weight, **common)
 
 
 if __name__ == "__main__":
-    start(main, Settings, {"code": CODE, "fast": FAST})
+    start(main, Settings, PRESETS)

@@ -19,21 +19,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
+import shutil
 import sys
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
-from flags import Parser
-from recipes import BUDGETS, PARTS, Run, needed, runs_of
-from report import finished, write_report
+from _common.figures import draw_fine_tuning
+from _common.flags import Parser
+from _common.paper_tables import BUDGETS, FIGURES, PARTS, TABLES, Table, needed, runs_of
+from _common.run_folder import write_json
+from _common.runner import Runner, card_of
+from advcontrast.evaluation import ResultCard, markdown_table
+from advcontrast.evaluation.plots import plot_corruptions
 
-HERE = Path(__file__).parent
 KINDS = ("cifar10", "cifar100", "folder", "embedded")
 
 
@@ -74,99 +74,68 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def command(run: Run, seed: int, given: argparse.Namespace) -> list[str]:
-    """Return the command line of a run."""
-    here = Path(given.out) / f"seed{seed}"
-    data, where = (given.data100, given.data100_dir) if run.second else (given.data, given.data_dir)
-    flags = {
-        "data": data,
-        "data-dir": where,
-        "seed": seed,
-        "out": here / run.name,
-        "device": given.device,
-        "amp": given.amp,
-    }
-    if run.takes is not None:
-        flags["model" if run.script == "unforeseen" else "encoder"] = here / run.takes / "final.safetensors"
-    line = [sys.executable, str(HERE / f"{run.script}.py")]
-    return line + [str(word) for name, value in {**run.flags, **flags}.items() for word in (f"--{name}", value)]
-
-
-class Runner:
-    """Runs the scripts, several at a time, and ends them when it is ended itself."""
-
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.given = given
-        self.folder = Path(given.out)
-        self.children: set[subprocess.Popen[bytes]] = set()
-        self.lock, self.ending = threading.Lock(), False
-        # Not the cores divided by the jobs: the number of threads changes the rounding of sums, and so the results.
-        self.environment = {"OMP_NUM_THREADS": "1", **os.environ}
-
-    def run(self, run: Run, seed: int, before: Future[str] | None) -> str:
-        """Run a script to its end, unless it has ended before; return what went wrong, or nothing."""
-        if before is not None and before.result():
-            return f"{run.name}, seed {seed}: not run, as {run.takes} failed"
-        folder = self.folder / f"seed{seed}" / run.name
-        if finished(folder):
-            return ""
-        log = self.folder / "logs" / f"{run.name}-seed{seed}.log"
-        with log.open("wb") as file:
-            with self.lock:
-                if self.ending:
-                    return f"{run.name}, seed {seed}: not run"
-                child = subprocess.Popen(command(run, seed, self.given), stdout=file, stderr=file, env=self.environment)
-                self.children.add(child)
-            progress(f"{run.name}, seed {seed}: running, see {log}")
-            child.wait()
-            with self.lock:
-                self.children.discard(child)
-        if finished(folder):
-            return ""
-        lines = log.read_text(errors="replace").splitlines() or [f"status {child.returncode}"]
-        return f"{run.name}, seed {seed}: {lines[-1]}"
-
-    def end(self, *_: object) -> None:
-        """Ask all scripts to save and end."""
-        with self.lock:
-            self.ending = True
-            for child in self.children:
-                child.terminate()
-
-    def all(self, runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
-        """Run everything, seed by seed; return what went wrong."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.end)
-        waiting: dict[tuple[str, int], Future[str]] = {}
-        with ThreadPoolExecutor(self.given.jobs) as pool:
-            for seed in seeds:
-                for run in runs:
-                    before = None if run.takes is None else waiting[run.takes, seed]
-                    waiting[run.name, seed] = pool.submit(self.run, run, seed, before)
-            names = {future: f"{name}, seed {seed}" for (name, seed), future in waiting.items()}
-            for done, future in enumerate(as_completed(names), 1):
-                progress(f"{names[future]}: {'not ' * bool(future.result())}finished, {done} of {len(names)} runs")
-        return [future.result() for future in names if future.result()]
-
-
-def progress(text: str) -> None:
-    """Print a line about the runs, for a terminal or a log."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
 def require_same(given: argparse.Namespace) -> None:
     """End if the folder holds the runs of another budget or other images, which would get into the tables."""
     path = Path(given.out) / "tables.json"
     ours = {name: getattr(given, name) for name in ("budget", "data", "data100", "amp")}
-    path.parent.mkdir(parents=True, exist_ok=True)
     theirs = json.loads(path.read_text()) if path.exists() else ours
     for name, value in ours.items():
         if theirs.get(name) not in (None, value):
-            expected, got = f"--{name} {theirs[name]} as for the runs in {given.out}", value
-            Parser().error(f"expected {expected}, got {got}. Choose another folder.")
-    partial = path.with_name(".tables.json.partial")
-    partial.write_text(json.dumps({**theirs, **{name: value for name, value in ours.items() if value is not None}}))
-    partial.replace(path)
+            expected = f"--{name} {theirs[name]} as for the runs in {given.out}"
+            Parser().error(f"expected {expected}, got {value}. Choose another folder.")
+    write_json({**theirs, **{name: value for name, value in ours.items() if value is not None}}, path)
+
+
+def write_report(out: Path, title: str) -> None:
+    """Write ``tables.md`` and the figures of the finished runs, and gather their cards in ``cards/``."""
+    folders: dict[str, list[Path]] = {}
+    cards: dict[str, list[ResultCard]] = {}
+    (out / "cards").mkdir(parents=True, exist_ok=True)
+    for path in sorted(out.glob("seed*/*/card.json")):
+        card = card_of(path.parent)
+        if card is not None:
+            folders.setdefault(path.parent.name, []).append(path.parent)
+            cards.setdefault(path.parent.name, []).append(card)
+            shutil.copy(path, out / "cards" / f"{path.parent.name}-{path.parents[1].name}.json")
+    measured = "Accuracy in percent on the test images, clean (TA) and under PGD-20 (RA)"
+    parts = [f"# Tables of ACL: {title}", f"{measured}; mean ± standard deviation over the seeds."]
+    parts += [table(one, cards) for one in TABLES.values() if any(row.run in cards for row in one.rows)]
+    shown = {name: {label: run for label, run in runs.items() if run in cards} for name, runs in FIGURES.items()}
+    if shown["figure2"]:
+        bars = {label: mean_of(cards[run]) for label, run in shown["figure2"].items()}
+        plot_corruptions(bars).savefig(out / "figure2.png", dpi=150)
+    if shown["figure3"]:
+        lines = {label: folders[run] for label, run in shown["figure3"].items()}
+        draw_fine_tuning(lines).savefig(out / "figure3.png", dpi=150)
+    parts += [f"![{name}]({name}.png)" for name, runs in shown.items() if runs]
+    (out / "tables.md").write_text("\n\n".join(parts) + "\n")
+
+
+def mean_of(cards: Sequence[ResultCard]) -> dict[str, float]:
+    """Return the accuracy under each corruption, averaged over seeds."""
+    return {name: fmean(card.corruptions[name] for card in cards) for name in cards[0].corruptions}
+
+
+def table(one: Table, cards: Mapping[str, Sequence[ResultCard]]) -> str:
+    """Return a table of the paper in Markdown, with its numbers beside those of the runs."""
+    rows = [row for row in one.rows if row.run in cards]
+    measured = markdown_table([joined(row.label, cards[row.run]) for row in rows]).splitlines()
+    paper = [["seeds", "paper TA", "paper RA"], ["---:"] * 3]
+    for row in rows:
+        numbers = ("" if number is None else f"{number:.2f}" for number in (row.ta, row.ra))
+        paper.append([str(len(cards[row.run])), *numbers])
+    lines = [f"{line} {' | '.join(cells)} |" for line, cells in zip(measured, paper, strict=True)]
+    missing = "; ".join(row.label for row in one.rows if row not in rows)
+    return "\n".join([f"## {one.title}", "", *lines, *(["", f"Not run: {missing}."] if missing else [])])
+
+
+def joined(label: str, cards: Sequence[ResultCard]) -> ResultCard:
+    """Return one card of the cards of several seeds."""
+    right = [card.settings["training"].get("pseudo_label_accuracy") for card in cards]
+    if None not in right:
+        label += f" (pseudo-labels {100 * fmean(right):.1f})"
+    verdicts = {metric: [card.verdicts[metric][0] for card in cards] for metric in cards[0].verdicts}
+    return replace(cards[0], name=label, verdicts=verdicts, seeds=[card.seeds[0] for card in cards])
 
 
 def main() -> int:
@@ -178,17 +147,12 @@ def main() -> int:
     runs = [run for run in needed(given.only, runs_of(budget)) if given.data100 or not run.second]
     runner = Runner(given)
     failures = runner.all(runs, seeds)
-    write_report(Path(given.out), runner_title(given))
+    second = f"; second data set {given.data100}, in the place of CIFAR-100" if given.data100 else ""
+    write_report(Path(given.out), f"budget {given.budget}, {given.data} in the place of CIFAR-10{second}")
     print((Path(given.out) / "tables.md").read_text())
     for failure in failures:
         print(f"tables.py: {failure}", file=sys.stderr)
     return 0 if runner.ending else min(len(failures), 1)
-
-
-def runner_title(given: argparse.Namespace) -> str:
-    """Say what the numbers were measured on."""
-    second = f"; second data set {given.data100}, in the place of CIFAR-100" if given.data100 else ""
-    return f"budget {given.budget}, {given.data} in the place of CIFAR-10{second}"
 
 
 if __name__ == "__main__":

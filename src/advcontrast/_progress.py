@@ -36,14 +36,15 @@ class ProgressBar:
     ) -> None:
         self._bar: Any = None
         self._due = 0.0
+        if shown is None:
+            shown = getattr(sys.stderr, "isatty", lambda: False)()  # standard error may be None, or a user's writer
+        if not shown:
+            return  # tqdm makes a lock for several processes even for a bar that it hides
         try:
             from tqdm import tqdm
         except ImportError:
             return
-        if shown is None:
-            shown = getattr(sys.stderr, "isatty", lambda: False)()  # standard error may be None, or a user's writer
-        # tqdm reads TQDM_DISABLE if it is not passed the argument.
-        bar = tqdm(total=total, initial=done, unit=unit, desc=title, **({} if shown else {"disable": True}))
+        bar = tqdm(total=total, initial=done, unit=unit, desc=title)
         self._bar = None if bar.disable else bar
 
     @property

@@ -13,6 +13,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from advcontrast.evaluation import ResultCard
 from tests.processes import Popen, run
 
 CIFAR = Path(__file__).parents[2] / "examples" / "cifar"
@@ -66,7 +67,17 @@ def inside(script, *flags):
 
 
 def card(out):
-    return json.loads((out / "card.json").read_text())
+    return ResultCard.read(out / "card.json")
+
+
+def training(out):
+    """Return the results of a run beside its accuracies."""
+    return card(out).settings["training"]
+
+
+def flags_of(out):
+    """Return the flags that a run was started with."""
+    return json.loads((out / "run.json").read_text())["flags"]
 
 
 def weights(out):

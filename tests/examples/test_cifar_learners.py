@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from advcontrast import PGDAttack
-from advcontrast.evaluation.protocols.presets import protocol
-from tests.examples.cifar import FEW, TINY, card, inside, scripts_importable
+from advcontrast.evaluation import protocol
+from tests.examples.cifar import FEW, TINY, flags_of, inside, scripts_importable
 
 TOLERANCE = 1e-5  # of losses around 2 in float32
 ATTACK = PGDAttack(eps=0.2, step_size=0.05, steps=8)
@@ -25,9 +25,9 @@ def still(x):
 @pytest.fixture
 def learners():
     with scripts_importable():
-        import learners
+        from baselines import uat
 
-        yield learners
+        yield uat
 
 
 def network():
@@ -146,7 +146,7 @@ def test_the_fast_preset_is_the_paper_in_ten_epochs(script):
 def test_a_script_trains_with_the_numbers_of_a_preset(script, preset, tmp_path):
     tiny = (*FEW, "--epochs", "1", "--attack-steps", "1")
     assert inside(script, *tiny, "--preset", preset, "--out", tmp_path) == 0
-    settings = card(tmp_path)["settings"]
+    settings = flags_of(tmp_path)
     wanted = protocol(preset, "AFF" if script == "finetune" else "SLF")
     assert (settings["lr"], settings["nesterov"], settings["batch_size"]) == (
         wanted.lr,

@@ -1,6 +1,7 @@
 """The CIFAR scripts on few images: what they write, how they continue, what they select, which numbers they have."""
 
 import csv
+import importlib
 import json
 import signal
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 
 from advcontrast.data import train_validation_split
 from advcontrast.engine import Checkpoint, steps_per_epoch
+from advcontrast.evaluation import ResultCard
 from advcontrast.models import resnet18
 from advcontrast.optim import WarmupCosine
 from tests.examples.cifar import (
@@ -23,16 +25,18 @@ from tests.examples.cifar import (
     about,
     card,
     contents,
+    flags_of,
     inside,
     interrupted,
     process,
     scripts_importable,
+    training,
     weights,
 )
 
 PRETRAIN = (*FEW, "--epochs", "4", "--batch-size", "20", "--attack-steps", "1", "--save-every", "1")
 SEMI = (*TINY, "--epochs", "2", "--labels", "0.2", "--teacher-epochs", "3", "--save-every", "1")
-SCRIPTS = ("pretrain", "finetune", "linear", "semisupervised", "unforeseen")
+SCRIPTS = ("pretrain", "finetune", "linear", "semisupervised", "corruptions")
 
 
 def rows(out):
@@ -58,18 +62,14 @@ def embedded_labels():
 
 def module(name):
     with scripts_importable():
-        return __import__(name)
+        return importlib.import_module(name)
 
 
 def settings_of(script, *flags):
-    """Return what a script makes of its flags."""
+    """Return the settings that a script makes of its flags."""
     own = module(script)
-    presets = {
-        "pretrain": lambda: own.PRESETS,
-        "semisupervised": lambda: {"code": own.CODE, "fast": own.FAST},
-        "unforeseen": lambda: {"default": {"epochs": 1}},
-    }.get(script, lambda: {"paper": own.PAPER, "code": own.CODE, "fast": own.FAST})()
-    return module("flags").parse(own.Settings, presets, "", [*flags, "--out", "x"])
+    presets = getattr(own, "PRESETS", {"default": {"epochs": 1}})
+    return module("_common.flags").parse(own.Settings, presets, "", [*flags, "--out", "x"])
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +101,22 @@ def start_from(out):
 
 def test_pretraining_writes_the_files_of_a_run(encoder):
     names = {path.name for path in encoder.iterdir()}
-    assert names == {"card.json", "checkpoints", "final.safetensors", "metrics.csv", "source", "split.json"}
+    assert names == {"card.json", "checkpoints", "final.safetensors", "metrics.csv", "run.json", "source", "split.json"}
     assert [row["epoch"] for row in rows(encoder)] == ["1", "2", "3", "4"]
-    assert (encoder / "source" / "pretrain.py").read_bytes() == (CIFAR / "pretrain.py").read_bytes()
+    for script in ("pretrain.py", "_common/flags.py", "baselines/selfie.py"):
+        assert (encoder / "source" / script).read_bytes() == (CIFAR / script).read_bytes()
 
 
-def test_the_card_says_what_was_run(encoder):
+def test_the_card_describes_the_run(encoder):
     found = card(encoder)
-    assert found["script"] == "pretrain.py"
-    assert found["finished"] is True
-    assert {"seed": 1, "mode": "DS", "width": 4, "limit": 60, "epochs": 4}.items() <= found["settings"].items()
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["results"]["loss"] > 0
-    assert len(found["data"]["everything"]) == 64  # a SHA-256
+    assert found.settings["script"] == "pretrain.py"
+    assert {"seed": 1, "mode": "DS", "width": 4, "limit": 60, "epochs": 4}.items() <= found.settings["flags"].items()
+    assert found.settings["flags"] == flags_of(encoder)
+    assert found.versions["torch"] == torch.__version__
+    assert (found.seeds, found.images) == ((1,), 20)
+    assert found.attacks["RA"]["steps"] == 20
+    assert training(encoder)["loss"] > 0
+    assert {len(digest) for digest in found.settings["data"].values()} == {64}  # a SHA-256
 
 
 def test_pretraining_writes_the_dual_encoder_with_its_head(encoder):
@@ -123,10 +126,10 @@ def test_pretraining_writes_the_dual_encoder_with_its_head(encoder):
     assert about(encoder)["norms"] == "dual"
 
 
-def test_what_is_finished_says_so_and_stays_as_it_is(encoder, capsys):
+def test_a_finished_run_is_reported_and_stays_as_it_is(encoder, capsys):
     before = contents(encoder)
     assert inside("pretrain", *PRETRAIN, "--out", encoder) == 0
-    assert f"{encoder} is finished" in capsys.readouterr().out
+    assert f"{encoder} is finished: ResultCard('DS' on 20 images" in capsys.readouterr().out
     assert contents(encoder) == before
 
 
@@ -159,21 +162,20 @@ def test_semi_supervised_training_killed_in_either_step_resumes_to_the_same_weig
     done = process("semisupervised", *flags, home=home)
     assert done.returncode == 0, done.stderr
     assert equal(weights(out), weights(tmp_path / "whole"))
-    assert card(out)["results"] == card(tmp_path / "whole")["results"]
+    assert training(out) == training(tmp_path / "whole")
+    assert card(out).results == card(tmp_path / "whole").results
 
 
 def test_sigterm_outside_the_training_loop_ends_with_status_0_and_loses_nothing(tmp_path, monkeypatch):
-    classify = module("classify")
-    real = classify.final_accuracies
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(classify, "final_accuracies", lambda *a: signal.raise_signal(signal.SIGTERM) or real(*a))
+        patch.setattr(ResultCard, "from_verdicts", lambda *a, **k: signal.raise_signal(signal.SIGTERM))
         before = signal.getsignal(signal.SIGTERM)
         assert inside("finetune", *TINY, "--out", out) == 0
     assert signal.getsignal(signal.SIGTERM) is before
-    assert not card(out)["finished"]
+    assert not (out / "card.json").exists()
     assert inside("finetune", *TINY, "--out", out) == 0
-    assert card(out)["finished"]
+    assert (out / "card.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -196,11 +198,11 @@ def test_norms_can_be_chosen_against_the_paper(mode, norms, tmp_path):
 
 def test_the_encoder_of_selfie_can_be_fine_tuned(tmp_path, capsys):
     assert inside("pretrain", *TINY, "--mode", "selfie", "--out", tmp_path / "selfie") == 0
-    flags = (*TINY, *start_from(tmp_path / "selfie"), "--train", "standard", "--lr", "0")
+    flags = (*TINY, *start_from(tmp_path / "selfie"), "--train", "standard", "--lr", "1e-30")
     assert inside("finetune", *flags, "--out", tmp_path / "out") == 0
     assert "--branch makes no difference" in capsys.readouterr().out
     before, after = weights(tmp_path / "selfie"), weights(tmp_path / "out")
-    assert torch.equal(before["encoder.conv1.weight"], after["encoder.conv1.weight"])
+    assert torch.equal(before["encoder.conv1.weight"], after["encoder.conv1.weight"])  # of which 1e-30 is no part
 
 
 @pytest.mark.parametrize("arch", ["torchvision/shufflenet_v2_x0_5", "test_resnet"])
@@ -214,8 +216,8 @@ def test_networks_of_other_libraries_go_through_both_scripts(arch, tmp_path):
 @pytest.mark.parametrize("script", ["finetune", "linear"])
 def test_a_classifier_has_ta_and_ra_in_its_card_and_a_curve(script, encoder, tmp_path):
     assert inside(script, *TINY, *start_from(encoder), "--train", "standard", "--out", tmp_path) == 0
-    results = card(tmp_path)["results"]
-    assert 0 <= results["ra"] <= results["ta"] <= 1
+    results = card(tmp_path).results
+    assert 0 <= results["RA"].mean <= results["TA"].mean <= 1
     assert {"epoch", "loss", "train_ta", "val_ta"} <= rows(tmp_path)[0].keys()
     assert weights(tmp_path)["head.weight"].shape[0] == 10
     assert (tmp_path / "checkpoints").is_dir()
@@ -244,14 +246,12 @@ def test_fine_tuning_starts_from_the_encoder_and_moves_it(encoder, tmp_path):
 
 def test_the_epoch_with_the_best_robust_accuracy_is_selected(classifier):
     curve = [float(row["val_ra"]) for row in rows(classifier)]
-    results = card(classifier)["results"]
-    assert results["val_ra"] == max(curve)
-    assert results["epoch"] == 1 + curve.index(max(curve))
+    assert training(classifier) == {"val_ra": max(curve), "epoch": 1 + curve.index(max(curve))}
 
 
 def test_the_final_weights_are_those_of_the_selected_epoch(classifier):
     _, state = Checkpoint(classifier / "checkpoints").load()
-    assert state["best"]["epoch"] == card(classifier)["results"]["epoch"]
+    assert state["best"]["epoch"] == training(classifier)["epoch"]
     best = {name.removeprefix("model."): w for name, w in state["best"]["weights"].items()}
     assert equal(best, weights(classifier))
 
@@ -261,7 +261,7 @@ def test_standard_training_selects_by_standard_accuracy(tmp_path):
     assert inside("finetune", *flags, "--out", tmp_path) == 0
     curve = {int(row["epoch"]): float(row["val_ta"]) for row in rows(tmp_path) if row["val_ta"]}
     assert list(curve) == [1, 2, 4]
-    assert card(tmp_path)["results"]["epoch"] == max(curve, key=curve.get)
+    assert training(tmp_path)["epoch"] == max(curve, key=curve.get)
 
 
 def test_a_folder_of_images_can_be_trained_on(tmp_path, home):
@@ -276,7 +276,7 @@ def test_a_folder_of_images_can_be_trained_on(tmp_path, home):
     done = process("linear", *flags, "--batch-size", "8", "--out", tmp_path / "out", home=home)
     assert done.returncode == 0, done.stderr
     assert about(tmp_path / "out")["classes"] == 2
-    assert card(tmp_path / "out")["settings"]["data"] == "folder"
+    assert flags_of(tmp_path / "out")["data"] == "folder"
 
 
 def test_limit_takes_the_first_images_of_a_seeded_shuffle(tmp_path):
@@ -290,8 +290,8 @@ def test_limit_takes_the_first_images_of_a_seeded_shuffle(tmp_path):
 
 
 def test_the_images_are_those_of_the_split(tmp_path):
-    images = module("images").load(settings_of("finetune", *FEW, "--seed", "3"))
-    every = module("images").load(settings_of("finetune", "--data", "embedded"))
+    images = module("_common.images").load(settings_of("finetune", *FEW, "--seed", "3"))
+    every = module("_common.images").load(settings_of("finetune", "--data", "embedded"))
     for name in ("train", "validation"):
         part = getattr(images, name)
         assert torch.equal(part.x, every.everything.x[images.split[name]])
@@ -300,7 +300,7 @@ def test_the_images_are_those_of_the_split(tmp_path):
 
 
 def test_another_seed_takes_other_images(tmp_path):
-    splits = [module("images").load(settings_of("finetune", *FEW, "--seed", seed)).split for seed in ("1", "2")]
+    splits = [module("_common.images").load(settings_of("finetune", *FEW, "--seed", seed)).split for seed in ("1", "2")]
     assert set(splits[0]["train"].tolist()) != set(splits[1]["train"].tolist())
 
 
@@ -313,9 +313,8 @@ def semi(tmp_path_factory, encoder, home):
 
 
 def test_semi_supervised_training_reports_its_pseudo_labels(semi):
-    results = card(semi)["results"]
-    assert {"ta", "ra", "epoch", "val_ra", "teacher_ta", "pseudo_label_accuracy"} == results.keys()
-    assert 0 <= results["pseudo_label_accuracy"] <= 1
+    assert {"epoch", "val_ra", "teacher_ta", "pseudo_label_accuracy"} == training(semi).keys()
+    assert 0 <= training(semi)["pseudo_label_accuracy"] <= 1
     assert (semi / "teacher" / "metrics.csv").is_file()
 
 
@@ -327,7 +326,7 @@ def test_the_pseudo_label_accuracy_is_that_of_the_images_without_label(semi):
     unlabelled = [i for i, image in enumerate(split["train"]) if image not in split["labelled"]]
     truth = embedded_labels()[torch.tensor(split["train"])[unlabelled]]
     right = (logits[unlabelled].argmax(1) == truth).float().mean().item()
-    assert card(semi)["pseudo_label_accuracy"] == pytest.approx(right)
+    assert training(semi)["pseudo_label_accuracy"] == pytest.approx(right)
 
 
 def test_the_labelled_images_are_as_many_of_each_class_and_all_for_training(semi):
@@ -351,39 +350,41 @@ def test_the_teacher_and_the_student_start_from_the_branches_they_are_told(encod
 def test_uat_runs_from_a_random_encoder(method, tmp_path):
     flags = (*SEMI, "--epochs", "1", "--teacher-epochs", "1", "--method", method)
     assert inside("semisupervised", *flags, "--out", tmp_path) == 0
-    assert card(tmp_path)["finished"]
+    assert card(tmp_path).settings["flags"]["method"] == method
 
 
 def test_all_labels_leave_no_pseudo_labels(tmp_path):
     flags = (*SEMI, "--epochs", "1", "--teacher-epochs", "1", "--labels", "1")
     assert inside("semisupervised", *flags, "--out", tmp_path) == 0
-    assert card(tmp_path)["results"]["pseudo_label_accuracy"] is None
+    assert training(tmp_path)["pseudo_label_accuracy"] is None
 
 
 def test_corruptions_are_tested_on_a_classifier(classifier, tmp_path, home):
     flags = ("--model", classifier / "final.safetensors", "--out", tmp_path)
-    done = process("unforeseen", *FEW, *flags, home=home)
+    done = process("corruptions", *FEW, *flags, home=home)
     assert done.returncode == 0, done.stderr
-    results = card(tmp_path)["results"]
-    mean = results.pop("mean")
-    assert mean == pytest.approx(sum(results.values()) / len(results))
+    found = card(tmp_path).corruptions
+    assert len(found) == 10
+    assert training(tmp_path)["mean"] == pytest.approx(sum(found.values()) / 10)
+    assert torch.equal(card(tmp_path).verdicts["TA"][0], card(classifier).verdicts["TA"][0])
     assert equal(weights(tmp_path), weights(classifier))
 
 
 def test_half_precision_trains(tmp_path):
     assert inside("pretrain", *TINY, "--amp", "bf16", "--out", tmp_path) == 0
-    assert card(tmp_path)["results"]["loss"] > 0
+    assert training(tmp_path)["loss"] > 0
 
 
 def test_a_run_may_lie_inside_the_folder_of_the_scripts(tmp_path, monkeypatch):
-    experiment = module("experiment")
-    (tmp_path / "experiment.py").write_text("pass\n")
-    monkeypatch.setattr(experiment, "__file__", str(tmp_path / "experiment.py"))
+    run_folder = module("_common.run_folder")
+    (tmp_path / "pretrain.py").write_text("pass\n")
+    monkeypatch.setattr(run_folder, "SCRIPTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["pretrain.py"])
     settings = settings_of("pretrain")
     settings.out = str(tmp_path / "runs" / "DS")
-    experiment.begin(settings)
-    assert [path.name for path in Path(settings.out, "source").iterdir()] == ["experiment.py"]
+    run_folder.begin(settings)
+    files = [path.name for path in Path(settings.out, "source").rglob("*") if path.is_file()]
+    assert files == ["pretrain.py"]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "tables"])
@@ -409,15 +410,15 @@ def test_a_flag_overrides_its_preset():
 @pytest.mark.parametrize(("flags", "radius"), [("", 8 / 255), ("--data embedded", 0.1), ("--eps 0.05", 0.05)])
 def test_the_radius_is_that_of_the_images_unless_it_is_given(flags, radius):
     given = settings_of("finetune", *flags.split())
-    attack = module("classify").training_attack(given)
+    attack = module("_common.classifiers").protocol_of(given, "AFF", "trades").attack
     assert (attack.eps, attack.step_size) == (radius, radius / 4)
 
 
 def test_a_radius_of_0_leaves_the_images_alone(tmp_path):
     assert module("pretrain").attack_of(settings_of("pretrain", "--eps", "0"), 100).eps == 0
     assert inside("linear", *TINY, "--train", "adversarial", "--eps", "0", "--out", tmp_path) == 0
-    results = card(tmp_path)["results"]
-    assert results["ra"] == results["ta"]
+    results = card(tmp_path).results
+    assert results["RA"] == results["TA"]
 
 
 def test_pretraining_has_the_numbers_of_the_code():
@@ -454,7 +455,8 @@ def test_pretraining_has_the_numbers_of_the_paper():
 
 def test_pretraining_crops_as_its_flag_asks_without_a_transform():
     given = settings_of("pretrain", "--preset", "paper")
-    learner = module("pretrain").acl(given, resnet18(0, width=2), 16, SimpleNamespace(size=32), 100)
+    images = SimpleNamespace(size=32)
+    learner = module("pretrain").learner_of(given, resnet18(0, width=2), 16, images, 100, dual=True)
     assert repr(learner.augment.augment) == "ContrastivePairAugment(32, strength=1.0, min_area=0.08, transform=None)"
 
 
@@ -477,7 +479,7 @@ def test_supervised_training_has_the_numbers_of_paper_and_code(script, preset, e
     given = settings_of(script, "--preset", preset)
     assert (given.epochs, given.milestones, given.batch_size) == (epochs, decays, 128)
     assert (given.lr, given.weight_decay, given.beta) == (0.1, 2e-4, 6.0)
-    attack = module("classify").training_attack(given)
+    attack = module("_common.classifiers").protocol_of(given, "AFF", "trades").attack
     assert (attack.eps, attack.step_size, attack.steps) == pytest.approx((8 / 255, 2 / 255, 10))
 
 

@@ -35,6 +35,7 @@ def scripts():
     with scripts_importable() as patch:
         import recipes
         import report
+
         import tables
 
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

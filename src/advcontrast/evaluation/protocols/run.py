@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ... import distributed
 from ..._checks import check_copyable, check_int, check_module, check_path, check_tensor, complaint, type_name
 from ..._digest import digest
 from ..._memory_format import choose_memory_format
@@ -71,6 +72,9 @@ def run_protocol(
     *,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
+    learner: Callable[[nn.Module], nn.Module] | None = None,
+    evaluate_every: int = 1,
+    **options: Any,
 ) -> ProtocolResult:
     """Train a classifier on an encoder, and measure its standard and robust accuracy.
 
@@ -94,6 +98,11 @@ def run_protocol(
         seed: seed of the choice of labels, the order of the images, and all noise.
         folder: folder of checkpoints, from which an interrupted run is resumed; see :func:`advcontrast.engine.fit`.
             A folder of another encoder or of other validation images is refused.
+        learner: ``learner(model)`` returns the learner of the classifier, for another method under the same protocol;
+            by default the trainer of ``protocol.loss``. It is called with the same tensors. A teacher has its own loss.
+        evaluate_every: epochs between validations; the first and the last epoch have one too.
+        **options: further arguments of :func:`advcontrast.engine.fit`: ``amp``, ``compile``, ``save_every``,
+            ``tensorboard``, ``progress``.
 
     Returns:
         The classifier and its verdicts.
@@ -119,13 +128,14 @@ def run_protocol(
         >>> run_protocol(torch.nn.Flatten(), probe, images(0, 1, 254, 255), None, images(2, 3, 252, 253))
         ProtocolResult(robustssl SLF: TA 100.00%, RA 100.00%, epoch 30)
     """
-    _validate(encoder, protocol, train, validation, test, seed, folder)
+    _validate(encoder, protocol, train, validation, test, seed, folder, evaluate_every)
     device = device_of(encoder)
     train, test = train.to(device), test.to(device)
     validation = None if validation is None else validation.to(device)
-    with kept(seed):
-        model, history = _train(encoder, protocol, train, validation, seed, None if folder is None else Path(folder))
-    tested = history[-1] if protocol.select == "last" else max(history, key=lambda row: row[protocol.select])
+    where, select = None if folder is None else Path(folder), protocol.select
+    with kept((seed + 1_000_003 * distributed.rank()) % 2**63):  # each process has noise of its own
+        model, history = _train(encoder, protocol, train, validation, seed, where, learner, evaluate_every, options)
+    tested = history[-1] if select == "last" else max((r for r in history if select in r), key=lambda r: r[select])
     ta = accuracy(model, test.batches(_BATCH))
     ra = robust_accuracy(model, test.batches(_BATCH), protocol.test_attack)
     return ProtocolResult(protocol, model, ta, ra, history, int(tested["epoch"]))
@@ -177,6 +187,9 @@ def _train(
     validation: ImageSet | None,
     seed: int,
     folder: Path | None,
+    make_learner: Callable[[nn.Module], nn.Module] | None,
+    evaluate_every: int,
+    options: dict[str, Any],
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Return the classifier of the epoch that a protocol selects, and the history of its training."""
     dual = any(isinstance(module, DualNorm) for module in encoder.modules())
@@ -190,14 +203,14 @@ def _train(
     groups = None
     if protocol.teacher is not None:
         inner = None if folder is None else folder / "teacher"
-        teacher, _ = _train(encoder, protocol.teacher, labelled, validation, seed, inner)
+        teacher, _ = _train(encoder, protocol.teacher, labelled, validation, seed, inner, None, evaluate_every, options)
         with prepared_for_evaluation(_OWNER, teacher):
             logits = torch.cat([teacher(x) for x, _ in train.batches(_BATCH)])
         unlabelled = torch.ones(len(train), dtype=torch.bool, device=train.y.device).index_fill(0, chosen, False)
         data = train.x, torch.where(unlabelled, -1, train.y), logits
         groups = unlabelled.long().cpu()
 
-    learner = _learner(protocol, model, train.x.shape[-1])
+    learner = _learner(protocol, model, train.x.shape[-1]) if make_learner is None else make_learner(model)
     # The loop compares the attributes of the learner when it resumes a run: refuse another encoder.
     learner.began_with = fingerprint(own), validation and validation.fingerprint()
     # Before the features are compared, since they depend on the memory format in the last bits; the loop does the same.
@@ -216,9 +229,10 @@ def _train(
             schedule=MultiStep(tuple(epoch * steps for epoch in protocol.milestones)),
             seed=seed,
             groups=groups,
-            evaluate=None if validation is None else _validator(model, protocol, validation),
+            evaluate=None if validation is None else _validator(model, protocol, validation, evaluate_every),
             select=None if protocol.select == "last" else protocol.select,
             folder=folder,
+            **options,
         )
     return model.eval(), history
 
@@ -251,10 +265,14 @@ def _learner(protocol: Any, model: nn.Module, size: int) -> Any:
     return trainer(model, frozen=protocol.frozen, **settings)
 
 
-def _validator(model: nn.Module, protocol: Protocol, validation: ImageSet) -> Callable[[int], dict[str, float]]:
-    """Return a function that measures the validation accuracies after an epoch."""
+def _validator(
+    model: nn.Module, protocol: Protocol, validation: ImageSet, every: int
+) -> Callable[[int], dict[str, float]]:
+    """Return a function that measures the validation accuracies after every ``every`` epochs."""
 
-    def evaluate(_: int) -> dict[str, float]:
+    def evaluate(epoch: int) -> dict[str, float]:
+        if epoch not in (1, protocol.epochs) and epoch % every:
+            return {}
         found = {"val_ta": accuracy(model, validation.batches(_BATCH)).accuracy}
         if protocol.select == "val_ra":
             found["val_ra"] = robust_accuracy(model, validation.batches(_BATCH), protocol.test_attack).accuracy
@@ -271,6 +289,7 @@ def _validate(
     test: ImageSet,
     seed: int,
     folder: Any,
+    evaluate_every: int,
 ) -> None:
     """Validate the arguments, and that the splits are disjoint up to a few duplicates."""
     check_module(_OWNER, encoder)
@@ -279,6 +298,7 @@ def _validate(
         remedy = 'Pass protocol("robustssl", "SLF")'
         raise TypeError(complaint(_OWNER, "protocol to be a Protocol", type_name(protocol), remedy))
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
+    check_int(_OWNER, "evaluate_every", evaluate_every, low=1, remedy="1 validates after each epoch")
     if folder is not None:
         check_path(_OWNER, "folder", folder, remedy="Pass a folder, or None to keep nothing")
     for name, split in (("train", train), ("validation", validation), ("test", test)):

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from advcontrast import distributed
 
 _OURS = re.compile(r"^[^\n]+: expected [^\n]+, got [^\n]+\.$")
-LEAST = {"epochs": 1, "teacher_epochs": 1, "evaluate_every": 1, "timeout": 1}  # of what may not be 0
+LEAST = {"epochs": 1, "teacher_epochs": 1, "evaluate_every": 1, "timeout": 1}  # of the flags that must not be 0
 Settings = TypeVar("Settings", bound="Common")
 
 
@@ -30,7 +30,7 @@ def flag(default: Any, text: str, *choices: str) -> Any:
 
 @dataclass(kw_only=True)
 class Common:
-    """What every script can be told. Each field is a flag of the same name."""
+    """Settings of every script. Each field is a flag of the same name."""
 
     data: str = flag("cifar10", "images", "cifar10", "cifar100", "folder", "embedded")
     data_dir: str = flag(
@@ -132,22 +132,3 @@ def start(main: Callable[[Settings], None], kind: type[Settings], presets: Mappi
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def device_of(settings: Common) -> torch.device:
-    """Return the device to run on; each process of ``torchrun`` has its own."""
-    name = settings.device
-    if name == "auto":
-        name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type != "cpu" and device.index is None:
-            device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
-            torch.accelerator.set_device_index(device.index)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ValueError(
-            f"--device: expected a device of this machine, got {name!r} ({reason}). Try --device cpu."
-        ) from error
-    return device

@@ -17,6 +17,9 @@ from advcontrast.models import ResNet
 GRID = 4  # patches a side
 PATCHES = GRID**2
 TARGETS = 4  # patches to put back; the others are the context
+# Flags of pretrain.py with the numbers of Chen et al.
+RECIPE = {"mode": "selfie", "epochs": 200, "batch_size": 128, "optimizer": "nesterov", "lr": 0.1, "weight_decay": 1e-4}
+RECIPE |= {"warmup": 0, "attack_steps": 10}
 
 
 class Jigsaw(nn.Module):

@@ -1,4 +1,4 @@
-"""The images of a run: training, validation and test."""
+"""Images of a run for training, validation and test, and the device that they are on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from flags import Common, device_of
 from torch import Tensor
 from torch.nn import functional as F
 
 from advcontrast.data import ImageSet, ImageStream, cifar10, cifar100, image_folder, train_validation_split
 from advcontrast.engine import DataReader
+
+from .flags import Common
 
 CACHE = Path("~/.cache/advcontrast").expanduser()
 CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -23,7 +24,7 @@ CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt"
 
 @dataclass
 class Images:
-    """What a run trains and is tested on, on its device.
+    """Images on the device of a run.
 
     Pre-training uses ``everything`` without labels. Classifiers train on the first part of it, ``train``, and are
     selected on the rest, ``validation``: the split of the ACL code. ``test`` is for the last line of a run.
@@ -64,15 +65,34 @@ def load(settings: Common) -> Images:
         )
     if len(train.classes) < 2:
         raise ValueError("--data-dir: expected at least 2 classes, got 1. Each class is a folder of its own.")
-    chosen = _first(len(train), settings.limit, settings.seed, "--limit")
+    chosen = first(len(train), settings.limit, settings.seed, "--limit")
     train = train.subset(chosen)
-    test = test.subset(_first(len(test), settings.test_limit, settings.seed, "--test-limit"))
+    test = test.subset(first(len(test), settings.test_limit, settings.seed, "--test-limit"))
     if len(train) < 20:
         raise ValueError(f"--limit: expected at least 20 images to split, got {len(train)}. Pass a larger number.")
     ours, theirs = train_validation_split(len(train))
     split = {"train": chosen[ours], "validation": chosen[theirs]}
     parts = (train, train.subset(ours), train.subset(theirs), test)
     return Images(*(part.to(device) for part in parts), split=split)
+
+
+def device_of(settings: Common) -> torch.device:
+    """Return the device to run on; each process of ``torchrun`` has its own."""
+    name = settings.device
+    if name == "auto":
+        name = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+            torch.accelerator.set_device_index(device.index)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"--device: expected a device of this machine, got {name!r} ({reason}). Try --device cpu."
+        ) from error
+    return device
 
 
 def streamed(settings: Any, size: int) -> Any:
@@ -90,7 +110,7 @@ def _read(data: str, root: Path) -> tuple[ImageSet, ImageSet]:
     return read(root, train=True), read(root, train=False)
 
 
-def _first(n: int, limit: int, seed: int, name: str) -> Tensor:
+def first(n: int, limit: int, seed: int, name: str) -> Tensor:
     """Return the first ``limit`` indices of a seeded shuffle of n, or all n in order."""
     if not limit:
         return torch.arange(n)
@@ -101,7 +121,7 @@ def _first(n: int, limit: int, seed: int, name: str) -> Tensor:
 
 def _embedded(split: str) -> ImageSet:
     """Return part of Fashion-MNIST: 28 x 28 pixels framed to 32 x 32, halved to 16 x 16, gray as RGB."""
-    with np.load(Path(__file__).parents[1] / "data" / "fashion-mini.npz") as file:
+    with np.load(Path(__file__).parents[2] / "data" / "fashion-mini.npz") as file:
         x, y = (torch.from_numpy(file[f"{split}_{name}"]) for name in ("images", "labels"))
     x = F.avg_pool2d(F.pad(x[:, None].float(), [2, 2, 2, 2]), 2).round().to(torch.uint8)
     return ImageSet(x.expand(-1, 3, -1, -1).contiguous(), y.long(), CLASSES)

@@ -151,7 +151,7 @@ def runs_of(budget: Budget) -> dict[str, Run]:
         source = None if encoder is None else f"pretrain-{encoder}"
         add(f"few-{name}", "finetune", {"labels": 0.01}, budget.few, {"branch": branch}, takes=source)
     for name in ("random", "selfie", "DS"):
-        add(f"unforeseen-{name}", "unforeseen", takes=f"finetune-{name}")
+        add(f"unforeseen-{name}", "corruptions", takes=f"finetune-{name}")
     pretrain("DS-wide", "DS", wide)
     finetune("DS-wide", "DS-wide", wide)
     finetune("random-wide", None, wide)

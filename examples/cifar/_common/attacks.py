@@ -1,4 +1,4 @@
-"""What the attack of pre-training may cost, and what to watch where it is cheap."""
+"""Attacks of pre-training: the presets that spend less on them, their cost, and a check of single-step attacks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from experiment import say
-from images import Images
 from torch import Tensor, nn
 
 from advcontrast import PGDAttack
 from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart
 from advcontrast.engine import forward_equivalents
 from advcontrast.evaluation import catastrophic_overfitting
+
+from .images import Images
+from .run_folder import say
 
 CHEAPER = {
     "few": {"attack_steps": 3, "attack_step": 0.5},
@@ -23,11 +24,11 @@ CHEAPER = {
     "free": {"attack": "free", "attack_step": 1.0, "replays": 4},
     "progressive": {"attack": "progressive"},
 }
-COUNTED = 64  # images are enough to count what one costs
+COUNTED = 64  # images, enough to count the passes of one
 
 
 def attack_of(settings: Any, steps: int) -> Callable[..., Tensor]:
-    """Return the attack of a run of so many steps."""
+    """Return the attack of a run of ``steps`` training steps."""
     step = settings.radius * settings.attack_step if settings.radius else settings.step
     pgd = PGDAttack(eps=settings.radius, step_size=step, steps=settings.attack_steps)
     if settings.attack == "free":
@@ -58,11 +59,11 @@ def mean_cost(learner: nn.Module, batch: Tensor, steps: int) -> float:
 
 
 def watch(settings: Any, learner: nn.Module, images: Images, epoch: int) -> dict[str, float]:
-    """Look for catastrophic overfitting on one batch; say so where there is any."""
+    """Measure catastrophic overfitting on one batch, and print a warning of it."""
     found = catastrophic_overfitting(learner, images.everything.x[: settings.batch_size], eps=settings.radius)
     if found.alarm:
         say(
             f"{settings.out}: epoch {epoch}: catastrophic overfitting, one step of attack gains {found.share:.0%} of "
-            "what ten do. The loss of training says nothing any more: take more steps, or an earlier checkpoint."
+            "the gain of ten. The training loss is meaningless from here: take more steps, or an earlier checkpoint."
         )
     return {"one_step_share": found.share}
