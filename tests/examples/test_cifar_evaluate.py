@@ -56,9 +56,9 @@ def test_card_holds_every_part(evaluated):
 @pytest.mark.slow
 def test_numbers_are_those_of_the_training_script(evaluated):
     found = ResultCard.read(evaluated / "both" / "result.json")
-    trained = card(evaluated / "classifier1")["results"]
-    assert found.results["TA"].accuracies[0] == pytest.approx(trained["ta"])
-    assert found.results["RA"].accuracies[0] == pytest.approx(trained["ra"])
+    trained = card(evaluated / "classifier1")
+    for metric in ("TA", "RA"):
+        assert found.results[metric].accuracies[0] == trained.results[metric].mean
 
 
 @pytest.mark.slow

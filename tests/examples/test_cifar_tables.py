@@ -1,16 +1,20 @@
 """tables.py runs what is needed in order, goes on where it stopped, and reports what it finds."""
 
-import json
+import argparse
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from advcontrast import PGDAttack
+from advcontrast.evaluation import Accuracy, ResultCard
 from tests.examples.cifar import process, scripts_importable
 
-# Stands for a script: notes that it ran, and writes a card unless it is told to fail.
+# Stands for a script: notes that it ran, and takes a card from the test unless it is told to fail.
 SCRIPT = """
-import json, os, sys
+import os, shutil, sys
 from pathlib import Path
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 out = Path(flags["--out"])
@@ -24,22 +28,34 @@ if "--encoder" in flags:
     assert Path(flags["--encoder"]).exists()
 out.mkdir(parents=True)
 (out / "final.safetensors").touch()
-(out / "metrics.csv").write_text("epoch,val_ra\\n1,10\\n")
-seed = int(flags["--seed"])
-(out / "card.json").write_text(json.dumps({"finished": True, "results": {"ta": 50.0 + seed, "ra": 20.0 + 3 * seed}}))
+(out / "metrics.csv").write_text("epoch,val_ra\\n1,0.1\\n")
+shutil.copy(Path(__file__).with_name(f"card{flags['--seed']}.json"), out / "card.json")
 """
+CLEAN = torch.arange(100)
+
+
+def result(seed, ta, ra, corruptions=(), **training):
+    """Return the card of a run that was right on so many of 100 images."""
+    return ResultCard.from_verdicts(
+        "run",
+        {"TA": [Accuracy(ta > CLEAN)], "RA": [Accuracy(ra > CLEAN)]},
+        seeds=[seed],
+        data="some images",
+        fingerprint="0" * 64,
+        attacks={"RA": PGDAttack(steps=20)},
+        corruptions=dict(corruptions),
+        settings={"training": training},
+    )
 
 
 @pytest.fixture
 def scripts():
     with scripts_importable() as patch:
-        import recipes
-        import report
-
         import tables
+        from _common import figures, paper_tables, runner
 
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        yield type("Scripts", (), {"recipes": recipes, "report": report, "tables": tables, "patch": patch})
+        yield SimpleNamespace(recipes=paper_tables, figures=figures, runner=runner, tables=tables, patch=patch)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -49,9 +65,11 @@ def run(scripts, tmp_path):
     """Run tables.py with scripts that do next to nothing."""
     here = tmp_path / "here"
     here.mkdir()
-    for name in ("pretrain", "finetune", "linear", "semisupervised", "unforeseen"):
+    for name in ("pretrain", "finetune", "linear", "semisupervised", "corruptions"):
         (here / f"{name}.py").write_text(SCRIPT)
-    scripts.patch.setattr(scripts.tables, "HERE", here)
+    for seed in (1, 2):
+        result(seed, 50 + seed, 20 + 3 * seed).write(here / f"card{seed}.json")
+    scripts.patch.setattr(scripts.runner, "SCRIPTS", here)
 
     def run(*flags):
         scripts.patch.setattr(sys, "argv", ["tables.py", "--data", "embedded", "--out", str(tmp_path / "out"), *flags])
@@ -60,28 +78,17 @@ def run(scripts, tmp_path):
     return run
 
 
-def fake(out, run, seed, **results):
+def fake(out, run, seed, ta=40, ra=10, **more):
     folder = out / f"seed{seed}" / run
     folder.mkdir(parents=True)
-    (folder / "card.json").write_text(json.dumps({"finished": True, "results": results}))
-    (folder / "metrics.csv").write_text("epoch,val_ra\n1,10\n2,\n3,12\n")
+    result(seed, ta, ra, **more).write(folder / "card.json")
+    (folder / "metrics.csv").write_text("epoch,val_ra\n1,0.1\n2,\n3,0.12\n")
     return folder
 
 
 def report(scripts, out):
-    scripts.report.write_report(out, "a title")
+    scripts.tables.write_report(out, "a title")
     return (out / "tables.md").read_text()
-
-
-def test_accuracies_are_fractions_in_new_cards_and_percent_in_old_ones(scripts, tmp_path):
-    old = fake(tmp_path, "finetune-DS", 1, ta=40.0, ra=10.0)
-    new = fake(tmp_path, "finetune-DS", 2)
-    (new / "card.json").write_text(
-        json.dumps({"finished": True, "accuracies": "fractions", "results": {"ta": 0.5, "ra": 0.2}})
-    )
-    (new / "metrics.csv").write_text("epoch,val_ra\n1,0.1\n2,\n3,0.12\n")
-    assert "| DS | 45.0 ± 7.1 | 15.0 ± 7.1 | 2 |" in report(scripts, tmp_path)
-    assert scripts.report._curve(new / "metrics.csv") == scripts.report._curve(old / "metrics.csv") == {1: 10, 3: 12}
 
 
 def ran(out):
@@ -89,48 +96,48 @@ def ran(out):
 
 
 def test_a_row_has_mean_and_deviation_over_the_seeds_beside_the_papers_numbers(scripts, tmp_path):
-    for seed, ta, ra in ((1, 40.0, 10.0), (2, 50.0, 20.0), (3, 60.0, 30.0)):
+    for seed, ta, ra in ((1, 40, 10), (2, 50, 20), (3, 60, 30)):
         fake(tmp_path, "finetune-DS", seed, ta=ta, ra=ra)
-    assert "| DS | 50.0 ± 10.0 | 20.0 ± 10.0 | 3 | 82.19 | 52.82 |" in report(scripts, tmp_path)
+    assert "| DS | 50.00 ± 10.00 | 20.00 ± 10.00 |  | 3 | 82.19 | 52.82 |" in report(scripts, tmp_path)
 
 
 def test_a_single_seed_has_no_deviation_and_what_was_not_run_says_so(scripts, tmp_path):
-    fake(tmp_path, "finetune-DS", 1, ta=40.0, ra=10.0)
+    fake(tmp_path, "finetune-DS", 1)
     text = report(scripts, tmp_path)
-    assert "| DS | 40.0 | 10.0 | 1 | 82.19 | 52.82 |" in text
-    assert "| A2A | not run | not run | 0 | 78.68 | 50.12 |" in text
+    assert "| DS | 40.00 | 10.00 |  | 1 | 82.19 | 52.82 |" in text
+    assert "Not run: random initialisation (RI); S2S; A2A; A2S." in text
 
 
 def test_only_tables_with_a_row_are_shown(scripts, tmp_path):
-    fake(tmp_path, "few-DS", 1, ta=40.0, ra=10.0)
+    fake(tmp_path, "few-DS", 1)
     text = report(scripts, tmp_path)
     assert [row for row in text.splitlines() if row.startswith("## ")] == [f"## {scripts.recipes.TABLES['few'].title}"]
 
 
 def test_pseudo_label_accuracy_stands_with_its_row(scripts, tmp_path):
-    fake(tmp_path, "semi0.1-DS", 1, ta=40.0, ra=10.0, pseudo_label_accuracy=61.0)
-    fake(tmp_path, "semi0.1-DS", 2, ta=40.0, ra=10.0, pseudo_label_accuracy=63.0)
-    assert "| 10 % labels, ACL (DS) (pseudo-labels 62.0 ± 1.4) | 40.0 ± 0.0 |" in report(scripts, tmp_path)
+    fake(tmp_path, "semi0.1-DS", 1, pseudo_label_accuracy=0.61)
+    fake(tmp_path, "semi0.1-DS", 2, pseudo_label_accuracy=0.63)
+    assert "| 10 % labels, ACL (DS) (pseudo-labels 62.0) | 40.00 ± 0.00 |" in report(scripts, tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"finished": false}', '{"finis', "[]"])
-def test_a_card_that_is_unfinished_or_damaged_is_no_result(scripts, tmp_path, text):
-    fake(tmp_path, "finetune-DS", 1, ta=40.0, ra=10.0)
+@pytest.mark.parametrize("text", ['{"finished": true}', '{"finis', "[]"])
+def test_a_card_of_an_earlier_version_or_a_damaged_one_is_no_result(scripts, tmp_path, text):
+    fake(tmp_path, "finetune-DS", 1)
     (fake(tmp_path, "finetune-DS", 2) / "card.json").write_text(text)
-    assert "| DS | 40.0 | 10.0 | 1 | 82.19 | 52.82 |" in report(scripts, tmp_path)
+    assert "| DS | 40.00 | 10.00 |  | 1 | 82.19 | 52.82 |" in report(scripts, tmp_path)
 
 
 def test_the_cards_are_gathered(scripts, tmp_path):
-    fake(tmp_path, "finetune-DS", 2, ta=40.0, ra=10.0)
+    fake(tmp_path, "finetune-DS", 2)
     report(scripts, tmp_path)
-    assert json.loads((tmp_path / "cards" / "finetune-DS-seed2.json").read_text())["results"]["ta"] == 40.0
+    assert ResultCard.read(tmp_path / "cards" / "finetune-DS-seed2.json").results["TA"].mean == 0.4
 
 
 @pytest.mark.slow
 def test_figures_are_drawn_of_what_there_is(scripts, tmp_path):
     for seed in (1, 2):
-        fake(tmp_path, "finetune-DS", seed, ta=40.0, ra=10.0)
-        fake(tmp_path, "unforeseen-DS", seed, fog=30.0, mean=30.0)
+        fake(tmp_path, "finetune-DS", seed)
+        fake(tmp_path, "unforeseen-DS", seed, corruptions={"fog": 0.3})
     text = report(scripts, tmp_path)
     for name in ("figure2", "figure3"):
         assert f"![{name}]({name}.png)" in text
@@ -139,7 +146,7 @@ def test_figures_are_drawn_of_what_there_is(scripts, tmp_path):
 
 def test_a_curve_leaves_out_the_epochs_that_were_not_validated(scripts, tmp_path):
     folder = fake(tmp_path, "finetune-DS", 1)
-    assert scripts.report._curve(folder / "metrics.csv") == {1: 10.0, 3: 12.0}
+    assert scripts.figures.validation_curve(folder / "metrics.csv") == {1: 0.1, 3: 0.12}
 
 
 def test_every_row_and_figure_has_a_run(scripts):
@@ -185,15 +192,15 @@ def test_a_folder_with_other_runs_is_refused(run, tmp_path, capsys, flags, text)
 
 @pytest.mark.parametrize("budget", ["smoke", "small", "hour", "paper"])
 def test_every_run_has_flags_that_its_script_takes(scripts, budget):
-    from flags import parse
+    from _common.flags import parse
 
-    given = scripts.tables.argparse.Namespace(
+    given = argparse.Namespace(
         out="out", data="embedded", data_dir="d", data100="embedded", data100_dir="d", device="cpu", amp="off"
     )
     for run in scripts.recipes.runs_of(scripts.recipes.BUDGETS[budget]).values():
         kind = __import__(run.script).Settings
         settings = parse(
-            kind, {"": {"epochs": 1}, "selfie": {"epochs": 1}}, "", scripts.tables.command(run, 2, given)[2:]
+            kind, {"": {"epochs": 1}, "selfie": {"epochs": 1}}, "", scripts.runner.command(run, 2, given)[2:]
         )
         assert settings.out == f"out/seed2/{run.name}"
         assert settings.seed == 2
@@ -214,7 +221,7 @@ def test_all_runs_of_a_part_are_made_and_reported(run, tmp_path, capsys):
     assert sorted(ran(tmp_path / "out")) == sorted(
         2 * ["pretrain-S2S", "pretrain-DS", "few-random", "few-S2S", "few-DS"]
     )
-    assert "| ACL (DS) | 51.5 ± 0.7 | 24.5 ± 2.1 | 2 |  |  |" in capsys.readouterr().out
+    assert "| ACL (DS) | 51.50 ± 0.71 | 24.50 ± 2.12 |  | 2 |  |  |" in capsys.readouterr().out
 
 
 def test_a_second_call_runs_nothing_again(run, tmp_path):
@@ -234,8 +241,8 @@ def test_a_run_that_fails_is_reported_with_those_that_need_it_and_the_others_run
         "tables.py: pretrain-DS, seed 1: pretrain.py: --lr: expected less, got more. Take less.",
         "tables.py: few-DS, seed 1: not run, as pretrain-DS failed",
     ]
-    assert "| SimCLR (S2S) | 51.0 | 23.0 | 1 |" in said.out
-    assert "| ACL (DS) | not run | not run | 0 |" in said.out
+    assert "| SimCLR (S2S) | 51.00 | 23.00 |  | 1 |" in said.out
+    assert "Not run: ACL (DS)." in said.out
 
 
 def test_a_second_call_makes_up_for_what_failed(run, tmp_path):
@@ -274,7 +281,7 @@ def test_a_line_for_the_beginning_and_the_end_of_each_run(run, tmp_path, capsys)
 def test_without_a_second_data_set_its_rows_stay_empty(run, tmp_path):
     assert run("--only", "table1") == 0
     assert not any("second" in name for name in ran(tmp_path / "out"))
-    assert "| second data set, ACL (DS) | not run |" in (tmp_path / "out" / "tables.md").read_text()
+    assert "second data set, ACL (DS)." in (tmp_path / "out" / "tables.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -301,4 +308,4 @@ def test_a_mistake_takes_one_line(run, flags, tmp_path, capsys):
 def test_the_smoke_budget_runs_the_scripts_themselves(tmp_path):
     done = process("tables", "--data", "embedded", "--only", "few", "--out", tmp_path, home=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "not run" not in (tmp_path / "tables.md").read_text()
+    assert "Not run" not in (tmp_path / "tables.md").read_text()

@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from advcontrast.evaluation import ResultCard
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 QUICK = ["--epochs", "1", "--steps", "2", "--limit", "80", "--batch-size", "40", "--labels", "20"]
 
@@ -54,7 +56,13 @@ def check_results(out, seeds):
             assert all(0 <= ra <= 1 for ra in metrics["ta"] + metrics["ra"])
     for plot in ("results.png", "images.png"):
         assert (out / plot).read_bytes().startswith(b"\x89PNG")
-    assert json.loads((out / "card.json").read_text())["settings"]["seeds"] == seeds
+    card = ResultCard.read(out / "card.json")
+    assert card.settings["flags"]["seeds"] == len(card.seeds) == seeds
+    for name, protocols in results.items():
+        for protocol, metrics in protocols.items():
+            for metric, values in metrics.items():
+                assert list(card.results[f"{name} {protocol} {metric.upper()}"].accuracies) == values
+            assert card.attacks[f"{name} {protocol} RA"]["steps"] == 20
     stored = {path.name for path in (out / "models").iterdir()}
     assert stored == {
         f"seed{seed}-{name}-{protocol}.safetensors"
@@ -71,8 +79,9 @@ def test_the_number_of_processes_changes_no_result(tmp_path):
     check_results(several, seeds=2)
     assert "| ACL (DS) |" in output
     assert all(f"seed {seed}, {name}" in errors for seed in (0, 1) for name in ("RI", "S2S", "DS"))
-    hardware = json.loads((several / "card.json").read_text())["hardware"]
-    assert (hardware["jobs"], hardware["threads"]) == (3, "1")
+    settings = ResultCard.read(several / "card.json").settings
+    assert (settings["jobs"], settings["threads"]) == (3, "1")
+    assert settings["seconds"] > 0
 
     quickstart(*QUICK, "--jobs", "1", "--out", str(one), home=tmp_path)
     first, alone = (json.loads((out / "results.json").read_text()) for out in (several, one))

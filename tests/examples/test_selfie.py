@@ -24,7 +24,7 @@ NO_ATTACK = PGDAttack(eps=0.0, steps=0)
 @pytest.fixture
 def selfie(monkeypatch):
     monkeypatch.syspath_prepend(CIFAR)
-    import selfie
+    from baselines import selfie
 
     return selfie
 
@@ -230,7 +230,7 @@ def test_ddp_is_told_of_exactly_the_parameters_without_gradients(selfie):
 def train_on_a_rank():
     sys.path.insert(0, CIFAR)
     try:
-        import selfie
+        from baselines import selfie
     finally:
         sys.path.remove(CIFAR)
     step = learner(selfie)
