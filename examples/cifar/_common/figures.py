@@ -48,7 +48,7 @@ def draw_fine_tuning(runs: Mapping[str, Sequence[Path]]) -> Figure:
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for (label, folders), colour in zip(runs.items(), COLOURS, strict=True):
+    for (label, folders), colour in zip(runs.items(), COLOURS, strict=False):
         curves = [validation_curve(folder / "metrics.csv") for folder in folders]
         epochs = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
         values = [[100 * curve[epoch] for curve in curves] for epoch in epochs]
