@@ -112,9 +112,8 @@ def start(main: Callable[[Settings], None], kind: type[Settings], presets: Mappi
     # The training loop saves before it ends. Elsewhere there is nothing to save.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with distributed.explain_lost_peer(
-            "torchrun", "Look for the first message of all, and start all of them again"
-        ):
+        remedy = "Look for the first message of all, and start all of them again"
+        with distributed.explain_lost_peer("torchrun", remedy):
             if "WORLD_SIZE" in os.environ:  # started by torchrun
                 distributed.init_from_torchrun(settings.timeout)
             torch.manual_seed(settings.seed)

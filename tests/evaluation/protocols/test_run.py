@@ -4,6 +4,7 @@ import copy
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -118,6 +119,40 @@ def test_linear_evaluation_is_gradient_descent_on_the_features():
         w = w - rate * (gradient + 0.9 * velocity)
     head = result.model.head
     torch.testing.assert_close(torch.cat([head.weight, head.bias[:, None]], 1).double(), w, atol=1e-5, rtol=1e-5)
+
+
+def test_a_learner_of_ones_own_trains_the_classifier(fits):
+    def learner(model):
+        return StandardTrainer(model, frozen=True, augment=CropFlip(1))
+
+    result = run_protocol(network(), AFF, *SPLITS, learner=learner)
+    assert type(fits[0]["learner"]) is StandardTrainer
+    assert equal(result.model.encoder.state_dict(), network().state_dict())
+
+
+def test_a_teacher_keeps_its_own_learner(fits):
+    semi = partial(SemiSupervisedTrainer, attack=SEMI.attack, augment=CropFlip(1))
+    run_protocol(network(), SEMI, *SPLITS, learner=semi)
+    assert [type(call["learner"]) for call in fits] == [StandardTrainer, SemiSupervisedTrainer]
+
+
+def test_epochs_without_a_validation_are_not_selected():
+    each = replace(AFF, epochs=5, milestones=())
+    result = run_protocol(network(), each, *SPLITS, evaluate_every=3)
+    assert [row["epoch"] for row in result.history if "val_ra" in row] == [1, 3, 5]
+    assert result.epoch in (1, 3, 5)
+
+
+def test_options_of_the_loop_are_passed_on(fits, tmp_path):
+    run_protocol(network(), SEMI, *SPLITS, folder=tmp_path, save_every=1, amp="bf16")
+    assert [(call["save_every"], call["amp"]) for call in fits] == [(1, "bf16")] * 2
+
+
+def test_unknown_options_and_intervals_are_refused():
+    with pytest.raises(TypeError, match="epoch_s"):
+        run_protocol(network(), SLF, *SPLITS, epoch_s=3)
+    with pytest.raises(ValueError, match="run_protocol: expected evaluate_every"):
+        run_protocol(network(), SLF, *SPLITS, evaluate_every=0)
 
 
 def test_linear_evaluation_learns():
