@@ -168,18 +168,13 @@ def main() -> None:
     jobs = min(settings.jobs or (default_jobs() if task.train.x.device.type == "cpu" else 1), len(calls))
     report(f"quickstart: {settings.seeds} seed(s) of {', '.join(ENCODERS)}, {jobs} at a time; results will be in {out}")
     found = {(seed, name): verdicts for (seed, name, _), verdicts in in_processes(run, calls, jobs)}
-    verdicts = {
-        metric: [Accuracy(torch.tensor(found[seed, name][metric])) for seed in range(settings.seeds)]
-        for name in ENCODERS
-        for metric in found[0, name]
-    }
+    seeds = range(settings.seeds)
+    verdicts = {m: [Accuracy(torch.tensor(found[s, n][m])) for s in seeds] for n in ENCODERS for m in found[0, n]}
     about = {"flags": asdict(settings), "branch": BRANCH, "jobs": jobs, "threads": os.environ["OMP_NUM_THREADS"]}
     about["seconds"] = round(time.perf_counter() - started, 1)
-    attacks = {metric: task.attack(20) for metric in verdicts if metric.endswith("RA")}
-    seeds, device = range(settings.seeds), task.test.x.device
-    card = ResultCard.from_verdicts(
-        "quickstart", verdicts, seeds=seeds, data=task.test, device=device, attacks=attacks, settings=about
-    )
+    fields = {"attacks": {m: task.attack(20) for m in verdicts if m.endswith("RA")}, "device": task.test.x.device}
+    name = out.resolve().name
+    card = ResultCard.from_verdicts(name, verdicts, seeds=seeds, data=task.test, settings=about, **fields)
     card.write(out / "card.json")
     results = {
         n: {p: {m.lower(): card.results[f"{n} {p} {m}"].accuracies for m in METRICS} for p in PROTOCOLS}
