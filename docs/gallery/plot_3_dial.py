@@ -16,7 +16,13 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from advcontrast import DualBatchNorm2d, PGDAttack, bn_branch, convert_to_dual_bn, interpolate_branches
+from advcontrast import (
+    DualBatchNorm2d,
+    PGDAttack,
+    bn_branch,
+    convert_to_dual_bn,
+    interpolate_branches,
+)
 from advcontrast.attacks import ClassificationObjective, under_attack
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.models import BasicBlock, ResNet
@@ -102,7 +108,8 @@ plt.show()
 
 places = [0, 0.25, 0.5, 0.75, 1]
 pgd = PGDAttack(eps=0.1, step_size=0.025, steps=10)
-between = [interpolate_branches(model, {"clean": 1 - alpha, "adv": alpha}) for alpha in places]
+weights = [{"clean": 1 - place, "adv": place} for place in places]
+between = [interpolate_branches(model, each) for each in weights]
 clean = [100 * accuracy(plain, test).accuracy for plain in between]
 robust = [100 * robust_accuracy(plain, test, pgd).accuracy for plain in between]
 
