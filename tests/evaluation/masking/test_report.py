@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import importlib
 import math
 import re
 
@@ -763,3 +764,17 @@ def test_wrong_verdicts(compare, owner):
 def test_wrong_verdict_of_the_unbounded_attack():
     with pytest.raises(TypeError, match=re.escape("unbounded_attack: expected an Accuracy, got float. ")):
         unbounded_attack(0.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("falling_loss", loss_decreases_with_strength),
+        ("incomplete_search", attack_not_converged),
+        ("white_box_beaten", weaker_attack_wins),
+    ],
+)
+@pytest.mark.parametrize("package", ["evaluation", "evaluation.masking", "evaluation.alarms"])
+def test_old_names_lead_to_the_renamed_alarms(package, old, new):
+    with pytest.warns(DeprecationWarning, match="has moved"):
+        assert getattr(importlib.import_module(f"advcontrast.{package}"), old) is new

@@ -113,14 +113,14 @@ def normalised_margin(objective: ClassificationObjective) -> Objective:
 
     def value(x: Tensor) -> Tensor:
         logits, y = objective.logits(x), objective.y
-        ahead = margin(logits, y)
+        difference = margin(logits, y)
         if not x.requires_grad:
-            return ahead
+            return difference
         rivals = logits.scatter(1, y[:, None], -torch.inf).argmax(1)
         # A second forward pass, as compiled networks free what the first backward pass used.
-        uphill = _unit_gradient(logits, rivals, x) - _unit_gradient(objective.logits(x), y, x)
-        climb = (uphill * x).flatten(1).sum(1)
-        return ahead.detach() + (climb - climb.detach())
+        gradient = _unit_gradient(logits, rivals, x) - _unit_gradient(objective.logits(x), y, x)
+        linear = (gradient * x).flatten(1).sum(1)
+        return difference.detach() + (linear - linear.detach())
 
     return value
 

@@ -39,11 +39,10 @@ def train_mode(model: nn.Module) -> Alarm:
         False
     """
     check_module("train_mode", model)
-    training = [module.training for module in model.modules()]
-    reason, count = f"{sum(training)} of {len(training)} modules are in train mode", sum(training)
-    return Alarm(
-        "train mode", count > 0, reason, {"modules": count}, "Call model.eval() before attacking it elsewhere."
-    )
+    modes = [module.training for module in model.modules()]
+    count, advice = sum(modes), "Call model.eval() before attacking it elsewhere."
+    reason = f"{count} of {len(modes)} modules are in train mode"
+    return Alarm("train mode", count > 0, reason, {"modules": count}, advice)
 
 
 def randomised_output(model: nn.Module, images: Tensor) -> Alarm:

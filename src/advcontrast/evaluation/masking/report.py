@@ -19,7 +19,16 @@ from ..accuracy.curves import check_fields, with_radius
 from ..accuracy.measure import Accuracy
 from ..inputs import checked_batches, checked_logits, generator_or_default, perturbed, prepared_for_evaluation
 from ..uar.jpeg import JPEGAttack
-from . import _attacks
+from ._attacks import (
+    cross_entropy,
+    independent_signs,
+    margin,
+    normalised_margin,
+    rescaled_cross_entropy,
+    sign_search,
+    window_signs,
+    with_finite_gradient,
+)
 from .attack_alarms import (
     Alarm,
     attack_not_converged,
@@ -215,32 +224,32 @@ def _compare_attacks(
     pgd = attack if isinstance(attack, PGDAttack) else PGDAttack(eps=eps, step_size=eps / 4, steps=steps, norm=norm)
     one_step = PGDAttack(eps=eps, step_size=eps, steps=1, norm=norm, random_start=False)
     noise, search = (
-        partial(_attacks.sign_search, propose=propose, queries=queries, eps=eps, norm=norm)
-        for propose, queries in ((_attacks.independent_signs, 50), (_attacks.window_signs, 100))
+        partial(sign_search, propose=propose, queries=queries, eps=eps, norm=norm)
+        for propose, queries in ((independent_signs, 50), (window_signs, 100))
     )
     runs = {
-        "one step": (one_step, _attacks.cross_entropy, model),
-        "white box": (attack, _attacks.cross_entropy, model),
-        "twice the steps": (dataclasses.replace(attack, steps=2 * steps), _attacks.cross_entropy, model),
-        "half the radius": (with_radius(_OWNER, attack, eps / 2), _attacks.cross_entropy, model),
-        "largest ball": (with_radius(_OWNER, attack, largest), _attacks.cross_entropy, model),
-        "rescaled logits": (pgd, _attacks.rescaled_cross_entropy, model),
-        "margin loss": (pgd, _attacks.normalised_margin, model),
-        "random noise": (noise, _attacks.cross_entropy, model),
-        "gradient-free search": (search, _attacks.cross_entropy, model),
+        "one step": (one_step, cross_entropy, model),
+        "white box": (attack, cross_entropy, model),
+        "twice the steps": (dataclasses.replace(attack, steps=2 * steps), cross_entropy, model),
+        "half the radius": (with_radius(_OWNER, attack, eps / 2), cross_entropy, model),
+        "largest ball": (with_radius(_OWNER, attack, largest), cross_entropy, model),
+        "rescaled logits": (pgd, rescaled_cross_entropy, model),
+        "margin loss": (pgd, normalised_margin, model),
+        "random noise": (noise, cross_entropy, model),
+        "gradient-free search": (search, cross_entropy, model),
     }
     if surrogate is not None:
-        runs["transfer"] = (pgd, _attacks.cross_entropy, surrogate)
+        runs["transfer"] = (pgd, cross_entropy, surrogate)
     margins: dict[str, Tensor] = {}
     verdicts: dict[str, Accuracy] = {}
     for name, (variant, loss, target) in runs.items():
         # Every attack draws the same numbers, so that those with a random start begin at the same point.
         source = torch.Generator(batches[0][0].device).manual_seed(seed)
-        classifier = _attacks.with_finite_gradient(target)
+        classifier = with_finite_gradient(target)
         found = []
         for x, y in batches:
             logits = model(perturbed(_OWNER, variant, loss(ClassificationObjective(classifier, y)), x, source))
-            found.append((_attacks.margin(logits, y).clamp(max=0), logits.argmax(1) == y))
+            found.append((margin(logits, y).clamp(max=0), logits.argmax(1) == y))
         margins[name], correct = (torch.cat(part) for part in zip(*found, strict=True))
         verdicts[name] = Accuracy(correct.cpu())
     white = verdicts["white box"]
