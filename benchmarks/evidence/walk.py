@@ -1,8 +1,10 @@
-"""List the library's files that a batch crosses in ``fit(acl, images)``, from the call to the updated weights.
+"""List the files of the library that a batch crosses in ``fit(acl, images)`` on its way to the weights.
 
-Command: ``python -m benchmarks.evidence.walk``. Seconds on a CPU. Prints each file at its first call, with the floor of
-its room (docs of the layout: ``tests/test_layering.py``), then every call from a lower floor to a higher one. The
-objective that a learner passes to its attack is such a call by design; any other one is a fault.
+Command: ``python -m benchmarks.evidence.walk``. Seconds on a CPU. Prints the files in the order of their first call,
+each with the floor of its room (``tests/test_layering.py``): those of one step, from a batch to the next one, and those
+of the whole call with its checks and preparations. Then it prints every call from a lower floor to a higher one. Two
+kinds are by design: the objective that a learner passes to its attack, and methods that modules of the network
+override.
 """
 
 from __future__ import annotations
@@ -24,50 +26,72 @@ FLOORS = [["distributed"], ["functional", "data", "models"], ["attacks", "augmen
 FLOORS += [["surgery"], ["strategies", "engine"], ["evaluation"], ["adapters"]]
 
 
+class Walk:
+    """Recorder of the calls into the library.
+
+    Attributes:
+        whole: files of the whole call.
+        step: files of the second step, from its batch to the next one.
+        upwards: calls from a lower floor to a higher one, as pairs of ``file:function``.
+    """
+
+    def __init__(self) -> None:
+        self.whole: dict[str, None] = {}
+        self.step: dict[str, None] = {}
+        self.upwards: set[tuple[str, str]] = set()
+        self._in_step = False
+        self._names = {str(path): str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")}
+
+    def schedule(self, step: int) -> float:
+        """Record the files from the beginning of step 1 to that of step 2."""
+        self._in_step = step == 1
+        return 1.0
+
+    def record(self, frame: FrameType, event: str, _: object) -> None:
+        """Record a call; for ``sys.setprofile``."""
+        name = self._names.get(frame.f_code.co_filename)
+        if event != "call" or name is None:
+            return
+        self.whole[name] = None
+        if self._in_step:
+            self.step[name] = None
+        caller = frame.f_back
+        while caller is not None and caller.f_code.co_filename not in self._names:
+            caller = caller.f_back
+        if caller is not None and floor(above := self._names[caller.f_code.co_filename]) < floor(name):
+            self.upwards.add((f"{above}:{caller.f_code.co_name}", f"{name}:{frame.f_code.co_name}"))
+
+
 def floor(name: str) -> int:
     """Return the floor of a file, 0 for the private modules of the root."""
     room = name.split("/")[0].removesuffix(".py")
     return next((number for number, rooms in enumerate(FLOORS, 1) if room in rooms), 0)
 
 
-def walk() -> tuple[list[str], set[tuple[str, str]]]:
-    """Train one step; return the files in the order of their first call, and the calls from a lower floor."""
+def walk() -> Walk:
+    """Train three steps and return the record."""
     encoder = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model = convert_to_dual_bn(encoder)
-    acl = ACLTrainer(model, attack=PGDAttack(steps=2), augment=ContrastivePairAugment(16))
-    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    names = {str(path): str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")}
-    crossed: dict[str, None] = {}
-    upwards: set[tuple[str, str]] = set()
-
-    def note(frame: FrameType, event: str, _: object) -> None:
-        name = names.get(frame.f_code.co_filename)
-        if event != "call" or name is None:
-            return
-        crossed[name] = None
-        caller = frame.f_back
-        while caller is not None and caller.f_code.co_filename not in names:
-            caller = caller.f_back
-        if caller is not None:
-            above = names[caller.f_code.co_filename]
-            if floor(above) < floor(name):
-                upwards.add((f"{above}:{caller.f_code.co_name}", f"{name}:{frame.f_code.co_name}"))
-
-    sys.setprofile(note)
+    acl = ACLTrainer(convert_to_dual_bn(encoder), attack=PGDAttack(steps=2), augment=ContrastivePairAugment(16))
+    images = torch.randint(0, 256, (24, 3, 16, 16), dtype=torch.uint8)
+    found = Walk()
+    sys.setprofile(found.record)
     try:
-        fit(acl, images, epochs=1, progress=False)
+        fit(acl, images, epochs=1, batch_size=8, schedule=found.schedule, progress=False)
     finally:
         sys.setprofile(None)
-    return list(crossed), upwards
+    return found
 
 
 def main() -> None:
-    """Print the files that a batch crosses."""
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
-    files, upwards = walk()
-    for number, name in enumerate(files, 1):
-        print(f"{number:2} {floor(name)} {name}")
-    print("\n".join(f"upwards: {caller} -> {callee}" for caller, callee in sorted(upwards)) or "no call upwards")
+    """Print the walk."""
+    argparse.ArgumentParser(description="Files that a batch crosses in fit(acl, images).").parse_args()
+    found = walk()
+    for title, files in (("one step", found.step), ("the whole call", found.whole)):
+        helpers = sum(floor(name) == 0 for name in files)
+        print(f"{title}: {len(files) - helpers} files and {helpers} helpers of the root")
+        print("\n".join(f"  {floor(name)} {name}" for name in files))
+    for caller, callee in sorted(found.upwards):
+        print(f"upwards: {caller} -> {callee}")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,7 @@ from .batches.plan import Plan
 from .batches.reader import DataReader
 from .batches.source import Source, source_of
 from .batches.worker import Batch
-from .metrics import Row
-from .run import Run
+from .run import Row, Run
 from .run_folder import RunFolder
 from .run_settings import run_settings, weights_of
 from .signals import termination
@@ -224,7 +223,8 @@ def fit(
                 bar.update(lambda: f"loss {run.means.loss():.4g}{after}")  # noqa: B023 (called at once)
                 # The last step of an epoch is saved together with the row of the epoch.
                 if run.step < epoch * plan.steps:
-                    stop = (wrapped is learner or run.step % _POLL == 0) and request.stop_requested()
+                    alone = wrapped is learner
+                    stop = request.signal is not None if alone else run.step % _POLL == 0 and request.stop_requested()
                     if stop or (save_every is not None and run.step % save_every == 0):
                         run_folder.save(run)
                     if stop:

@@ -16,8 +16,7 @@ from .._checks import complaint
 from .checkpoint.archive import plain
 from .checkpoint.errors import CheckpointError, writing
 from .checkpoint.protocol import Checkpoint
-from .metrics import Row
-from .run import Run
+from .run import Row, Run
 
 _T = TypeVar("_T")
 

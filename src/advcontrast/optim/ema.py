@@ -1,4 +1,4 @@
-"""A moving average of the weights, which often classifies better than the weights themselves."""
+"""Moving average of the weights, which often classifies better than the weights themselves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .._checks import check_copyable, check_int, check_module, check_real, complaint, type_name
 
@@ -16,12 +17,13 @@ _OWNER = "EMA"
 
 
 class EMA:
-    r"""An exponential moving average of the parameters of a model.
+    r"""Exponential moving average of the parameters of a model.
 
-    The average starts as a copy of the model, and each :meth:`update` makes it
-    :math:`\bar\theta \leftarrow m\, \bar\theta + (1 - m)\, \theta` with the decay :math:`m`. Buffers, such as the
-    statistics of batch norms, are copied: they are averages already. Evaluate ``ema.model``; it is in eval mode,
-    requires no gradients and shares no memory with the original.
+    The average starts as a copy of the model, and each :meth:`update`, the first one included, makes it
+    :math:`\bar\theta \leftarrow m\, \bar\theta + (1 - m)\, \theta` with the decay :math:`m`. (The first update of
+    :class:`torch.optim.swa_utils.AveragedModel` copies the model instead.) Buffers, such as the statistics of batch
+    norms, are copied: they are averages already. Evaluate ``ema.model``; it is in eval mode, requires no gradients and
+    shares no memory with the original.
 
     Args:
         model: the network to follow, on its final device.
@@ -66,20 +68,22 @@ class EMA:
 
         Raises:
             ValueError: the parameters or buffers of the model are others than at first.
-            TypeError: the model is no module.
+            TypeError: the model is not a module.
         """
         check_module(_OWNER, model)
-        mine, theirs = _tensors(self.model), _tensors(model)
-        for name in mine | theirs:
-            ours, other = _form(mine.get(name)), _form(theirs.get(name))
-            if ours != other:
+        ours, theirs = _tensors(self.model), _tensors(model)
+        for name in ours | theirs:
+            expected, got = _form(ours.get(name)), _form(theirs.get(name))
+            if expected != got:
                 remedy = "Pass the model itself, unwrapped, and create the EMA on its final device"
-                raise ValueError(complaint(_OWNER, f"{name} to be {ours}", other, remedy))
-        averaged = [name for name, value in mine.items() if isinstance(value, nn.Parameter) and _continuous(value)]
+                raise ValueError(complaint(_OWNER, f"{name} to be {expected}", got, remedy))
+        # Not AveragedModel: its update copies a counter to the device, which waits for the device.
+        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        averaged = [n for n, p in self.model.named_parameters() if p.is_floating_point() or p.is_complex()]
         if averaged:
-            torch._foreach_lerp_([mine[name] for name in averaged], [theirs[name] for name in averaged], 1 - self.decay)
-        for name in mine.keys() - set(averaged):
-            mine[name].copy_(theirs[name])
+            average([ours[name] for name in averaged], [theirs[name] for name in averaged], self.updates)
+        for name in ours.keys() - set(averaged):
+            ours[name].copy_(theirs[name])
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,7 +98,7 @@ class EMA:
 
         Raises:
             ValueError: it has other entries.
-            TypeError: it is no dict, or its entries are of the wrong kind.
+            TypeError: it is not a dict, or its entries are of the wrong kind.
             RuntimeError: its weights do not fit the network.
         """
         remedy = "Pass what state_dict() returned"
@@ -116,7 +120,3 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _form(tensor: Tensor | None) -> str:
     return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
-
-
-def _continuous(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
