@@ -1,4 +1,4 @@
-"""Files that are on the disk when the call returns, and are known to be the ones that were written."""
+"""Files that are written atomically and flushed to the disk, and locks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def writing(owner: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # already worded by this library
+        if error.errno is None:  # reworded already
             raise
         reworded = type(error)(refusal(owner, f"to write {path}", error))
         reworded.errno = error.errno
@@ -65,9 +65,9 @@ def _warn_once(text: str) -> None:
 
 
 class _Sink:
-    """A file open for writing that hashes what reaches it, and remembers why it failed.
+    """File open for writing that hashes its content, and keeps the first error of the disk.
 
-    A serialiser in C++ may turn an error of the disk into one of its own; the original is kept in ``error``.
+    A serialiser in C++ may replace that error by one of its own.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,10 +110,10 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
         produce: writes to the object that it is given, by its ``write`` method.
 
     Returns:
-        Size and SHA-256 of what was written.
+        Size and SHA-256 of the content.
 
     Raises:
-        OSError: the disk refused, even where ``produce`` raised something else because of it.
+        OSError: the disk refused, even if ``produce`` raised another error because of it.
     """
     sink = _Sink(path)
     try:
@@ -129,12 +129,12 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
 
 
 def replace(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file atomically: afterwards it holds all parts, or what it held before.
+    """Write a file atomically: afterwards it holds all parts, or its content is unchanged.
 
     Raises:
         OSError: the disk refused.
     """
-    draft = path.with_name(f".{secrets.token_hex(8)}.partial")  # unpredictable, so that nobody can create it first
+    draft = path.with_name(f".{secrets.token_hex(8)}.partial")  # unpredictable: it cannot be created first
     try:
         write(draft, lambda file: [file.write(part) for part in parts])
         draft.replace(path)

@@ -43,6 +43,8 @@ MODULES: dict[str, str] = {
     "advcontrast.engine.reader": "advcontrast.engine.batches.reader",
     "advcontrast.engine.reading": "advcontrast.engine.batches.reader",
     "advcontrast.engine.shelf": "advcontrast.engine.batches.worker",
+    "advcontrast.engine.arguments": "advcontrast.engine.fit",
+    "advcontrast.engine.metrics": "advcontrast.engine.run",
     "advcontrast.engine.records": "advcontrast.engine.run_folder",
     "advcontrast.engine.identity": "advcontrast.engine.run_settings",
     "advcontrast.engine.termination": "advcontrast.engine.signals",

@@ -1,4 +1,4 @@
-"""The memory format of networks, and the networks that crash PyTorch in channels last."""
+"""Memory format of networks, some of which crash PyTorch in channels last."""
 
 from __future__ import annotations
 

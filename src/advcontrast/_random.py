@@ -1,6 +1,6 @@
-"""The state of the global random generators: torch, the accelerator of the process, Python, and NumPy where it is used.
+"""State of the global random generators: torch, the accelerator of the process, Python, and NumPy if it is imported.
 
-Nothing here initialises an accelerator. One that the process has not used has no state to keep.
+Nothing here initialises an accelerator. One that the process has not used has no state.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def restore(state: dict[str, Any], *devices: torch.device) -> None:
 
 
 def reseed(seed: int, *devices: torch.device) -> None:
-    """Seed what :func:`capture` captures. ``torch.manual_seed`` would seed other devices too."""
+    """Seed the generators of :func:`capture`. ``torch.manual_seed`` would seed other devices too."""
     torch.default_generator.manual_seed(seed)
     for device in _accelerators(devices):
         state = torch.Generator(device).manual_seed(seed).get_state()
@@ -89,7 +89,6 @@ def generators(owner: object) -> dict[str, torch.Generator]:
 
 
 def _held(value: Any) -> Iterable[tuple[Any, Any]]:
-    """Return what an object holds, by name."""
     if isinstance(value, (list, tuple)):
         return enumerate(value)
     if isinstance(value, dict):
@@ -106,10 +105,10 @@ def _held(value: Any) -> Iterable[tuple[Any, Any]]:
 
 @contextmanager
 def kept(seed: int | None = None) -> Iterator[None]:
-    """Restore every global generator after the block, those of all devices included.
+    """Restore every global generator on exit, those of all devices included.
 
     Args:
-        seed: seed of all of them inside the block; ``None`` leaves them unchanged.
+        seed: seed of all of them in the context; ``None`` leaves them unchanged.
     """
     devices = _in_use()
     before = capture(*devices)
@@ -126,7 +125,7 @@ def _accelerators(devices: tuple[torch.device, ...]) -> list[torch.device]:
 
 
 def _in_use() -> list[torch.device]:
-    """Return all devices of the accelerator that this process has used, none where it has used none."""
+    """Return all devices of the accelerator that this process has used."""
     kind = torch.accelerator.current_accelerator()
     if kind is None:
         return []

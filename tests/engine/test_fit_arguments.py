@@ -20,119 +20,62 @@ from tests.engine.learners import (
     weights,
 )
 
-SHAPES = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)."
-TENSORS = "Pass the images as a tensor [N, C, H, W], or with labels as (images, labels): x and y of an ImageSet."
-
 
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (
-            (images(8), torch.arange(7)),
-            ValueError,
-            f"expected data of one length, at least 2, got lengths [8, 7]. {SHAPES}",
-        ),
-        (images(0), ValueError, f"expected data of one length, at least 2, got lengths [0]. {SHAPES}"),
-        (images(1), ValueError, f"expected data of one length, at least 2, got lengths [1]. {SHAPES}"),
-        ([], ValueError, f"expected data of one length, at least 2, got lengths []. {SHAPES}"),
-        (torch.tensor(3), ValueError, f"expected data of one length, at least 2, got lengths [0]. {SHAPES}"),
-        (np.zeros((4, 3, 8, 8)), TypeError, f"expected data to be tensors, got ndarray. {TENSORS}"),
-        (
-            (images(4), [0, 1, 2, 3]),
-            TypeError,
-            "expected data[1] to be a tensor, got list. Pass torch.as_tensor(data[1]).",
-        ),
-        (
-            "images",
-            TypeError,
-            "expected data to be tensors or a data set, got the path 'images'. "
-            "Pass image_folder(path).x, or ImageStream(path) to read it during training.",
-        ),
-        (None, TypeError, f"expected data to be tensors, got NoneType. {TENSORS}"),
-        (7, TypeError, f"expected data to be tensors, got int. {TENSORS}"),
+        ((images(8), torch.arange(7)), ValueError, "data of one length, at least 2, got lengths [8, 7]"),
+        (images(0), ValueError, "data of one length, at least 2, got lengths [0]"),
+        (images(1), ValueError, "data of one length, at least 2, got lengths [1]"),
+        ([], ValueError, "data of one length, at least 2, got lengths []"),
+        (torch.tensor(3), ValueError, "data of one length, at least 2, got lengths [0]"),
+        (np.zeros((4, 3, 8, 8)), TypeError, "data to be tensors, got ndarray"),
+        ((images(4), [0, 1, 2, 3]), TypeError, "data[1] to be a tensor, got list"),
+        ("images", TypeError, "data to be tensors or a data set, got the path 'images'. Pass image_folder(path).x"),
+        (None, TypeError, "data to be tensors, got NoneType"),
+        (7, TypeError, "data to be tensors, got int"),
     ],
 )
 def test_wrong_data(data, error, message):
     learner = Separable()
-    with pytest.raises(error, match=f"^{re.escape('fit: ' + message)}$"):
+    with pytest.raises(error, match=f"^{re.escape('fit: expected ' + message)}"):
         fit(learner, data, epochs=1)
     assert learner.seen == []
 
 
-BATCH = "A batch has at least two samples a process."
-
-
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("settings", "error", "argument"),
     [
-        ({"batch_size": 1}, ValueError, f"expected batch_size to be an int >= 2, got 1. {BATCH}"),
-        ({"batch_size": 8.0}, TypeError, f"expected batch_size to be an int >= 2, got float. {BATCH}"),
-        ({"epochs": 0}, ValueError, "expected epochs to be an int >= 1, got 0. Pass a number of at least 1."),
-        ({"epochs": True}, TypeError, "expected epochs to be an int >= 1, got bool. Pass a number of at least 1."),
-        ({"accumulate": 0}, ValueError, "expected accumulate to be an int >= 1, got 0. Pass a number of at least 1."),
-        ({"seed": -1}, ValueError, "expected seed to be an int >= 0, got -1. Pass any number from 0."),
-        ({"seed": 0.5}, TypeError, "expected seed to be an int >= 0, got float. Pass any number from 0."),
-        (
-            {"amp": "fp8"},
-            ValueError,
-            "expected amp to be one of 'off', 'bf16', 'fp16', got 'fp8'. Choose one of the 3.",
-        ),
-        (
-            {"amp": "BF16"},
-            ValueError,
-            "expected amp to be one of 'off', 'bf16', 'fp16', got 'BF16'. Did you mean 'bf16'.",
-        ),
-        (
-            {"amp": True},
-            TypeError,
-            "expected amp to be one of 'off', 'bf16', 'fp16', got bool. Pass amp as a string.",
-        ),
-        ({"compile": 1}, TypeError, "expected compile to be True or False, got 1. True compiles learner.model."),
-        (
-            {"tensorboard": "logs"},
-            TypeError,
-            "expected tensorboard to be True or False, got 'logs'. True writes folder/tensorboard.",
-        ),
-        (
-            {"optimizer": "SGD"},
-            TypeError,
-            "expected optimizer to be of type Optimizer or None, got str. Pass the optimizer itself, such as "
-            "LARS(learner.parameters(), lr=5.0).",
-        ),
-        (
-            {"ema": 0.999},
-            TypeError,
-            "expected ema to be of type EMA or None, got float. Pass EMA(learner.model, decay=0.999).",
-        ),
-        ({"select": 1}, TypeError, "expected select to be of type str or None, got int. Pass the name of a metric."),
-        (
-            {"schedule": "cosine"},
-            TypeError,
-            "expected schedule to be callable or a number, got str. "
-            "Pass a function of the step that returns the fraction of the learning rate, a number, or None.",
-        ),
-        (
-            {"schedule": 0.0},
-            ValueError,
-            "expected schedule to be a finite number > 0, got 0.0. "
-            "1.0 keeps the learning rate; for another one, set it in the optimizer.",
-        ),
-        ({"evaluate": {}}, TypeError, "expected evaluate to be callable, got dict. Pass a function, or None."),
-        ({"folder": -1}, TypeError, "expected folder to be a path, got int. Pass a string or a Path, or None."),
-        ({"folder": ""}, ValueError, "expected folder to be a path, got ''. Pass a string or a Path, or None."),
-        ({"save_every": 5}, ValueError, "expected a folder to write to, got None. Pass folder=."),
-        ({"tensorboard": True}, ValueError, "expected a folder to write to, got None. Pass folder=."),
-        (
-            {"save_every": 0},
-            ValueError,
-            "expected save_every to be an int >= 1, got 0. Pass a number of steps, or None.",
-        ),
+        ({"batch_size": 1}, ValueError, "batch_size"),
+        ({"batch_size": 8.0}, TypeError, "batch_size"),
+        ({"epochs": 0}, ValueError, "epochs"),
+        ({"epochs": True}, TypeError, "epochs"),
+        ({"accumulate": 0}, ValueError, "accumulate"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 0.5}, TypeError, "seed"),
+        ({"amp": "fp8"}, ValueError, "amp"),
+        ({"amp": "BF16"}, ValueError, "amp .* Did you mean 'bf16'"),
+        ({"amp": True}, TypeError, "amp"),
+        ({"compile": 1}, TypeError, "compile"),
+        ({"tensorboard": "logs"}, TypeError, "tensorboard"),
+        ({"progress": "yes"}, TypeError, "progress"),
+        ({"optimizer": "SGD"}, TypeError, "optimizer"),
+        ({"ema": 0.999}, TypeError, "ema"),
+        ({"select": 1}, TypeError, "select"),
+        ({"schedule": "cosine"}, TypeError, "schedule"),
+        ({"schedule": 0.0}, ValueError, "schedule .* 1.0 keeps the learning rate"),
+        ({"evaluate": {}}, TypeError, "evaluate"),
+        ({"folder": -1}, TypeError, "folder"),
+        ({"folder": ""}, ValueError, "folder"),
+        ({"save_every": 5}, ValueError, "a folder"),
+        ({"tensorboard": True}, ValueError, "a folder"),
+        ({"save_every": 0}, ValueError, "save_every"),
     ],
 )
-def test_wrong_argument(settings, error, message):
+def test_wrong_argument(settings, error, argument):
     learner = Separable()
     before = weights(learner)
-    with pytest.raises(error, match=f"^{re.escape('fit: ' + message)}$"):
+    with pytest.raises(error, match=f"^fit: expected {argument}"):
         train(learner, **settings)
     assert learner.seen == []
     assert same(weights(learner), before)
@@ -141,8 +84,7 @@ def test_wrong_argument(settings, error, message):
 
 @pytest.mark.parametrize("learner", [nn.Identity(), Separable().requires_grad_(False)])
 def test_learner_without_parameters_to_train_is_refused(learner):
-    message = "fit: expected a learner with parameters to train, got none. Unfreeze what is to be trained."
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with pytest.raises(ValueError, match=r"^fit: expected a learner with parameters to train"):
         fit(learner, images(), epochs=1)
 
 
@@ -165,10 +107,7 @@ def test_learner_without_a_model_is_refused_before_a_step_where_one_is_needed(se
     assert len(train(learner, images())) == 2
     before = weights(learner)
     settings = {"ema": EMA(learner, 0.9)} if "ema" in settings else settings
-    message = (
-        "fit: expected learner.model to average or compile, got none. Hold the network in an attribute of that name."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=r"^fit: expected learner\.model"):
         train(learner, images(), **settings)
     assert same(weights(learner), before)
 
@@ -176,8 +115,7 @@ def test_learner_without_a_model_is_refused_before_a_step_where_one_is_needed(se
 @pytest.mark.parametrize("length", [10, 21, 23, 40])
 def test_groups_of_another_length_are_refused(length):
     learner = Separable()
-    message = f"fit: expected groups of shape [22], got [{length}]. Pass the number of its group for each sample."
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=rf"^fit: expected groups of shape \[22\], got \[{length}\]"):
         train(learner, groups=torch.arange(length) % 2)
     assert learner.seen == []
 
@@ -195,21 +133,13 @@ def test_groups_of_a_wrong_kind_are_refused(groups):
 )
 def test_schedule_that_returns_no_rate_is_named_before_a_step(rate, error, got):
     learner = Separable()
-    message = (
-        f"fit: expected what schedule returns to be a finite number >= 0, got {got}. "
-        "Let it return the fraction of the learning rate to use."
-    )
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+    with pytest.raises(error, match=f"^fit: expected what schedule returns .*, got {got}"):
         train(learner, schedule=lambda step: rate)
     assert learner.seen == []
 
 
 def test_metric_to_select_by_that_nobody_reports():
-    message = (
-        "fit: expected a metric 'score' to select by, got ['epoch', 'step', 'seconds', 'lr', 'loss', 'accuracy', "
-        "'robust']. Let evaluate return it, after the first epoch at least."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=r"^fit: expected a metric 'score' .* 'loss', 'accuracy', 'robust'\]"):
         train(Separable(), select="score", evaluate=lambda epoch: {"robust": 0.5})
 
 
@@ -315,13 +245,10 @@ def test_an_optimizer_that_lacks_parameters_is_warned_about():
     learner = Separable()
     optimizer = torch.optim.SGD(learner.model[-1].parameters(), lr=0.1)
     others = [name for name, _ in learner.named_parameters()][:-2]
-    message = (
-        f"fit: expected an optimizer of all parameters that require gradients, got one without {len(others)} of them: "
-        f"{', '.join(others[:3])}{', ...' * (len(others) > 3)}. "
-        "Make it when the network has been converted and is whole, or set their requires_grad to False."
-    )
-    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+    message = rf"^fit: expected an optimizer .* {len(others)} of them: {re.escape(', '.join(others[:3]))}, "
+    with pytest.warns(UserWarning, match=message) as caught:
         fit(learner, labelled(), epochs=1, optimizer=optimizer)
+    assert caught[0].filename == __file__
 
 
 def test_what_needs_no_gradient_needs_no_optimizer():

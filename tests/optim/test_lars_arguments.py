@@ -13,17 +13,13 @@ from advcontrast.optim.lars import LARS
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"lr": -1}, ValueError, "lr to be a finite number >= 0, got -1. The ACL code has a peak of 5.0."),
-        ({"lr": math.nan}, ValueError, "lr to be a finite number >= 0, got nan. "),
-        ({"lr": "5"}, TypeError, "lr to be a finite number >= 0, got str. "),
-        ({"momentum": 1.1}, ValueError, "momentum to be a finite number >= 0 and <= 1, got 1.1. 0.9 is usual."),
-        ({"weight_decay": -1}, ValueError, "weight_decay to be a finite number >= 0, got -1. The ACL code has 1e-6."),
-        ({"trust": 0}, ValueError, "trust to be a finite number > 0, got 0. 1e-3 is usual."),
-        (
-            {"exclude_1d": 1},
-            TypeError,
-            "exclude_1d to be True or False, got 1. True leaves norms and biases unadapted.",
-        ),
+        ({"lr": -1}, ValueError, "lr"),
+        ({"lr": math.nan}, ValueError, "lr"),
+        ({"lr": "5"}, TypeError, "lr"),
+        ({"momentum": 1.1}, ValueError, "momentum"),
+        ({"weight_decay": -1}, ValueError, "weight_decay"),
+        ({"trust": 0}, ValueError, "trust"),
+        ({"exclude_1d": 1}, TypeError, "exclude_1d"),
     ],
 )
 @pytest.mark.parametrize(
@@ -35,44 +31,37 @@ from advcontrast.optim.lars import LARS
     ids=["default", "group"],
 )
 def test_wrong_settings(make, settings, error, message):
-    with pytest.raises(error, match=re.escape(f"LARS: expected {message}")):
+    with pytest.raises(error, match=f"^LARS: expected {message} "):
         make(settings)
-
-
-PARAMS = "Pass model.parameters(), or dicts with params and settings of their own."
 
 
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        (None, TypeError, "params to be an iterable, got NoneType. " + PARAMS),
-        (torch.ones(3), TypeError, "params to be an iterable, got torch.float32. " + PARAMS),
-        ([], ValueError, "at least 1 parameter, got none. " + PARAMS),
-        (["weight"], TypeError, "params to hold tensors, got str. " + PARAMS),
-        ([{"lr": 1.0}], TypeError, "a group to be a dict with params, got one of ['lr']. " + PARAMS),
-        (
-            [nn.Parameter(torch.ones(1)) * 2],
-            ValueError,
-            "params to be leaves, got the result of an operation. Pass the tensors that it was computed from.",
-        ),
+        (None, TypeError, "params to be an iterable, got NoneType"),
+        (torch.ones(3), TypeError, "params to be an iterable, got torch.float32"),
+        ([], ValueError, "at least 1 parameter, got none"),
+        (["weight"], TypeError, "params to hold tensors, got str"),
+        ([{"lr": 1.0}], TypeError, "a group to be a dict with params, got one of ['lr']"),
+        ([nn.Parameter(torch.ones(1)) * 2], ValueError, "params to be leaves, got the result of an operation"),
     ],
 )
 def test_wrong_parameters(params, error, message):
-    with pytest.raises(error, match=f"^{re.escape('LARS: expected ' + message)}$"):
+    with pytest.raises(error, match=f"^{re.escape('LARS: expected ' + message)}"):
         LARS(params, lr=1.0)
 
 
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        (None, "a group to be a dict with params, got NoneType. " + PARAMS),
-        ({"params": 5}, "params to be an iterable, got int. " + PARAMS),
-        ({"params": [5]}, "params to hold tensors, got int. " + PARAMS),
+        (None, "a group to be a dict with params, got NoneType"),
+        ({"params": 5}, "params to be an iterable, got int"),
+        ({"params": [5]}, "params to hold tensors, got int"),
     ],
 )
 def test_wrong_group(group, message):
     optimizer = LARS([nn.Parameter(torch.ones(1))], lr=1.0)
-    with pytest.raises(TypeError, match=f"^{re.escape('LARS: expected ' + message)}$"):
+    with pytest.raises(TypeError, match=f"^{re.escape('LARS: expected ' + message)}"):
         optimizer.add_param_group(group)
     assert len(optimizer.param_groups) == 1
 
@@ -97,7 +86,6 @@ def test_parameters_are_taken_as_every_optimizer_takes_them(params):
 def test_closure_that_is_no_function():
     weight = nn.Parameter(torch.ones(1))
     weight.grad = torch.ones(1)
-    message = "LARS: expected closure to be callable, got str. Pass a function that returns the loss, or None."
-    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(TypeError, match=r"^LARS: expected closure"):
         LARS([weight], lr=1.0).step("")
     assert weight == 1

@@ -1,4 +1,4 @@
-"""What a training step costs, before the first one is taken."""
+"""Cost of a training step."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
 
     Args:
         learner: as for :func:`fit`, before it is wrapped in DDP.
-        batch: what the learner takes, for a few images at least two. What compares the images of a batch costs more
+        batch: arguments of the learner, for at least two images. A loss that compares the images of a batch costs more
             an image in larger batches, for NT-Xent by twice the width of the embeddings for each other view.
 
     Returns:
         Forward passes an image.
 
     Raises:
-        TypeError: ``learner`` is no module.
+        TypeError: ``learner`` is not a module.
         ValueError: ``learner.model`` is missing or has nothing to count, or the learner cannot train on the batch.
         RuntimeError: ``learner`` cannot be copied, as in :func:`advcontrast.export_branch`.
 
@@ -73,7 +73,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up floating-point operations. PyTorch's own counter cannot follow gradients taken within a forward pass."""
+    """Counter of floating-point operations. PyTorch's own cannot follow gradients taken within a forward pass."""
 
     operations: int = 0
 

@@ -118,11 +118,11 @@ class LARS(Optimizer):
             closure: a function that computes the loss anew and its gradients.
 
         Returns:
-            What ``closure`` returned, ``None`` without one.
+            The loss that ``closure`` returned, or ``None``.
 
         Raises:
             RuntimeError: a gradient is sparse; nothing was changed then.
-            TypeError: the closure is no function.
+            TypeError: the closure is not a function.
         """
         loss = None
         if closure is not None:

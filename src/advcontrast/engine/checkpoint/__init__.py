@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are written whole, verified before they are read, and removed only by a newer one."""
+"""Checkpoints: folders that are written atomically, verified before they are read, and removed only by a newer one."""
 
 from .errors import CheckpointBusyError as CheckpointBusyError
 from .errors import CheckpointCorruptError as CheckpointCorruptError

@@ -1,4 +1,4 @@
-"""States in files of ``torch.save``: a check before writing, and a parser that builds nothing else."""
+"""States in files of ``torch.save``: a check before writing, and a parser that builds only tensors and containers."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def read(file: IO[bytes], device: str = "cpu") -> Any:
 
 
 class _Name(str):
-    """The name of a call."""
+    """Name of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +179,14 @@ class _Storage:
 
 
 class _Arguments(tuple[Any, ...]):
-    """A tuple that holds a name or a storage."""
+    """Tuple that holds a name or a storage."""
 
 
 _INTERNAL = (_Name, _Storage, _Arguments)
 
 
 class _Parser:
-    """An interpreter of the opcodes of pickle protocol 2 that ``torch.save`` writes, and no others."""
+    """Interpreter of the opcodes of pickle protocol 2 that ``torch.save`` writes, and no others."""
 
     def __init__(self, file: IO[bytes], device: str) -> None:
         self._file, self._device = file, device
@@ -207,7 +207,7 @@ class _Parser:
         self._storages: dict[str, Tensor] = {}
 
     def run(self) -> Any:
-        """Return what the pickle in the archive builds."""
+        """Return the value of the pickle in the archive."""
         program = self._record("data.pkl")
         self._left = len(program)  # characters that may still be encoded
         before = ""

@@ -1,4 +1,4 @@
-"""What lies beside the state of a checkpoint, and tells whether it is the one that was written."""
+"""Manifest of a checkpoint: size and digest of its state, to verify it before it is read."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LARGEST_MANIFEST = 1 << 16
 
 
 def sealed_manifest(step: int, size: int, sha256: str) -> bytes:
-    """Return the manifest of a state of so many bytes with that SHA-256."""
+    """Return the manifest of a state of ``size`` bytes."""
     manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "bytes": size, "sha256": sha256}
     manifest["torch"] = torch.__version__
     return json.dumps({**manifest, "seal": _seal(manifest)}, indent=1).encode()
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    """Return a digest of the manifest, so that no bit of it can change unseen."""
+    """Return a digest of the manifest, which detects changed bits."""
     return digest(json.dumps(manifest, sort_keys=True))
 
 
@@ -53,7 +53,7 @@ def read_manifest(path: Path, step: int) -> dict[str, Any]:
 
 
 def verify(file: IO[bytes], manifest: Mapping[str, Any]) -> None:
-    """Require the file to be the one that was written."""
+    """Require the size and digest of the manifest."""
     path, size = Path(file.name).parent, os.fstat(file.fileno()).st_size
     if size != manifest["bytes"]:
         raise corrupt(path, f"{size} bytes instead of {manifest['bytes']}")

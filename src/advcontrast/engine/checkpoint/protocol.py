@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all, and verified before they are read."""
+"""Checkpoints that are written atomically, and verified before they are read."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class Checkpoint:
         return f"{_OWNER}({str(self.folder)!r}, keep={self.keep})"
 
     def path(self, step: int) -> Path:
-        """Return the folder that the checkpoint of a step has, or would have.
+        """Return the folder of the checkpoint of a step, which need not exist.
 
         Raises:
             ValueError: step < 0.
-            TypeError: the step is no int.
+            TypeError: the step is not an int.
         """
         check_int(_OWNER, "step", step, low=0, remedy="Pass the number of steps taken")
         return self.folder / f"step-{step:08d}"
@@ -87,14 +87,14 @@ class Checkpoint:
             CheckpointError: the system refuses to list the folder.
         """
         try:
-            # glob would take a folder that may not be listed for an empty one.
+            # glob would return nothing for a folder that may not be listed.
             found = [path.name for path in self.folder.iterdir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise unreadable(self.folder, error) from error
         names = (name.removeprefix("step-") for name in found if name.startswith("step-"))
-        # Nobody else's idea of a number: "7" is not where step 7 is.
+        # Only the names that path() returns: "step-7" is not the folder of step 7.
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and f"{int(name):08d}" == name)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
@@ -176,15 +176,15 @@ class Checkpoint:
             CheckpointVersionError: it was written by a later version of this library.
             CheckpointError: it may be good, but the disk or the system refuses to read it.
             ValueError: step < 0.
-            TypeError: the step is no int.
+            TypeError: the step is not an int.
         """
         return self._read(self.path(step), step)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing to the folder, until the block or the process ends.
+        """Lock the folder within the context, or until the process ends: other processes cannot write to it.
 
-        Inside the block :meth:`save` raises if the folder is no longer the one that was locked. On a disk without locks
+        In the context, :meth:`save` raises if the folder is no longer the one that was locked. On a disk without locks
         a warning is issued, and nothing is locked.
 
         Raises:
@@ -249,7 +249,7 @@ class Checkpoint:
         flush_folder(self.folder)
 
     def _read(self, path: Path, step: int, device: str = "cpu") -> dict[str, Any]:
-        """Verify the checkpoint of a step and return its state; on the meta device tensors have no values."""
+        """Verify a checkpoint and return its state; on the meta device tensors have no values."""
         try:
             manifest = read_manifest(path, step)
             with (path / _STATE).open("rb") as file:
@@ -270,7 +270,7 @@ class Checkpoint:
         return state
 
     def _discard(self, step: int) -> None:
-        """Take a checkpoint's name away first, so that it is never seen half deleted."""
+        """Rename a checkpoint before it is deleted, so that it is never read half deleted."""
         if self.path(step).exists():
             self.path(step).rename(self.folder / f".discarded-{step:08d}")
 
