@@ -92,10 +92,8 @@ def test_a_file_with_another_checksum_is_refused_at_once(archive, name):
     published = cifar_c._MD5[name]
     content[-1] ^= 1
     path.write_bytes(content)
-    got = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    remedy = "Download CIFAR-10-C anew, or pass verify=False to read files of your own."
-    message = f"cifar10_c: expected the published MD5 {published} of {name}.npy, got {got}. {remedy}"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    message = f"cifar10_c: expected the published MD5 {published} of {name}.npy, got another one. "
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         cifar10_c(archive)
 
 

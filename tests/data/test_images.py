@@ -175,8 +175,8 @@ def test_wrong_fields(fields, error, message):
     [
         ([0, 1], TypeError, "expected indices to be a torch.int64 tensor, got list. "),
         (torch.ones(7, dtype=torch.bool), TypeError, "expected indices to be a torch.int64 tensor, got torch.bool. "),
-        (torch.tensor(3), ValueError, "expected indices of shape [M] with M >= 1, got []. "),
-        (torch.arange(0), ValueError, "expected indices of shape [M] with M >= 1, got [0]. "),
+        (torch.tensor(3), ValueError, "expected indices of shape [N] with N >= 1, got []. "),
+        (torch.arange(0), ValueError, "expected indices of shape [N] with N >= 1, got [0]. "),
         (torch.tensor([0, 7, -1]), ValueError, "expected indices from 0 to 6, got 2 of 3 outside. "),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +52,7 @@ def cifar10_c(
 ) -> Iterator[tuple[str, int, ImageSet]]:
     """Read CIFAR-10-C, one corruption after the other, severity by severity.
 
-    All files are checked before the first is read. They stay on the disk: the images of one severity, 31 MB, are in
-    memory at a time.
+    All files are checked before the first is read. The images of one severity, 31 MB, are in memory at a time.
 
     The files are those of ``CIFAR-10-C.tar`` at https://zenodo.org/records/2535967, 2,918,471,680 bytes with the MD5
     56bf5dcef84df0e2308c6dcbcbbd8499 and the SHA-256 c72763e101c723b7c507b96205f7e938912a5d587376173b825850cf3cb876a7.
@@ -62,10 +60,10 @@ def cifar10_c(
     with a download of our own.
 
     Args:
-        folder: what the archive unpacks to: ``labels.npy``, and a file for each corruption.
-        names: which corruptions, some of :data:`CIFAR10_C`. Files of others need not be there.
-        verify: whether every file must have its published MD5 checksum. It takes about a second for 300 MB; without,
-            files of one's own in the same layout are read too.
+        folder: folder with ``labels.npy`` and a file for each corruption, as the archive unpacks.
+        names: some of :data:`CIFAR10_C`. The files of others may be missing.
+        verify: whether every file must have its published MD5, which takes about a second for 300 MB. Without it, other
+            files in the same layout can be read.
 
     Returns:
         An iterator over names, severities from 1 to 5, and the 10,000 images of each.
@@ -79,9 +77,18 @@ def cifar10_c(
         Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
         ICLR 2019.
     """
-    _check_names(names)
+    expected, remedy = "names to be a tuple of at least one name", "CIFAR10_C_MAIN holds the usual 15"
+    if not isinstance(names, (tuple, list)):
+        raise TypeError(complaint(_OWNER, expected, type_name(names), remedy))
+    if not names:
+        raise ValueError(complaint(_OWNER, expected, "none", remedy))
+    for name in names:
+        check_choice(_OWNER, "each of names", name, CIFAR10_C)
     check_bool(_OWNER, "verify", verify, remedy="False reads files without comparing their checksums")
     folder = check_path(_OWNER, "folder", folder, remedy="Pass the folder that holds the files")
+
+    from torchvision.datasets.utils import check_integrity
+
     paths = {name: folder / f"{name}.npy" for name in (*names, "labels")}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
@@ -91,23 +98,16 @@ def cifar10_c(
     files = {name: _mapped(paths[name], "uint8", (_SEVERITIES * _IMAGES, 32, 32, 3)) for name in names}
     if verify:
         for name, path in paths.items():
-            _check_md5(path, _MD5[name])
+            if not check_integrity(path, _MD5[name]):
+                expected, got = f"the published MD5 {_MD5[name]} of {path.name}", "another one"
+                remedy = "Download CIFAR-10-C anew, or pass verify=False to read files of your own"
+                raise ValueError(complaint(_OWNER, expected, got, remedy))
 
     def images(file: np.ndarray[Any, Any], part: slice) -> ImageSet:
         return ImageSet(torch.from_numpy(file[part].transpose(0, 3, 1, 2).copy()), labels[part], _CLASSES)
 
     parts = [(i + 1, slice(i * _IMAGES, (i + 1) * _IMAGES)) for i in range(_SEVERITIES)]
     return ((name, severity, images(file, part)) for name, file in files.items() for severity, part in parts)
-
-
-def _check_names(names: object) -> None:
-    expected, remedy = "names to be a tuple of at least one name", "CIFAR10_C_MAIN holds the usual 15"
-    if not isinstance(names, (tuple, list)):
-        raise TypeError(complaint(_OWNER, expected, type_name(names), remedy))
-    if not names:
-        raise ValueError(complaint(_OWNER, expected, "none", remedy))
-    for name in names:
-        check_choice(_OWNER, "each of names", name, CIFAR10_C)
 
 
 def _labels(path: Path) -> torch.Tensor:
@@ -132,14 +132,3 @@ def _mapped(path: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray[Any, An
     if not np.issubdtype(array.dtype, getattr(np, kind)) or array.shape != shape:
         raise ValueError(complaint(_OWNER, expected, f"{array.dtype} {list(array.shape)}", remedy))
     return array
-
-
-def _check_md5(path: Path, published: str) -> None:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != published:
-        expected = f"the published MD5 {published} of {path.name}"
-        remedy = "Download CIFAR-10-C anew, or pass verify=False to read files of your own"
-        raise ValueError(complaint(_OWNER, expected, digest.hexdigest(), remedy))

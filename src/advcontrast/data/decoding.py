@@ -18,20 +18,15 @@ _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
 
 
 class UnreadableImageError(RuntimeError):
-    """A file that should be an image cannot be used as one."""
+    """Error for a file that cannot be used as an image."""
 
 
 def decode(owner: str, path: str | Path, size: int) -> bytes:
-    """Return the pixels of an image, row by row, three bytes each.
+    """Return the pixels of an image, row by row, as three bytes each.
 
     The image is rotated and mirrored according to its EXIF orientation and converted to RGB. An alpha channel is
     dropped, so that transparent pixels have the colour that the file stores for them. Colour profiles are not applied.
-    If a file holds several images, the first one is decoded.
-
-    Args:
-        owner: the caller, for messages.
-        path: path of the image.
-        size: side of the central square that is kept, in pixels.
+    If a file holds several images, the first one is decoded. The central square is resized to a side of ``size``.
 
     Raises:
         UnreadableImageError: the file is not a regular file or not a whole image, has more than 8 bits a channel, or
@@ -72,7 +67,7 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
 
 
 def _channel(image: Any) -> str | None:
-    """Return what a channel of the file holds if that is not an unsigned number of at most 8 bits.
+    """Describe the channels of a file if they are not unsigned numbers of at most 8 bits.
 
     Pillow reduces most files with more bits to 8 when it opens them, so its mode does not show it.
     """

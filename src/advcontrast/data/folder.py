@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -12,17 +11,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .._checks import check_bool, check_choice, check_int, check_path, check_real, complaint
+from .. import _atomic_io
+from .._checks import check_path, complaint
+from .._digest import digest, raw
 from .._progress import ProgressBar, check_progress
-from . import _cache
 from .decoding import UnreadableImageError, decode
 from .images import ImageSet
-from .listing import list_images
+from .listing import check_settings, list_images
 
 _OWNER = "image_folder"
 _FORMAT = 4  # increase it when the same files give other pixels
-_MANY = 1000  # images that are worth a progress bar
+_MANY = 1000  # images for which the progress bar is shown by default
 _NAMED = 10  # files that a message lists
+_DIGITS = 64  # of a SHA-256 in hexadecimal, with which a file of the cache begins
 _REMEDY = "Put the images into root/<class>/"
 _SPLITS = {"test", "testing", "train", "training", "val", "valid", "validation"}
 _EACH_CLASS = "a readable image of each class"
@@ -42,11 +43,11 @@ def image_folder(
 
     An image is rotated by its EXIF orientation, converted to RGB, cropped to its central square and resized with
     antialiased bicubic interpolation unless it has the size already. An alpha channel is dropped: transparent pixels
-    have the colour that the file stores for them. Classes, labels and files come in the order of torchvision's
-    ``ImageFolder``. Files whose suffix is not one of bmp, jfif, jpeg, jpg, pgm, png, ppm, tif, tiff and webp are left
-    out, in upper or lower case, and so are hidden files and folders and those called ``__MACOSX``.
+    have the colour that the file stores for them. Classes, labels and files have the order of torchvision's
+    ``ImageFolder``. Files with a suffix other than bmp, jfif, jpeg, jpg, pgm, png, ppm, tif, tiff and webp, in upper or
+    lower case, are left out, and so are hidden files and folders and those called ``__MACOSX``.
 
-    Decoding is slow. The folder ``cache`` keeps the pixels under a key of the names, sizes and modification times of
+    Decoding is slow. The folder ``cache`` stores the pixels under a key of the names, sizes and modification times of
     all files. If it is damaged or cannot be written, a warning is issued and the images are decoded again. Several
     processes may share it.
 
@@ -54,9 +55,8 @@ def image_folder(
         root: folder with a folder for each class.
         size: side of the images in pixels, at least 1.
         cache: folder for the decoded images, made if it does not exist; ``None`` decodes on every call.
-        unreadable: what to do with a file that is broken, empty, missing or not an image, with a folder that cannot be
-            listed, and with a link that cannot be followed: ``"raise"``, or ``"skip"``, which leaves it out and names
-            it in a warning.
+        unreadable: ``"raise"`` an error for a file that is broken, empty, missing or not an image, for a folder that
+            cannot be listed, and for a link that cannot be followed; or ``"skip"`` it and name it in a warning.
         tolerance: the largest share of the images that may be left out, in [0, 1]; beyond it an error is raised.
         outside_links: whether links may lead out of ``root``. By default they raise an error, as an untrusted data set
             could link to any file of this machine.
@@ -75,14 +75,11 @@ def image_folder(
             with the names of splits, such as ``train`` and ``test``.
         TypeError: an argument of the wrong kind.
     """
-    check_int(_OWNER, "size", size, low=1, remedy="Pass the side of the images in pixels")
-    check_bool(_OWNER, "outside_links", outside_links, remedy="True follows links to anywhere")
+    check_settings(_OWNER, size, unreadable, tolerance, outside_links)
     check_progress(_OWNER, progress)
     root = check_path(_OWNER, "root", root, remedy="Pass the folder that holds a folder for each class")
-    remedy = "Pass a folder, or None for no cache"
-    where = None if cache is None else check_path(_OWNER, "cache", cache, remedy=remedy)
-    check_choice(_OWNER, "unreadable", unreadable, ("raise", "skip"))
-    check_real(_OWNER, "tolerance", tolerance, low=0, high=1, remedy="0.01 accepts one bad file in a hundred")
+    if cache is not None:
+        cache = check_path(_OWNER, "cache", cache, remedy="Pass a folder, or None for no cache")
     skip = unreadable == "skip"
     found, unusable = list_images(_OWNER, root, outside_links=outside_links, skip=skip, remedy=_REMEDY)
     classes = _by_class(root, found, unusable)
@@ -90,7 +87,12 @@ def image_folder(
     y = torch.tensor([label for label, own in enumerate(classes.values()) for _ in own])
     if progress is None and len(names) <= _MANY:
         progress = False
-    flat = _pixels(root, names, size, unreadable, where, progress)
+    file = None if cache is None else cache / f"{_key(root, names, size, unreadable)}.pixels"
+    flat = None if file is None else _read_cache(file, len(names) * (3 * size * size + 1))
+    if flat is None:
+        flat, lasting = _decode_all(root, names, size, unreadable, progress)
+        if file is not None and lasting:
+            _write_cache(file, flat)
     x, readable = flat[: -len(y)].view(len(y), 3, size, size), flat[-len(y) :].bool()
     images = ImageSet(x, y, tuple(classes))
     left_out = [*unusable, *(name for name, good in zip(names, readable.tolist(), strict=True) if not good)]
@@ -146,40 +148,51 @@ def _check_left_out(
 
 
 def _key(root: Path, names: list[str], size: int, unreadable: str) -> str:
-    """Return the name under which the pixels of these files are kept."""
+    """Return the name of the cached pixels of these files, which depends on their sizes and modification times."""
     from PIL import Image
 
-    files = [(name, *_stamp(root / name)) for name in names]
-    settings = [_FORMAT, size, unreadable, Image.MAX_IMAGE_PIXELS, os.path.realpath(root)]
-    return hashlib.sha256(json.dumps([*settings, files]).encode()).hexdigest()
+    def stamp(path: Path) -> tuple[int, ...]:
+        try:
+            found = path.stat()
+        except OSError:
+            return ()
+        return found.st_size, found.st_mtime_ns
+
+    files = [(name, *stamp(root / name)) for name in names]
+    settings = [_FORMAT, int(size), unreadable, Image.MAX_IMAGE_PIXELS, os.path.realpath(root)]
+    return digest(json.dumps([*settings, files]))
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Return size and time of modification of a file, or nothing for one that cannot be read."""
+def _read_cache(path: Path, size: int) -> Tensor | None:
+    """Return the uint8 tensor ``[size]`` that :func:`_write_cache` wrote, or ``None``; warn of any other file."""
     try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_size, found.st_mtime_ns
-
-
-def _pixels(
-    root: Path, names: list[str], size: int, unreadable: str, cache: Path | None, progress: bool | None
-) -> Tensor:
-    """Return the pixels of all images and then, for each of them, whether it could be read: uint8, flat."""
-    if cache is None:
-        return _decode_all(root, names, size, unreadable, progress)[0]
-    file = cache / f"{_key(root, names, size, unreadable)}.pixels"
-    flat = _cache.read(file, (len(names) * (3 * size * size + 1),))
-    if flat is None:
-        flat, lasting = _decode_all(root, names, size, unreadable, progress)
-        if lasting:
-            _cache.write(file, flat)
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != _DIGITS + size:  # before memory is allocated for it
+                raise ValueError("it holds something else")
+            checksum, flat = file.read(_DIGITS), torch.frombuffer(bytearray(file.read(size)), dtype=torch.uint8)
+        if digest(raw(flat)).encode() != checksum:
+            raise ValueError("its checksum is wrong")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(f"{_OWNER}: {str(path)!r} is ignored and made anew ({reason}).", stacklevel=3)
+        return None
     return flat
 
 
+def _write_cache(path: Path, flat: Tensor) -> None:
+    """Write the checksum and the values of ``flat`` atomically; warn where that fails."""
+    content = raw(flat)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _atomic_io.replace(path, digest(content).encode(), content)
+    except OSError as error:
+        warnings.warn(_atomic_io.refusal(_OWNER, f"to cache the images in {path}", error), stacklevel=3)
+
+
 def _decode_all(root: Path, names: list[str], size: int, unreadable: str, progress: bool | None) -> tuple[Tensor, bool]:
-    """Return the pixels, and whether they may be cached: a failure of the disk or of memory may not occur again."""
+    """Return the pixels, then whether each image could be read (uint8, flat), and whether they may be cached."""
     pixels, readable, lasting = bytearray(len(names) * size * size * 3), bytearray(len(names)), True
     with ProgressBar(len(names), unit="image", shown=progress, title="decode") as bar:
         for i, name in enumerate(names):
@@ -188,7 +201,7 @@ def _decode_all(root: Path, names: list[str], size: int, unreadable: str, progre
             except UnreadableImageError as error:
                 if unreadable == "raise":
                     raise
-                # Errors of disk, permissions and memory may be gone next time, although sizes and times are the same.
+                # Errors of disk, permissions and memory may be gone next time, with the same sizes and times.
                 cause = error.__cause__
                 lasting = lasting and not isinstance(cause, MemoryError) and getattr(cause, "errno", None) is None
             else:

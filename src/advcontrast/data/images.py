@@ -1,4 +1,4 @@
-"""A data set of images that is small enough to lie in memory."""
+"""Data set of images in memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from .._digest import digest, raw
 _OWNER = "ImageSet"
 
 
+def check_row(owner: str, name: str, value: Tensor, *, remedy: str) -> None:
+    """Require int64 ``[N]`` with N at least 1."""
+    check_tensor(owner, name, value, (torch.int64,), remedy=remedy)
+    if value.dim() != 1 or len(value) == 0:
+        raise ValueError(complaint(owner, f"{name} of shape [N] with N >= 1", f"{list(value.shape)}", remedy))
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Images and labels, a tensor each, on one device.
 
-    Images stay uint8, a quarter of the memory of floats, until a batch of them is asked for.
+    Images are kept as uint8, a quarter of the memory of floats; :meth:`batches` converts them.
 
     Attributes:
         x: images, uint8 ``[N, C, H, W]`` with N at least 1.
@@ -26,7 +33,7 @@ class ImageSet:
         classes: names of the classes, in the order of their labels.
 
     Raises:
-        ValueError: shapes, lengths or devices do not fit, or, on the CPU, a label is out of range.
+        ValueError: shapes, lengths or devices do not match or, on the CPU, a label is out of range.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -57,12 +64,10 @@ class ImageSet:
         if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
             expected = "classes to be a tuple of strings"
             raise TypeError(complaint(_OWNER, expected, repr(self.classes), "Pass the names of the classes"))
-        if readable(self.y):
-            outside = int(((self.y < 0) | (self.y >= len(self.classes))).sum())
-            if outside:
-                expected = f"labels from 0 to {len(self.classes) - 1}"
-                remedy = "Name every class, and number them from 0"
-                raise ValueError(complaint(_OWNER, expected, f"{outside} of {len(self.y)} outside", remedy))
+        if readable(self.y) and (outside := int(((self.y < 0) | (self.y >= len(self.classes))).sum())):
+            expected = f"labels from 0 to {len(self.classes) - 1}"
+            remedy = "Name every class, and number them from 0"
+            raise ValueError(complaint(_OWNER, expected, f"{outside} of {len(self.y)} outside", remedy))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -75,13 +80,13 @@ class ImageSet:
         """Return the same images on ``device``.
 
         Args:
-            device: anything that ``torch.Tensor.to`` takes for a device.
+            device: a device, its name or its number.
 
         Returns:
             A set that shares the tensors which are on ``device`` already.
 
         Raises:
-            TypeError: ``device`` is no device.
+            TypeError: ``device`` is not a device.
         """
         device = check_device("ImageSet", device)
         return ImageSet(self.x.to(device), self.y.to(device), self.classes)
@@ -90,30 +95,25 @@ class ImageSet:
         """Return some of the images, in the order of ``indices``.
 
         Args:
-            indices: which ones, int64 ``[M]`` in [0, N) on any device, M at least 1.
+            indices: int64 ``[M]`` in [0, N) on any device, M at least 1.
 
         Returns:
             A copy of these images, on the device of this set and with the same classes.
 
         Raises:
-            ValueError: ``indices`` is empty or not one-dimensional or, on the CPU, leaves [0, N).
-            TypeError: ``indices`` is no int64 tensor.
+            ValueError: ``indices`` is empty or not one-dimensional or, on the CPU, out of range.
+            TypeError: ``indices`` is not an int64 tensor.
         """
         owner, remedy = f"{_OWNER}.subset", f"Pass some of the indices 0 to {len(self) - 1}"
-        check_tensor(owner, "indices", indices, (torch.int64,), remedy=remedy)
-        if indices.dim() != 1 or len(indices) == 0:
-            expected = "indices of shape [M] with M >= 1"
-            raise ValueError(complaint(owner, expected, f"{list(indices.shape)}", remedy))
-        if readable(indices):
-            outside = int(((indices < 0) | (indices >= len(self))).sum())
-            if outside:
-                got = f"{outside} of {len(indices)} outside"
-                raise ValueError(complaint(owner, f"indices from 0 to {len(self) - 1}", got, remedy))
+        check_row(owner, "indices", indices, remedy=remedy)
+        if readable(indices) and (outside := int(((indices < 0) | (indices >= len(self))).sum())):
+            got = f"{outside} of {len(indices)} outside"
+            raise ValueError(complaint(owner, f"indices from 0 to {len(self) - 1}", got, remedy))
         indices = indices.to(self.x.device)
         return ImageSet(self.x[indices], self.y[indices], self.classes)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go through the images in order.
+        """Iterate over the images in order.
 
         Args:
             size: of a batch, at least 1; the last batch may be smaller.
@@ -123,7 +123,7 @@ class ImageSet:
 
         Raises:
             ValueError: size < 1.
-            TypeError: ``size`` is no int.
+            TypeError: ``size`` is not an int.
         """
         check_int(f"{_OWNER}.batches", "size", size, low=1, remedy="Pass the number of images of a batch")
         return ((x.float() / 255, y) for x, y in zip(torch.split(self.x, size), torch.split(self.y, size), strict=True))
@@ -131,6 +131,6 @@ class ImageSet:
     def fingerprint(self) -> str:
         """Return the SHA-256 of images, labels and names of the classes, as hexadecimal digits.
 
-        Equal sets have equal fingerprints, wherever they lie; note it with a result to tell on which data it was found.
+        Equal sets have equal fingerprints on every device. Save it with a result to identify the data.
         """
         return digest(ascii((tuple(self.x.shape), self.classes)), raw(self.x), raw(self.y))

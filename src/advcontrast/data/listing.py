@@ -6,10 +6,18 @@ import errno
 import os
 from pathlib import Path
 
-from .._checks import complaint
+from .._checks import check_bool, check_choice, check_int, check_real, complaint
 
 SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _RESOURCE_FORKS = "__MACOSX"  # a folder that macOS adds to archives
+
+
+def check_settings(owner: str, size: object, unreadable: object, tolerance: object, outside_links: object) -> None:
+    """Check the arguments that :func:`image_folder` and :class:`ImageStream` share."""
+    check_int(owner, "size", size, low=1, remedy="Pass the side of the images in pixels")
+    check_choice(owner, "unreadable", unreadable, ("raise", "skip"))
+    check_real(owner, "tolerance", tolerance, low=0, high=1, remedy="0.01 accepts one bad file in a hundred")
+    check_bool(owner, "outside_links", outside_links, remedy="True follows links to anywhere")
 
 
 def list_images(
@@ -18,26 +26,19 @@ def list_images(
     """Return the paths of the images in each folder below ``root``, and of the folders that cannot be listed.
 
     Paths are relative to ``root``, and the folder ``""`` is ``root`` itself. They are sorted as those of torchvision's
-    ``ImageFolder``: by the name of the top folder, then by the path of the folder, then by the name of the file.
-
-    Args:
-        owner: the caller, for messages.
-        root: the folder.
-        outside_links: whether links may lead out of ``root``.
-        skip: whether folders that cannot be listed are returned, instead of an error.
-        remedy: remedy in the error for a missing folder.
+    ``ImageFolder``: by the name of the top folder, then by the path of the folder, then by the name of the file. A
+    broken link whose name has no suffix counts as a folder that cannot be listed: it may be a class.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
-        OSError: a folder cannot be listed.
-        ValueError: a link leads out of ``root``, or to a folder that it is in.
-
-    A broken link whose name has no suffix counts as a folder that cannot be listed: it may be a class.
+        FileNotFoundError: the folder does not exist; the message ends with ``remedy``.
+        OSError: a folder cannot be listed, and ``skip`` is False.
+        ValueError: a link leads out of ``root``, and ``outside_links`` is False; or to a folder that it is in, and
+            ``skip`` is False.
     """
     real = os.path.realpath(root)
     found: dict[str, list[str]] = {}
     unusable: list[str] = []
-    # Folders, and the real paths of each one and of those that it is in.
+    # Each folder with its real path and those of the folders that it is in.
     waiting: list[tuple[str, tuple[str, ...]]] = [("", (real,))]
     while waiting:
         folder, places = waiting.pop()

@@ -1,21 +1,21 @@
-"""Which images are for training and validation, which have labels, and in which order they come."""
+"""Splits into training and validation images, labelled subsets, and the order of mixed batches."""
 
 from __future__ import annotations
-
-import random
 
 import torch
 from torch import Tensor
 
-from .._checks import check_generator, check_int, check_real, check_tensor, complaint, generator_by_name
+from .._checks import check_generator, check_int, check_real, complaint, generator_by_name
+from .images import check_row
+
+_REMEDY = "Pass one number an image"
 
 
 def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
     """Split n images into 90 % for training and 10 % for validation, as the code of ACL does.
 
-    A permutation is drawn as ``numpy.random.RandomState(seed).permutation(n)`` draws it, without numpy; its first
-    n // 10 entries are for validation, the others for training. With n = 50,000 and the seed 10 these are exactly the
-    indices, and the order, that were used for the paper.
+    The first n // 10 entries of ``numpy.random.RandomState(seed).permutation(n)`` are for validation, the others for
+    training. With n = 50,000 and the seed 10 these are the indices, in the order, that were used for the paper.
 
     Args:
         n: number of images, at least 10.
@@ -26,7 +26,7 @@ def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: n < 10, or the seed is out of range.
-        TypeError: an argument is no int.
+        TypeError: an argument is not an int.
 
     Example:
         >>> from advcontrast.data import train_validation_split
@@ -42,15 +42,17 @@ def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
     check_int(owner, "seed", seed, low=0, remedy="10 is the seed of the paper")
     if seed >= 2**32:
         raise ValueError(complaint(owner, "seed to be an int < 2**32", repr(seed), "10 is the seed of the paper"))
-    order = torch.tensor(_legacy_permutation(n, seed))
+    import numpy as np
+
+    order = torch.from_numpy(np.random.RandomState(int(seed)).permutation(n)).long()
     return order[n // 10 :], order[: n // 10]
 
 
 def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
-    """Choose the images that keep their label: at random, the same number of each class.
+    """Choose the images that keep their label at random, the same number of each class.
 
     Args:
-        labels: classes of the images, int64 ``[N]``, C different ones.
+        labels: classes of the images, int64 ``[N]``, with C different values.
         fraction: of the N images, in (0, 1]; round(fraction * N / C) of each class are chosen, and 1 chooses all.
         seed: of the choice, at least 0. Subsets of different fractions are unrelated.
 
@@ -69,7 +71,7 @@ def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
         tensor([2, 2, 2, 2, 2])
     """
     owner = "labelled_subset"
-    _check_row(owner, "labels", labels)
+    check_row(owner, "labels", labels, remedy=_REMEDY)
     check_real(owner, "fraction", fraction, low=0, high=1, above=True, remedy="0.01 and 0.1 are usual")
     check_int(owner, "seed", seed, low=0, remedy="Another seed chooses other images")
     if fraction == 1:
@@ -89,12 +91,13 @@ def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
 
 @generator_by_name
 def interleave(groups: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Draw a random order in which every stretch holds its share of each group.
+    """Draw a random permutation in which any consecutive elements hold each group in proportion.
 
-    The elements of a group come in random order, and number r of n, counted from 0, lies at (r + 1/2) / n of the way.
-    Of G groups one with the share s of all elements has L s of any L consecutive ones, give or take 1 + (G - 2) s: of
-    two groups, at most one element too many or too few. Batches of B from the start on are exact where B s is a whole
-    number for every group, so that of 4,500 labelled and 40,500 other images every 250 have 25 labelled ones.
+    The elements of a group have random order, and element r of n, counted from 0, is placed at (r + 1/2) / n of the
+    length. If a group is the share s of all elements, and there are G groups, any L consecutive elements have L s of
+    it, give or take 1 + (G - 2) s: of two groups, at most one too many or too few. Batches of B from the start on are
+    exact where B s is a whole number for every group: of 4,500 labelled and 40,500 other images, every 250 have 25
+    labelled ones.
 
     Args:
         groups: group of each element, int64 ``[N]``; any numbers.
@@ -113,7 +116,7 @@ def interleave(groups: Tensor, *, generator: torch.Generator | None = None) -> T
         >>> groups[interleave(groups)].view(3, 10).sum(1)
         tensor([1, 1, 1])
     """
-    _check_row("interleave", "groups", groups)
+    check_row("interleave", "groups", groups, remedy=_REMEDY)
     check_generator("interleave", generator, torch.device("cpu"))
     shuffled = torch.randperm(len(groups), generator=generator)
     _, which, sizes = torch.unique(groups.cpu()[shuffled], return_inverse=True, return_counts=True)
@@ -125,29 +128,3 @@ def interleave(groups: Tensor, *, generator: torch.Generator | None = None) -> T
     # follow, would leave one group ahead for long stretches.
     among_equals = torch.randperm(len(groups), generator=generator)
     return shuffled[among_equals][place[among_equals].argsort(stable=True)].to(groups.device)
-
-
-def _check_row(owner: str, name: str, value: Tensor) -> None:
-    """Require int64 ``[N]`` with N at least 1."""
-    remedy = "Pass one number an image"
-    check_tensor(owner, name, value, (torch.int64,), remedy=remedy)
-    if value.dim() != 1 or len(value) == 0:
-        raise ValueError(complaint(owner, f"{name} of shape [N] with N >= 1", f"{list(value.shape)}", remedy))
-
-
-def _legacy_permutation(n: int, seed: int) -> list[int]:
-    """Return ``numpy.random.RandomState(seed).permutation(n)``, for n up to 2**32."""
-    state = [seed]
-    for position in range(1, 624):
-        state.append((1812433253 * (state[-1] ^ (state[-1] >> 30)) + position) % 2**32)
-    twister = random.Random()
-    # Both draw with the Mersenne twister; only what they make of a seed differs.
-    twister.setstate((3, (*state, 624), None))
-    order = list(range(n))
-    for last in range(n - 1, 0, -1):
-        mask = 2 ** last.bit_length() - 1
-        other = twister.getrandbits(32) & mask
-        while other > last:
-            other = twister.getrandbits(32) & mask
-        order[last], order[other] = order[other], order[last]
-    return order

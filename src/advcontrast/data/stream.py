@@ -1,8 +1,7 @@
-"""Folders of images that are larger than memory, decoded when they are asked for."""
+"""Folders of images that are larger than memory, decoded when they are indexed."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from itertools import chain
@@ -14,29 +13,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._checks import check_bool, check_choice, check_int, check_path, check_real, complaint, type_name
+from .._checks import check_path, complaint, type_name
+from .._digest import digest
 from .decoding import UnreadableImageError, decode
-from .listing import SUFFIXES, list_images
+from .listing import SUFFIXES, check_settings, list_images
 
 _OWNER = "ImageStream"
 
 
 class ImageStream(Dataset[Tensor]):
-    """Images of a folder, decoded one by one when they are asked for.
+    """Images of a folder without labels, decoded one by one when they are indexed.
 
-    The folder may be flat or nested; there are no labels. The images in ``root`` itself come first. Those in folders
-    below it follow, in the order of :func:`image_folder` and bit-identical to its images. Only the paths are held in
-    memory, some fifty bytes an image.
-
-    :func:`advcontrast.engine.fit` reads such a data set in worker processes while it trains; so does a ``DataLoader``.
+    The folder may be flat or nested. The images in ``root`` itself come first. Those in folders below it follow, in the
+    order of :func:`image_folder` and bit-identical to its images. Only the paths are held in memory, some fifty bytes
+    an image. :func:`advcontrast.engine.fit` reads such a data set in worker processes, as a ``DataLoader`` does.
 
     Args:
         root: the folder.
         size: side of the images in pixels, at least 1.
-        unreadable: what to do with a file that is broken, empty, missing, not an image or above 8 bits a channel,
-            with a folder that cannot be listed, and with a link that cannot be followed: ``"raise"``, or ``"skip"``,
-            which returns the next readable image in its place. That image is the same in every epoch and process. Each
-            file is named in a warning, once.
+        unreadable: ``"raise"`` an error for a file that is broken, empty, missing, not an image or above 8 bits a
+            channel, for a folder that cannot be listed, and for a link that cannot be followed; or ``"skip"`` it, which
+            returns the next readable image in its place, the same one in every epoch and process, and warns of each
+            file once.
         tolerance: the largest share of the images that may be skipped, in [0, 1]; beyond it an error is raised.
         outside_links: whether links may lead out of ``root``. By default they raise an error, as an untrusted data set
             could link to any file of this machine.
@@ -68,27 +66,19 @@ class ImageStream(Dataset[Tensor]):
         outside_links: bool = False,
     ) -> None:
         root = check_path(_OWNER, "root", root, remedy="Pass the folder that holds the images")
-        check_int(_OWNER, "size", size, low=1, remedy="Pass the side of the images in pixels")
-        check_choice(_OWNER, "unreadable", unreadable, ("raise", "skip"))
-        check_real(_OWNER, "tolerance", tolerance, low=0, high=1, remedy="0.01 accepts one bad file in a hundred")
-        check_bool(_OWNER, "outside_links", outside_links, remedy="True follows links to anywhere")
+        check_settings(_OWNER, size, unreadable, tolerance, outside_links)
         self.root = root.absolute()
         self.size, self.unreadable, self.tolerance = int(size), unreadable, float(tolerance)
         self.outside_links = outside_links
-        # As one string: a list of millions of them would be copied into every worker process as it counts references.
-        found, unusable = list_images(
-            _OWNER,
-            self.root,
-            outside_links=outside_links,
-            skip=unreadable == "skip",
-            remedy="Pass a folder with images",
-        )
+        skip, remedy = unreadable == "skip", "Pass a folder with images"
+        found, unusable = list_images(_OWNER, self.root, outside_links=outside_links, skip=skip, remedy=remedy)
         # A folder that cannot be listed counts as one image that cannot be decoded.
         names = [os.fsencode(name) for name in [*chain(*found.values()), *unusable]]
         if not names:
             kinds = ", ".join(SUFFIXES)
             remedy = "Put images into it, or into folders in it"
             raise FileNotFoundError(complaint(_OWNER, f"images ({kinds}) in {str(self.root)!r}", "none", remedy))
+        # As one string: reference counts would make every worker process copy the memory of a list of strings.
         self._names = b"".join(names)
         self._ends = torch.tensor([len(name) for name in names]).cumsum(0)
         self._bad: set[int] = set()
@@ -106,8 +96,8 @@ class ImageStream(Dataset[Tensor]):
         """Return an image, uint8 ``[3, size, size]``.
 
         Raises:
-            UnreadableImageError: the file cannot be used, and is not to be skipped; or too many cannot.
-            IndexError: there is no such image.
+            UnreadableImageError: the file is unreadable and ``unreadable`` is ``"raise"``, or too many files are.
+            IndexError: ``index`` is out of range.
         """
         image, reason = self.read(index)
         if reason is not None:
@@ -126,7 +116,7 @@ class ImageStream(Dataset[Tensor]):
 
     @property
     def skipped(self) -> list[Path]:
-        """The files that this process knows to be skipped, in their order."""
+        """Files that this process has skipped, in the order of the folder."""
         return [self.path(index) for index in sorted(self._bad)]
 
     def fingerprint(self) -> str:
@@ -134,9 +124,8 @@ class ImageStream(Dataset[Tensor]):
 
         It identifies a folder independently of its location. Files are not read, so changed pixels are not detected.
         """
-        digest = hashlib.sha256(f"{self.size} {self.unreadable}".encode())
-        digest.update(self._ends.numpy().astype("<i8").tobytes() + self._names)
-        return digest.hexdigest()
+        ends = self._ends.numpy().astype("<i8").tobytes()
+        return digest(f"{self.size} {self.unreadable}", ends, self._names)
 
     def read(self, index: int) -> tuple[Tensor, str | None]:
         """Return an image and, if it replaces an unreadable one, the reason; nothing is recorded.
@@ -171,7 +160,6 @@ class ImageStream(Dataset[Tensor]):
         warnings.warn(f"{reason} It is skipped ({len(self._bad)} so far).", UserWarning, stacklevel=3)
 
     def _most(self) -> int:
-        """Return how many files may be skipped."""
         return int(self.tolerance * len(self) + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
     def _too_many(self, got: str) -> UnreadableImageError:
