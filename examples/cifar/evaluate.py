@@ -8,15 +8,13 @@ Several models, separated by commas, are seeds of one result. Writes ``result.js
 ``advcontrast.evaluation.ResultCard.read``, and pictures of images and branches to ``--out``. ``compare.py`` makes the
 table and the other figures of one or several cards. In the card:
 
-- TA, accuracy on clean images; RA, under PGD-20; APGD, under 50 steps of Auto-PGD on DLR; AA, under AutoAttack (needs
-  pyautoattack): all on the same images, with the verdict on each.
-- Accuracy against the radius and against the steps of the attack.
-- Accuracy under common corruptions: CIFAR-10-C with ``--cifar10c``, otherwise those that can be computed.
-- UAR, accuracy under seven unforeseen attacks at their six calibrated sizes (``--uar-steps``, 200 is usual; images of
-  32 x 32 pixels).
-- How far attacks move the features, which needs no labels.
-- Alarms for masked gradients.
-- With ``--encoder``, a dual encoder of pretrain.py: how far its branches have grown apart, and a picture of both.
+- Verdicts on the test images: TA, clean; RA, under PGD-20; APGD, under 50 steps of Auto-PGD on DLR; AA, under
+  AutoAttack (needs pyautoattack).
+- Accuracy against radius and steps of the attack; under common corruptions (CIFAR-10-C with ``--cifar10c``, otherwise
+  those that can be computed); under seven unforeseen attacks at six calibrated sizes (``--uar-steps``, 200 is usual;
+  images of 32 x 32 pixels).
+- How far attacks move the features, alarms for masked gradients, and with ``--encoder``, a dual encoder of pretrain.py,
+  the distance of its branches.
 
 AutoAttack continues when the script is started again; the rest starts anew. Presets: ``full`` does all but UAR,
 ``quick`` leaves out AutoAttack too.
@@ -116,9 +114,9 @@ def robustness(
         verdicts[metric] = [robust_accuracy(one.model, one.batches(), attack) for one in models]
     if settings.autoattack:
         attacks["AA"] = {"type": "AutoAttack, and PGD as for RA", "version": "standard", "eps": pgd.eps, "norm": "linf"}
+        folders = [folder / "autoattack" / str(seed) for seed in range(len(models))]
         found = [
-            autoattack(one.model, one.batches(), eps=pgd.eps, folder=folder / "autoattack" / str(seed))
-            for seed, one in enumerate(models)
+            autoattack(one.model, one.batches(), eps=pgd.eps, folder=f) for one, f in zip(models, folders, strict=True)
         ]
         # An image that either attack turned is not robust.
         verdicts["AA"] = [Accuracy(aa.correct & ra.correct) for aa, ra in zip(found, verdicts["RA"], strict=True)]

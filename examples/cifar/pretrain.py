@@ -4,12 +4,12 @@
     python examples/cifar/pretrain.py --mode DS --preset fast --amp bf16 --out runs/DS-fast
     torchrun --nproc-per-node=2 examples/cifar/pretrain.py --mode DS --out runs/DS    # docs/guides/scale.rst has more
 
-Presets: ``code`` is what the authors' code does, ``paper`` what their text says (SimCLR's head and crop, and its
+Presets: ``code`` has the settings of the authors' code, ``paper`` those of their text (SimCLR's head and crop, and its
 optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with three longer attack steps for five;
 ``selfie`` is the baseline with the settings of its authors. Others spend less on the attack, in as many epochs: ``few``
 takes three longer steps, ``single`` one from a random start, ``warm`` one from where the last batch ended, ``free``
 none beside the training step, on batches that come four times in a row, ``progressive`` one, three and then five.
-What a preset costs is printed before it runs; what it loses is in ``docs/guides/speed.rst``.
+The cost of a preset is printed before it runs; ``docs/guides/speed.rst`` has the accuracy that it loses.
 
 The images of ``--data`` are all used, without labels. With ``--stream PATH`` those below PATH are used instead, which
 may be more than fit into memory and need no classes; ``--data`` is then for the linear classifier alone. The card has
