@@ -572,8 +572,9 @@ def test_radius_zero_needs_no_steps():
 def test_an_attack_that_changes_no_image_is_warned_about():
     model = trained()
     expected = f"got the same {int(accuracy(model, batches()).correct.sum())} images that are classified correctly"
-    with pytest.warns(UserWarning, match=f"^robust_accuracy: expected attack to change images, {expected}"):
+    with pytest.warns(UserWarning, match=f"^robust_accuracy: expected attack to change images, {expected}") as caught:
         robust_accuracy(model, batches(), lambda objective, x, generator: x)
+    assert caught[0].filename == __file__
 
 
 def test_images_that_are_misclassified_need_no_change():
