@@ -5,8 +5,7 @@ import json
 import pytest
 
 from advcontrast.evaluation import ResultCard
-from tests.examples.cifar import CIFAR, FEW, TINY, card, environment, inside, process
-from tests.processes import run
+from tests.examples.cifar import FEW, TINY, card, inside, process
 
 EVALUATE = (*FEW, "--probe-images", "20", "--preset", "quick")
 PNG = b"\x89PNG"
@@ -125,18 +124,3 @@ def test_wrong_models_end_with_one_line(flags, message, tmp_path):
     assert done.stderr.startswith(f"evaluate.py: {message}")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_classifiers_of_the_quickstart_bring_their_images(tmp_path):
-    script = CIFAR.parent / "quickstart.py"
-    few = ["--epochs", "1", "--steps", "2", "--limit", "80", "--batch-size", "40", "--labels", "20"]
-    done = run(script, *few, "--out", tmp_path / "quick", env=environment(tmp_path))
-    assert done.returncode == 0, done.stderr
-    model = tmp_path / "quick" / "models" / "seed0-DS-finetune.safetensors"
-    flags = ("--test-limit", "20", "--probe-images", "8", "--preset", "quick", "--model", model)
-    assert inside("evaluate", *flags, "--out", tmp_path / "out") == 0
-    found = ResultCard.read(tmp_path / "out" / "result.json")
-    assert found.images == 20
-    assert found.attacks["RA"]["eps"] == 0.1
-    assert "saturate" not in found.corruptions

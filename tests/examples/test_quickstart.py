@@ -4,8 +4,8 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +14,21 @@ import torch
 from safetensors.torch import load_file
 
 from advcontrast.evaluation import ResultCard
+from tests.examples.cifar import inside
+from tests.processes import Popen, run
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 QUICK = ["--epochs", "1", "--steps", "2", "--limit", "80", "--batch-size", "40", "--labels", "20"]
 
 
-def start(*flags, home, **more):
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    line = [sys.executable, SCRIPT, *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(line, **pipes, env={**environment, "HOME": str(home)}, **more)
+def environment(home):
+    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"HOME": str(home)}
 
 
 def quickstart(*flags, home):
-    with start(*flags, home=home) as process:
-        output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return output, errors
+    done = run(SCRIPT, *flags, env=environment(home))
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
 
 
 def write_image_folder(root, classes=2, each=12):
@@ -72,9 +70,34 @@ def check_results(out, seeds):
     }
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A run in one process at a time."""
+    out = tmp_path_factory.mktemp("quickstart") / "one"
+    quickstart(*QUICK, "--jobs", "1", "--out", str(out), home=out.parent)
+    return out
+
+
 @pytest.mark.slow
-def test_the_number_of_processes_changes_no_result(tmp_path):
-    several, one = tmp_path / "new" / "several", tmp_path / "one"
+def test_it_writes_results_plots_and_classifiers(one):
+    check_results(one, seeds=1)
+
+
+@pytest.mark.slow
+def test_its_classifiers_bring_their_images(one, tmp_path):
+    model = one / "models" / "seed0-DS-finetune.safetensors"
+    flags = ("--test-limit", "20", "--probe-images", "8", "--preset", "quick", "--model", model)
+    assert inside("evaluate", *flags, "--out", tmp_path / "out") == 0
+    found = ResultCard.read(tmp_path / "out" / "result.json")
+    assert found.images == 20
+    assert found.attacks["RA"]["eps"] == 0.1
+    assert "saturate" not in found.corruptions
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_the_number_of_processes_changes_no_result(one, tmp_path):
+    several = tmp_path / "new" / "several"
     output, errors = quickstart(*QUICK, "--seeds", "2", "--jobs", "3", "--out", str(several), home=tmp_path)
     check_results(several, seeds=2)
     assert "| ACL (DS) |" in output
@@ -83,7 +106,6 @@ def test_the_number_of_processes_changes_no_result(tmp_path):
     assert (settings["jobs"], settings["threads"]) == (3, "1")
     assert settings["seconds"] > 0
 
-    quickstart(*QUICK, "--jobs", "1", "--out", str(one), home=tmp_path)
     first, alone = (json.loads((out / "results.json").read_text()) for out in (several, one))
     cut = {name: {p: {m: v[:1] for m, v in e.items()} for p, e in entry.items()} for name, entry in first.items()}
     assert cut == alone
@@ -103,12 +125,28 @@ def test_runs_on_a_folder_of_images(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="needs process groups")
 @pytest.mark.parametrize("line", ["results will be in", "pre-training"])
 def test_ctrl_c_ends_it_without_a_traceback(tmp_path, line):
-    with start("--out", str(tmp_path), home=tmp_path, start_new_session=True) as process:
-        assert any(line in text for text in iter(process.stderr.readline, ""))
+    with Popen(SCRIPT, "--out", tmp_path, env=environment(tmp_path), start_new_session=True) as process:
+        wait_until(lambda: line in process.errors())
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
-        _, errors = process.communicate(timeout=300)  # until no process of it holds the pipe
+        wait_until(lambda: group_has_ended(process.pid))
+        _, errors = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in errors
+
+
+def wait_until(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def group_has_ended(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def test_classes_that_differ_between_train_and_test_are_refused(tmp_path, monkeypatch):
