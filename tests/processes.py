@@ -42,6 +42,9 @@ class Popen:
         self._process.join(timeout)
         if self.poll() is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
+        if self._folder is not None and self._folder.exists():
+            self._outputs = tuple((self._folder / name).read_text() for name in OUTPUTS)
+            shutil.rmtree(self._folder)
         return self.returncode
 
     def errors(self):
@@ -52,9 +55,7 @@ class Popen:
     def communicate(self, timeout=None):
         """Return the text of standard output and of standard error once the process has ended."""
         self.wait(timeout)
-        found = tuple((self._folder / name).read_text() for name in OUTPUTS)
-        shutil.rmtree(self._folder)
-        return found
+        return self._outputs
 
     def send_signal(self, number):
         """Send a signal, unless the process has ended."""
@@ -69,7 +70,7 @@ class Popen:
         return self
 
     def __exit__(self, *_):
-        self._process.join()
+        self.wait()
 
 
 def run(*words, env=None, cwd=None, timeout=300):

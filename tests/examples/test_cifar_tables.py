@@ -10,7 +10,8 @@ import torch
 
 from advcontrast import PGDAttack
 from advcontrast.evaluation import Accuracy, ResultCard
-from tests.examples.cifar import process, scripts_importable
+from tests.examples.cifar import scripts_importable
+from tests.processes import Popen
 
 # Stands for a script: notes that it ran, and takes a card from the test unless it is told to fail.
 SCRIPT = """
@@ -305,7 +306,10 @@ def test_a_mistake_takes_one_line(run, flags, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_smoke_budget_runs_the_scripts_themselves(tmp_path):
-    done = process("tables", "--data", "embedded", "--only", "few", "--out", tmp_path, home=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_smoke_budget_runs_the_scripts_themselves(scripts, tmp_path):
+    warm = SimpleNamespace(Popen=lambda words, env, **_: Popen(*words[1:], env=env))
+    scripts.patch.setattr(scripts.runner, "subprocess", warm)
+    flags = ["--data", "embedded", "--only", "few", "--out", str(tmp_path)]
+    scripts.patch.setattr(sys, "argv", ["tables.py", *flags])
+    assert scripts.tables.main() == 0
     assert "Not run" not in (tmp_path / "tables.md").read_text()
