@@ -179,20 +179,12 @@ def weaker_attack_wins(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
     r"""Check whether a weaker attack breaks more images than the white-box attack.
 
     One step, random noise, a gradient-free search and images made for another network cannot win if the gradient is
-    informative.
-
-    Args:
-        white: the verdicts under an iterated white-box attack.
-        other: those under the weaker attack, in the same ball around the same images.
-        by: the name of the weaker attack.
+    informative. Arguments and errors are those of :func:`loss_beaten`, with the verdicts and the name of the weaker
+    attack as ``other`` and ``by``. ``white`` is of an iterated white-box attack.
 
     Returns:
         The alarm, raised if :math:`b - a > 3 \sqrt{a + b}`, for b images broken only by the weaker attack and a only by
         the white-box attack. Chance raises one comparison of equal attacks in some 700.
-
-    Raises:
-        ValueError: verdicts on different numbers of images.
-        TypeError: an argument of the wrong kind.
 
     Example:
         >>> white, noise = Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())

@@ -282,14 +282,7 @@ def _validator(
 
 
 def _validate(
-    encoder: nn.Module,
-    protocol: Protocol,
-    train: ImageSet,
-    validation: ImageSet | None,
-    test: ImageSet,
-    seed: int,
-    folder: Any,
-    evaluate_every: int,
+    encoder: Any, protocol: Any, train: Any, validation: Any, test: Any, seed: Any, folder: Any, evaluate_every: Any
 ) -> None:
     """Validate the arguments, and that the splits are disjoint up to a few duplicates."""
     check_module(_OWNER, encoder)
@@ -301,19 +294,18 @@ def _validate(
     check_int(_OWNER, "evaluate_every", evaluate_every, low=1, remedy="1 validates after each epoch")
     if folder is not None:
         check_path(_OWNER, "folder", folder, remedy="Pass a folder, or None to keep nothing")
-    for name, split in (("train", train), ("validation", validation), ("test", test)):
-        optional = name == "validation"
-        if not isinstance(split, ImageSet) and not (optional and split is None):
-            expected = f"{name} to be an ImageSet{' or None' * optional}"
-            raise TypeError(complaint(_OWNER, expected, type_name(split), "Pass what advcontrast.data reads"))
     splits = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
     for name, split in splits.items():
-        for rule, first, value in (
-            ("classes", list(train.classes), list(split.classes)),
-            ("shape [C, H, W]", list(train.x.shape[1:]), list(split.x.shape[1:])),
-        ):
-            if value != first:
-                got, remedy = f"{first} in train and {value} in {name}", "Pass splits of one data set"
+        if not isinstance(split, ImageSet):
+            expected = f"{name} to be an ImageSet{' or None' * (name == 'validation')}"
+            raise TypeError(complaint(_OWNER, expected, type_name(split), "Pass what advcontrast.data reads"))
+    for rule in ("classes", "shape [C, H, W]"):
+        values = {
+            name: list(split.classes if rule == "classes" else split.x.shape[1:]) for name, split in splits.items()
+        }
+        for name, value in values.items():
+            if value != values["train"]:
+                got, remedy = f"{values['train']} in train and {value} in {name}", "Pass splits of one data set"
                 raise ValueError(complaint(_OWNER, f"splits with the same {rule}", got, remedy))
     remedy = "Split the training images, for example with train_validation_split"
     digests = {name: [digest(image) for image in split.x.cpu()] for name, split in splits.items()}
