@@ -170,7 +170,6 @@ def check_copyable(owner: str, model: nn.Module) -> None:
 
 
 def _uncopyable(model: nn.Module, kept: dict[int, Any]) -> Iterator[str]:
-    """Yield the full names of the attributes that cannot be copied."""
     for prefix, module in model.named_modules():
         for name, value in {**module._parameters, **module._buffers, **vars(module)}.items():
             try:
@@ -289,9 +288,9 @@ def readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def check_finite(owner: str, name: str, value: Tensor, *, remedy: str) -> None:
-    """Require finite values, where they are :func:`readable`."""
-    if readable(value) and not bool(torch.isfinite(value).all()):
+def check_finite(owner: str, name: str, value: Tensor, *, everywhere: bool = False, remedy: str) -> None:
+    """Require finite values, where they are :func:`readable` or ``everywhere``."""
+    if (everywhere or readable(value)) and not bool(torch.isfinite(value).all()):
         bad = int((~torch.isfinite(value)).sum())
         got = f"{bad} non-finite of {value.numel()} values"
         raise ValueError(complaint(owner, f"{name} to be finite", got, remedy))

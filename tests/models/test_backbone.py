@@ -180,7 +180,7 @@ def test_missing_timm_is_named():
 
 @pytest.mark.usefixtures("without_timm")
 def test_unknown_name_says_that_timm_was_not_searched():
-    message = "Choose one that they list; timm was not searched, as it is not installed."
+    message = "timm, which is not installed, was not searched."
     with pytest.raises(ValueError, match=re.escape(message)):
         backbone("$")
 

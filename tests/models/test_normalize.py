@@ -93,7 +93,7 @@ def test_wrong_settings(mean, std, error, message):
 @pytest.mark.parametrize("shape", [[2, 1, 4, 4], [3, 4, 4], [2, 4, 3, 3]])
 def test_wrong_number_of_channels(shape):
     message = f"Normalize: expected x of shape [N, 3, H, W], got {shape}. "
-    remedy = "Pass mean and std of these images, one number per channel."
+    remedy = "Pass mean and std of each channel of x."
     with pytest.raises(ValueError, match=re.escape(message + remedy)):
         Normalize()(torch.rand(shape))
 

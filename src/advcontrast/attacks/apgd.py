@@ -55,7 +55,7 @@ class APGDAttack:
     Results of samples are independent, as long as the objective couples none: every run draws noise for the whole
     batch, so that the start does not depend on which samples are done. Exactness of the ball, state, autocast and
     dtypes are as for ``PGDAttack``. The defaults are those of AutoAttack's ``apgd-ce``; ``loss="dlr-targeted"`` is its
-    ``apgd-t``.
+    ``apgd-t``. Reference: Croce and Hein, ICML 2020.
 
     Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
@@ -80,10 +80,6 @@ class APGDAttack:
         >>> attack = APGDAttack(eps=0.25, steps=1)
         >>> attack(lambda x: (x * torch.tensor([1.0, -1.0])).sum(1), torch.tensor([[0.5, 0.5]])).tolist()
         [[0.75, 0.25]]
-
-    References:
-        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
-        Attacks", ICML 2020.
     """
 
     eps: float = 8 / 255

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._checks import check_tensor, check_within, complaint, type_name
+from .._checks import check_callable, check_tensor, check_within, complaint
 
 _OWNER = "ClassificationObjective"
 
@@ -42,9 +42,7 @@ class ClassificationObjective:
     y: Tensor
 
     def __post_init__(self) -> None:
-        if not callable(self.model):
-            remedy = "Pass the network itself"
-            raise TypeError(complaint(_OWNER, "model to be callable", type_name(self.model), remedy))
+        check_callable(_OWNER, "model", self.model, remedy="Pass the network itself")
         remedy = "Pass one class index an image"
         check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy=remedy)
         if self.y.dim() != 1:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .._checks import (
     check_bool,
     check_bounds,
+    check_callable,
     check_choice,
     check_finite,
     check_generator,
@@ -24,7 +25,6 @@ from .._checks import (
     check_within,
     complaint,
     readable,
-    type_name,
 )
 from .._types import NORMS, Norm, Objective
 from ..functional.projection import per_sample
@@ -83,7 +83,7 @@ class PGDAttack:
     The constraint holds in exact arithmetic, not up to rounding: no coordinate (``"linf"``), and no sample's Euclidean
     norm (``"l2"``), exceeds ``eps``. Half precision cannot represent that (a step of bfloat16 near 1 is 1/256), so
     images are float32 or float64; put autocast around the model instead. The loss is scaled internally, so that small
-    gradients survive half precision.
+    gradients survive half precision. References: Madry et al., ICLR 2018; Jiang et al., NeurIPS 2020.
 
     Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
@@ -109,11 +109,6 @@ class PGDAttack:
         >>> attack = PGDAttack(eps=0.25, step_size=0.125, steps=4)
         >>> attack(lambda x: (x * torch.tensor([1.0, -1.0])).sum(1), torch.tensor([[0.5, 0.5]])).tolist()
         [[0.75, 0.25]]
-
-    References:
-        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
-
-        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
     """
 
     eps: float = 8 / 255
@@ -220,9 +215,7 @@ def check_call(
     owner: str, objective: Objective, x: Tensor, generator: torch.Generator | None, bounds: tuple[float, float]
 ) -> None:
     """Require the arguments of a call: a function, images within bounds, a generator or ``None``."""
-    if not callable(objective):
-        remedy = "Pass a function such as lambda x: loss(model(x), y)"
-        raise TypeError(complaint(owner, "objective to be callable", type_name(objective), remedy))
+    check_callable(owner, "objective", objective, remedy="Pass a function such as lambda x: loss(model(x), y)")
     remedy = "Attack float images, and put autocast around the model for half precision"
     check_tensor(owner, "x", x, (torch.float32, torch.float64), remedy=remedy)
     if x.dim() == 0:

@@ -59,7 +59,7 @@ class WarmStart(_PerturbationState):
     to other images: the part that transfers between images is reused.
 
     The perturbations are in the state dict, so that a resumed run continues with them. Under DDP each process keeps its
-    own; after a resume all start with those of the first.
+    own; after a resume all start with those of the first. Reference: Wong et al., ICLR 2020, "previous" initialisation.
 
     Args:
         attack: the attack, normally with one or two steps.
@@ -75,9 +75,6 @@ class WarmStart(_PerturbationState):
         >>> x = torch.tensor([[0.5]])
         >>> [round(attack(lambda x: x.sum(1), x).item(), 4) for _ in range(3)]
         [0.625, 0.75, 0.75]
-
-    References:
-        Wong et al., "Fast is better than free: Revisiting adversarial training", ICLR 2020, "previous" initialisation.
     """
 
     def __init__(self, attack: PGDAttack) -> None:
@@ -115,7 +112,8 @@ class FreeAttack(_PerturbationState):
 
     The step is taken by ``loss.backward()``, not by ``torch.autograd.grad`` for the weights alone; without a backward
     pass there is no step. Gradients are those of the network in train mode. State dict and DDP are as for
-    :class:`WarmStart`. Use it for training only: it is weak against a fixed network.
+    :class:`WarmStart`. Use it for training only: it is weak against a fixed network. Reference: Shafahi et al., NeurIPS
+    2019.
 
     Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
@@ -133,9 +131,6 @@ class FreeAttack(_PerturbationState):
         >>> attack(torch.sum, x).sum().backward()
         >>> attack(torch.sum, x).item() >= 0.5
         True
-
-    References:
-        Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019.
     """
 
     def __init__(

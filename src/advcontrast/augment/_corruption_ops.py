@@ -1,7 +1,7 @@
-"""What common corruptions do to images, each as a formula with a strength.
+"""Formulas of common corruptions.
 
-Images are floating point, ``[N, C, H, W]`` with one or three channels, in [0, 1], and so are the results. Randomness is
-drawn on the device of the generator, by default on the CPU with the global one, and is the same wherever images lie.
+Images and results are floating point, ``[N, C, H, W]`` with one or three channels, in [0, 1]. Randomness is drawn on
+the device of the generator, by default on the CPU with the global one, and does not depend on the device of the images.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def gaussian_noise(x: Tensor, deviation: float, generator: torch.Generator | Non
 
 
 def shot_noise(x: Tensor, photons: float, generator: torch.Generator | None) -> Tensor:
-    """Count photons: replace every value by a Poisson variable, scaled to have that mean; white is ``photons``."""
+    """Replace every value by a Poisson variable, scaled to have that mean; white is a mean of ``photons``."""
     rates = (photons * x).to("cpu" if generator is None else generator.device)
     return (torch.poisson(rates, generator).to(x.device) / photons).clamp(0, 1)
 
 
 def impulse_noise(x: Tensor, fraction: float, generator: torch.Generator | None) -> Tensor:
-    """Replace a fraction of the values, each channel for itself, by 0 or 1."""
+    """Replace a fraction of the values, in each channel separately, by 0 or 1."""
     uniform = _drawn(torch.rand, x, generator)
     return x.masked_fill(uniform < fraction, 0).masked_fill(uniform < fraction / 2, 1)
 
@@ -38,10 +38,9 @@ def speckle_noise(x: Tensor, deviation: float, generator: torch.Generator | None
 
 
 def fog(x: Tensor, strength: tuple[float, float], generator: torch.Generator | None) -> Tensor:
-    """Add a cloud of some thickness to every image, and scale the sum so that the brightest value cannot be passed.
+    """Add a fractal cloud of a thickness to every image, and scale the sum so that the maximum does not change.
 
-    The cloud is a fractal landscape between 0 and 1, whose roughness shrinks by a factor with each halving of the
-    distance: the larger the factor, the smoother the cloud.
+    The roughness of the cloud is divided by a factor with each halving of the distance.
     """
     thickness, decay = strength
     side = 1 << (max(x.shape[2:]) - 1).bit_length()
@@ -51,7 +50,7 @@ def fog(x: Tensor, strength: tuple[float, float], generator: torch.Generator | N
 
 
 def gaussian_blur(x: Tensor, deviation: float) -> Tensor:
-    """Convolve with a Gaussian, cut off at four deviations; the border repeats the outermost pixels."""
+    """Convolve with a Gaussian, truncated at four deviations, with replicate padding."""
     radius = int(4 * deviation + 0.5)
     bell = _bell(deviation, radius)
     padded = F.pad(x, [radius] * 4, mode="replicate")
@@ -59,7 +58,7 @@ def gaussian_blur(x: Tensor, deviation: float) -> Tensor:
 
 
 def defocus_blur(x: Tensor, strength: tuple[float, float]) -> Tensor:
-    """Convolve with the pixels of a disk of some radius, smoothed by a Gaussian of 3 x 3; the border mirrors."""
+    """Convolve with a disk of a radius, smoothed by a Gaussian of 3 x 3, with reflect padding."""
     radius, deviation = strength
     reach = int(radius) + 1
     squares = torch.arange(-reach, reach + 1) ** 2
@@ -74,29 +73,25 @@ def zoom_blur(x: Tensor, zooms: int) -> Tensor:
     """Average the image itself and ``zooms`` views of it, enlarged by 0%, 1%, 2%, ... about the centre."""
     total = x
     for step in range(zooms):
-        # The published factors, to the last bit: it decides how 26 pixels times 1.25 are rounded.
+        # The published factors exactly: the last bit decides how 26 pixels times 1.25 are rounded.
         total = total + _enlarged(x, 1 + step * (1.01 - 1))
     return (total / (zooms + 1)).clamp(0, 1)
 
 
 def contrast(x: Tensor, factor: float) -> Tensor:
-    """Draw every channel towards its mean over the image."""
+    """Scale the deviation of every channel from its mean over the image."""
     mean = x.mean((2, 3), keepdim=True)
     return (mean + factor * (x - mean)).clamp(0, 1)
 
 
 def brightness(x: Tensor, shift: float) -> Tensor:
-    """Add to the value of the HSV model; hue and saturation stay."""
+    """Add to the value of the HSV model, with hue and saturation kept; black becomes gray."""
     value = x.amax(1, keepdim=True)
-    # The largest channel becomes the new value and the others keep their ratio to it; black becomes gray.
     return (value + shift).clamp(max=1) * torch.where(value > 0, x / value, 1)
 
 
 def saturate(x: Tensor, strength: tuple[float, float]) -> Tensor:
-    """Scale and shift the saturation of the HSV model; hue and value stay.
-
-    Gray pixels, which have no hue, count as red: where the saturation is shifted they become reddish.
-    """
+    """Scale and shift the saturation of the HSV model, with hue and value kept; gray pixels have the hue of red."""
     scale, shift = strength
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
@@ -107,7 +102,7 @@ def saturate(x: Tensor, strength: tuple[float, float]) -> Tensor:
 
 
 def pixelate(x: Tensor, fraction: float) -> Tensor:
-    """Shrink and enlarge. A small pixel is the mean of those whose centres it covers, a large one its nearest."""
+    """Downsample by the mean of the pixels whose centres a small pixel covers, and upsample by the nearest one."""
     for axis in (2, 3):
         size = x.shape[axis]
         small = max(1, int(size * fraction))
@@ -117,7 +112,7 @@ def pixelate(x: Tensor, fraction: float) -> Tensor:
 
 
 def jpeg_compression(x: Tensor, quality: int) -> Tensor:
-    """Round to 8 bits and pass through a JPEG file."""
+    """Round to 8 bits, encode as JPEG and decode."""
     from PIL import Image
 
     def compressed(pixels: Tensor) -> Tensor:
@@ -125,7 +120,7 @@ def jpeg_compression(x: Tensor, quality: int) -> Tensor:
         Image.fromarray(pixels.numpy()).save(file, "JPEG", quality=quality)
         return torch.frombuffer(bytearray(Image.open(file).tobytes()), dtype=torch.uint8).view(pixels.shape)
 
-    # To Pillow gray images have no dimension for the channel.
+    # Gray images have no channel dimension in Pillow.
     images = (255 * x).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).squeeze(3)
     decoded = torch.stack([compressed(pixels) for pixels in images])
     return decoded.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2).to(x) / 255
@@ -137,7 +132,7 @@ def _drawn(draw: Callable[..., Tensor], like: Tensor, generator: torch.Generator
 
 
 def _landscape(x: Tensor, side: int, decay: float, generator: torch.Generator | None) -> Tensor:
-    """Return a landscape between 0 and 1 for each image, ``[N, side, side]``, by diamonds and squares on a torus."""
+    """Return a landscape in [0, 1] for each image, ``[N, side, side]``, by the diamond-square algorithm on a torus."""
     land, roughness = x.new_zeros(len(x), 1, 1), 100.0
     while land.shape[1] < side:
         land = _refined(land, roughness**2, generator)
@@ -147,7 +142,7 @@ def _landscape(x: Tensor, side: int, decay: float, generator: torch.Generator | 
 
 
 def _refined(corners: Tensor, amplitude: float, generator: torch.Generator | None) -> Tensor:
-    """Return a grid of twice the side, with the mean of its four neighbours plus something random at each new point."""
+    """Return a grid of twice the side, with the mean of four neighbours plus noise at each new point."""
 
     def middle(total: Tensor) -> Tensor:
         return total / 4 + amplitude * (2 * _drawn(torch.rand, corners, generator) - 1)
@@ -167,7 +162,7 @@ def _bell(deviation: float, radius: int) -> Tensor:
 
 
 def _mirrored(size: int, reach: int) -> Tensor:
-    """Return the pixels that ``-reach`` to ``size + reach - 1`` stand for, the outermost ones not repeated."""
+    """Return the indices of the pixels ``-reach`` to ``size + reach - 1`` with reflect padding of any width."""
     period = max(1, 2 * (size - 1))
     places = torch.arange(-reach, size + reach) % period
     return torch.minimum(places, period - places)
@@ -179,7 +174,7 @@ def _filtered(padded: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _enlarged(x: Tensor, factor: float) -> Tensor:
-    """Return the middle of the images, enlarged with linear interpolation that keeps the corner pixels."""
+    """Return the centre of the images, enlarged with linear interpolation that aligns the corners."""
     sizes = x.shape[2:]
     crops = [math.ceil(size / factor) for size in sizes]
     top, left = ((size - crop) // 2 for size, crop in zip(sizes, crops, strict=True))
@@ -191,11 +186,8 @@ def _enlarged(x: Tensor, factor: float) -> Tensor:
 
 
 def _boxes(size: int, out: int) -> Tensor:
-    """Return the matrix ``[size, out]`` that averages, for each of ``out`` pixels, those with their centres in it.
-
-    Where it covers none, because the image grows, it takes the nearest.
-    """
+    """Return the matrix ``[size, out]`` of a resampling: the mean of the pixels with centres inside, or the nearest."""
     source = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * out / size
-    # What lies on an edge counts, however its place was rounded: there must be one.
+    # Centres on an edge are inside, however they were rounded.
     inside = ((source - torch.arange(out) - 0.5).abs() <= max(0.5, out / size / 2) + 1e-9).double()
     return inside / inside.sum(0)

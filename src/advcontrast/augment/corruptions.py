@@ -63,7 +63,7 @@ class Corruption:
 
     The results differ from the files of CIFAR-10-C: the noise is drawn anew, and they are not rounded to 8 bits. The
     constants are made for images of 32 x 32 pixels; other sizes are possible. JPEG is Pillow's, and may differ in a bit
-    between versions.
+    between versions. Reference: Hendrycks and Dietterich, ICLR 2019.
 
     Args:
         name: one of :data:`CORRUPTIONS`.
@@ -79,10 +79,6 @@ class Corruption:
         >>> from advcontrast.augment import Corruption
         >>> Corruption("contrast", severity=2)(torch.tensor([[[[0.0, 0.5, 1.0]]]])).tolist()
         [[[[0.25, 0.5, 0.75]]]]
-
-    References:
-        Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-        ICLR 2019.
     """
 
     name: str

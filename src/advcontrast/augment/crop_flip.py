@@ -7,16 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_int, check_real, generator_by_name, source_device
-from .images import as_floats, check_images, sent
+from .images import as_floats, check_images, to_device
 
 _OWNER = "CropFlip"
 
 
 class CropFlip:
-    """Shift and mirror every image of a batch at random.
+    """Shift and mirror every image of a batch at random: zero padding, a random crop of the original size, a flip.
 
-    Each image is surrounded by black, cut back to its size at a random place, and mirrored with a probability. As in
-    :class:`SimCLRAugment`, randomness is drawn on the CPU (or on the generator's device).
+    As in :class:`SimCLRAugment`, randomness is drawn on the CPU (or on the generator's device).
 
     Args:
         padding: width of the black border in pixels, at least 0: the largest shift.
@@ -59,16 +58,15 @@ class CropFlip:
         check_images(_OWNER, x)
         device = source_device(_OWNER, generator)
         n, channels, height, width = x.shape
-        uniform = sent(torch.rand(n, 3, generator=generator, device=device), x.device)
+        uniform = to_device(torch.rand(n, 3, generator=generator, device=device), x.device)
         top, left = (uniform[:, :2] * (2 * self.padding + 1)).long().unbind(1)
         rows = top[:, None] + torch.arange(height, device=x.device)
         columns = torch.arange(width, device=x.device).expand(n, -1)
         columns = left[:, None] + torch.where(uniform[:, 2:] < self.flip, width - 1 - columns, columns)
         padded = F.pad(x, [self.padding] * 4)
-        # Bytes are moved before they become floats, a quarter of the traffic; one index serves all channels.
+        # Bytes are gathered before the conversion to floats: a quarter of the traffic.
         pixel = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(n, 1, height * width)
         cut = padded.flatten(2).gather(2, pixel.expand(-1, channels, -1)).view(x.shape)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return as_floats(cut).contiguous(
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format
-        )
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return as_floats(cut).contiguous(memory_format=layout)

@@ -1,4 +1,4 @@
-"""What every augmentation takes: image batches, checked and in [0, 1]."""
+"""Checks and conversions of the image batches of augmentations."""
 
 from __future__ import annotations
 
@@ -11,26 +11,13 @@ from .._checks import check_int, check_tensor, check_within, complaint
 
 
 def unit_range(owner: str, x: Tensor, *, overshoot: float = 0.0) -> Tensor:
-    """Check images ``[N, C, H, W]`` and return them as floats in [0, 1].
-
-    Args:
-        owner: who asks, for the error message.
-        x: uint8 images, or float32 or float64 ones in [0, 1].
-        overshoot: how far floats may lie beyond [0, 1], to be moved to its ends.
-
-    Returns:
-        Floating images like ``x``; uint8 becomes float32, divided by 255.
-
-    Raises:
-        ValueError: ``x`` is no batch of gray or RGB images, or, on the CPU, leaves [0, 1].
-        TypeError: ``x`` is no tensor, or of another dtype.
-    """
+    """Check images and return them as floats in [0, 1], clamped if they may leave it by ``overshoot``."""
     check_images(owner, x, overshoot=overshoot)
     return as_floats(x).clamp(0, 1) if overshoot else as_floats(x)
 
 
 def check_images(owner: str, x: Tensor, *, overshoot: float = 0.0) -> None:
-    """Refuse what :func:`unit_range` refuses."""
+    """Require gray or RGB images ``[N, C, H, W]``: uint8, or float32 or float64 within ``overshoot`` of [0, 1]."""
     remedy = "Convert with torchvision.transforms.functional.pil_to_tensor, and stack to a batch"
     check_tensor(owner, "x", x, (torch.uint8, torch.float32, torch.float64), remedy=remedy)
     if x.dim() != 4 or x.shape[1] not in (1, 3) or 0 in x.shape[2:]:
@@ -46,13 +33,13 @@ def as_floats(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """Return what was drawn on the host on the device, without waiting: from pageable memory a GPU would."""
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to the device without waiting, through pinned memory for a GPU."""
     return (x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x).to(device, non_blocking=True)
 
 
 def height_width(owner: str, size: Any) -> tuple[int, int]:
-    """Return a size given as one number or as (height, width) as the latter."""
+    """Return a size, one number or (height, width), as the latter."""
     remedy = "Pass the side in pixels, or (height, width)"
     if isinstance(size, tuple) and len(size) != 2:
         raise ValueError(complaint(owner, "size to be an int or (height, width)", repr(size), remedy))

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_real, complaint, generator_by_name, source_device, type_name
+from .._checks import check_callable, check_real, complaint, generator_by_name, source_device
 from .._random import kept
 from .images import check_images, height_width, unit_range
 from .simclr import SimCLRAugment, ViewParameters
@@ -18,27 +18,23 @@ _BICUBIC_OVERSHOOT = 9 / 32
 
 
 class ContrastivePairAugment:
-    """Make the two views that contrastive learning compares.
+    """Create two random views of every image for contrastive learning.
 
-    By default each view is SimCLR's recipe for CIFAR, batched, on the device of the images and with randomness of its
-    own for every image; see :class:`advcontrast.augment.SimCLRAugment`, whose parameters can also be drawn once and
-    replayed. The views are not normalised: the attack works on images in [0, 1], and normalisation belongs in the
-    model.
+    By default a view is SimCLR's recipe for CIFAR, batched, on the device of the images, with separate randomness for
+    every image; see :class:`advcontrast.augment.SimCLRAugment`. Views are not normalised: the attack needs images in
+    [0, 1], and normalisation belongs in the model.
 
     Args:
         size: side of the views in pixels, or (height, width); only for the default recipe.
-        strength: how strong the default recipe is, in [0, 1]: 1 is that of the ACL code, 0 leaves only the mirror
-            image.
+        strength: strength of the default recipe in [0, 1]: 1 is that of the ACL code, 0 leaves only the mirror image.
         min_area: smallest area of a crop of the default recipe at full strength, as a fraction in (0, 1]: 0.1 in the
             code of ACL, 0.08 in SimCLR.
-        transform: what makes a view instead of the default recipe: any callable of an image batch ``[N, C, H, W]`` in
-            [0, 1], such as a kornia module. Torchvision's transforms draw once a call, so they are called image by
-            image; hidden in a function of yours they cannot be recognised. What bicubic interpolation puts beyond
-            [0, 1] is clamped.
+        transform: replaces the default recipe: any callable of an image batch ``[N, C, H, W]`` in [0, 1], such as a
+            kornia module. Torchvision's transforms draw once a call, so they are called image by image; inside your own
+            function they are not detected. The overshoot of bicubic interpolation is clamped.
 
     Raises:
-        ValueError: size < 1, strength or min_area out of range, or one of them passed with a transform, which ignores
-            them.
+        ValueError: size < 1, strength or min_area out of range, or one of them passed with a transform.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -59,9 +55,9 @@ class ContrastivePairAugment:
         height_width(_OWNER, size)
         check_real(_OWNER, "strength", strength, low=0, high=1, remedy="1 is the full recipe")
         check_real(_OWNER, "min_area", min_area, low=0, high=1, above=True, remedy="0.1 is that of the ACL code")
-        if transform is not None and not callable(transform):
+        if transform is not None:
             remedy = "Pass a function of an image batch, or None for SimCLR's recipe"
-            raise TypeError(complaint(_OWNER, "transform to be callable", type_name(transform), remedy))
+            check_callable(_OWNER, "transform", transform, remedy=remedy)
         for name, value, default in (("strength", strength, 1.0), ("min_area", min_area, 0.1)):
             if transform is not None and value != default:
                 remedy = f"Set the {name} inside the transform"
@@ -89,7 +85,7 @@ class ContrastivePairAugment:
             Two batches of views in [0, 1], on the device of ``x``.
 
         Raises:
-            ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1]; or ``transform`` returns no such batch.
+            ValueError: ``x``, or a result of ``transform``, has another shape or, on the CPU, leaves [0, 1].
             TypeError: an argument of the wrong kind.
         """
         if self.transform is None:
@@ -120,7 +116,6 @@ def _view(transform: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _from_torchvision(transform: object) -> bool:
-    """Return whether a transform, or a part of it, is one of torchvision's."""
     while isinstance(transform, partial):
         transform = transform.func
     transform = getattr(transform, "__self__", transform)

@@ -1,4 +1,4 @@
-"""The same views several times in a row."""
+"""Replay of the same views."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int, complaint, generator_by_name, type_name
+from .._checks import check_callable, check_int, complaint, generator_by_name, type_name
 
 _OWNER = "Replay"
 
 
 class Replay(nn.Module):
-    """An augmentation that returns the views of one batch for several calls, whatever images it is passed between.
+    """Return the views of one batch for several calls, and ignore the images of the calls between.
 
     Training on each batch ``times`` times in a row lets the perturbations of :class:`advcontrast.attacks.FreeAttack`
-    grow. The loop need not know: of the batches it draws every ``times``-th one is used, so an epoch of ``times`` as
-    many steps sees each image about once. Views that are still to be returned are kept in the state dict, so that a
-    resumed run continues with them. Only for learners without labels, which would no longer fit.
+    grow. Every ``times``-th batch of a loop is used, so ``times`` epochs use each image about once. Views that are
+    still to be returned are in the state dict, so that a resumed run continues with them. Only for learners without
+    labels, which would not match. Reference: Shafahi et al., NeurIPS 2019.
 
     Args:
-        augment: makes the views, for example ``ContrastivePairAugment(32)``.
-        times: calls for which the same views are returned, at least 1.
+        augment: creates the views, for example ``ContrastivePairAugment(32)``.
+        times: number of calls that return the same views, at least 1.
 
     Raises:
         ValueError: times < 1.
@@ -34,15 +34,10 @@ class Replay(nn.Module):
         >>> augment = Replay(lambda x: (x, x + 1), times=2)
         >>> [augment(x)[1].item() for x in torch.tensor([0.0, 10.0, 20.0])]
         [1.0, 1.0, 21.0]
-
-    References:
-        Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019.
     """
 
     def __init__(self, augment: Callable[..., Any], *, times: int) -> None:
-        if not callable(augment):
-            remedy = "Pass ContrastivePairAugment(size)"
-            raise TypeError(complaint(_OWNER, "augment to be callable", type_name(augment), remedy))
+        check_callable(_OWNER, "augment", augment, remedy="Pass ContrastivePairAugment(size)")
         check_int(_OWNER, "times", times, low=1, remedy="The authors' best for CIFAR-10 is 8")
         super().__init__()
         self.augment = augment
@@ -52,7 +47,7 @@ class Replay(nn.Module):
 
     @generator_by_name
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Any:
-        """Return the last views again, or new ones of ``x``; arguments and errors are those of ``augment``."""
+        """Return the stored views, or new ones of ``x``; arguments and errors are those of ``augment``."""
         if not self._left:
             self._views = self.augment(x, **({} if generator is None else {"generator": generator}))
             self._left = self.times
@@ -63,11 +58,11 @@ class Replay(nn.Module):
         return views
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the views that are still to be replayed, for the state dict."""
+        """Return the stored views for the state dict."""
         return {"left": self._left, "views": self._views}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the views of a state dict."""
+        """Load the views from a state dict."""
         remedy = "Pass what get_extra_state returned"
         if not isinstance(state, dict) or state.keys() != {"left", "views"}:
             raise TypeError(complaint(_OWNER, "a state of left and views", type_name(state), remedy))

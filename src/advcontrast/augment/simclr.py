@@ -10,17 +10,17 @@ from torch import Tensor
 
 from .._checks import check_int, check_real, complaint, generator_by_name, readable, source_device, type_name
 from ..functional.image import adjust, crop_and_resize, luma, rotate_hue
-from .images import as_floats, check_images, height_width, sent
+from .images import as_floats, check_images, height_width, to_device
 
 _OWNER = "SimCLRAugment"
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 _HUE, _NEVER = 3, 4
-_CACHE = 3 * 2**17  # values of a batch whose intermediate results stay in a processor's cache: 128 images of CIFAR
+_CACHE = 3 * 2**17  # values of a batch that fit into the cache of a processor: 128 images of CIFAR
 
 
 class ViewParameters(NamedTuple):
-    """What was drawn for each image of a batch; every field has the length N.
+    """Parameters of the views of a batch; every field has the length N.
 
     Attributes:
         top: first row of the crop.
@@ -34,7 +34,7 @@ class ViewParameters(NamedTuple):
         contrast: factor, 1 changes nothing.
         saturation: factor, 1 changes nothing.
         hue: shift as a fraction of a full turn, 0 changes nothing.
-        gray: whether to take the colour away.
+        gray: whether to convert to gray.
     """
 
     top: Tensor
@@ -58,10 +58,10 @@ class SimCLRAugment:
     antialiased bicubic interpolation; a mirror image with probability 0.5; with probability 0.8 s brightness, contrast
     and saturation factors from U(1 - 0.4 s, 1 + 0.4 s) and a hue shift from U(-0.1 s, 0.1 s) of a turn, in random
     order; gray with probability 0.2 s. With strength s = 1 and a = 0.1 this is the recipe of the ACL code for CIFAR-10;
-    with s = 0 only the mirror image is left of it (for square images of the size asked for).
-
-    Parameters are drawn on the CPU (or on the generator's device), so that a seed means the same views on every device,
-    and apart from applying them: :meth:`draw` once, :meth:`apply` as often as you like.
+    with s = 0 only the mirror image is left (for square images of the size ``size``). Parameters are drawn on the CPU
+    (or on the generator's device), so that a seed gives the same views on every device. They can be drawn once,
+    :meth:`draw`, and applied several times, :meth:`apply`. References: Chen et al., ICML 2020, appendix B.9; Luo et
+    al., ICLR 2023, for s.
 
     Args:
         size: side of the views in pixels, or (height, width).
@@ -78,11 +78,6 @@ class SimCLRAugment:
         >>> parameters = augment.draw(8, 40, 40, generator=torch.Generator().manual_seed(0))
         >>> augment.apply(images, parameters).shape
         torch.Size([8, 3, 32, 32])
-
-    References:
-        Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, appendix B.9.
-
-        Luo et al., "Rethinking the Effect of Data Augmentation in Adversarial Contrastive Learning", ICLR 2023, for s.
     """
 
     def __init__(self, size: int | tuple[int, int] = 32, *, strength: float = 1.0, min_area: float = 0.1) -> None:
@@ -136,7 +131,7 @@ class SimCLRAugment:
         check_int(_OWNER, "width", width, low=1, remedy="Pass the width of the images")
         device = source_device(_OWNER, generator)
         s = self.strength
-        # A row of uniform numbers an image: what an image gets does not depend on those after it.
+        # A row of uniform numbers an image, so that its parameters do not depend on later images.
         uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=generator, device=device, dtype=torch.float64).cpu()
         crop, place, chances, factors, order = torch.split(uniform, [2 * _ATTEMPTS, 2, 3, 4, 4], dim=1)
         rows, columns = _crop_sizes(crop, height, width, 1 - (1 - self.min_area) * s)
@@ -163,11 +158,11 @@ class SimCLRAugment:
         )
 
     def apply(self, x: Tensor, parameters: ViewParameters) -> Tensor:
-        """Return the views that ``parameters`` describe; differentiable with respect to float images.
+        """Return the views with these parameters; differentiable with respect to float images.
 
         Args:
             x: images ``[N, C, H, W]``, as for a call.
-            parameters: what :meth:`draw` returned for N images of this height and width.
+            parameters: result of :meth:`draw` for N images of this height and width.
 
         Returns:
             Images ``[N, C, *size]`` in [0, 1].
@@ -189,7 +184,7 @@ class SimCLRAugment:
         return self._apply(x, parameters)
 
     def _apply(self, x: Tensor, p: ViewParameters) -> Tensor:
-        """Return a view for each of the parameters; those of further views of the images follow those of the first."""
+        """Return a view for each row of the parameters, which may be those of several views of the images in turn."""
         n, channels, height, width = x.shape
         size = height_width(_OWNER, self.size)
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
@@ -201,13 +196,13 @@ class SimCLRAugment:
         )
         values = channels * max(height * width, math.prod(size))
         most = max(1, _CACHE // values if x.device.type == "cpu" else len(views))
-        # Views that turn their hue in the same slot go together, and of those the gray ones. The host knows which they
-        # are, so no operation is done where it is not needed, and no device is asked.
+        # Views are grouped by the slot of the hue operation and by gray, on the host: operations run where they are
+        # needed, without reading from the device.
         turns = torch.where(p.jitter, (p.order == _HUE).int().argmax(1), _NEVER)
         kinds, places = (2 * turns + p.gray).sort(stable=True)
         amounts = torch.stack([p.brightness, p.contrast, p.saturation, p.hue], 1).gather(1, p.order).to(views.dtype)
         drawn = (p.top, p.left, p.height, p.width, p.flip, p.order, amounts)
-        fields = (sent(field, x.device) for field in (places, *(field[places] for field in drawn)))
+        fields = (to_device(field, x.device) for field in (places, *(field[places] for field in drawn)))
         batches = zip(*(torch.split(field, most) for field in (kinds, *fields)), strict=True)
         with torch.autocast(x.device.type, enabled=False):
             for kind, place, top, left, rows, columns, flip, order, amount in batches:
@@ -225,7 +220,7 @@ class SimCLRAugment:
 
 
 def _recoloured(x: Tensor, order: Tensor, amount: Tensor, turn: int) -> Tensor:
-    """Apply the four operations of each image in its order; ``turn`` is the slot of the hue for all of them."""
+    """Apply the four operations of each image in its order; ``turn`` is the common slot of the hue."""
     for slot in range(4) if turn != _NEVER else ():
         if slot != turn:
             x = adjust(x, order[:, slot], amount[:, slot])
@@ -246,7 +241,6 @@ def _crop_sizes(uniform: Tensor, height: int, width: int, smallest: float) -> tu
 
 
 def _central_crop(height: int, width: int) -> tuple[int, int]:
-    """Return rows and columns of the largest crop whose aspect ratio is allowed."""
     if width / height < _RATIO[0]:
         return round(width / _RATIO[0]), width
     if width / height > _RATIO[1]:

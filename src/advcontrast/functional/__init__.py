@@ -1,21 +1,20 @@
 """Losses, metrics and image operations as pure functions of tensors."""
 
 from .. import _deprecated
-from .distillation import distillation as distillation
-from .divergence import kl_divergence as kl_divergence
-from .divergence import trades as trades
-from .margin import dlr as dlr
-from .margin import targeted_dlr as targeted_dlr
-from .nt_xent import alignment as alignment
-from .nt_xent import nt_xent as nt_xent
-from .projection import linf_box as linf_box
-from .representation import breakaway_risk as breakaway_risk
-from .representation import effective_rank as effective_rank
-from .representation import margin_ratio as margin_ratio
-from .representation import nearest_neighbour_accuracy as nearest_neighbour_accuracy
-from .representation import overlap_risk as overlap_risk
-from .representation import uniformity as uniformity
-from .semi_supervised import semi_supervised as semi_supervised
+from .distillation import distillation
+from .divergence import kl_divergence, trades
+from .margin import dlr, targeted_dlr
+from .nt_xent import alignment, nt_xent
+from .projection import linf_box
+from .representation import (
+    breakaway_risk,
+    effective_rank,
+    margin_ratio,
+    nearest_neighbour_accuracy,
+    overlap_risk,
+    uniformity,
+)
+from .semi_supervised import semi_supervised
 
 __all__ = [
     "alignment",

@@ -20,7 +20,7 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
     for logits :math:`z` and teacher's logits :math:`t`. The minimum is the entropy of the teacher's prediction, where
     both agree. Value and gradients are finite at any scale of the logits. The gradient shrinks with the square of the
     temperature: multiply by :math:`T^2` to keep the balance with other terms, as :func:`semi_supervised` does. It flows
-    to both arguments: detach the teacher.
+    to both arguments: detach the teacher. Reference: Hinton et al., 2015.
 
     Args:
         logits: logits of the student, ``[N, C]``.
@@ -41,9 +41,6 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
         >>> entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
         >>> round(distillation(teacher, teacher, temperature=0.5).item(), 4) == round(entropy, 4)
         True
-
-    References:
-        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """
     check_temperature("distillation", temperature)
     remedy = "Pass the outputs of both classifiers, before any softmax"

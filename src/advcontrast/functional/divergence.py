@@ -47,6 +47,7 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
 
     The gradient flows through both sets of logits. ``adv_logits`` belong to images that maximise the divergence, found
     by ``PGDAttack`` with :func:`kl_divergence` as objective, from a random start: at the clean image the gradient is 0.
+    Reference: Zhang et al., ICML 2019.
 
     Args:
         clean_logits: logits of the clean images, ``[N, C]``.
@@ -65,9 +66,6 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
         >>> logits = torch.zeros(4, 10)
         >>> round(trades(logits, logits, torch.arange(4)).item(), 4) == round(math.log(10), 4)
         True
-
-    References:
-        Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019.
     """
     check_real("trades", "beta", beta, low=0, remedy="6 is usual, 0 leaves plain cross-entropy")
     divergence = kl_divergence(clean_logits, adv_logits)

@@ -20,7 +20,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     which is negative, and at least -1, for a sample that is classified correctly, and positive for one that is not.
     Unlike the cross-entropy it is invariant to shift and positive scale of the logits, so its gradient does not vanish
     for confident predictions. Where the three largest logits are equal it is undefined; the numerator is returned
-    instead, which is 0 if ``y`` is one of the three.
+    instead, which is 0 if ``y`` is one of the three. Reference: Croce and Hein, ICML 2020.
 
     Args:
         logits: ``[N, C]`` with C at least 3; half precision is computed in float32.
@@ -38,10 +38,6 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
         >>> dlr(torch.tensor([[5.0, 3.0, 1.0, 0.0]]), torch.tensor([0])).tolist()
         [-0.5]
-
-    References:
-        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
-        Attacks", ICML 2020.
     """
     logits = _checked_logits("dlr", logits, 3)
     check_classes("dlr", "y", y, logits, remedy=_REMEDY)

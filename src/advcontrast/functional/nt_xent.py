@@ -24,7 +24,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
     so every anchor is compared with its partner and 2N - 2 negatives, and the mean is over all 2N anchors. If all rows
     are equal, as those of a collapsed encoder, the loss is :math:`\log(2N - 1)`. A row of zeros has similarity zero to
     all others and gradient zero. The computation is in float64 for float64 input and in float32 otherwise, also under
-    autocast: half precision is too coarse at low temperature.
+    autocast: half precision is too coarse at low temperature. Reference: Chen et al., ICML 2020, equation 1.
 
     Args:
         z1: embeddings of the first views, ``[N, D]``, floating point, N at least 2. They need not be normalised.
@@ -49,9 +49,6 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
         >>> z = torch.ones(2, 8)
         >>> round(nt_xent(z, z).item(), 4) == round(math.log(3), 4)
         True
-
-    References:
-        Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, equation 1.
     """
     check_settings("nt_xent", temperature, tile)
     check_embeddings("nt_xent", z1, z2)
@@ -60,6 +57,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
 
 def alignment(z1: Tensor, z2: Tensor) -> Tensor:
     r"""Return the mean squared distance of the pairs on the unit sphere, :math:`E \lVert \hat z_1 - \hat z_2 \rVert^2`.
+
+    Reference: Wang and Isola, ICML 2020.
 
     Args:
         z1: embeddings of the first views, ``[N, D]``.
@@ -75,10 +74,6 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
     Example:
         >>> alignment(torch.eye(4), 3 * torch.eye(4)).item()
         0.0
-
-    References:
-        Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-        Hypersphere", ICML 2020.
     """
     check_embeddings("alignment", z1, z2, least=1)
     return (unit_rows(z1) - unit_rows(z2)).square().sum(1).mean()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._checks import check_int, check_one_device, check_real, check_tensor, complaint
+from .._checks import check_finite, check_int, check_one_device, check_real, check_tensor, complaint
 from .nt_xent import unit_rows
 
 # Features of copies of an image in different batches differ by a few 1e-7 of their length in float32. Distances that
@@ -29,7 +29,8 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
 
     :math:`c_j` counts as closer only if the difference exceeds 1e-5 :math:`\lVert c_i \rVert`, so that copies of an
     image do not count. An encoder that maps all images to one point therefore has the risk 0; :func:`effective_rank`
-    detects it. Distances are computed in float64, a block of rows at a time, with memory O(N).
+    detects it. Distances are computed in float64, a block of rows at a time, with memory O(N). Reference: Petrov and
+    Kwiatkowska, ICLR 2023.
 
     Args:
         clean: features of the images, ``[N, D]``, floating point, N at least 2.
@@ -49,9 +50,6 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
         >>> clean, adv = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[2.0], [1.0], [3.0]])
         >>> round(breakaway_risk(clean, adv).item(), 4)
         0.3333
-
-    References:
-        Petrov and Kwiatkowska, "Robustness of Unsupervised Representation Learning without Labels", ICLR 2023.
     """
     closer = _closer("breakaway_risk", clean, adv)
     return closer.mean() / (len(closer) - 1)
@@ -157,7 +155,7 @@ def overlap_risk(margins: Tensor) -> Tensor:
     check_tensor(owner, "margins", margins, remedy=remedy)
     if margins.dim() != 1 or len(margins) < 1:
         raise ValueError(complaint(owner, "margins of shape [N] with N >= 1", f"{list(margins.shape)}", remedy))
-    _check_finite(owner, "margins", margins, remedy)
+    check_finite(owner, "margins", margins, everywhere=True, remedy=remedy)
     return (margins < 0).double().mean()
 
 
@@ -169,7 +167,8 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
     .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} e^{-t \lVert \hat z_i - \hat z_j \rVert^2}
 
     Smaller is more uniform. It is 0 if all features are parallel; for t = 2 and many features spread evenly over a
-    sphere of many dimensions it is close to -4. A row of zeros stays one. Memory is O(N) without a gradient.
+    sphere of many dimensions it is close to -4. A row of zeros stays one. Memory is O(N) without a gradient. Reference:
+    Wang and Isola, ICML 2020.
 
     Args:
         z: features, ``[N, D]``, floating point, N at least 2.
@@ -187,10 +186,6 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
         >>> round(uniformity(torch.eye(2)).item(), 4)
         -4.0
-
-    References:
-        Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-        Hypersphere", ICML 2020.
     """
     check_real("uniformity", "t", t, low=0, above=True, remedy="2 is usual")
     (z,) = _comparable("uniformity", {"z": z}, least=2)
@@ -214,6 +209,7 @@ def effective_rank(z: Tensor) -> Tensor:
 
     It is 1 if all features are multiples of one vector, or zero, as for a collapsed encoder, and D if they extend
     equally in D orthogonal directions. Computed in float64, since rounding noise in many dimensions counts as rank.
+    References: Roy and Vetterli, EUSIPCO 2007; Garrido et al., ICML 2023.
 
     Args:
         z: features, ``[N, D]``, floating point, N at least 2. With fewer rows than dimensions the rank is bounded by N.
@@ -228,12 +224,6 @@ def effective_rank(z: Tensor) -> Tensor:
     Example:
         >>> round(effective_rank(torch.eye(4)).item(), 4)
         4.0
-
-    References:
-        Roy and Vetterli, "The Effective Rank: a Measure of Effective Dimensionality", EUSIPCO 2007.
-
-        Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations by
-        Their Rank", ICML 2023.
     """
     (z,) = _comparable("effective_rank", {"z": z}, least=2)
     values = torch.linalg.svdvals(z)
@@ -274,15 +264,8 @@ def _comparable(owner: str, features: dict[str, Tensor], *, least: int) -> list[
         raise ValueError(complaint(owner, rule, got, "Pass a flat row of features for each image"))
     check_one_device(owner, **features)
     for name, z in features.items():
-        _check_finite(owner, name, z, "The network has diverged, or its input was not finite")
+        # On every device: a comparison with NaN is false, and would count as robust.
+        check_finite(owner, name, z, everywhere=True, remedy="The network has diverged, or its input was not finite")
     wide = [(z.cpu() if z.device.type == "mps" else z).double() for z in features.values()]
     largest = torch.stack([z.detach().abs().amax() for z in wide]).amax()
     return [z / largest.masked_fill(largest == 0, 1) for z in wide]
-
-
-def _check_finite(owner: str, name: str, value: Tensor, remedy: str) -> None:
-    """Require finite values on every device: a comparison with NaN is false, and would count as robust."""
-    bad = int((~value.isfinite()).sum())
-    if bad:
-        got = f"{bad} non-finite of {value.numel()} values"
-        raise ValueError(complaint(owner, f"{name} to be finite", got, remedy))

@@ -36,6 +36,7 @@ def semi_supervised(
     adversarial one. This is the paper's form, with :math:`\alpha` on the labels; the authors' code has
     :math:`1 - \alpha` there, which is the same at their 0.5. The gradient flows through both sets of logits and not to
     the teacher. Any number of images of a batch may be labelled. No value is read, so an accelerator is not stalled.
+    Reference: Jiang et al., NeurIPS 2020.
 
     Args:
         clean_logits: logits of the clean images, ``[N, C]``.
@@ -59,9 +60,6 @@ def semi_supervised(
         >>> loss = semi_supervised(logits, logits, torch.tensor([3, -1, -1, 7]), logits)
         >>> round(loss.item(), 4) == round(math.log(10), 4)
         True
-
-    References:
-        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
     """
     owner = "semi_supervised"
     check_settings(owner, alpha, temperature, beta)

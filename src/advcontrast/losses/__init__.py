@@ -1,7 +1,7 @@
 """Losses as modules: settings held, mathematics in :mod:`advcontrast.functional`."""
 
-from .nt_xent import NTXentLoss as NTXentLoss
-from .semi_supervised import SemiSupervisedLoss as SemiSupervisedLoss
-from .trades import TRADESLoss as TRADESLoss
+from .nt_xent import NTXentLoss
+from .semi_supervised import SemiSupervisedLoss
+from .trades import TRADESLoss
 
 __all__ = ["NTXentLoss", "SemiSupervisedLoss", "TRADESLoss"]

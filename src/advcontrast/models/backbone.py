@@ -1,4 +1,4 @@
-"""An encoder by its name: one of this package, of torchvision or of timm."""
+"""Encoders by name, from this package, torchvision or timm."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _OWN: dict[str, Callable[..., ResNet | WideResNet]] = {
     "resnet50": resnet50,
     "wide_resnet34_10": wide_resnet34_10,
 }
-# Both would otherwise return a tuple in training, and ask whether to draw their weights.
+# Otherwise both return a tuple in train mode, and warn about the initialisation of their weights.
 _TORCHVISION_SETTINGS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 
 
 def backbone(name: str, *, width: int | None = None, small_images: bool = True) -> tuple[nn.Module, int]:
     """Return an untrained encoder and the number of its features.
 
-    A name of this package (``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"wide_resnet34_10"``) wins over the same
-    one in torchvision, and that over timm; ``"torchvision/resnet18"`` and ``"timm/resnet18"`` say which. The networks
-    of others lose their classifier and get a :class:`Normalize` in front, so that they take images in [0, 1] too.
+    A name is looked up in this package (``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"wide_resnet34_10"``), then
+    in torchvision, then in timm; ``"torchvision/resnet18"`` and ``"timm/resnet18"`` choose the library. Networks of
+    other libraries lose their classifier and get a :class:`Normalize` in front, so that they take images in [0, 1] too.
 
     Args:
-        name: of the network.
+        name: name of the network.
         width: channels of the first stage, for the networks of this package only; ``None`` for the usual number.
-        small_images: whether to give a ResNet of torchvision or timm the stem of :func:`cifar_stem`. Other networks
-            stay as they are: mind the image sizes that they take.
+        small_images: whether to give a ResNet of torchvision or timm the stem of :func:`cifar_stem`. Other networks are
+            not changed, and may not take small images.
 
     Returns:
         The encoder, from images ``[N, 3, H, W]`` to features ``[N, F]``, and F.
 
     Raises:
-        ValueError: the name is unknown, the network has no classifier to take off or no flat features, ``width`` is
-            below 1 or passed for the network of another library, or ``small_images`` is off for one of this package.
+        ValueError: the name is unknown, the network has no classifier to remove or no flat features, ``width`` is below
+            1 or passed for the network of another library, or ``small_images`` is off for one of this package.
         TypeError: an argument of the wrong kind.
-        ImportError: the name asks for a library that is not installed.
+        ImportError: the library in the name is not installed.
 
     Example:
         >>> from advcontrast.models import backbone
@@ -75,7 +75,6 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
 
 
 def _find(name: str) -> tuple[str, str]:
-    """Return the library that has the network, and its name there."""
     prefix, slash, rest = name.partition("/")
     explicit = bool(slash) and prefix in _LIBRARIES
     libraries = [prefix] if explicit else list(_LIBRARIES)
@@ -88,7 +87,7 @@ def _find(name: str) -> tuple[str, str]:
             if explicit:
                 expected, remedy = f"{library} to be installed", f"Install it with pip install {library}"
                 raise ImportError(complaint("backbone", expected, "no such package", remedy)) from error
-            hint += f"; {library} was not searched, as it is not installed"
+            hint += f"; {library}, which is not installed, was not searched"
             continue
         wanted = rest if explicit else name
         if wanted in names:
@@ -116,7 +115,7 @@ _LIBRARIES = {"torchvision": _torchvision_names, "timm": _timm_names}
 
 
 def _from_torchvision(name: str) -> nn.Module:
-    """Return the network with nothing in the place of the linear layer that ends it."""
+    """Return the network with an identity in place of its last linear layer."""
     from torchvision import models
 
     model: nn.Module = models.get_model(name, weights=None, **_TORCHVISION_SETTINGS.get(name, {}))
@@ -136,7 +135,7 @@ def _from_timm(name: str) -> nn.Module:
 
 
 def _num_features(name: str, model: nn.Module) -> int:
-    """Return how many features ``model`` yields, found out with a twin whose tensors have shapes but no values."""
+    """Return the number of features of ``model``, from a copy on the meta device."""
     shapes: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in model.buffers()}
     shapes |= {id(tensor): nn.Parameter(tensor.to("meta"), requires_grad=False) for tensor in model.parameters()}
     twin = copy.deepcopy(model, shapes).eval()

@@ -11,8 +11,8 @@ def acl_head(num_features: int, *, hidden: int | None = None, out: int = 512) ->
     """Return the projection head of the ACL authors' code: three linear layers, each followed by a batch norm.
 
     Linear, norm, ReLU, linear, norm, ReLU, linear, norm; only the first linear layer has a bias, and every norm is
-    affine. The text of the paper says that its head follows SimCLR, which is :func:`simclr_head`; the published
-    checkpoints were trained with this one. Its norms become dual with those of the encoder.
+    affine. The published checkpoints have this head; the paper describes that of SimCLR, :func:`simclr_head`. Convert
+    its norms to dual ones together with those of the encoder. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
         num_features: width of the features, at least 1.
@@ -24,15 +24,12 @@ def acl_head(num_features: int, *, hidden: int | None = None, out: int = 512) ->
 
     Raises:
         ValueError: a width below 1.
-        TypeError: a width that is no int.
+        TypeError: a width that is not an int.
 
     Example:
         >>> from advcontrast.models import acl_head
         >>> acl_head(16)(torch.rand(4, 16)).shape
         torch.Size([4, 512])
-
-    References:
-        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
     """
     hidden = _check_widths("acl_head", num_features, hidden, out)
     return nn.Sequential(
@@ -50,7 +47,7 @@ def acl_head(num_features: int, *, hidden: int | None = None, out: int = 512) ->
 def simclr_head(num_features: int, *, hidden: int | None = None, out: int = 128) -> nn.Sequential:
     """Return the projection head of the SimCLR paper: two linear layers with a ReLU between them.
 
-    The text of the ACL paper says that its head is this one; the authors' code has :func:`acl_head`.
+    The ACL paper describes this head; the authors' code has :func:`acl_head`. Reference: Chen et al., ICML 2020.
 
     Args:
         num_features: width of the features, at least 1.
@@ -62,22 +59,18 @@ def simclr_head(num_features: int, *, hidden: int | None = None, out: int = 128)
 
     Raises:
         ValueError: a width below 1.
-        TypeError: a width that is no int.
+        TypeError: a width that is not an int.
 
     Example:
         >>> from advcontrast.models import simclr_head
         >>> simclr_head(16)(torch.rand(4, 16)).shape
         torch.Size([4, 128])
-
-    References:
-        Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020.
     """
     hidden = _check_widths("simclr_head", num_features, hidden, out)
     return nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
 def _check_widths(owner: str, num_features: int, hidden: int | None, out: int) -> int:
-    """Check the widths of a head and return that of its hidden layers."""
     hidden = num_features if hidden is None else hidden
     check_int(owner, "num_features", num_features, low=1, remedy="Pass num_features of the encoder")
     check_int(owner, "hidden", hidden, low=1, remedy="None takes that of the features")

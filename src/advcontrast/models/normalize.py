@@ -20,8 +20,8 @@ IMAGENET: Statistics = (IMAGENET_MEAN, IMAGENET_STD)
 class Normalize(nn.Module):
     """Subtract a mean from every channel and divide by a standard deviation.
 
-    It belongs inside the network, as the first operation: images then stay in [0, 1] everywhere else, and the radius of
-    an attack is in units of pixels. The constants follow the network to its device but are no part of its state dict.
+    Make it the first layer of the network: images are then in [0, 1] everywhere else, and the radius of an attack is in
+    units of pixels. The constants move with the network but are not in its state dict.
 
     Args:
         mean: one number per channel, in units of the images; by default that of ImageNet.
@@ -68,14 +68,12 @@ class Normalize(nn.Module):
 
         Raises:
             ValueError: ``x`` has another number of channels or dimensions.
-            TypeError: ``x`` is no floating-point tensor.
+            TypeError: ``x`` is not a floating-point tensor.
         """
         check_tensor("Normalize", "x", x, remedy="Convert images to floating point in [0, 1]")
         if x.dim() != 4 or x.shape[1] != len(self.mean):
-            remedy = "Pass mean and std of these images, one number per channel"
-            raise ValueError(
-                complaint("Normalize", f"x of shape [N, {len(self.mean)}, H, W]", f"{list(x.shape)}", remedy)
-            )
+            expected, remedy = f"x of shape [N, {len(self.mean)}, H, W]", "Pass mean and std of each channel of x"
+            raise ValueError(complaint("Normalize", expected, f"{list(x.shape)}", remedy))
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -84,14 +82,14 @@ class Normalize(nn.Module):
 
 
 def input_layer(owner: str, normalize: Statistics | None, in_channels: int) -> nn.Module:
-    """Return the first layer of a network: a :class:`Normalize`, or nothing for ``None``."""
+    """Return the first layer of a network: a :class:`Normalize`, or an identity for ``None``."""
     if normalize is None:
         return nn.Identity()
-    remedy = "Pass None to leave it out"
+    expected, remedy = "normalize to be a tuple (mean, std)", "Pass None to leave it out"
     if not isinstance(normalize, tuple):
-        raise TypeError(complaint(owner, "normalize to be a tuple (mean, std)", type_name(normalize), remedy))
+        raise TypeError(complaint(owner, expected, type_name(normalize), remedy))
     if len(normalize) != 2:
-        raise ValueError(complaint(owner, "normalize to be a tuple (mean, std)", f"{len(normalize)} items", remedy))
+        raise ValueError(complaint(owner, expected, f"{len(normalize)} items", remedy))
     layer = Normalize(*normalize)
     if len(layer.mean) != in_channels:
         expected = f"normalize for in_channels={in_channels}"

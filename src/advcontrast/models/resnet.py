@@ -2,40 +2,65 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._checks import check_int, complaint
-from ._arguments import check_block, check_maps
+from .._checks import check_int, check_tensor, complaint
 from .normalize import IMAGENET, Statistics, input_layer
 
 
 def conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias that keeps the size of the image up to its stride."""
+    """Return a convolution without bias that divides the size of the image by its stride."""
     return nn.Conv2d(channels, out, size, stride=stride, padding=size // 2, bias=False)
 
 
 def check_network(owner: str, num_classes: int, width: int, in_channels: int) -> None:
-    """Require the settings that all networks share."""
+    """Check the settings of all networks."""
     check_int(owner, "num_classes", num_classes, low=0, remedy="0 leaves out the classifier")
     check_int(owner, "width", width, low=1, remedy="Pass the number of channels of the first stage")
     check_int(owner, "in_channels", in_channels, low=1, remedy="Colour images have 3")
 
 
+def check_block(owner: str, channels: Any, width: Any, stride: Any) -> None:
+    """Check the settings of all blocks."""
+    check_int(owner, "channels", channels, low=1, remedy="Pass the number of channels of the input")
+    check_int(owner, "width", width, low=1, remedy="Pass the number of channels of the convolutions")
+    check_int(owner, "stride", stride, low=1, remedy="1 keeps the size, 2 halves it")
+
+
+def check_maps(owner: str, x: Any, first: nn.Module) -> None:
+    """Require feature maps that the first convolution of a block or network takes."""
+    check_tensor(owner, "x", x, remedy="Convert images to floating point in [0, 1]")
+    channels = getattr(first, "in_channels", "C")
+    if x.dim() != 4 or channels not in ("C", x.shape[1]) or not x.shape[2] * x.shape[3]:
+        expected = f"x of shape [N, {channels}, H, W] with at least one pixel"
+        raise ValueError(complaint(owner, expected, f"{list(x.shape)}", "Pass a batch of images"))
+    weight = getattr(first, "weight", None)
+    # Autocast, and tools that shard or quantise weights, convert dtypes on their own.
+    kind = x.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if type(weight) is nn.Parameter and not autocast and weight.dtype != x.dtype:
+        expected = f"x in the dtype of the weights, {weight.dtype}"
+        raise TypeError(complaint(owner, expected, f"{x.dtype}", "Convert the images or the network"))
+
+
 def draw_convolutions(model: nn.Module) -> None:
-    """Draw the weights of all convolutions so that they keep the variance of gradients."""
+    """Initialise all convolutions so that they keep the variance of gradients."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; what :func:`resnet18` and :func:`resnet34` are made of.
+    """Two 3x3 convolutions with a shortcut: the block of :func:`resnet18` and :func:`resnet34`.
 
     Args:
-        channels: of the input.
-        width: channels of the convolutions, and of the output.
-        stride: of the first convolution and the shortcut.
+        channels: channels of the input.
+        width: channels of the convolutions and of the output.
+        stride: stride of the first convolution and the shortcut.
     """
 
     expansion = 1
@@ -58,12 +83,12 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1 ones around a shortcut; what :func:`resnet50` is made of.
+    """A 3x3 convolution between two 1x1 ones, with a shortcut: the block of :func:`resnet50`.
 
     Args:
-        channels: of the input.
+        channels: channels of the input.
         width: channels of the 3x3 convolution; the output has four times as many.
-        stride: of the 3x3 convolution and the shortcut.
+        stride: stride of the 3x3 convolution and the shortcut.
     """
 
     expansion = 4
@@ -90,7 +115,6 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:
-    """Return a projection where the identity would not fit."""
     if stride == 1 and channels == out:
         return None
     return nn.Sequential(conv(channels, out, 1, stride), nn.BatchNorm2d(out))
@@ -101,7 +125,7 @@ class ResNet(nn.Module):
 
     It takes images in [0, 1] and normalises them itself. Convolutions of k x k pixels with c output channels are drawn
     from a normal distribution of variance :math:`2 / (k^2 c)`. Names in its state dict are those of torchvision, and so
-    are the shapes at width 64, but for ``conv1.weight``.
+    are the shapes at width 64, but for ``conv1.weight``. Reference: He et al., CVPR 2016.
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
@@ -113,14 +137,11 @@ class ResNet(nn.Module):
             it out. Images with another number of channels than 3 need their own.
 
     Attributes:
-        num_features: number of features that the classifier gets.
+        num_features: number of features before the classifier.
 
     Raises:
         ValueError: a number out of its range, or ``normalize`` does not fit ``in_channels``.
         TypeError: an argument of the wrong kind.
-
-    References:
-        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
 
     def __init__(
@@ -135,9 +156,8 @@ class ResNet(nn.Module):
     ) -> None:
         check_network("ResNet", num_classes, width, in_channels)
         if not isinstance(block, type) or not issubclass(block, (BasicBlock, Bottleneck)):
-            raise TypeError(
-                complaint("ResNet", "block to be BasicBlock or Bottleneck", repr(block), "Pass the class itself")
-            )
+            expected = "block to be BasicBlock or Bottleneck"
+            raise TypeError(complaint("ResNet", expected, repr(block), "Pass the class itself"))
         remedy = "Pass the number of blocks of the four stages"
         if not isinstance(depths, (tuple, list)) or len(depths) != 4:
             raise TypeError(complaint("ResNet", "depths to be a tuple of four numbers", repr(depths), remedy))
@@ -184,20 +204,7 @@ def resnet18(
 ) -> ResNet:
     """Return an untrained ResNet-18 for small images, the encoder of the ACL paper.
 
-    At width 64 it has 512 features and 11.2 M parameters.
-
-    Args:
-        num_classes: number of logits; 0 returns the features.
-        width: channels of the first stage.
-        in_channels: channels of the images.
-        normalize: (mean, std) per channel, or ``None``.
-
-    Returns:
-        The network; see :class:`ResNet`.
-
-    Raises:
-        ValueError: a number out of its range, or ``normalize`` does not fit ``in_channels``.
-        TypeError: an argument of the wrong kind.
+    At width 64 it has 512 features and 11.2 M parameters. Arguments and errors are those of :class:`ResNet`.
 
     Example:
         >>> from advcontrast.models import resnet18
@@ -213,7 +220,7 @@ def resnet34(
 ) -> ResNet:
     """Return an untrained ResNet-34 for small images.
 
-    At width 64 it has 512 features and 21.3 M parameters. Arguments, errors and use are those of :func:`resnet18`.
+    At width 64 it has 512 features and 21.3 M parameters. Arguments and errors are those of :class:`ResNet`.
 
     Example:
         >>> from advcontrast.models import resnet34
@@ -228,7 +235,7 @@ def resnet50(
 ) -> ResNet:
     """Return an untrained ResNet-50 for small images.
 
-    At width 64 it has 2048 features and 23.5 M parameters. Arguments, errors and use are those of :func:`resnet18`.
+    At width 64 it has 2048 features and 23.5 M parameters. Arguments and errors are those of :class:`ResNet`.
 
     Example:
         >>> from advcontrast.models import resnet50

@@ -1,6 +1,8 @@
-"""Give a ResNet made for ImageNet a stem for small images."""
+"""A stem for small images in place of that of a ResNet for ImageNet."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
@@ -11,24 +13,23 @@ from .resnet import ResNet, draw_convolutions
 def cifar_stem(model: nn.Module) -> nn.Module:
     """Replace the stem of a ResNet so that it keeps the resolution: a 3x3 convolution of stride 1 and no pooling.
 
-    A ResNet for ImageNet shrinks an image of 32 pixels to 8 before its first block. Any ResNet of torchvision or timm
-    will do: ResNeXt, Wide ResNet, SE and ECA variants, deep stems (``resnet50d``), stems whose pooling is an average, a
-    blur or a strided convolution. All that lies between the stem and the first block goes.
+    A ResNet for ImageNet reduces 32 pixels to 8 before its first block. Any ResNet of torchvision or timm is supported:
+    ResNeXt, Wide ResNet, SE and ECA variants, deep stems (``resnet50d``), and stems with average pooling, blur pooling
+    or a strided convolution. Everything between the stem and the first block is removed.
 
-    A first convolution of another size than 3x3 is replaced by one with newly drawn weights (normal with the variance
-    2 / fan_out), so that a pretrained network loses the weights of that one layer; one that is 3x3 already keeps its
-    weights and merely gets stride 1. Channels, bias, device, dtype and ``requires_grad`` stay. Give the optimizer the
-    parameters afterwards.
+    A first convolution of another size than 3x3 is replaced by one with new weights (normal with variance 2 / fan_out),
+    so that a pretrained network loses the weights of that layer; a 3x3 convolution keeps its weights and gets stride 1.
+    Channels, bias, device, dtype and ``requires_grad`` are kept. Build the optimizer afterwards.
 
     Args:
-        model: the network; it is changed in place. One with such a stem is left as it is.
+        model: the network, changed in place unless it has such a stem.
 
     Returns:
         ``model``.
 
     Raises:
-        ValueError: ``model`` is no such ResNet.
-        TypeError: ``model`` is no ``nn.Module``.
+        ValueError: ``model`` is not such a ResNet.
+        TypeError: ``model`` is not an ``nn.Module``.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -62,18 +63,9 @@ def first_convolution(model: nn.Module) -> nn.Conv2d | None:
 
 
 def _small(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return a 3x3 convolution of stride 1 in place of ``conv``."""
-    like = conv.weight
-    small = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        3,
-        padding=1,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-        device=like.device,
-        dtype=like.dtype,
-    )
+    like, bias = conv.weight, conv.bias is not None
+    settings: dict[str, Any] = {"groups": conv.groups, "bias": bias, "device": like.device, "dtype": like.dtype}
+    small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, **settings)
     draw_convolutions(small)
     if conv.bias is not None and small.bias is not None:
         small.bias = conv.bias

@@ -7,23 +7,22 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._arguments import check_block, check_maps
 from .normalize import IMAGENET, Statistics, input_layer
-from .resnet import check_network, conv, draw_convolutions
+from .resnet import check_block, check_maps, check_network, conv, draw_convolutions
 
 _STEM = 16
 _DEPTH = 5
 
 
 class PreActivationBlock(nn.Module):
-    """Two 3x3 convolutions, each after its norm and rectifier, around a shortcut.
+    """Two 3x3 convolutions, each after its norm and rectifier, with a shortcut.
 
     Where the shape changes, the shortcut is a 1x1 convolution of the rectified input, otherwise the input itself.
 
     Args:
-        channels: of the input.
-        width: channels of both convolutions, and of the output.
-        stride: of the first convolution and the shortcut.
+        channels: channels of the input.
+        width: channels of both convolutions and of the output.
+        stride: stride of the first convolution and the shortcut.
     """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
@@ -49,7 +48,8 @@ class WideResNet(nn.Module):
     """A pre-activation WideResNet of depth 34 without dropout, as TRADES uses it.
 
     It takes images in [0, 1] and normalises them itself; TRADES did not normalise (``normalize=None``). Names in its
-    state dict are those of the TRADES code, whose files hold an unused ``sub_block1`` besides.
+    state dict are those of the TRADES code, whose files also have an unused ``sub_block1``. References: Zagoruyko and
+    Komodakis, BMVC 2016; Zhang et al., ICML 2019.
 
     Args:
         num_classes: number of logits; 0 returns the features.
@@ -59,16 +59,11 @@ class WideResNet(nn.Module):
             another number of channels than 3 need their own.
 
     Attributes:
-        num_features: number of features that the classifier gets.
+        num_features: number of features before the classifier.
 
     Raises:
         ValueError: a number out of its range, or ``normalize`` does not fit ``in_channels``.
         TypeError: an argument of the wrong kind.
-
-    References:
-        Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016.
-
-        Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019.
     """
 
     def __init__(
@@ -121,20 +116,7 @@ def wide_resnet34_10(
     """Return an untrained WideResNet-34-10, the large network of TRADES and of the ACL paper.
 
     At width 160, which is 10 times the stem, it has 640 features and 46.2 M parameters. For comparisons with TRADES
-    pass ``normalize=None``.
-
-    Args:
-        num_classes: number of logits; 0 returns the features.
-        width: channels of the first stage.
-        in_channels: channels of the images.
-        normalize: (mean, std) per channel, or ``None``.
-
-    Returns:
-        The network; see :class:`WideResNet`.
-
-    Raises:
-        ValueError: a number out of its range, or ``normalize`` does not fit ``in_channels``.
-        TypeError: an argument of the wrong kind.
+    pass ``normalize=None``. Arguments and errors are those of :class:`WideResNet`.
 
     Example:
         >>> from advcontrast.models import wide_resnet34_10

@@ -88,11 +88,11 @@ def _switch_one(norm: DualNorm, branch: str, moment: Moment | None) -> None:
 
 
 def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
-    """Send everything that passes through ``model`` inside the ``with`` block through one branch.
+    """Use one branch of all dual norms of ``model`` inside a ``with`` block.
 
-    At the end, also after an exception, every norm returns to the branch that it had. Contexts nest, and may overlap:
-    the one that was entered last and is still in use decides. The branch is a mode of the model like train and eval:
-    threads that share a model share its branch. Activation checkpointing recomputes on the branch of the forward pass.
+    On exit, also after an exception, every norm returns to its own branch. Contexts nest, and may overlap: the one that
+    was entered last and is still in use decides. The branch is a mode of the model like train and eval: threads that
+    share a model share its branch. Activation checkpointing recomputes on the branch of the forward pass.
 
     Args:
         model: a network with dual norms; wrappers such as DDP or ``torch.compile`` may surround it.
@@ -121,15 +121,10 @@ def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
 
 
 def set_bn_branch(model: nn.Module, branch: str) -> None:
-    """Send everything that passes through ``model`` from now on through one branch.
-
-    Args:
-        model: a network with dual norms.
-        branch: ``"clean"`` or ``"adv"``, or a name of your own that the model was converted with.
+    """Use one branch of all dual norms of ``model`` from now on; arguments as for :func:`bn_branch`.
 
     Raises:
-        ValueError: a dual norm has no such branch, or the model holds no dual norm.
-        TypeError: ``model`` is not an ``nn.Module``.
+        ValueError, TypeError: as for :func:`bn_branch`.
         RuntimeError: called inside a backward pass, as by a checkpointed function.
 
     Example:
@@ -145,10 +140,10 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
 
 
 def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
-    """Return the parameters that only ``branch`` of the dual norms of ``model`` uses; none where branches share them.
+    """Return the parameters that only ``branch`` of the dual norms of ``model`` uses; none if branches share them.
 
-    An optimizer built before conversion lacks those of ``"adv"``: ``optimizer.add_param_group({"params":
-    branch_parameters(model, "adv")})``. A branch that a training leaves idle can be frozen with them.
+    Add those of ``"adv"`` to an optimizer built before conversion: ``optimizer.add_param_group({"params":
+    branch_parameters(model, "adv")})``. Freeze those of a branch that is not trained.
 
     Args:
         model: a network with dual norms.

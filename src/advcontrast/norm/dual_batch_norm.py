@@ -16,10 +16,7 @@ from .dual_norm import DualNorm, check_branches
 
 
 class DualBatchNorm(DualNorm):
-    """Base of the dual batch norms of every dimension; build one of its subclasses.
-
-    Convolutions and linear layers around it are shared by both branches; only affine parameters and running statistics
-    are double.
+    """Base class of the dual batch norms: affine parameters and running statistics for each branch.
 
     Attributes:
         clean: the batch norm for clean images.
@@ -44,8 +41,8 @@ class DualBatchNorm(DualNorm):
         check_real(owner, "eps", eps, low=0, above=True, remedy="Pass a small positive number such as 1e-5")
         if momentum is not None:
             check_real(owner, "momentum", momentum, low=0, high=1, remedy="None asks for a cumulative average")
-        check_bool(owner, "affine", affine, remedy="It says whether each branch has a scale and a shift")
-        check_bool(owner, "track_running_stats", track_running_stats, remedy="It says whether statistics are kept")
+        check_bool(owner, "affine", affine, remedy="True gives each branch a scale and a shift")
+        check_bool(owner, "track_running_stats", track_running_stats, remedy="True keeps running statistics")
         if device is not None:
             check_device(owner, device)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -57,19 +54,19 @@ class DualBatchNorm(DualNorm):
 
     @classmethod
     def from_batchnorm(cls, bn: nn.Module, *, branches: Sequence[str] = BRANCHES, split: Split = "both") -> Self:
-        """Wrap an existing batch norm: the object itself becomes the first branch, deep copies of it the others.
+        """Wrap an existing batch norm: the module becomes the first branch, deep copies of it the others.
 
         Args:
-            bn: a batch norm of this class's dimension, or one that knows no dimension, such as SyncBatchNorm.
+            bn: a batch norm of this class's dimension, or of any dimension, such as SyncBatchNorm.
             branches: names of the branches, at least two.
-            split: what each branch has for itself, as :class:`~advcontrast.norm.DualNorm` explains.
+            split: as for :class:`~advcontrast.norm.DualNorm`.
 
         Returns:
             The dual norm, on its first branch.
 
         Raises:
-            ValueError: impossible ``branches``, or another word for ``split``.
-            TypeError: ``bn`` is no batch norm, or one of another dimension.
+            ValueError: invalid ``branches`` or ``split``.
+            TypeError: ``bn`` is not a batch norm, or of another dimension.
 
         Example:
             >>> bn = torch.nn.BatchNorm2d(8)
@@ -90,20 +87,7 @@ class DualBatchNorm(DualNorm):
 class DualBatchNorm1d(DualBatchNorm):
     """Batch normalisation over ``[N, C]`` or ``[N, C, L]`` with a branch for clean and one for adversarial inputs.
 
-    See :class:`DualBatchNorm2d`; projection heads hold this one.
-
-    Args:
-        num_features: channels C, at least 1.
-        eps: added to the variance, positive.
-        momentum: weight of the newest batch in the running statistics, in [0, 1]; ``None`` averages over all batches.
-        affine: whether each branch has a scale and a shift to learn.
-        track_running_stats: whether each branch keeps running statistics for eval mode.
-        device: where the tensors live.
-        dtype: dtype of the parameters.
-
-    Raises:
-        ValueError: a number out of its range.
-        TypeError: an argument of the wrong kind.
+    Arguments and errors are those of :class:`DualBatchNorm2d`.
     """
 
     _kind = nn.BatchNorm1d
@@ -122,9 +106,9 @@ class DualBatchNorm2d(DualBatchNorm):
         num_features: channels C, at least 1.
         eps: added to the variance, positive.
         momentum: weight of the newest batch in the running statistics, in [0, 1]; ``None`` averages over all batches.
-        affine: whether each branch has a scale and a shift to learn.
-        track_running_stats: whether each branch keeps running statistics for eval mode.
-        device: where the tensors live.
+        affine: whether each branch has a learnable scale and shift.
+        track_running_stats: whether each branch has running statistics for eval mode.
+        device: device of the tensors.
         dtype: dtype of the parameters.
 
     Raises:
@@ -145,20 +129,7 @@ class DualBatchNorm2d(DualBatchNorm):
 class DualBatchNorm3d(DualBatchNorm):
     """Batch normalisation over ``[N, C, D, H, W]`` with a branch for clean and one for adversarial inputs.
 
-    See :class:`DualBatchNorm2d`.
-
-    Args:
-        num_features: channels C, at least 1.
-        eps: added to the variance, positive.
-        momentum: weight of the newest batch in the running statistics, in [0, 1]; ``None`` averages over all batches.
-        affine: whether each branch has a scale and a shift to learn.
-        track_running_stats: whether each branch keeps running statistics for eval mode.
-        device: where the tensors live.
-        dtype: dtype of the parameters.
-
-    Raises:
-        ValueError: a number out of its range.
-        TypeError: an argument of the wrong kind.
+    Arguments and errors are those of :class:`DualBatchNorm2d`.
     """
 
     _kind = nn.BatchNorm3d
@@ -172,10 +143,7 @@ _DIMENSIONS: dict[type[_BatchNorm], type[DualBatchNorm]] = {
 
 
 def dual_of(norm: nn.Module, branches: Sequence[str], split: Split, memos: Sequence[dict[int, Any]]) -> DualNorm:
-    """Return the dual norm of ``norm``, one of its own kind where there is one; ``memos`` are those of the copies.
-
-    A batch norm that takes any dimension, such as SyncBatchNorm, counts as 2d.
-    """
+    """Return the dual norm of ``norm``, 2d for a batch norm of any dimension; ``memos`` are those of the copies."""
     kind: type[DualNorm] = DualBatchNorm2d if isinstance(norm, _BatchNorm) else DualNorm
     kind = next((dual for plain, dual in _DIMENSIONS.items() if isinstance(norm, plain)), kind)
     return kind.__new__(kind)._adopt(norm, branches, split, memos)

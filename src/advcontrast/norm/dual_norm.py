@@ -23,26 +23,24 @@ class DualNorm(nn.Module):
     """A norm for each branch, of which ``forward`` uses one.
 
     The branches are ordinary norms, registered as submodules under their names, so that tools that look for norms find
-    them: :func:`advcontrast.surgery.convert_sync_batchnorm`, weight-decay filters, quantisation. Attributes that a dual
-    norm does not have itself are those of the norm in use, also where they are set: ``dual.weight`` is the weight of
-    the active branch, and ``dual.momentum = 0.01`` changes the momentum of that branch alone. ``dual.training`` is
-    set on all branches.
+    them: :func:`advcontrast.surgery.convert_sync_batchnorm`, weight-decay filters, quantisation. Other attributes are
+    read from and set on the active branch: ``dual.weight`` is its weight, and ``dual.momentum = 0.01`` changes its
+    momentum only. ``dual.training`` is set on all branches.
 
-    Any norm will do, and stays what it is: a subclass with a fused activation, its dtype, device, frozen parameters,
-    training flag and hooks. The object itself becomes the first branch, so an optimizer that holds its parameters keeps
-    them; the other branches are deep copies.
+    Any norm is supported, with fused activations, dtype, device, frozen parameters, training flag and hooks. The module
+    itself becomes the first branch, so that optimizers keep its parameters; the other branches are deep copies.
 
     Args:
-        norm: the norm to have several of: ``nn.LayerNorm``, ``nn.GroupNorm``, a batch norm, or a norm of your own. For
-            batch norms there are subclasses, :class:`~advcontrast.DualBatchNorm2d` and its siblings.
-        branches: names of the branches, at least two; the first one is in use at the beginning.
-        split: what each branch has for itself: ``"both"`` affine parameters and running statistics; ``"affine"`` the
-            parameters, while all branches update and use the same statistics; ``"stats"`` the statistics, while the
-            branches share the parameters. Only batch norms have statistics.
+        norm: ``nn.LayerNorm``, ``nn.GroupNorm``, a batch norm, or a norm of your own. Batch norms have subclasses,
+            :class:`~advcontrast.DualBatchNorm2d` and those of other dimensions.
+        branches: names of the branches, at least two; the first one is active at the beginning.
+        split: the part that each branch has separately: ``"both"`` affine parameters and running statistics;
+            ``"affine"`` the parameters, with statistics that all branches update and use; ``"stats"`` the statistics,
+            with shared parameters. Only batch norms have statistics.
 
     Raises:
-        ValueError: ``branches`` are fewer than two, repeat each other or are no possible names of attributes, or
-            ``split`` is another word.
+        ValueError: ``branches`` are fewer than two, not distinct or not valid names of attributes, or ``split`` is
+            unknown.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -66,7 +64,7 @@ class DualNorm(nn.Module):
         self._adopt(norm, branches, split, [{} for _ in branches[1:]])
 
     def _adopt(self, norm: nn.Module, branches: Sequence[str], split: Split, memos: Sequence[dict[int, Any]]) -> Self:
-        """Become the owner of ``norm`` and of a copy for each further branch; ``memos`` are those of the copies."""
+        """Initialise with ``norm`` and a copy for each further branch; ``memos`` are those of ``copy.deepcopy``."""
         nn.Module.__init__(self)
         first, *others = branches
         self._branch = first
@@ -85,19 +83,19 @@ class DualNorm(nn.Module):
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """The names of the branches; the first one holds the norm that was there before."""
+        """The names of the branches; the first one has the original norm."""
         return tuple(self._modules)
 
     @property
     def split(self) -> Split:
-        """The part of the norm that each branch holds separately."""
+        """The part of the norm that each branch has separately."""
         return self._split
 
     @property
     def branch(self) -> str:
         """The branch that ``forward`` uses; like ``training`` not in the state dict.
 
-        Where activation checkpointing runs a forward pass again, it is the branch of the first run.
+        In a recomputation of activation checkpointing it is the branch of the original forward pass.
         """
         if torch.compiler.is_compiling():
             return self._branch if COMPILED.branch_is_known else ""
@@ -121,7 +119,7 @@ class DualNorm(nn.Module):
         return self._norm_of(self.branch)
 
     def _norm_of(self, branch: str) -> nn.Module:
-        """Return the norm of ``branch``; raise if PyTorch's converter has replaced one that computes more."""
+        """Return the norm of ``branch``; raise if PyTorch's converter has dropped what its subclass adds."""
         norm = self._modules[branch]
         if self._own_forward and type(norm) is nn.SyncBatchNorm:
             expected = f"the norm of {branch!r} to keep its own forward method"
@@ -160,7 +158,7 @@ class DualNorm(nn.Module):
         if not norms or name in norms or name.startswith("__"):
             return super().__getattr__(name)
         norm = self.active
-        # Private methods of the norm too: a ``forward`` that was bound before the conversion calls them.
+        # Private methods of the norm too, for a ``forward`` that was bound before the conversion.
         if name.startswith("_") and not hasattr(type(norm), name):
             return super().__getattr__(name)
         return getattr(norm, name)
@@ -190,7 +188,7 @@ class DualNorm(nn.Module):
             delattr(norm, name)
 
     def _owns(self, name: str) -> bool:
-        """Tell an attribute of the dual norm itself from one of its branches."""
+        """Return whether an attribute belongs to the dual norm itself and not to a branch."""
         return name.startswith("_") or name in self.__dict__ or name in self._modules or hasattr(type(self), name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -211,7 +209,6 @@ class DualNorm(nn.Module):
         super().add_module(name, module)
 
     def _check_held(self, name: str, held: Container[str]) -> None:
-        """Require a name that is in ``held``."""
         if not isinstance(name, str) or name not in held:
             names = ", ".join(f"dual.{branch}" for branch in self.branches)
             remedy = f"Change the norms of the branches themselves: {names}"
@@ -219,11 +216,11 @@ class DualNorm(nn.Module):
             raise ValueError(complaint(type(self).__name__, expected, repr(name), remedy))
 
     def extra_repr(self) -> str:
-        """Show the branch in use, in addition to the norms."""
+        """Show the active branch."""
         return f"branch={self._branch!r}" + ("" if self._split == "both" else f", split={self._split!r}")
 
     def _tie(self, source: nn.Module | None = None) -> None:
-        """Make all branches hold the tensors that they share: those of ``source``, by default the first branch."""
+        """Give all branches the shared tensors of ``source``, by default the first branch."""
         first = next(iter(self._modules.values())) if source is None else source
         for other in self._modules.values():
             for module, twin in zip(_part(first), _part(other), strict=True):
@@ -233,13 +230,13 @@ class DualNorm(nn.Module):
                     twin._parameters.update(module._parameters)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Tie again what a move to another device or dtype took apart."""
+        """Share tensors again after a move to another device or dtype."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._tie()
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Let the state of a plain norm fill all branches."""
+        """Load the state of a plain norm into all branches."""
         own = [key for key in state_dict if key.startswith(prefix)]
         if not any(key.startswith(f"{prefix}{branch}.") for key in own for branch in self.branches):
             first, *others = self.branches
@@ -248,14 +245,14 @@ class DualNorm(nn.Module):
                 name = key.removeprefix(prefix)
                 state_dict[f"{prefix}{first}.{name}"] = value
                 for other in others:
-                    # A copy: with ``assign=True`` the branches would otherwise become one tensor.
+                    # A copy: with ``assign=True`` the branches would otherwise share the tensor.
                     copied = value.detach().clone() if isinstance(value, Tensor) else value
                     state_dict[f"{prefix}{other}.{name}"] = copied
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def check_branches(owner: str, branches: Any, norms: Iterable[nn.Module]) -> None:
-    """Require names that can be those of branches of ``norms``."""
+    """Require valid names for branches of ``norms``."""
     remedy = 'Pass names such as ("clean", "adv")'
     if not isinstance(branches, (tuple, list)) or not all(isinstance(name, str) for name in branches):
         got = type_name(branches) if not isinstance(branches, (tuple, list)) else repr(branches)
@@ -274,7 +271,7 @@ def _part(norm: nn.Module | None) -> list[nn.Module]:
 
 
 def _hook_owners(norm: nn.Module) -> Iterator[object]:
-    """Yield what the hooks of ``norm`` report to, often an object that holds a whole model: all branches share it."""
+    """Yield the objects of the hooks of ``norm``, which may hold a whole model: all branches share them."""
     for name, hooks in vars(norm).items():
         if name.endswith("_hooks"):
             for hook in hooks.values():
@@ -283,7 +280,7 @@ def _hook_owners(norm: nn.Module) -> Iterator[object]:
 
 
 def _separate(dual: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: object) -> None:
-    """Copy what branches share, unless the tensors themselves are asked for: safetensors refuses shared memory."""
+    """Copy shared tensors, except with ``keep_vars=True``: safetensors refuses shared memory."""
     dual = cast(DualNorm, dual)
     for branch in dual.branches[1:] if dual.split != "both" else ():
         norm = dual._norm_of(branch)
@@ -294,24 +291,22 @@ def _separate(dual: nn.Module, state_dict: dict[str, Any], prefix: str, _metadat
 
 
 def _tie_again(dual: nn.Module, _keys: object) -> None:
-    """Tie again what loading with ``assign=True`` took apart."""
+    """Share tensors again after loading with ``assign=True``."""
     cast(DualNorm, dual)._tie()
 
 
 def dual_norms(owner: str, model: nn.Module) -> list[DualNorm]:
-    """Return the dual norms of ``model``, also those behind DDP or a compiled wrapper; raise if there is none."""
+    """Return the dual norms of ``model``, also inside DDP or a compiled wrapper; raise if there is none."""
     check_module(owner, model)
     norms = [module for module in model.modules() if isinstance(module, DualNorm)]
     if not norms:
-        raise ValueError(
-            f"{owner}: expected a model with dual batch norms, found none in {type(model).__name__}. "
-            "Call convert_to_dual_bn(model) first."
-        )
+        text = f"{owner}: expected a model with dual batch norms, found none in {type(model).__name__}. "
+        raise ValueError(text + "Call convert_to_dual_bn(model) first.")
     return norms
 
 
 def refuse_in_backward(owner: str) -> None:
-    """Refuse :func:`set_bn_branch` inside a backward pass: a switch in a recomputation would outlast it."""
+    """Refuse to set a branch inside a backward pass, where it would outlast a recomputation."""
     if not torch.compiler.is_compiling() and recomputation() is not None:
         got = "a recomputation of a checkpointed function that sets it"
         remedy = "Switch with bn_branch(model, branch), which ends"

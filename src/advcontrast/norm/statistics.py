@@ -1,4 +1,4 @@
-"""Estimate running statistics anew, for one branch without a trace in the others."""
+"""Estimation of the running statistics of one branch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,11 @@ _OWNER = "update_bn"
 def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None) -> None:
     """Replace the running statistics of one branch by those of a pass over ``loader``.
 
-    For weights that no forward pass in train mode has seen, such as averaged or interpolated ones, and for data other
-    than those trained on. Each batch counts alike, as in ``torch.optim.swa_utils.update_bn``; unlike that function,
-    which resets all batch norms and then fills only those in use, this one leaves the other branches, and norms outside
-    of dual ones, as they are. Everything but the norms at work is in eval mode, so that they see what they will see in
-    use: no dropout, no dropped paths.
-
-    The images come as they are: for the adversarial branch pass adversarial ones. Under DDP each process counts its
-    own.
+    Use it for averaged or interpolated weights, and for other data than those trained on. All batches have the same
+    weight, as in ``torch.optim.swa_utils.update_bn``. That function resets all batch norms and updates those in use;
+    this one does not change other branches, or norms outside of dual ones. All other modules are in eval mode: no
+    dropout, no stochastic depth. For the adversarial branch pass adversarial images. Under DDP each process uses its
+    own batches.
 
     Args:
         model: a network whose ``branch`` has running statistics of its own; or, for ``branch=None``, one without dual
@@ -38,11 +35,11 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
         branch: ``"clean"``, ``"adv"`` or another name of a branch.
 
     Raises:
-        ValueError: there is no such branch or none was named, it has no running statistics or shares them
+        ValueError: the branch is missing or unknown, it has no running statistics or shares them
             (``split="affine"``), there is no batch, or statistics are not finite.
-        TypeError: ``model`` is no module, or a batch has no tensor in front.
+        TypeError: ``model`` is not a module, or a batch has no tensor in front.
 
-    Every error, also one of the model's, leaves the model as it was.
+    After any error, also one of the model's, the model is unchanged.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(1)))
@@ -55,7 +52,7 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
     try:
         first = next(batches)
     except StopIteration:
-        remedy = "A generator is empty the second time"
+        remedy = "A generator can be used once"
         raise ValueError(complaint(_OWNER, "a loader with batches", "none", remedy)) from None
     before = [({name: buffer.clone() for name, buffer in norm.named_buffers()}, norm.momentum) for norm in norms]
     try:
@@ -82,7 +79,6 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
 
 
 def _norms(model: nn.Module, branch: str | None) -> list[_BatchNorm]:
-    """Return the batch norms that a pass through the branch updates."""
     check_module(_OWNER, model)
     if branch is None:
         dual = next((module for module in model.modules() if isinstance(module, DualNorm)), None)
@@ -106,7 +102,6 @@ def _norms(model: nn.Module, branch: str | None) -> list[_BatchNorm]:
 
 
 def _images(loader: Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
-    """Yield the images of every batch on the device of the model."""
     if not isinstance(loader, Iterable) or isinstance(loader, Tensor):
         remedy = "Pass a DataLoader, or a list of tensors [N, C, H, W]"
         raise TypeError(complaint(_OWNER, "loader to be an iterable of batches", type_name(loader), remedy))
@@ -114,10 +109,8 @@ def _images(loader: Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
     for batch in loader:
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if not isinstance(x, Tensor):
-            remedy = "Let the loader give images, or tuples that begin with them"
-            raise TypeError(
-                complaint(_OWNER, "a batch to be a tensor or a tuple with one in front", type_name(x), remedy)
-            )
+            expected = "a batch to be a tensor or a tuple with one in front"
+            raise TypeError(complaint(_OWNER, expected, type_name(x), "Return images, or tuples that begin with them"))
         yield x.to(device)
 
 

@@ -81,7 +81,7 @@ class ACLTrainer(nn.Module):
 
     The trainer owns no optimizer, loop, device or log, so ``DDP(trainer)``, ``accelerator.prepare(trainer)`` and
     Lightning's ``training_step`` each wrap a single forward call. In a mode that uses one branch of a dual network the
-    other receives no gradients; ``DDP(trainer)`` ignores its parameters.
+    other receives no gradients; ``DDP(trainer)`` ignores its parameters. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
         model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out, normally encoder and projection head after
@@ -111,9 +111,6 @@ class ACLTrainer(nn.Module):
         >>> out.loss.backward()
         >>> sorted(out.terms)
         ['alignment_adv', 'alignment_clean', 'loss_adv', 'loss_clean']
-
-    References:
-        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
     """
 
     #: The loss compares the images of a batch with each other, so gradients of its parts do not add up to its own.
@@ -289,7 +286,6 @@ class ACLTrainer(nn.Module):
         return {branch for stream in self._streams() for branch in stream}
 
     def _parts(self) -> list[nn.Module]:
-        """Return the modules that take part in the attack."""
         return [self.model, self.loss] if isinstance(self.loss, nn.Module) else [self.model]
 
     @property
@@ -303,7 +299,6 @@ class ACLTrainer(nn.Module):
 
 
 def _name(stream: tuple[Branch, Branch]) -> Branch:
-    """Return the name of a stream: the branch of its loss."""
     return "adv" if "adv" in stream else "clean"
 
 

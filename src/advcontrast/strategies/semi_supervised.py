@@ -18,7 +18,7 @@ class SemiSupervisedTrainer(AdversarialTrainer):
 
     The attack maximises the cross-entropy of each image with its label or, if it has none, with the teacher's class.
     The loss is :class:`~advcontrast.losses.SemiSupervisedLoss`, equation 3 of the paper; clean images pass through the
-    model before the attacked ones.
+    model before the attacked ones. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
         model: as for :class:`AdversarialTrainer`.
@@ -36,9 +36,6 @@ class SemiSupervisedTrainer(AdversarialTrainer):
         >>> out = trainer(torch.rand(2, 3, 2, 2), torch.tensor([1, -1]), torch.zeros(2, 2))
         >>> sorted(out.terms)
         ['train_ra', 'train_ta']
-
-    References:
-        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
     """
 
     def __init__(
@@ -81,18 +78,7 @@ class SemiSupervisedTrainer(AdversarialTrainer):
 
 
 def targets_of(labels: Tensor, logits: Tensor) -> Tensor:
-    """Return the labels, with the class of the largest logit in place of -1.
-
-    Args:
-        labels: int64 ``[N]``, -1 for an image without a label.
-        logits: logits of a teacher, ``[N, C]``.
-
-    Returns:
-        Classes, int64 ``[N]``.
-
-    Raises:
-        ValueError: the shapes do not fit, devices differ or, on the CPU, a label is out of its range.
-        TypeError: an argument of the wrong kind.
+    """Return the int64 labels ``[N]``, with the class of the largest logit of a teacher, ``[N, C]``, in place of -1.
 
     Example:
         >>> from advcontrast.strategies.semi_supervised import targets_of

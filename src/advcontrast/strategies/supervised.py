@@ -118,7 +118,6 @@ class StandardTrainer(nn.Module):
         return logits
 
     def _augmented(self, images: Tensor, labels: Tensor, *, lowest: int = 0) -> Tensor:
-        """Check the arguments of a step, and return the input of the model."""
         owner, remedy = type(self).__name__, "Pass one class index an image"
         _check_images(owner, images, augmented=self.augment is None)
         check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
@@ -146,7 +145,8 @@ class AdversarialTrainer(StandardTrainer):
     """Adversarial training: cross-entropy on attacked images.
 
     The attack maximises the cross-entropy of each image, through the model in eval mode; running statistics are updated
-    once, with the attacked images. With ``frozen`` this is adversarial linear finetuning (ALF).
+    once, with the attacked images. With ``frozen`` this is adversarial linear finetuning (ALF). Reference: Madry et
+    al., ICLR 2018.
 
     Args:
         model: as for :class:`StandardTrainer`, differentiable.
@@ -167,9 +167,6 @@ class AdversarialTrainer(StandardTrainer):
         >>> out = trainer(torch.tensor([[0.7, 0.3]]), torch.tensor([0]))
         >>> round(out.loss.item(), 4) == round(math.log(1 + math.exp(-0.2)), 4)
         True
-
-    References:
-        Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018.
     """
 
     def __init__(
@@ -196,17 +193,10 @@ class AdversarialTrainer(StandardTrainer):
         return ACLOutput(F.cross_entropy(adv, labels), {"train_ra": batch_accuracy(adv, labels)})
 
     def attacked(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return perturbed images whose logits maximise an objective, with the model in eval mode.
+        """Attack float images ``[N, ...]`` in [0, 1], with the model in eval mode.
 
-        Args:
-            x: images ``[N, ...]``, float32 or float64 in [0, 1].
-            objective: logits ``[N, C]`` to a value for each image, ``[N]``.
-
-        Returns:
-            Images like ``x``, detached.
-
-        Raises:
-            TypeError: the objective is not a function.
+        The objective maps logits ``[N, C]`` to a value for each image, ``[N]``, that the attack maximises. Anything but
+        a function raises a ``TypeError``.
         """
         remedy = "Pass a function such as lambda logits: loss(logits, y)"
         check_callable(type(self).__name__, "objective", objective, remedy=remedy)
@@ -243,21 +233,13 @@ class _TrainingObjective:
 
 
 def _check_images(owner: str, x: Any, *, augmented: bool) -> None:
-    """Require a tensor, of floats if it is the input of the model."""
     if augmented or not isinstance(x, Tensor):
         remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip()"
         check_tensor(owner, "images", x, remedy=remedy)
 
 
 def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the accuracy of a batch as a scalar on the device.
-
-    Args:
-        logits: ``[N, C]``.
-        labels: int64 ``[N]``.
-
-    Returns:
-        A float32 scalar in [0, 1], detached.
+    """Return the accuracy of logits ``[N, C]`` and labels ``[N]`` in [0, 1], a detached float32 scalar on their device.
 
     Example:
         >>> from advcontrast.strategies.supervised import batch_accuracy
@@ -268,5 +250,5 @@ def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def percent_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return :func:`batch_accuracy` in percent; kept for code that was written for earlier versions."""
+    """Return :func:`batch_accuracy` in percent, for code of earlier versions."""
     return 100 * batch_accuracy(logits, labels)

@@ -18,7 +18,7 @@ class TRADESTrainer(AdversarialTrainer):
     The attack maximises the divergence from the prediction for the clean image, both in eval mode. It starts at random
     in the ball; the authors of TRADES start it 0.001 N(0, 1) from the image, where the divergence has almost no
     gradient. The loss is :class:`~advcontrast.losses.TRADESLoss`; clean images pass through the model before the
-    attacked ones.
+    attacked ones. Reference: Zhang et al., ICML 2019.
 
     Args:
         model: as for :class:`AdversarialTrainer`.
@@ -37,9 +37,6 @@ class TRADESTrainer(AdversarialTrainer):
         >>> out = TRADESTrainer(model, attack=PGDAttack(steps=1))(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 0]))
         >>> sorted(out.terms)
         ['train_ra', 'train_ta']
-
-    References:
-        Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019.
     """
 
     def __init__(

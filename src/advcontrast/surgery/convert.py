@@ -1,4 +1,4 @@
-"""Give an existing network dual norms."""
+"""Conversion of the norms of a network to dual norms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .._checks import check_bool, check_choice, check_copyable, complaint, type_name
+from .._checks import check_bool, check_callable, check_choice, check_copyable, complaint
 from .._types import BRANCHES, SPLITS, Split
 from ..norm import DualNorm
 from ..norm.dual_batch_norm import dual_of
@@ -31,66 +31,58 @@ def convert_to_dual_bn(
 ) -> nn.Module:
     """Replace every batch norm of ``model`` by a dual one that starts as two copies of it.
 
-    Outputs stay bit-identical, in both branches, in training and in evaluation. The ``clean`` branch has the
-    original parameters, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of ``"adv"``
-    to it. The object that was a norm becomes the dual norm: parents, lists and functions that hold it need no change.
-    Norms that are dual already stay as they are.
+    Outputs are bit-identical in both branches, in train and in eval mode. The ``clean`` branch has the original
+    parameters, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of ``"adv"`` to it. The
+    norm module itself becomes the dual norm, so that parents, lists and functions that hold it need no change. Dual
+    norms are not converted again.
 
     Convert before wrapping in DDP or ``torch.compile``; :func:`~advcontrast.surgery.convert_sync_batchnorm` may come
-    before or after. State dicts of the plain network load into the dual one with ``strict=True`` and fill both
-    branches.
-
-    Networks without batch norms have branches too: ``norms=(nn.LayerNorm, nn.GroupNorm)`` doubles the scale and shift
-    of those.
+    before or after. State dicts of the plain network load with ``strict=True`` into both branches. Reference: Zhang et
+    al., 2024 (arXiv:2403.19150), for the effect of ``split``.
 
     Args:
         model: any network.
-        norms: class or classes of the norms to convert, found by ``isinstance``, subclasses with a fused activation
-            included. By default batch norms of every kind.
+        norms: class or classes of the norms to convert, found by ``isinstance``, with subclasses such as those with a
+            fused activation. By default all batch norms; ``(nn.LayerNorm, nn.GroupNorm)`` converts those.
         branches: names of the branches, at least two. The first one keeps the original parameters. Trainers of
             this library use ``"clean"`` and ``"adv"``; switch to others with :func:`bn_branch`.
-        split: what each branch has for itself: ``"both"`` affine parameters and running statistics, as in the paper;
-            ``"affine"`` the parameters only, with statistics over whatever any branch sees; ``"stats"`` the statistics
-            only. A norm that has nothing of that kind stays as it is.
-        filter_fn: ``filter_fn(module, fully_qualified_name)`` says whether to convert one of ``norms``; by default all.
+        split: the part that each branch has separately: ``"both"`` affine parameters and running statistics, as in the
+            paper; ``"affine"`` the parameters, with common statistics; ``"stats"`` the statistics. A norm without that
+            part is not converted.
+        filter_fn: ``filter_fn(module, fully_qualified_name)`` returns whether to convert a norm; by default all.
         inplace: whether to change ``model`` itself or a deep copy of it.
 
     Returns:
         The converted network, which is ``model`` itself unless ``inplace=False``.
 
     Raises:
-        ValueError: ``branches`` are fewer than two, repeat each other or cannot be names of attributes, or
-            ``split`` is another word.
+        ValueError: ``branches`` are fewer than two, not distinct or not valid names of attributes, or ``split`` is
+            unknown.
         TypeError: an argument of the wrong kind; ``model`` is wrapped (DDP, DataParallel, FSDP, ``torch.compile``),
             scripted, or lazy and not yet initialised.
         RuntimeError: a norm, or with ``inplace=False`` the model, cannot be copied, as in :func:`export_branch`.
 
     Warns:
-        UserWarning: there is nothing to convert, or only norms that are dual in another way.
+        UserWarning: there is nothing to convert, or only dual norms with other branches or split.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
         >>> [key for key in model.state_dict() if key.endswith("weight")]
         ['0.weight', '1.clean.weight', '1.adv.weight']
-
-    References:
-        That the affine parameters matter most: Zhang et al., "Towards Understanding Dual BN In Hybrid Adversarial
-        Training", 2024 (arXiv:2403.19150).
     """
     check_surgery(_OWNER, model)
     kinds = _check_norms(norms)
     check_choice(_OWNER, "split", split, SPLITS)
     check_bool(_OWNER, "inplace", inplace, remedy="False converts a deep copy")
-    if filter_fn is not None and not callable(filter_fn):
-        remedy = "Pass a function of (module, fully_qualified_name)"
-        raise TypeError(complaint(_OWNER, "filter_fn to be callable", type_name(filter_fn), remedy))
+    if filter_fn is not None:
+        check_callable(_OWNER, "filter_fn", filter_fn, remedy="Pass a function of (module, fully_qualified_name)")
     check_branches(_OWNER, branches, [module for module in model.modules() if isinstance(module, kinds)])
     if not inplace:
         check_copyable(_OWNER, model)
         model = copy.deepcopy(model)
 
     found: dict[int, nn.Module] = {}
-    inside: set[int] = set()  # a norm may be made of norms: the outer one is converted, with what it is made of
+    inside: set[int] = set()  # the parts of norms that are converted as a whole
     for name, module in slots(model):
         wanted = isinstance(module, kinds) and id(module) not in inside and _divisible(module, split)
         if wanted and (filter_fn is None or filter_fn(module, name)):
@@ -98,7 +90,7 @@ def convert_to_dual_bn(
             inside.update(id(part) for part in module.modules() if part is not module)
     if not found:
         _warn_of_nothing(model, kinds, branches, split, filtered=filter_fn is not None)
-    # Only the norms are to be copied, not a module that one of them refers to.
+    # Only the norms are copied, not modules that they refer to.
     parts = {id(part) for norm in found.values() for part in norm.modules() if part is not norm}
     kept: dict[int, Any] = {id(module): module for module in model.modules() if id(module) not in parts}
     memos = [dict(kept) for _ in branches[1:]]
@@ -121,7 +113,6 @@ def convert_to_dual_bn(
 
 
 def _check_norms(norms: Any) -> tuple[type[nn.Module], ...]:
-    """Require classes of modules; return them as a tuple."""
     kinds = norms if isinstance(norms, tuple) and norms else (norms,)
     for kind in kinds:
         if not isinstance(kind, type) or not issubclass(kind, nn.Module) or kind is nn.Module:
@@ -132,7 +123,6 @@ def _check_norms(norms: Any) -> tuple[type[nn.Module], ...]:
 
 
 def _divisible(norm: nn.Module, split: Split) -> bool:
-    """Return whether a norm has anything that branches can hold separately."""
     parameters, statistics = any(True for _ in norm.parameters()), any(True for _ in norm.buffers())
     if split == "both":
         return parameters or statistics or isinstance(norm, _BatchNorm)
@@ -142,7 +132,7 @@ def _divisible(norm: nn.Module, split: Split) -> bool:
 def _warn_of_nothing(
     model: nn.Module, kinds: tuple[type[nn.Module], ...], branches: Sequence[str], split: Split, *, filtered: bool
 ) -> None:
-    """Warn of a call without effect, unless the model is what it asked for already."""
+    """Warn of a call without effect, unless the model is converted already."""
     dual = [module for module in model.modules() if isinstance(module, DualNorm)]
     others = [module for module in dual if (module.branches, module.split) != (tuple(branches), split)]
     what = "batch norms" if kinds == (_BatchNorm,) else " or ".join(kind.__name__ for kind in kinds)

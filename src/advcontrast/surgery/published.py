@@ -74,7 +74,9 @@ def load_published(
       ``model.conv1.padding = (2, 2)``. It has single norms and may be converted afterwards.
 
     Here ``resnet18`` is that of :mod:`advcontrast.models`; any network with the names of torchvision's works. The
-    layouts are those that the authors' code writes.
+    layouts are those that the authors' code writes. Reference: Luo et al., ICLR 2023 (DynACL). Fan et al., "When Does
+    Contrastive Learning Preserve Adversarial Robustness from Pretraining to Finetuning?", NeurIPS 2021 (AdvCL). Zhang
+    et al., "Decoupled Adversarial Contrastive Learning for Self-supervised Adversarial Robustness", ECCV 2022 (DeACL).
 
     Args:
         model: the network.
@@ -94,12 +96,6 @@ def load_published(
         >>> load_published(model, published, layout="deacl")
         >>> model[0].weight.tolist()
         [[1.0, 1.0]]
-
-    References:
-        Luo et al., "Rethinking the Effect of Data Augmentation in Adversarial Contrastive Learning", ICLR 2023
-        (DynACL). Fan et al., "When Does Contrastive Learning Preserve Adversarial Robustness from Pretraining to
-        Finetuning?", NeurIPS 2021 (AdvCL). Zhang et al., "Decoupled Adversarial Contrastive Learning for
-        Self-supervised Adversarial Robustness", ECCV 2022 (DeACL).
     """
     check_module(_OWNER, model)
     check_choice(_OWNER, "layout", layout, get_args(Layout))
@@ -128,7 +124,6 @@ def load_acl_checkpoint(
 
 
 def _check(state_dict: object, ignore: object, key: str) -> tuple[str, ...]:
-    """Require tensors by name, and prefixes; return the prefixes."""
     tensors = isinstance(state_dict, Mapping) and all(isinstance(value, Tensor) for value in state_dict.values())
     if not isinstance(state_dict, Mapping) or not tensors or not all(isinstance(name, str) for name in state_dict):
         # A file of another layout may hold it under the key of that one.
@@ -143,7 +138,6 @@ def _check(state_dict: object, ignore: object, key: str) -> tuple[str, ...]:
 
 
 def _check_layout(layout: str, state_dict: Mapping[str, Tensor]) -> None:
-    """Require names that are not those of another layout."""
     names = [name.removeprefix("module.") for name in state_dict]
     sign, layouts = next(
         ((name, layouts) for pattern, layouts in _SIGNS.items() for name in names if re.match(pattern, name)),
@@ -200,7 +194,6 @@ def _other_statistics(model: nn.Module, published: Mapping[str, Tensor | None]) 
 
 
 def _digits(numbers: Sequence[float] | None) -> str:
-    """Return numbers rounded to single precision."""
     return "none" if numbers is None else str([round(number, 6) for number in numbers])
 
 

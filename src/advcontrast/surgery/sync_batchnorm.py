@@ -1,4 +1,4 @@
-"""Let batch norms normalise with the batch of all processes."""
+"""Batch norms with the statistics of the batch of all processes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Let every batch norm of ``model`` use the statistics of the batch of all processes.
+    """Synchronise the statistics of every batch norm of ``model`` over all processes.
 
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces every batch norm with a ``SyncBatchNorm`` and drops what
-    a subclass adds: the activation of timm's ``BatchNormAct2d``, for example. This function keeps the module
-    objects, with their hooks, and changes their class. Plain batch norms become ``torch.nn.SyncBatchNorm``. A subclass
-    keeps its ``forward``, in which ``torch.nn.functional.batch_norm`` is synchronised.
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces every batch norm by a ``SyncBatchNorm`` and drops what a
+    subclass adds, such as the activation of timm's ``BatchNormAct2d``. This function keeps the modules, with their
+    hooks, and changes their class. Plain batch norms become ``torch.nn.SyncBatchNorm``. A subclass keeps its
+    ``forward``, in which ``torch.nn.functional.batch_norm`` is synchronised.
 
     Call it before or after :func:`~advcontrast.convert_to_dual_bn`, and before wrapping in DDP or ``torch.compile``. In
     eval mode, and in a single process, outputs stay bit-identical.
@@ -89,7 +89,7 @@ class SynchronisedNorm(nn.Module):
         return output
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # The class is made at run time, so that pickle cannot find it by its name.
+        # The class is created at run time, so that pickle cannot find it by name.
         return _new, (type(self).__bases__[1],), vars(self)
 
 
