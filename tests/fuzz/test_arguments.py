@@ -89,6 +89,7 @@ def _is_called_by_users(kind, name):
         callable(getattr(kind, name))
         and not hidden
         and name != "extra_repr"
+        and getattr(getattr(kind, name), "__name__", name) == name  # not an old name of another method
         and not inspect.isclass(getattr(kind, name))
     )
 

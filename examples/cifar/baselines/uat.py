@@ -34,7 +34,7 @@ class UAT(AdversarialTrainer):
         """Return the loss of a batch."""
         x = self.augment(images)
         labelled = labels >= 0
-        calm = self.calm_logits(x)
+        calm = self.eval_logits(x)
         targets = targets_of(labels, teacher_logits if self.fixed else calm)
         x_adv = self.attacked(x, lambda logits: F.cross_entropy(logits, targets, reduction="none"))
         clean, adv = self.model(x), self.model(x_adv)
