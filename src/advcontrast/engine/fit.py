@@ -199,11 +199,11 @@ def fit(
 
     # Run
     with ExitStack() as stack:
-        stack.callback(run.reset_rates)
+        stack.callback(run.restore_lrs)
         stack.enter_context(run_folder.resumed(run))
         if first:
-            peaks = " and ".join(dict.fromkeys(f"{float(peak):.4g}" for peak in run.peaks))
-            _LOG.info("%s with lr %s, schedule %s", type(optimizer).__name__, peaks, settings["schedule"])
+            lrs = " and ".join(dict.fromkeys(f"{float(lr):.4g}" for lr in run.base_lrs))
+            _LOG.info("%s with lr %s, schedule %s", type(optimizer).__name__, lrs, settings["schedule"])
         request = stack.enter_context(termination(deferred=folder is not None))
         bar = stack.enter_context(ProgressBar(steps, unit="step", shown=progress if first else False, done=run.step))
         done = len(run.history)
@@ -214,15 +214,15 @@ def fit(
         wrapped = DistributedDataParallel(learner) if distributed.world_size() > 1 else learner
         after = ""
         for epoch in range(done + 1, epochs + 1):
-            started = time.monotonic()
+            started, last = time.monotonic(), epoch * plan.steps
             learner.train()
-            for batch, replaced in islice(batches, epoch * plan.steps - run.step):
+            for batch, replaced in islice(batches, last - run.step):
                 run.take_step(_parts(batch, accumulate, memory_format), wrapped)
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
                 bar.update(lambda: f"loss {run.means.loss():.4g}{after}")  # noqa: B023 (called at once)
                 # The last step of an epoch is saved together with the row of the epoch.
-                if run.step < epoch * plan.steps:
+                if run.step < last:
                     alone = wrapped is learner
                     stop = request.signal is not None if alone else run.step % _POLL == 0 and request.stop_requested()
                     if stop or (save_every is not None and run.step % save_every == 0):
@@ -240,7 +240,7 @@ def fit(
                 _LOG.info(line)
             if request.stop_requested():
                 request.exit()
-    run.take_best()
+    run.load_best()
     return run.history
 
 

@@ -60,7 +60,7 @@ class Means:
         return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "samples": self.samples}
 
     @classmethod
-    def of(cls, states: Sequence[Mapping[str, Any]], device: torch.device) -> Means:
+    def from_states(cls, states: Sequence[Mapping[str, Any]], device: torch.device) -> Means:
         """Continue from the states of all processes; rank 0 adds those of processes that are gone."""
         means, rank, world = cls(), distributed.rank(), distributed.world_size()
         mine = [state for i, state in enumerate(states) if i == rank or (rank == 0 and i >= world)]
@@ -117,7 +117,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self._tried = False
         self.generators = set(_random.generators(self.learner))
-        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
     def rate(self, step: int) -> float:
         """Return the fraction of the optimizer's learning rates that the schedule returns for a step."""
@@ -139,10 +139,10 @@ class Run:
         for module in (self.learner,) if self.ema is None else (self.learner, self.ema.model):
             distributed.broadcast_([*module.parameters(), *module.buffers()])
 
-    def reset_rates(self) -> None:
+    def restore_lrs(self) -> None:
         """Restore the learning rates that the optimizer had at first; groups added since then keep theirs."""
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=False):
-            group["lr"] = peak
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=False):
+            group["lr"] = base_lr
 
     def take_step(self, parts: Sequence[tuple[Tensor, ...]], wrapped: Any) -> None:
         """Take one optimizer step on the mean loss of all samples.
@@ -152,8 +152,8 @@ class Run:
             wrapped: the learner, or its DDP wrapper.
         """
         rate = self.rate(self.step)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * rate
+        for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base_lr * rate
         self.learner.zero_grad(set_to_none=True)
         samples, losses = sum(len(part[0]) for part in parts), []
         for part in parts:
@@ -175,7 +175,7 @@ class Run:
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.rates = _extended(self.rates, rate)
+        self.rates = _extend(self.rates, rate)
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.learner.get_submodule("model"))
@@ -234,7 +234,7 @@ class Run:
         self.means = Means()
         return row
 
-    def take_best(self) -> None:
+    def load_best(self) -> None:
         """Load the weights of the best epoch, and those of the average, if one was selected."""
         if self.best is not None:
             self.learner.load_state_dict(self.best["weights"])
@@ -288,7 +288,7 @@ class Run:
             CheckpointMismatchError: the state belongs to another learner, optimizer or setting.
         """
         differing = differences(state, self.settings, self.learner, self.optimizer)
-        if not differing and state["rates"] != reduce(_extended, map(self.rate, range(state["step"])), ""):
+        if not differing and state["rates"] != reduce(_extend, map(self.rate, range(state["step"])), ""):
             differing = f"a schedule that returns other rates in the {state['step']} steps taken"
         if differing:
             remedy = "Start it as it was started first, or choose another folder"
@@ -311,7 +311,7 @@ class Run:
             self.ema.load_state_dict(state["ema"])
         self.step, self.rates = state["step"], state["rates"]
         self.history, self.best = list(state["history"]), state["best"]
-        self.means = Means.of(state["means"], self.device)
+        self.means = Means.from_states(state["means"], self.device)
         if rank < len(streams):
             _random.restore(streams[rank], self.device)
             self._set_own_states(streams[rank]["own"])
@@ -344,7 +344,7 @@ class Run:
                 raise _not_finite(expected, norm, f"step {self.step + 1}")
 
 
-def _extended(rates: str, rate: float) -> str:
+def _extend(rates: str, rate: float) -> str:
     """Extend a digest of rates by one rate, to six digits: further ones differ between machines."""
     return digest(f"{rates} {rate:.6g}")[:16]
 

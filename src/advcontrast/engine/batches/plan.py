@@ -66,7 +66,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Return the number of steps in an epoch."""
-        return steps_per_epoch(self.samples, self.batch_size)
+        return -(-self.samples // self.batch_size)
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of an epoch."""
