@@ -14,8 +14,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "examples" / "cifar" / "results"
 BENCHMARKS = HERE.parent / "benchmarks" / "results"
 sys.path.insert(0, str(HERE))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the gallery's tensors are small: more threads only wait for each other
-os.environ["TQDM_DISABLE"] = "1"  # a page shows what a run found, not how it went; torch imports tqdm
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors of the gallery are small: more threads are slower
+os.environ["TQDM_DISABLE"] = "1"  # pages show results, not progress bars; torch imports tqdm
 
 from diagrams import DIAGRAMS  # noqa: E402
 from figures import DRAWINGS, draw_all  # noqa: E402
@@ -43,7 +43,7 @@ extensions = [
 exclude_patterns = ["_build", "gallery", "**/README.rst"]
 myst_enable_extensions = ["deflist"]
 
-# A reference that leads nowhere is a mistake, unless it leads to another project.
+# References must resolve, except those to other projects.
 nitpicky = True
 others = "foolbox|huggingface_hub|torch|nn|collections|contextlib|copy|os|pathlib|typing"
 nitpick_ignore_regex = [("py:.*", rf"({others}|Tensor|Callable|Any|Curve|Figure)\b.*")]
@@ -84,7 +84,7 @@ html_show_sphinx = False
 
 
 def draw_figures(_app: Sphinx) -> None:
-    """Draw the figures and tables where the pages expect them; git ignores the folder."""
+    """Write the figures and tables that the pages include to a folder that git ignores."""
     draw_all(HERE / "_build" / "figures", {**DRAWINGS, **DIAGRAMS})
     write_tables([RESULTS / "small" / "tables.md"], HERE / "_build" / "results.rst")
     for kind in ("cpu", "cheaper"):
@@ -103,7 +103,7 @@ def readable_numbers(*event: Any) -> tuple[str | None, str | None]:
     signature, annotation = event[-2:]
     for number in (2, 8):
         signature = signature and signature.replace(repr(number / 255), f"{number}/255")
-    # A class as a default is shown as no Python, and the signature that holds it then stays unformatted.
+    # The repr of a class as a default is not Python, and leaves its signature unformatted.
     signature = signature and re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", signature)
     return signature, annotation
 
@@ -120,7 +120,7 @@ def add_other_names(_app: Sphinx, domain: str, _kind: str, content: Any) -> None
 
 
 def include_changelog(app: Sphinx, page: str, source: list[str]) -> None:
-    """Put the changelog into its page. Headings, code and links are all the Markdown that it uses."""
+    """Convert the changelog, whose Markdown has headings, code and links only, to its page."""
     if page != "changelog":
         return
     changelog = HERE.parent / "CHANGELOG.md"

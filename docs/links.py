@@ -1,7 +1,7 @@
 """Check every link of the built site without a network: ``python docs/links.py docs/_build/html``.
 
 A link within the site must lead to a file, and to a place that this file has; so must every image, script and style. A
-link elsewhere must be an https address with a host: whether somebody answers there, no one can tell offline.
+link elsewhere must be an https address with a host; whether it answers is not checked.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Page(HTMLParser):
         for name, value in attributes:
             if name in ("href", "src") and value is not None:
                 self.links.append(value)
-            elif value and (name == "id" or (name, tag) == ("name", "a")):  # "name" of a form is no place
+            elif value and (name == "id" or (name, tag) == ("name", "a")):  # not the "name" of a form
                 self.places.add(value)
 
 
 @cache
 def page(path: Path) -> Page:
-    """Return a page, read once."""
+    """Return a page; each file is read once."""
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -42,11 +42,11 @@ def mistake(source: Path, link: str, site: Path) -> str | None:
     try:
         address = urlsplit(link)
     except ValueError as error:
-        return f"is no address: {error}"
+        return f"is not an address: {error}"
     if address.scheme in ("data", "mailto"):
         return None
     if address.scheme or address.netloc:
-        return None if address.scheme == "https" and "." in address.netloc else "is no https address"
+        return None if address.scheme == "https" and "." in address.netloc else "is not an https address"
     target = (source.parent / unquote(address.path)).resolve() if address.path else source
     if target.is_dir():
         target /= "index.html"

@@ -28,7 +28,7 @@ def write_tables(sources: Sequence[Path], target: Path, *, prose: bool = False) 
 
 
 def _goes_on(following: Sequence[str]) -> bool:
-    """Tell whether a paragraph has another line."""
+    """Return whether a paragraph has another line."""
     return bool(following and following[0] and following[0][0] not in "#|")
 
 

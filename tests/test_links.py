@@ -37,10 +37,10 @@ def test_a_site_in_order_has_no_mistakes(site):
         ("/etc/hostname", "leads to no file of the site"),
         ("index.html#nowhere", "leads to no such place in index.html"),
         ("#nowhere", "leads to no such place in c.html"),
-        ("http://example.org", "is no https address"),
-        ("https://localhost", "is no https address"),
-        ("file:///etc/hostname", "is no https address"),
-        ("https://[example.org", "is no address: Invalid IPv6 URL"),
+        ("http://example.org", "is not an https address"),
+        ("https://localhost", "is not an https address"),
+        ("file:///etc/hostname", "is not an https address"),
+        ("https://[example.org", "is not an address: Invalid IPv6 URL"),
     ],
 )
 @pytest.mark.parametrize("tag", ['<a href="{}">x</a>', '<img src="{}">'])
@@ -50,7 +50,7 @@ def test_a_broken_link_is_named(site, tag, link, wrong):
     assert links.mistakes(site) == [f"c.html: {link} {wrong}"]
 
 
-def test_a_folder_without_pages_is_no_site(tmp_path, monkeypatch):
+def test_a_folder_without_pages_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["links.py", str(tmp_path)])
     with pytest.raises(SystemExit, match="expected a built site"):
         links.main()
@@ -65,7 +65,7 @@ def test_files_that_a_page_of_the_repository_names_exist(page):
     assert missing == []
 
 
-def test_the_name_of_a_field_or_a_setting_is_no_place(site):
+def test_the_name_of_a_field_or_a_setting_is_not_a_target(site):
     links.page.cache_clear()
     (site / "c.html").write_text('<meta name="viewport"><input name="q"><a href="#viewport">x</a><a href="#q">y</a>')
     assert links.mistakes(site) == [f"c.html: #{name} leads to no such place in c.html" for name in ("viewport", "q")]
