@@ -74,6 +74,8 @@ NAMES: dict[str, str] = {
     "advcontrast.distributed.from_first": "advcontrast.distributed.broadcast_object",
     "advcontrast.distributed.together": "advcontrast.distributed.explain_lost_peer",
     "advcontrast.attacks.Classification": "advcontrast.attacks.ClassificationObjective",
+    "advcontrast.attacks.classification.Classification": "advcontrast.attacks.ClassificationObjective",
+    "advcontrast.surgery.export.blend": "advcontrast.surgery.interpolate.blend",
     "advcontrast.attacks.ElasticAttack": "advcontrast.evaluation.uar.ElasticAttack",
     "advcontrast.attacks.FrankWolfeAttack": "advcontrast.evaluation.uar.FrankWolfeAttack",
     "advcontrast.attacks.JPEGAttack": "advcontrast.evaluation.uar.JPEGAttack",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .. import _deprecated
 from .._checks import check_callable, check_tensor, check_within, complaint
 
 _OWNER = "ClassificationObjective"
@@ -85,3 +86,6 @@ class ClassificationObjective:
     def __getitem__(self, which: Tensor) -> ClassificationObjective:
         """Return the objective of some of the images, given by a mask or by indices."""
         return ClassificationObjective(self.model, self.y[which])
+
+
+__getattr__ = _deprecated.names_of(__name__)

@@ -47,19 +47,8 @@ def acl_head(num_features: int, *, hidden: int | None = None, out: int = 512) ->
 def simclr_head(num_features: int, *, hidden: int | None = None, out: int = 128) -> nn.Sequential:
     """Return the projection head of the SimCLR paper: two linear layers with a ReLU between them.
 
-    The ACL paper describes this head; the authors' code has :func:`acl_head`. Reference: Chen et al., ICML 2020.
-
-    Args:
-        num_features: width of the features, at least 1.
-        hidden: width of the hidden layer, by default that of the features.
-        out: width of the embeddings.
-
-    Returns:
-        A network from features ``[N, num_features]`` to embeddings ``[N, out]``.
-
-    Raises:
-        ValueError: a width below 1.
-        TypeError: a width that is not an int.
+    The ACL paper describes this head; the authors' code has :func:`acl_head`, with the same arguments and errors.
+    Reference: Chen et al., ICML 2020.
 
     Example:
         >>> from advcontrast.models import simclr_head

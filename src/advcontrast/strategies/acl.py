@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import distributed
 from .._checks import (
@@ -27,7 +29,6 @@ from ..attacks import PGDAttack, under_attack
 from ..functional import alignment
 from ..losses import NTXentLoss
 from ..norm import DualNorm, bn_branch
-from ._warnings import raise_if_memory_changes, warn_of_single_norms
 
 _OWNER = "ACLTrainer"
 
@@ -146,7 +147,7 @@ class ACLTrainer(nn.Module):
                 raise ValueError(complaint(_OWNER, expected, repr(found), remedy))
         if len(self._branches()) > 1:
             # The loss of A2S is always on one branch.
-            warn_of_single_norms(_OWNER, model, loss if isinstance(loss, nn.Module) and mode == "DS" else None, mode)
+            _warn_of_single_norms(model, loss if isinstance(loss, nn.Module) and mode == "DS" else None, mode)
 
     def forward(self, x1: Tensor, x2: Tensor | None = None, *, generator: torch.Generator | None = None) -> ACLOutput:
         """Attack the views, embed them, and return the loss of the mode.
@@ -264,7 +265,7 @@ class ACLTrainer(nn.Module):
         with (
             _switched(self.loss, branch),
             nullcontext() if self.loss.training else buffers_kept(self.loss),
-            raise_if_memory_changes(_OWNER, self.loss, self.mode) if several else nullcontext(),
+            _raise_if_memory_changes(self.loss, self.mode) if several else nullcontext(),
         ):
             yield
 
@@ -309,3 +310,63 @@ def _dual_norms(module: nn.Module) -> list[DualNorm]:
 def _switched(module: nn.Module, branch: Branch) -> AbstractContextManager[None]:
     """Return a context in which a module uses one branch, if it has branches."""
     return bn_branch(module, branch) if _dual_norms(module) else nullcontext()
+
+
+def _warn_of_single_norms(model: nn.Module, loss: nn.Module | None, mode: str) -> None:
+    """Warn of norms that clean and perturbed images share, unless the split of the dual ones intends it."""
+    dual = _dual_norms(model)
+    single = _single_norms(model)
+    of_loss = [] if loss is None else [f"loss.{name}" for name in _single_norms(loss)]
+    if not dual:
+        got = f"none in {type(model).__name__}"
+        remedy = "Call convert_to_dual_bn(model) first, unless this is the single-norm ablation"
+    elif (single or of_loss) and any(norm.split != "affine" for norm in dual):
+        names = single + of_loss
+        got = f"single ones beside them: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        call = "convert_to_dual_bn(model) once its head is attached" if single else "convert_to_dual_bn(loss) too"
+        remedy = f"Call {call}, unless these are meant to be shared"
+    else:
+        return
+    text = complaint(_OWNER, f"dual batch norms for mode {mode!r}", got, remedy)
+    warnings.warn(text, UserWarning, stacklevel=3)
+
+
+def _single_norms(module: nn.Module) -> list[str]:
+    parts = _outside_dual_norms(module)
+    return [name for name, part in parts if isinstance(part, _BatchNorm) and part.track_running_stats]
+
+
+@contextmanager
+def _raise_if_memory_changes(loss: nn.Module, mode: str) -> Iterator[None]:
+    """Raise if the block changes a memory of a loss that all branches share: images become their own negatives.
+
+    A memory is a buffer of two dimensions or more, a row an embedding; running statistics and counters have fewer.
+    Versions are compared, not values: nothing waits for the device.
+    """
+    before = _memories(loss)
+    yield
+    after = _memories(loss)
+    for name in before.keys() | after.keys():
+        (buffer, version), (other, now) = (found.get(name, (None, 0)) for found in (before, after))
+        if buffer is not other or version != now:
+            expected, got = (
+                f"loss to have a memory for each stream of mode {mode!r}",
+                f"{type_name(loss)} with one, {name}",
+            )
+            remedy = "Wrap it, adapters.losses.TrainOnlyMemoryBank(loss), so that no image becomes its own negative"
+            raise RuntimeError(complaint(_OWNER, expected, got, remedy))
+
+
+def _memories(loss: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    return {
+        f"{name}.{key}".lstrip("."): (buffer, 0 if buffer.is_inference() else buffer._version)
+        for name, module in _outside_dual_norms(loss)
+        for key, buffer in module._buffers.items()
+        if buffer is not None and buffer.dim() >= 2
+    }
+
+
+def _outside_dual_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules that are not part of a dual norm, with their names."""
+    inside = {part for norm in _dual_norms(module) for part in norm.modules()}
+    return [(name, part) for name, part in module.named_modules() if part not in inside]

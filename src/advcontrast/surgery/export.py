@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 
+from .. import _deprecated
 from .._checks import check_copyable
 from ..norm.dual_norm import check_branch, dual_norms
 from .modules import become, check_surgery
@@ -49,3 +50,6 @@ def keep_branch(model: nn.Module, branch: str) -> None:
     modules = {id(module): module for module in model.modules()}
     for norm in dual_norms("export_branch", model):
         become(norm, norm._norm_of(branch), modules)
+
+
+__getattr__ = _deprecated.names_of(__name__)
