@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -76,16 +77,16 @@ class Plan:
             return torch.randperm(self.samples, generator=generator)
         return interleave(self.groups, generator=generator)
 
-    def batches(self, epoch: int, device: torch.device, *, skip: int = 0) -> Iterator[Tensor]:
-        """Yield the indices that this process takes in each step of an epoch, without the first ``skip`` steps."""
+    def batches(self, epoch: int, device: torch.device, *, skip: int = 0) -> list[Tensor]:
+        """Return the indices that this process takes in each step of an epoch, without the first ``skip`` steps."""
         world, rank = distributed.world_size(), distributed.rank()
         order = self.order(epoch).to(device)  # once, as a copy to an accelerator waits for it
         size = min(self.batch_size, self.samples)
         order = torch.cat([order, order[: self.steps * size - self.samples]])
-        for batch in torch.split(order, size)[skip:]:
-            yield batch[rank::world]
+        return [batch[rank::world] for batch in torch.split(order, size)[skip:]]
 
     def run(self, epochs: range, device: torch.device, *, skip: int) -> Iterator[Tensor]:
-        """Yield the indices of several epochs, without the first ``skip`` steps of the first one."""
-        for epoch in epochs:
-            yield from self.batches(epoch, device, skip=skip if epoch == epochs.start else 0)
+        """Return the indices of several epochs, without the first ``skip`` steps of the first one."""
+        return chain.from_iterable(
+            self.batches(epoch, device, skip=skip if epoch == epochs.start else 0) for epoch in epochs
+        )
