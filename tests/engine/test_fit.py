@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import re
 from itertools import chain
 
 import pytest
@@ -110,11 +109,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
 
 
 def test_accumulation_is_refused_where_the_loss_compares_samples():
-    message = (
-        "fit: expected accumulate to be 1 for ACLTrainer, whose loss compares all images of a batch, got 2. "
-        "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=r"^fit: expected accumulate to be 1 for ACLTrainer, .*, got 2"):
         train(acl(), images(), accumulate=2)
 
 

@@ -152,8 +152,7 @@ def test_repr_names_model_and_decay():
     ("decay", "error", "got"), [(-0.1, ValueError, "-0.1"), (1.5, ValueError, "1.5"), (None, TypeError, "NoneType")]
 )
 def test_wrong_decay(decay, error, got):
-    message = f"EMA: expected decay to be a finite number >= 0 and <= 1, got {got}. 0.999 is usual."
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=f"^EMA: expected decay .*, got {got}"):
         EMA(network(), decay)
 
 
@@ -208,7 +207,7 @@ def test_wrapped_model_is_refused_with_the_remedy():
 def test_wrong_state_is_refused(state, error, message):
     ema = EMA(nn.Linear(2, 1), 0.5)
     before = copy.deepcopy(ema.model)
-    with pytest.raises(error, match=re.escape(f"EMA: expected {message} Pass what state_dict() returned.")):
+    with pytest.raises(error, match=re.escape(f"EMA: expected {message}")):
         ema.load_state_dict(state)
     assert states_equal(ema.model, before)
 

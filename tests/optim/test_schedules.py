@@ -130,49 +130,18 @@ def test_schedule_drives_a_scheduler_of_pytorch_and_resumes_with_it():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (
-            lambda: WarmupCosine(0),
-            ValueError,
-            "WarmupCosine: expected steps to be an int >= 1, got 0. Pass the length of the training.",
-        ),
-        (lambda: WarmupCosine(1e3), TypeError, "WarmupCosine: expected steps to be an int >= 1, got float. "),
-        (
-            lambda: WarmupCosine(10, warmup=-1),
-            ValueError,
-            "WarmupCosine: expected warmup to be an int >= 0, got -1. 0 starts at the peak.",
-        ),
-        (
-            lambda: WarmupCosine(10, warmup=11),
-            ValueError,
-            "WarmupCosine: expected warmup <= steps, got 11 of 10 steps. Give both in the same unit.",
-        ),
-        (
-            lambda: WarmupCosine(10, floor=1.5),
-            ValueError,
-            "WarmupCosine: expected floor to be a finite number >= 0 and <= 1, got 1.5. "
-            "Pass the fraction of the peak to end with.",
-        ),
-        (
-            lambda: MultiStep(15),
-            TypeError,
-            "MultiStep: expected milestones to be a tuple of ints, got int. "
-            "Pass the first step of each lower rate, as in (15, 20).",
-        ),
-        (lambda: MultiStep("15"), TypeError, "MultiStep: expected milestones to be a tuple of ints, got str. "),
-        (lambda: MultiStep((0, 5)), ValueError, "MultiStep: expected each of milestones to be an int >= 1, got 0. "),
-        (lambda: MultiStep((1.5,)), TypeError, "MultiStep: expected each of milestones to be an int >= 1, got float. "),
-        (
-            lambda: MultiStep((20, 15)),
-            ValueError,
-            "MultiStep: expected milestones in ascending order, got (20, 15). "
-            "Pass the first step of each lower rate, as in (15, 20).",
-        ),
-        (lambda: MultiStep((5, 5)), ValueError, "MultiStep: expected milestones in ascending order, got (5, 5). "),
-        (
-            lambda: MultiStep((5,), gamma=0),
-            ValueError,
-            "MultiStep: expected gamma to be a finite number > 0 and <= 1, got 0. 0.1 is usual.",
-        ),
+        (lambda: WarmupCosine(0), ValueError, "WarmupCosine: expected steps "),
+        (lambda: WarmupCosine(1e3), TypeError, "WarmupCosine: expected steps "),
+        (lambda: WarmupCosine(10, warmup=-1), ValueError, "WarmupCosine: expected warmup "),
+        (lambda: WarmupCosine(10, warmup=11), ValueError, "WarmupCosine: expected warmup <= steps, got 11 of 10"),
+        (lambda: WarmupCosine(10, floor=1.5), ValueError, "WarmupCosine: expected floor "),
+        (lambda: MultiStep(15), TypeError, "MultiStep: expected milestones to be a tuple of ints, got int"),
+        (lambda: MultiStep("15"), TypeError, "MultiStep: expected milestones to be a tuple of ints, got str"),
+        (lambda: MultiStep((0, 5)), ValueError, "MultiStep: expected each of milestones "),
+        (lambda: MultiStep((1.5,)), TypeError, "MultiStep: expected each of milestones "),
+        (lambda: MultiStep((20, 15)), ValueError, "MultiStep: expected milestones in ascending order"),
+        (lambda: MultiStep((5, 5)), ValueError, "MultiStep: expected milestones in ascending order"),
+        (lambda: MultiStep((5,), gamma=0), ValueError, "MultiStep: expected gamma "),
     ],
 )
 def test_wrong_settings(make, error, message):
@@ -183,6 +152,5 @@ def test_wrong_settings(make, error, message):
 @pytest.mark.parametrize("schedule", [WarmupCosine(10), MultiStep((5,))], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize(("step", "error", "got"), [(-1, ValueError, "-1"), (0.5, TypeError, "float")])
 def test_wrong_step(schedule, step, error, got):
-    message = f"{type(schedule).__name__}: expected step to be an int >= 0, got {got}. Steps count from 0."
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=f"^{type(schedule).__name__}: expected step .*, got {got}"):
         schedule(step)

@@ -45,9 +45,6 @@ class Sampled(Dataset):
         return self.make(index)
 
 
-REMEDY = "Return images as uint8 tensors [C, H, W] of one size, and numbers beside them."
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("make", "error", "message"),
@@ -55,32 +52,31 @@ REMEDY = "Return images as uint8 tensors [C, H, W] of one size, and numbers besi
         (
             lambda i: PIL.Image.new("RGB", (8, 8)),
             TypeError,
-            rf"fit: expected sample \d+ to be tensors and numbers, got Image\. {REMEDY[:-1]}, or pass "
-            r"advcontrast\.data\.ImageStream\(folder, size=\.\.\.\)\.",
+            r"sample \d+ to be tensors and numbers, got Image\. .* advcontrast\.data\.ImageStream\(",
         ),
-        (lambda i: "image", TypeError, rf"fit: expected sample \d+ to be tensors and numbers, got str\. {REMEDY}"),
-        (lambda i: None, TypeError, rf"fit: expected sample \d+ to be tensors and numbers, got NoneType\. {REMEDY}"),
-        (lambda i: (), ValueError, rf"fit: expected sample \d+ to be tensors and numbers, got none\. {REMEDY}"),
+        (lambda i: "image", TypeError, r"sample \d+ to be tensors and numbers, got str"),
+        (lambda i: None, TypeError, r"sample \d+ to be tensors and numbers, got NoneType"),
+        (lambda i: (), ValueError, r"sample \d+ to be tensors and numbers, got none"),
         (
             lambda i: torch.full((3, 8, 8), torch.nan),
             ValueError,
-            rf"fit: expected sample \d+ to be finite, got 192 values that are not\. {REMEDY}",
+            r"sample \d+ to be finite, got 192 values that are not",
         ),
         (
             lambda i: torch.zeros(3, 8, 8 + i),
             ValueError,
-            rf"fit: expected sample \d+ to be float32 \[3, 8, \d+\] like sample \d+, got float32 \[.*\]\. {REMEDY}",
+            r"sample \d+ to be float32 \[3, 8, \d+\] like sample \d+, got float32 \[.*\]",
         ),
         (
             lambda i: (torch.zeros(2), i) if i else torch.zeros(2),
             ValueError,
-            rf"fit: expected sample \d+ to be .* like sample \d+, got .*\. {REMEDY}",
+            r"sample \d+ to be .* like sample \d+, got .*",
         ),
     ],
 )
 def test_samples_that_are_none(make, error, message, workers):
     learner = Separable()
-    with pytest.raises(error, match=f"^{message.replace('[C, H, W]', re.escape('[C, H, W]'))}$"):
+    with pytest.raises(error, match=f"^fit: expected {message}"):
         train(learner, DataReader(Sampled(make), workers=workers), batch_size=22)
     assert learner.seen == []
 
@@ -96,11 +92,8 @@ def stream_of_none():
 @pytest.mark.parametrize("make", [stream_of_none, lambda: DataLoader(TensorDataset(images()))])
 def test_what_has_an_order_of_its_own_is_refused(make):
     data = make()
-    message = (
-        f"fit: expected data to be tensors or a map-style data set, got {type(data).__name__}. "
-        "Pass the data set that it reads, with __len__ and __getitem__: the order is that of seed=."
-    )
-    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+    message = f"^fit: expected data to be tensors or a map-style data set, got {type(data).__name__}"
+    with pytest.raises(TypeError, match=message):
         fit(Pictures(), data, epochs=1)
 
 
@@ -111,9 +104,7 @@ class Endless(Dataset):
 
 @pytest.mark.parametrize("data", [Endless(), [1, 2], stream_of_none(), images()])
 def test_reader_takes_map_style_data_sets(data):
-    message = "DataReader: expected a map-style data set, got "
-    remedy = "Derive it from torch.utils.data.Dataset, with __len__ and __getitem__."
-    with pytest.raises(TypeError, match=rf"^{re.escape(message)}[\w.]+\. {re.escape(remedy)}$"):
+    with pytest.raises(TypeError, match=r"^DataReader: expected a map-style data set, got "):
         DataReader(data)
 
 

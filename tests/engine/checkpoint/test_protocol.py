@@ -136,8 +136,7 @@ def test_a_step_that_is_not_there_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("method", ["path", "read"])
 @pytest.mark.parametrize(("step", "error", "got"), [(None, TypeError, "NoneType"), (-1, ValueError, "-1")])
 def test_wrong_step_has_no_folder(tmp_path, method, step, error, got):
-    message = f"Checkpoint: expected step to be an int >= 0, got {got}. Pass the number of steps taken."
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+    with pytest.raises(error, match=f"^Checkpoint: expected step .*, got {got}"):
         getattr(filled(tmp_path, (1,)), method)(step)
 
 
@@ -152,8 +151,7 @@ def test_repr(tmp_path):
 
 @pytest.mark.parametrize("folder", [None, 3, b"run", ["run"]])
 def test_folder_must_be_a_path(folder):
-    message = f"Checkpoint: expected folder to be a path, got {type(folder).__name__}. Pass a string or a Path."
-    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(TypeError, match=f"^Checkpoint: expected folder .*, got {type(folder).__name__}"):
         Checkpoint(folder)
 
 
@@ -162,8 +160,7 @@ def test_folder_must_be_a_path(folder):
     [(0, ValueError, "0"), (-1, ValueError, "-1"), (True, TypeError, "bool"), (2.0, TypeError, "float")],
 )
 def test_wrong_keep(tmp_path, keep, error, got):
-    message = f"Checkpoint: expected keep to be an int >= 1, got {got}. 2 survives a damaged checkpoint."
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+    with pytest.raises(error, match=f"^Checkpoint: expected keep .*, got {got}"):
         Checkpoint(tmp_path, keep=keep)
 
 
@@ -171,8 +168,7 @@ def test_wrong_keep(tmp_path, keep, error, got):
     ("step", "error", "got"), [(-1, ValueError, "-1"), (1.0, TypeError, "float"), ("1", TypeError, "str")]
 )
 def test_wrong_step_is_refused_before_anything_is_written(tmp_path, step, error, got):
-    message = f"Checkpoint: expected step to be an int >= 0, got {got}. Pass the number of steps taken."
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+    with pytest.raises(error, match=f"^Checkpoint: expected step .*, got {got}"):
         Checkpoint(tmp_path / "run").save(step, {})
     assert not (tmp_path / "run").exists()
 
