@@ -187,6 +187,6 @@ def test_wrong_indices(indices, error, message):
 
 @pytest.mark.parametrize(("size", "error", "got"), [(0, ValueError, "0"), (2.0, TypeError, "float")])
 def test_wrong_batch_size_is_refused_at_once(size, error, got):
-    message = f"ImageSet.batches: expected size to be an int >= 1, got {got}. Pass the number of images of a batch."
+    message = f"ImageSet.batches: expected size to be an int >= 1, got {got}. "
     with pytest.raises(error, match=re.escape(message)):
         image_set().batches(size)

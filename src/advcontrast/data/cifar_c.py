@@ -86,9 +86,6 @@ def cifar10_c(
         check_choice(_OWNER, "each of names", name, CIFAR10_C)
     check_bool(_OWNER, "verify", verify, remedy="False reads files without comparing their checksums")
     folder = check_path(_OWNER, "folder", folder, remedy="Pass the folder that holds the files")
-
-    from torchvision.datasets.utils import check_integrity
-
     paths = {name: folder / f"{name}.npy" for name in (*names, "labels")}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
@@ -97,6 +94,8 @@ def cifar10_c(
     labels = _labels(paths["labels"])
     files = {name: _mapped(paths[name], "uint8", (_SEVERITIES * _IMAGES, 32, 32, 3)) for name in names}
     if verify:
+        from torchvision.datasets.utils import check_integrity
+
         for name, path in paths.items():
             if not check_integrity(path, _MD5[name]):
                 expected, got = f"the published MD5 {_MD5[name]} of {path.name}", "another one"
