@@ -1,7 +1,5 @@
 """Checks of arguments, with one template of errors: owner: expected rule, got actual. remedy."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import inspect

@@ -1,7 +1,5 @@
 """Change the modes of modules for the length of a ``with`` block, and restore them and the buffers exactly."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -1,7 +1,5 @@
 """Names for the few concepts that every part of the library shares."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 

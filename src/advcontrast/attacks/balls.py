@@ -1,7 +1,5 @@
 """Balls that attacks search: random points, steps and projections."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 import torch

@@ -1,7 +1,5 @@
 """Context in which networks are attacked."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

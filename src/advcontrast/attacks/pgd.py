@@ -1,7 +1,5 @@
 """Projected gradient ascent on any objective, and what other gradient attacks share with it."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Attacks for training with a state: perturbations of the last batch, or a count of calls."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate

@@ -4,8 +4,6 @@ Images and results are floating point, ``[N, C, H, W]`` with one or three channe
 the device of the generator, by default on the CPU with the global one, and does not depend on the device of the images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from io import BytesIO

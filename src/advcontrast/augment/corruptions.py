@@ -1,7 +1,5 @@
 """Common corruptions that can be computed from published constants."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Checks and conversions of the image batches of augmentations."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Two independent views of every image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

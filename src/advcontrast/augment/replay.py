@@ -1,7 +1,5 @@
 """Replay of the same views."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """SimCLR's recipe for CIFAR: crop and resize, flip, colour jitter, grayscale."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

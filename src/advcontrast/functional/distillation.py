@@ -1,7 +1,5 @@
 """Distillation of the predictions of one classifier into another."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """The Kullback-Leibler divergence of two predictions, and the loss of TRADES."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -3,8 +3,6 @@
 Images are floating point, ``[N, C, H, W]`` in [0, 1]; every parameter is a tensor ``[N]``.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Margins of classifications, invariant to shift and scale of the logits."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The normalised temperature-scaled cross-entropy of SimCLR, dense and tiled."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ The usual ``x + delta`` with ``|delta| <= eps`` leaves the ball, since the sum i
 coordinates at the edge ends outside. Here every returned number satisfies the constraint in exact arithmetic.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

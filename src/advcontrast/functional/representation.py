@@ -1,7 +1,5 @@
 """Robustness and rank of representations, measured on features without labels or probes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

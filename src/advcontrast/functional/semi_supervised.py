@@ -1,7 +1,5 @@
 """The loss of ACL's semi-supervised training: few labels, and a teacher for every image."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

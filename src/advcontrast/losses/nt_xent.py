@@ -1,7 +1,5 @@
 """The contrastive loss as a module, over one or several processes."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from .. import distributed

@@ -1,7 +1,5 @@
 """The semi-supervised loss of ACL as a module."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from ..functional.semi_supervised import check_settings, semi_supervised

@@ -1,7 +1,5 @@
 """TRADES as a module."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from .._checks import check_real

@@ -1,7 +1,5 @@
 """Encoders by name, from this package, torchvision or timm."""
 
-from __future__ import annotations
-
 import copy
 import difflib
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Projection heads between the features of an encoder and the contrastive loss."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from .._checks import check_int

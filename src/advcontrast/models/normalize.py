@@ -1,7 +1,5 @@
 """Normalisation as a layer, so that attacks see raw images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import TypeAlias
 

@@ -1,7 +1,5 @@
 """ResNets for images of about 32 pixels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """A stem for small images in place of that of a ResNet for ImageNet."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """The WideResNet of TRADES."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from torch import Tensor, nn

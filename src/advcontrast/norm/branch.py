@@ -1,7 +1,5 @@
 """Switch the branch of all dual norms of a model; list the parameters of a branch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial

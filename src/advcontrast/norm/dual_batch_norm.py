@@ -1,7 +1,5 @@
 """Batch norms with several branches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

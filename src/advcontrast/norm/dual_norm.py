@@ -1,7 +1,5 @@
 """Several copies of a norm behind one switch."""
 
-from __future__ import annotations
-
 import copy
 import keyword
 from collections.abc import Container, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Estimation of the running statistics of one branch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any

@@ -1,7 +1,5 @@
 """Adversarial contrastive learning (Jiang et al., NeurIPS 2020)."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

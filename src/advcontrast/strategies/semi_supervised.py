@@ -1,7 +1,5 @@
 """Semi-supervised training of ACL: few labels, and a teacher for every image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

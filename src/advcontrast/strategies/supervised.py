@@ -1,7 +1,5 @@
 """Supervised training of a classifier, on clean or attacked images."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """TRADES (Zhang et al., ICML 2019)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor, nn

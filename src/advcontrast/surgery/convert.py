@@ -1,7 +1,5 @@
 """Conversion of the norms of a network to dual norms."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Export a branch of a network with dual norms as a plain network."""
 
-from __future__ import annotations
-
 import copy
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Interpolate between the branches of a network with dual norms."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any

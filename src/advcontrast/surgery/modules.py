@@ -1,7 +1,5 @@
 """Checks and replacement of the modules of a network."""
 
-from __future__ import annotations
-
 import copy
 import gc
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Load checkpoints published by the authors of papers."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias, get_args

@@ -1,7 +1,5 @@
 """Batch norms with the statistics of the batch of all processes."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from typing import Any
