@@ -83,7 +83,7 @@ def test_block_leaves_no_trace(name, seed):
     scramble(3)
     expected = DRAWS[name]()
     scramble(3)
-    with suppress(ZeroDivisionError), _random.kept(seed):
+    with suppress(ZeroDivisionError), _random.preserve_rng_state(seed):
         DRAWS[name]()
         raise ZeroDivisionError
     assert DRAWS[name]() == expected
@@ -92,7 +92,7 @@ def test_block_leaves_no_trace(name, seed):
 @pytest.mark.parametrize("name", DRAWS)
 def test_block_with_a_seed_draws_the_same_again(name):
     def drawn():
-        with _random.kept(2**40 + 1):
+        with _random.preserve_rng_state(2**40 + 1):
             return DRAWS[name]()
 
     assert drawn() == drawn()
@@ -130,14 +130,14 @@ def accelerator(monkeypatch):
 
 def test_block_keeps_every_device_of_the_accelerator(accelerator):
     module = accelerator(Module())
-    with _random.kept():
+    with _random.preserve_rng_state():
         module.states = {0: 11, 1: 21}
     assert module.states == {0: 10, 1: 20}
 
 
 def test_block_initialises_no_accelerator(accelerator):
     module = accelerator(Module(initialized=False))
-    with _random.kept(3):
+    with _random.preserve_rng_state(3):
         pass
     assert module.states == {0: 10, 1: 20}
 
@@ -146,7 +146,7 @@ def test_an_accelerator_that_needs_no_initialisation_is_kept(accelerator, monkey
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.delattr(Module, "is_initialized")
     module = accelerator(Module())
-    with _random.kept():
+    with _random.preserve_rng_state():
         module.states[0] = 11
     assert module.states == {0: 10, 1: 20}
 

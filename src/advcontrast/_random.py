@@ -104,7 +104,7 @@ def _held(value: Any) -> Iterable[tuple[Any, Any]]:
 
 
 @contextmanager
-def kept(seed: int | None = None) -> Iterator[None]:
+def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
     """Restore every global generator on exit, those of all devices included.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_tensor, complaint, type_name
-from .._random import kept
+from .._random import preserve_rng_state
 from .._types import Objective
 from ..attacks import under_attack
 from ..attacks.pgd import check_call
@@ -31,7 +31,7 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
     """Seed torch, Python and NumPy by a draw of a generator or the global one; on the way out they are as before."""
     source = torch.default_generator if generator is None else generator
     seed = int(torch.randint(2**62, (), generator=source, device=source.device))
-    with kept(seed), torch.inference_mode(False), torch.enable_grad():
+    with preserve_rng_state(seed), torch.inference_mode(False), torch.enable_grad():
         yield
 
 

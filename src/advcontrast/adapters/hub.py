@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._checks import check_device, check_path, complaint, type_name
 from .._deprecated import warn
-from .._random import kept
+from .._random import preserve_rng_state
 from ..evaluation import ResultCard
 from ..models import Normalize, backbone
 from ..models.normalize import input_layer
@@ -59,7 +59,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         """Return a copy of a trained ``encoder`` that ``backbone(name, **settings)`` made, with one branch only."""
         plain = plain_copy("HubEncoder.from_encoder", encoder, branch).cpu()
         layer = next((part for part in plain.modules() if type(part) is Normalize), Normalize())
-        with kept(), torch.device("cpu"):  # what is drawn is replaced
+        with preserve_rng_state(), torch.device("cpu"):  # what is drawn is replaced
             hub = cls(name, branch=branch, normalize=layer.values, **settings)
         fill("HubEncoder.from_encoder", hub.encoder, plain, f"what backbone makes of {name!r} and the settings")
         return hub.eval()
@@ -125,7 +125,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         if config is not None and _as_json(config) != _as_json(self.config):
             remedy = "Leave it out; pass further facts as model_card_kwargs"
             raise ValueError(complaint(owner, f"config to be None or {self.config!r}", repr(config), remedy))
-        with kept(), torch.device("cpu"):
+        with preserve_rng_state(), torch.device("cpu"):
             built = type(self)(**self.config)
         fill(owner, built, self, "the encoder that its config builds")
         self.generate_model_card(**(model_card_kwargs or {}))
@@ -180,7 +180,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             if _as_json(settings[name]) != _as_json(config[name]):
                 expected = f"{name} to be {config[name]!r}, as in its config"
                 raise ValueError(complaint(owner, expected, repr(settings[name]), remedy))
-        with kept(), torch.device("cpu"):
+        with preserve_rng_state(), torch.device("cpu"):
             # With map_location the mixin would load the file there, but leave the network on the CPU.
             return super()._from_pretrained(strict=True, map_location="cpu", **settings).to(device)
 

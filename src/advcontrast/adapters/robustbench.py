@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import _deprecated
 from .._checks import check_finite, check_real, check_tensor, check_within, complaint, type_name
-from .._random import kept
+from .._random import preserve_rng_state
 from ..evaluation import ResultCard
 from ..evaluation.inputs import checked_logits, device_of, refuse_probabilities
 from ..models.normalize import Normalize, Statistics, input_layer
@@ -44,7 +44,7 @@ def export_plain(
             raise ValueError(complaint(owner, "a model without Normalize", "one with it", remedy))
         plain = nn.Sequential(input_layer(owner, normalize, images.shape[1]), plain).to(device_of(plain)).eval()
     x, labels = images.to(device_of(plain)), torch.zeros(len(images), dtype=torch.int64)
-    with kept(), torch.no_grad():
+    with preserve_rng_state(), torch.no_grad():
         logits, again = (checked_logits(owner, plain, x, labels) for _ in range(2))
         refuse_probabilities(owner, plain, x, logits)
     check_finite(owner, "the logits", logits.cpu(), remedy="Look for a division by zero in the model")

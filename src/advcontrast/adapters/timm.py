@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .._checks import check_int, complaint, type_name
-from .._random import kept
+from .._random import preserve_rng_state
 from ..models import Normalize
 from ._folder import new_folder
 from ._plain import plain_copy
@@ -51,7 +51,7 @@ def save_timm(
     about = _describe(network, getattr(first, "values", None), size, labels)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    with new_folder("save_timm", folder) as draft, kept(), torch.device("cpu"), torch.no_grad():
+    with new_folder("save_timm", folder) as draft, preserve_rng_state(), torch.device("cpu"), torch.no_grad():
         _write(network, draft, about)
 
 

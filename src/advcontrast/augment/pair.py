@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_callable, check_real, complaint, generator_by_name, source_device
-from .._random import kept
+from .._random import preserve_rng_state
 from .images import check_images, height_width, unit_range
 from .simclr import SimCLRAugment, ViewParameters
 
@@ -97,7 +97,7 @@ class ContrastivePairAugment:
             return _view(self.transform, x), _view(self.transform, x)
         device = source_device(_OWNER, generator)
         seed = int(torch.randint(2**62, (), generator=generator, device=device))
-        with kept(seed):
+        with preserve_rng_state(seed):
             return _view(self.transform, x), _view(self.transform, x)
 
 

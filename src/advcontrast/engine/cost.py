@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._checks import check_copyable, check_module, complaint
-from .._random import kept
+from .._random import preserve_rng_state
 
 _OWNER = "forward_equivalents"
 
@@ -53,7 +53,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     model = learner.get_submodule("model")
     seen: list[tuple[Any, Any]] = []
     handle = model.register_forward_pre_hook(lambda _, *inputs: seen.append(inputs), with_kwargs=True)
-    with kept(), torch.enable_grad():
+    with preserve_rng_state(), torch.enable_grad():
         with _Counter() as step:  # type: ignore[no-untyped-call]
             try:
                 learner(*batch)[0].backward()

@@ -214,7 +214,7 @@ class Run:
         if evaluate is not None:
             # Random numbers that an evaluation draws must not change those of later steps.
             own, rates = self._own_states(), [float(group["lr"]) for group in self.optimizer.param_groups]
-            with _random.kept():
+            with _random.preserve_rng_state():
                 row |= _numbers(evaluate(epoch))
             self._set_own_states(own)
             if [float(group["lr"]) for group in self.optimizer.param_groups] != rates:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._checks import check_generator, check_iterable, check_module, check_tensor, check_within, complaint, type_name
 from .._modes import buffers_kept, eval_mode, frozen
-from .._random import kept
+from .._random import preserve_rng_state
 from .._types import Objective
 from ..attacks import FreeAttack
 from ..norm import DualNorm
@@ -35,7 +35,7 @@ def prepared_for_evaluation(owner: str, model: nn.Module) -> Iterator[torch.devi
     Modes, ``requires_grad``, buffers and every global random state are restored on exit.
     """
     check_module(owner, model)
-    with kept(), buffers_kept(model), eval_mode(model), frozen(model), torch.no_grad():
+    with preserve_rng_state(), buffers_kept(model), eval_mode(model), frozen(model), torch.no_grad():
         yield device_of(model)
 
 

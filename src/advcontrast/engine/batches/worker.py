@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ..._checks import complaint, type_name
 from ..._digest import digest
-from ..._random import kept, reseed
+from ..._random import preserve_rng_state, reseed
 from ...data.decoding import UnreadableImageError
 from ...data.stream import ImageStream
 
@@ -85,7 +85,7 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
         worker = get_worker_info()
         at = self.at[0 if worker is None else worker.id]
         try:
-            with kept():  # with workers=0, reading must not advance the generators of the training
+            with preserve_rng_state():  # with workers=0, reading must not advance the generators of the training
                 return self._load(request, at)
         except Exception as error:
             return WorkerError(type(error), str(error), traceback.format_exc())

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..._checks import check_choice, check_int, check_iterable, check_module, check_real, check_tensor, complaint
 from ..._digest import digest
 from ..._progress import ProgressBar, check_progress
-from ..._random import kept
+from ..._random import preserve_rng_state
 from ..._types import NORMS, Norm
 from ...engine import Checkpoint, CheckpointMismatchError
 from ..inputs import branch_in_use, checked_batches, checked_logits, prepared_for_evaluation, refuse_probabilities
@@ -166,7 +166,7 @@ def autoattack(
                 raise ValueError(complaint(_OWNER, "images of shape [N, C, H, W]", got, "Add the missing axes"))
             key = digest(x, y) if checkpoint else ""
             batch = run.find(i, key)
-            with kept():  # pyautoattack seeds every device
+            with preserve_rng_state():  # pyautoattack seeds every device
                 if batch is None:
                     torch.manual_seed(suite.seed)
                     logits = checked_logits(_OWNER, model, x, labels)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._checks import check_finite, check_module, check_tensor, check_within, complaint
-from ..._random import kept
+from ..._random import preserve_rng_state
 from ..inputs import checked_batches, checked_logits, prepared_for_evaluation
 from .attack_alarms import Alarm
 
@@ -92,7 +92,7 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
         outputs = []
         for others in (x, 1 - x):
             # Both passes draw the same random numbers, so that only the other images differ.
-            with kept():
+            with preserve_rng_state():
                 outputs.append(_output("batch_dependence", model, torch.cat([x, others]))[: len(x)])
         difference = _difference(*outputs)
     reason = f"other images in the batch change the output by {difference:.1e} of its spread"

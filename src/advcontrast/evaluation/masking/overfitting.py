@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..._checks import check_copyable, check_int, check_module, check_real, complaint
 from ..._modes import eval_mode
-from ..._random import kept
+from ..._random import preserve_rng_state
 from ...attacks import PGDAttack
 
 _OWNER = "catastrophic_overfitting"
@@ -117,5 +117,5 @@ def _loss(learner: Any, attack: PGDAttack, batch: tuple[Tensor, ...], seed: int)
     if isinstance(learner.attack, nn.Module):
         del learner.attack  # otherwise only a module can be assigned
     learner.attack = attack
-    with kept(seed), eval_mode(learner), torch.no_grad():
+    with preserve_rng_state(seed), eval_mode(learner), torch.no_grad():
         return float(learner(*batch)[0])

@@ -18,7 +18,7 @@ from ... import distributed
 from ..._checks import check_copyable, check_int, check_module, check_path, check_tensor, complaint, type_name
 from ..._digest import digest
 from ..._memory_format import choose_memory_format
-from ..._random import kept
+from ..._random import preserve_rng_state
 from ...augment import CropFlip
 from ...data import ImageSet, labelled_subset
 from ...engine import fit, steps_per_epoch
@@ -133,7 +133,7 @@ def run_protocol(
     train, test = train.to(device), test.to(device)
     validation = None if validation is None else validation.to(device)
     where, select = None if folder is None else Path(folder), protocol.select
-    with kept((seed + 1_000_003 * distributed.rank()) % 2**63):  # each process has noise of its own
+    with preserve_rng_state((seed + 1_000_003 * distributed.rank()) % 2**63):  # each process has noise of its own
         model, history = _train(encoder, protocol, train, validation, seed, where, learner, evaluate_every, options)
     tested = history[-1] if select == "last" else max((r for r in history if select in r), key=lambda r: r[select])
     ta = accuracy(model, test.batches(_BATCH))
@@ -334,7 +334,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def _features(encoder: nn.Module, images: Tensor) -> str:
     # With a fixed seed, as an encoder that draws random numbers in eval mode has not changed.
-    with prepared_for_evaluation("unchanged", encoder), kept(0):
+    with prepared_for_evaluation("unchanged", encoder), preserve_rng_state(0):
         features = encoder(images)
     check_tensor("unchanged", "the output of the encoder", features, remedy="Return the features as one tensor")
     return digest(features)
