@@ -50,13 +50,10 @@ class ClassificationObjective:
             raise ValueError(complaint(_OWNER, "y of shape [N]", f"{list(self.y.shape)}", remedy))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of images.
+        """Return the logits ``[N, C]`` of images.
 
         Args:
             x: images ``[N, ...]``, as many as labels.
-
-        Returns:
-            The output of the model, ``[N, C]``.
 
         Raises:
             RuntimeError: a module of the model is in train mode.

@@ -127,12 +127,7 @@ class PGDAttack:
             check_int(_OWNER, "restarts", self.restarts, low=1, remedy="None makes one run and keeps its end")
 
     def __call__(
-        self,
-        objective: Objective,
-        x: Tensor,
-        *,
-        generator: torch.Generator | None = None,
-        start: Tensor | None = None,
+        self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None, start: Tensor | None = None
     ) -> Tensor:
         """Return adversarial versions of the images ``x``.
 

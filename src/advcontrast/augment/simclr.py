@@ -109,16 +109,13 @@ class SimCLRAugment:
 
     @generator_by_name
     def draw(self, n: int, height: int, width: int, *, generator: torch.Generator | None = None) -> ViewParameters:
-        """Draw the parameters of ``n`` views.
+        """Draw the parameters of ``n`` views, and return them on the CPU.
 
         Args:
             n: number of images, at least 0.
             height: of the images, at least 1.
             width: of the images, at least 1.
             generator: source of all randomness; by default the global one of the CPU.
-
-        Returns:
-            The parameters, on the CPU.
 
         Raises:
             ValueError: a number out of its range.
@@ -156,14 +153,11 @@ class SimCLRAugment:
         )
 
     def apply(self, x: Tensor, parameters: ViewParameters) -> Tensor:
-        """Return the views with these parameters; differentiable with respect to float images.
+        """Return the views ``[N, C, *size]`` with these parameters, differentiable with respect to float images.
 
         Args:
             x: images ``[N, C, H, W]``, as for a call.
             parameters: result of :meth:`draw` for N images of this height and width.
-
-        Returns:
-            Images ``[N, C, *size]`` in [0, 1].
 
         Raises:
             ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1]; or there are not N parameters.

@@ -7,7 +7,7 @@ from .._checks import check_logits, check_temperature
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Return the cross-entropy of each sample with the softened prediction of a teacher as target.
+    r"""Return the cross-entropy of each sample, ``[N]`` in nats, with the softened prediction of a teacher.
 
     .. math::
 
@@ -24,9 +24,6 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
         logits: logits of the student, ``[N, C]``.
         teacher_logits: logits of the teacher, ``[N, C]``.
         temperature: T above, at least 1e-30; more than 1 softens both predictions.
-
-    Returns:
-        A tensor ``[N]``, in nats.
 
     Raises:
         ValueError: shapes or devices differ, shapes are not ``[N, C]`` with C at least 2, or temperature < 1e-30.

@@ -7,7 +7,7 @@ from .._checks import check_classes, check_logits, check_real
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
-    r"""Return the divergence :math:`\mathrm{KL}(p \,\|\, q)` of each sample.
+    r"""Return the divergence :math:`\mathrm{KL}(p \,\|\, q)` of each sample, ``[N]`` in nats, >= 0 up to rounding.
 
     The distributions :math:`p` and :math:`q` are the softmax of two sets of logits. The computation uses their
     logarithms, so value and gradients are finite at any scale of the logits.
@@ -15,9 +15,6 @@ def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
     Args:
         logits: logits of p, ``[N, C]``; for TRADES those of the clean images.
         other: logits of q, ``[N, C]``; for TRADES those of the adversarial images.
-
-    Returns:
-        A tensor ``[N]``, in nats, at least 0 up to rounding.
 
     Raises:
         ValueError: shapes or devices differ, or shapes are not ``[N, C]`` with C at least 2.
@@ -36,7 +33,7 @@ def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
 
 
 def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float = 6.0) -> Tensor:
-    r"""Return the TRADES loss: cross-entropy on clean images plus a weighted divergence between two predictions.
+    r"""Return the TRADES loss, a scalar: cross-entropy on clean images plus a weighted divergence of predictions.
 
     .. math::
 
@@ -52,9 +49,6 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
         adv_logits: logits of the adversarial images, ``[N, C]``.
         labels: classes of the images, ``[N]``, int64 in [0, C).
         beta: weight of the divergence, at least 0; the authors' 6, which is the paper's :math:`1/\lambda`.
-
-    Returns:
-        The loss, a scalar.
 
     Raises:
         ValueError: shapes do not fit, devices differ, or beta < 0.

@@ -9,7 +9,7 @@ _REMEDY = "Pass one class index a sample"
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    r"""Return the difference of logits ratio of each sample, the larger the more adversarial.
+    r"""Return the difference of logits ratio of each sample, ``[N]``, the larger the more adversarial.
 
     With the logits in descending order, :math:`z_{\pi_1} \ge z_{\pi_2} \ge \dots`,
 
@@ -23,9 +23,6 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     Args:
         logits: ``[N, C]`` with C at least 3; half precision is computed in float32.
         y: classes of the samples, int64 ``[N]`` in [0, C).
-
-    Returns:
-        A tensor ``[N]``.
 
     Raises:
         ValueError: another shape or device, or, on the CPU, a label out of range.
@@ -45,7 +42,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    r"""Return the targeted difference of logits ratio of each sample, the larger the nearer to the target class.
+    r"""Return the targeted difference of logits ratio of each sample, ``[N]``, larger for a closer target class.
 
     With the logits in descending order and a target class :math:`t`,
 
@@ -58,9 +55,6 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         logits: ``[N, C]`` with C at least 4; half precision is computed in float32.
         y: classes of the samples, int64 ``[N]`` in [0, C).
         target: target classes, int64 ``[N]`` in [0, C), different from ``y``.
-
-    Returns:
-        A tensor ``[N]``.
 
     Raises:
         ValueError: another shape or device, or, on the CPU, a class out of range or a target that is the class itself.

@@ -93,7 +93,7 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
 
 
 def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -> Tensor:
-    r"""Return, for pairs of images, the relative distance that is left when an attack moves each towards the other.
+    r"""Return, for N pairs of images, the relative distance left when an attack moves each towards the other.
 
     For images x and x' with features c and c', and the features a of x when it is attacked to resemble x', and a' of x'
     when it is attacked to resemble x,
@@ -103,16 +103,13 @@ def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -
     It is 1 if the attacks achieve nothing, and negative if x' comes closer to x than x itself can move: the reachable
     sets overlap, and no distance to c separates the images. Exchange the images,
     ``margin_ratio(other, clean, adv_other, adv)``, for the margin seen from x'. Where c and c' are equal up to 1e-5 of
-    their length, the margin is 1 by definition.
+    their length, the margin is 1 by definition. The result is a float64 tensor ``[N]``.
 
     Args:
         clean: the c above, ``[N, D]``, floating point, N at least 1.
         other: the c' above, ``[N, D]``.
         adv: the a above, ``[N, D]``.
         adv_other: the a' above, ``[N, D]``.
-
-    Returns:
-        A float64 tensor ``[N]``.
 
     Raises:
         ValueError: shapes differ or are not ``[N, D]``, N < 1, D < 1, or values that are not finite.

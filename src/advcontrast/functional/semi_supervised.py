@@ -21,7 +21,7 @@ def semi_supervised(
     temperature: float = 1.0,
     beta: float = 6.0,
 ) -> Tensor:
-    r"""Return the loss of ACL's semi-supervised training (equation 3 of the paper) over a partly labelled batch.
+    r"""Return the loss of ACL's semi-supervised training (equation 3 of the paper) for a batch, a scalar.
 
     .. math::
 
@@ -44,9 +44,6 @@ def semi_supervised(
         alpha: share of the label in the loss of a labelled image, in [0, 1].
         temperature: temperature of the distillation, at least 1e-30.
         beta: weight of the divergence, at least 0; the paper's :math:`1/\lambda`.
-
-    Returns:
-        The loss, a scalar.
 
     Raises:
         ValueError: shapes do not fit, devices differ, a number out of its range or, on the CPU, a label out of its

@@ -20,10 +20,7 @@ def cifar_stem(model: nn.Module) -> nn.Module:
     Channels, bias, device, dtype and ``requires_grad`` are kept. Build the optimizer afterwards.
 
     Args:
-        model: the network, changed in place unless it has such a stem.
-
-    Returns:
-        ``model``.
+        model: the network, changed in place unless it has such a stem, and returned.
 
     Raises:
         ValueError: ``model`` is not such a ResNet.

@@ -65,12 +65,7 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        num_classes: int = 10,
-        *,
-        width: int = 160,
-        in_channels: int = 3,
-        normalize: Statistics | None = IMAGENET,
+        self, num_classes: int = 10, *, width: int = 160, in_channels: int = 3, normalize: Statistics | None = IMAGENET
     ) -> None:
         check_network("WideResNet", num_classes, width, in_channels)
         super().__init__()

@@ -86,7 +86,7 @@ def _switch_one(norm: DualNorm, branch: str, moment: Moment | None) -> None:
 
 
 def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
-    """Use one branch of all dual norms of ``model`` inside a ``with`` block.
+    """Return a context in which all dual norms of ``model`` use one branch.
 
     On exit, also after an exception, every norm returns to its own branch. Contexts nest, and may overlap: the one that
     was entered last and is still in use decides. The branch is a mode of the model like train and eval: threads that
@@ -95,9 +95,6 @@ def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
     Args:
         model: a network with dual norms; wrappers such as DDP or ``torch.compile`` may surround it.
         branch: ``"clean"`` or ``"adv"``, or a name of your own that the model was converted with.
-
-    Returns:
-        A context manager.
 
     Raises:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.

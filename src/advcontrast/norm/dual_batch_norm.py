@@ -52,15 +52,12 @@ class DualBatchNorm(DualNorm):
 
     @classmethod
     def from_batchnorm(cls, bn: nn.Module, *, branches: Sequence[str] = BRANCHES, split: Split = "both") -> Self:
-        """Wrap an existing batch norm: the module becomes the first branch, deep copies of it the others.
+        """Wrap an existing batch norm: the module becomes the first branch, which is active, deep copies the others.
 
         Args:
             bn: a batch norm of this class's dimension, or of any dimension, such as SyncBatchNorm.
             branches: names of the branches, at least two.
             split: as for :class:`~advcontrast.norm.DualNorm`.
-
-        Returns:
-            The dual norm, on its first branch.
 
         Raises:
             ValueError: invalid ``branches`` or ``split``.

@@ -135,9 +135,6 @@ class DualNorm(nn.Module):
             *args: the arguments of that norm, for example images ``[N, C, H, W]``.
             **kwargs: likewise.
 
-        Returns:
-            The output of that norm, for example a tensor of the same shape.
-
         Raises:
             RuntimeError: activation checkpointing runs this again, and the branch of the first run is not known, as
                 that of a module that was compiled on its own; or

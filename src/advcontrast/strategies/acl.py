@@ -148,15 +148,12 @@ class ACLTrainer(nn.Module):
             _warn_of_single_norms(model, loss if isinstance(loss, nn.Module) and mode == "DS" else None, mode)
 
     def forward(self, x1: Tensor, x2: Tensor | None = None, *, generator: torch.Generator | None = None) -> ACLOutput:
-        """Attack the views, embed them, and return the loss of the mode.
+        """Attack the views, embed them, and return the loss of the mode and its terms.
 
         Args:
             x1: first views ``[N, C, H, W]`` in [0, 1], N at least 2; or images for ``augment``.
             x2: second views, row i of the same image as row i of ``x1``; ``None`` calls ``augment``.
             generator: source of the randomness of ``augment`` and ``attack``, by default the global one.
-
-        Returns:
-            The loss and its terms.
 
         Raises:
             ValueError: the views differ in shape or are fewer than two, or ``x2`` and ``augment`` are both missing.

@@ -11,7 +11,7 @@ from .modules import become, check_surgery
 
 
 def export_branch(model: nn.Module, branch: str) -> nn.Module:
-    """Return a plain copy of ``model`` with the norms of one branch.
+    """Return a deep copy of ``model`` with the plain norms of one branch.
 
     The copy has the architecture, the state-dict keys and the modes of the network before conversion, and bit-identical
     outputs to that branch. ``model`` is not changed.
@@ -19,9 +19,6 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
     Args:
         model: a network with dual norms.
         branch: ``"clean"`` or ``"adv"``, or a name of your own that the model was converted with.
-
-    Returns:
-        A deep copy with plain norms.
 
     Raises:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.

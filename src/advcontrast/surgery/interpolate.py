@@ -36,9 +36,6 @@ def interpolate_branches(
         loader: batches of images to estimate the statistics from; ``None`` interpolates them. Norms without statistics,
             such as layer norms, need none.
 
-    Returns:
-        A deep copy with plain norms.
-
     Raises:
         ValueError: a weight out of its range, weights that do not add up to 1, a branch that a dual norm does not have,
             no dual norm in the model, a loader without batches or one for a model without running statistics.

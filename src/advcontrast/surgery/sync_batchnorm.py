@@ -19,7 +19,7 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Synchronise the statistics of every batch norm of ``model`` over all processes.
+    """Synchronise the statistics of every batch norm of ``model`` over all processes, and return ``model``.
 
     ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces every batch norm by a ``SyncBatchNorm`` and drops what a
     subclass adds, such as the activation of timm's ``BatchNormAct2d``. This function keeps the modules, with their
@@ -32,9 +32,6 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
     Args:
         model: any network. It is changed in place.
         process_group: the processes that share statistics; by default all.
-
-    Returns:
-        ``model``.
 
     Raises:
         TypeError: ``model`` is not a module, is wrapped, scripted, or lazy and not yet initialised.
