@@ -9,6 +9,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -68,6 +69,11 @@ def test_cache_can_be_a_string(root, cache, monkeypatch):
     load(root, str(cache))
     forbid_decoding(monkeypatch)
     load(root, str(cache))
+
+
+def test_size_can_be_an_integer_of_numpy(root, cache):
+    assert torch.equal(image_folder(root, size=np.int64(8), cache=cache).x, load(root, cache).x)
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_without_a_cache_nothing_is_written(root, tmp_path):
