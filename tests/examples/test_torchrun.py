@@ -98,7 +98,7 @@ def test_run_with_a_killed_process_finishes_by_itself(undisturbed, tmp_path, hom
     wait_for_step(out, 4, run)
     os.kill(ranks(run.pid)[1], signal.SIGKILL)
     _, errors = finish(run)
-    assert "Signal 9" in errors or "exitcode: -9" in errors
+    assert "Signal 9" in errors or "(exitcode: " in errors  # of either process, whose end torchrun notices first
     assert equal(weights(out), weights(undisturbed[0]))
 
 
