@@ -263,8 +263,8 @@ PAIR_DEFECTS = {
 
 
 def caught(implementation, invariants, cases):
-    for invariant in invariants:
-        for case in cases:
+    for case in cases:
+        for invariant in invariants:
             try:
                 invariant(implementation, case)
             except AssertionError:

@@ -389,7 +389,7 @@ DEFECTS = {
 
 
 def _broken(implementation):
-    for invariant, case in itertools.product(INVARIANTS, CASES):
+    for case, invariant in itertools.product(CASES, INVARIANTS):
         try:
             invariant(implementation, case)
         except AssertionError:

@@ -248,7 +248,7 @@ def breaks(implementation, invariant, case):
 
 @pytest.mark.parametrize("name", DEFECTS)
 def test_defect_is_caught(name):
-    assert any(breaks(DEFECTS[name], invariant, case) for invariant in INVARIANTS for case in CASES)
+    assert any(breaks(DEFECTS[name], invariant, case) for case in CASES for invariant in INVARIANTS)
 
 
 @pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.__name__)
