@@ -94,6 +94,13 @@ def test_other_branches_blend():
     assert interpolate_branches(model, {"weak": 0.5, "strong": 0.5})[1].weight[0] == 2.0
 
 
+@pytest.mark.parametrize(("alpha", "count"), [(0.4, 1), (0.5, 1), (0.6, 7)])
+def test_counts_of_batches_come_from_the_branch_with_the_largest_weight(alpha, count):
+    model = trained()
+    model[1].adv.num_batches_tracked.fill_(7)
+    assert between(model, alpha)[1].num_batches_tracked == count
+
+
 def test_three_branches_have_a_weighted_mean():
     model = trained(branches=("weak", "middle", "strong"))
     mean = interpolate_branches(model, {"strong": 0.2, "weak": 0.5, "middle": 0.3})
