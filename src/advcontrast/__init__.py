@@ -48,4 +48,4 @@ __all__ = [
     "update_bn",
 ]
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

@@ -1,123 +1,97 @@
-"""Old module paths and names: they work for one release and warn.
-
-A row here is all that a move needs: :data:`MODULES` for a module, :data:`NAMES` for a public name of a package,
-:data:`REMOVED` for a name without a successor.
-"""
+"""Old module paths and names: they work for one release and warn. A row here is all that a move needs."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-MODULES: dict[str, str] = {
-    "advcontrast.evaluation.autoattack": "advcontrast.evaluation.accuracy.autoattack",
-    "advcontrast.evaluation.corruptions": "advcontrast.evaluation.accuracy.corruptions",
-    "advcontrast.evaluation.curves": "advcontrast.evaluation.accuracy.curves",
-    "advcontrast.evaluation.alarms": "advcontrast.evaluation.masking",
-    "advcontrast.evaluation.symptoms": "advcontrast.evaluation.masking",
-    "advcontrast.evaluation.overfitting": "advcontrast.evaluation.masking",
-    "advcontrast.evaluation.label_free": "advcontrast.evaluation.representation.label_free",
-    "advcontrast.evaluation.branch_gap": "advcontrast.evaluation.representation.branch_gap",
-    "advcontrast.evaluation.presets": "advcontrast.evaluation.protocols.presets",
-    "advcontrast.evaluation.probing": "advcontrast.evaluation.protocols.run",
-    "advcontrast.evaluation.frozen": "advcontrast.evaluation.protocols.run",
-    "advcontrast.evaluation.card": "advcontrast.evaluation.cards.card",
-    "advcontrast.evaluation.provenance": "advcontrast.evaluation.cards.provenance",
-    "advcontrast.evaluation.comparison": "advcontrast.evaluation.cards.comparison",
-    "advcontrast.evaluation.pictures": "advcontrast.evaluation.plots.images",
-    "advcontrast.evaluation.figures": "advcontrast.evaluation.plots.accuracies",
-    "advcontrast.attacks.elastic": "advcontrast.evaluation.uar.elastic",
-    "advcontrast.attacks.jpeg": "advcontrast.evaluation.uar.jpeg",
-    "advcontrast.attacks.frank_wolfe": "advcontrast.evaluation.uar.frank_wolfe",
-    "advcontrast.functional.flow": "advcontrast.evaluation.uar.elastic",
-    "advcontrast.functional.jpeg": "advcontrast.evaluation.uar.jpeg",
-    "advcontrast.engine.manifest": "advcontrast.engine.checkpoint.manifest",
-    "advcontrast.engine.errors": "advcontrast.engine.checkpoint.errors",
-    "advcontrast.engine.archive": "advcontrast.engine.checkpoint.archive",
-    "advcontrast.engine.source": "advcontrast.engine.batches.source",
-    "advcontrast.engine.sampling": "advcontrast.engine.batches.plan",
-    "advcontrast.engine.reader": "advcontrast.engine.batches.reader",
-    "advcontrast.engine.reading": "advcontrast.engine.batches.reader",
-    "advcontrast.engine.shelf": "advcontrast.engine.batches.worker",
-    "advcontrast.engine.arguments": "advcontrast.engine.fit",
-    "advcontrast.engine.metrics": "advcontrast.engine.run",
-    "advcontrast.engine.records": "advcontrast.engine.run_folder",
-    "advcontrast.engine.identity": "advcontrast.engine.run_settings",
-    "advcontrast.engine.termination": "advcontrast.engine.signals",
-    "advcontrast.engine.lars": "advcontrast.optim.lars",
-    "advcontrast.engine.ema": "advcontrast.optim.ema",
-    "advcontrast.engine.schedules": "advcontrast.optim.schedules",
-    "advcontrast.attacks.ascent": "advcontrast.attacks.pgd",
-    "advcontrast.attacks.progressive": "advcontrast.attacks.stateful",
-    "advcontrast.attacks.carried": "advcontrast.attacks.stateful",
-    "advcontrast.attacks.target": "advcontrast.attacks.context",
-    "advcontrast.augment.formulas": "advcontrast.augment._corruption_ops",
+# All paths are below advcontrast. First what has only moved, by its old and new package, then what has another name.
+_MOVED_MODULES = {
+    ("attacks", "evaluation.uar"): "elastic frank_wolfe jpeg",
+    ("engine", "engine.batches"): "reader source",
+    ("engine", "engine.checkpoint"): "archive errors manifest",
+    ("engine", "optim"): "ema lars schedules",
+    ("evaluation", "evaluation.accuracy"): "autoattack corruptions curves",
+    ("evaluation", "evaluation.cards"): "card comparison provenance",
+    ("evaluation", "evaluation.protocols"): "presets",
+    ("evaluation", "evaluation.representation"): "branch_gap label_free",
+    ("functional", "evaluation.uar"): "jpeg",
 }
-NAMES: dict[str, str] = {
-    "advcontrast.adapters.robustbench.claim": "advcontrast.adapters.robustbench.robustbench_model_info",
-    "advcontrast.adapters.torchattacks.TorchattacksStyle": "advcontrast.adapters.torchattacks.AsTorchattack",
-    "advcontrast.adapters.losses.NumberedPairs": "advcontrast.adapters.losses.PairsAsLabels",
-    "advcontrast.adapters.losses.Remembering": "advcontrast.adapters.losses.TrainOnlyMemoryBank",
-    "advcontrast.engine.EMA": "advcontrast.optim.EMA",
-    "advcontrast.engine.LARS": "advcontrast.optim.LARS",
-    "advcontrast.engine.Reader": "advcontrast.engine.DataReader",
-    "advcontrast.engine.reader.Reader": "advcontrast.engine.DataReader",
-    "advcontrast.engine.MultiStep": "advcontrast.optim.MultiStep",
-    "advcontrast.engine.WarmupCosine": "advcontrast.optim.WarmupCosine",
-    "advcontrast.distributed.join": "advcontrast.distributed.init_from_torchrun",
-    "advcontrast.distributed.share": "advcontrast.distributed.broadcast_",
-    "advcontrast.distributed.exchange": "advcontrast.distributed.all_gather_object",
-    "advcontrast.distributed.from_first": "advcontrast.distributed.broadcast_object",
-    "advcontrast.distributed.together": "advcontrast.distributed.explain_lost_peer",
-    "advcontrast.attacks.Classification": "advcontrast.attacks.ClassificationObjective",
-    "advcontrast.attacks.classification.Classification": "advcontrast.attacks.ClassificationObjective",
-    "advcontrast.surgery.export.blend": "advcontrast.surgery.interpolate.blend",
-    "advcontrast.attacks.ElasticAttack": "advcontrast.evaluation.uar.ElasticAttack",
-    "advcontrast.attacks.FrankWolfeAttack": "advcontrast.evaluation.uar.FrankWolfeAttack",
-    "advcontrast.attacks.JPEGAttack": "advcontrast.evaluation.uar.JPEGAttack",
-    "advcontrast.functional.warp": "advcontrast.evaluation.uar.warp",
-    "advcontrast.functional.jpeg_encode": "advcontrast.evaluation.uar.jpeg_encode",
-    "advcontrast.functional.jpeg_decode": "advcontrast.evaluation.uar.jpeg_decode",
-    "advcontrast.evaluation.corrupted": "advcontrast.evaluation.accuracy.corrupted",
-    "advcontrast.evaluation.falling_loss": "advcontrast.evaluation.masking.loss_decreases_with_strength",
-    "advcontrast.evaluation.masking.falling_loss": "advcontrast.evaluation.masking.loss_decreases_with_strength",
-    "advcontrast.evaluation.incomplete_search": "advcontrast.evaluation.masking.attack_not_converged",
-    "advcontrast.evaluation.masking.incomplete_search": "advcontrast.evaluation.masking.attack_not_converged",
-    "advcontrast.evaluation.loss_beaten": "advcontrast.evaluation.masking.loss_beaten",
-    "advcontrast.evaluation.unbounded_attack": "advcontrast.evaluation.masking.unbounded_attack",
-    "advcontrast.evaluation.white_box_beaten": "advcontrast.evaluation.masking.weaker_attack_wins",
-    "advcontrast.evaluation.masking.white_box_beaten": "advcontrast.evaluation.masking.weaker_attack_wins",
-    "advcontrast.evaluation.batch_dependence": "advcontrast.evaluation.masking.batch_dependence",
-    "advcontrast.evaluation.probability_output": "advcontrast.evaluation.masking.probability_output",
-    "advcontrast.evaluation.randomised_output": "advcontrast.evaluation.masking.randomised_output",
-    "advcontrast.evaluation.train_mode": "advcontrast.evaluation.masking.train_mode",
-    "advcontrast.evaluation.zero_gradients": "advcontrast.evaluation.masking.zero_gradients",
-    "advcontrast.evaluation.Overfitting": "advcontrast.evaluation.masking.Overfitting",
-    "advcontrast.evaluation.BranchGap": "advcontrast.evaluation.representation.BranchGap",
-    "advcontrast.evaluation.unchanged": "advcontrast.evaluation.protocols.unchanged",
-    "advcontrast.evaluation.AlarmRecord": "advcontrast.evaluation.cards.AlarmRecord",
-    "advcontrast.evaluation.CurveRecord": "advcontrast.evaluation.cards.CurveRecord",
-    "advcontrast.evaluation.Result": "advcontrast.evaluation.cards.Result",
-    "advcontrast.evaluation.Comparison": "advcontrast.evaluation.cards.Comparison",
-    "advcontrast.evaluation.Flips": "advcontrast.evaluation.cards.DiscordantPairs",
-    "advcontrast.evaluation.comparison.Flips": "advcontrast.evaluation.cards.DiscordantPairs",
-    "advcontrast.evaluation.figures.Curve": "advcontrast.evaluation.cards.CurveRecord",
-    "advcontrast.evaluation.MetricComparison": "advcontrast.evaluation.cards.MetricComparison",
-    "advcontrast.evaluation.revision": "advcontrast.evaluation.cards.revision",
-    "advcontrast.evaluation.versions": "advcontrast.evaluation.cards.versions",
-    "advcontrast.evaluation.plot_corruptions": "advcontrast.evaluation.plots.plot_corruptions",
-    "advcontrast.evaluation.plot_curves": "advcontrast.evaluation.plots.plot_curves",
-    "advcontrast.evaluation.plot_branches": "advcontrast.evaluation.plots.plot_branches",
-    "advcontrast.evaluation.plot_images": "advcontrast.evaluation.plots.plot_images",
-    "advcontrast.evaluation.CALIBRATIONS": "advcontrast.evaluation.uar.CALIBRATIONS",
-    "advcontrast.evaluation.UAR": "advcontrast.evaluation.uar.UAR",
-    "advcontrast.evaluation.Calibration": "advcontrast.evaluation.uar.Calibration",
-    "advcontrast.evaluation.calibrated_attacks": "advcontrast.evaluation.uar.calibrated_attacks",
+_RENAMED_MODULES = {
+    "attacks.ascent": "attacks.pgd",
+    "attacks.carried": "attacks.stateful",
+    "attacks.progressive": "attacks.stateful",
+    "attacks.target": "attacks.context",
+    "augment.formulas": "augment._corruption_ops",
+    "engine.arguments": "engine.fit",
+    "engine.identity": "engine.run_settings",
+    "engine.metrics": "engine.run",
+    "engine.reading": "engine.batches.reader",
+    "engine.records": "engine.run_folder",
+    "engine.sampling": "engine.batches.plan",
+    "engine.shelf": "engine.batches.worker",
+    "engine.termination": "engine.signals",
+    "evaluation.alarms": "evaluation.masking",
+    "evaluation.figures": "evaluation.plots.accuracies",
+    "evaluation.frozen": "evaluation.protocols.run",
+    "evaluation.overfitting": "evaluation.masking",
+    "evaluation.pictures": "evaluation.plots.images",
+    "evaluation.probing": "evaluation.protocols.run",
+    "evaluation.symptoms": "evaluation.masking",
+    "functional.flow": "evaluation.uar.elastic",
 }
+_MOVED_NAMES = {
+    ("attacks", "evaluation.uar"): "ElasticAttack FrankWolfeAttack JPEGAttack",
+    ("engine", "optim"): "EMA LARS MultiStep WarmupCosine",
+    ("evaluation", "evaluation.accuracy"): "corrupted",
+    ("evaluation", "evaluation.cards"): "AlarmRecord Comparison CurveRecord MetricComparison Result revision versions",
+    (
+        "evaluation",
+        "evaluation.masking",
+    ): "Overfitting batch_dependence loss_beaten probability_output randomised_output train_mode unbounded_attack zero_gradients",
+    ("evaluation", "evaluation.plots"): "plot_branches plot_corruptions plot_curves plot_images",
+    ("evaluation", "evaluation.protocols"): "unchanged",
+    ("evaluation", "evaluation.representation"): "BranchGap",
+    ("evaluation", "evaluation.uar"): "CALIBRATIONS Calibration UAR calibrated_attacks",
+    ("functional", "evaluation.uar"): "jpeg_decode jpeg_encode warp",
+    ("surgery.export", "surgery.interpolate"): "blend",
+}
+_RENAMED_NAMES = {
+    "adapters.losses.NumberedPairs": "adapters.losses.PairsAsLabels",
+    "adapters.losses.Remembering": "adapters.losses.TrainOnlyMemoryBank",
+    "adapters.robustbench.claim": "adapters.robustbench.robustbench_model_info",
+    "adapters.torchattacks.TorchattacksStyle": "adapters.torchattacks.AsTorchattack",
+    "attacks.Classification": "attacks.ClassificationObjective",
+    "attacks.classification.Classification": "attacks.ClassificationObjective",
+    "distributed.exchange": "distributed.all_gather_object",
+    "distributed.from_first": "distributed.broadcast_object",
+    "distributed.join": "distributed.init_from_torchrun",
+    "distributed.share": "distributed.broadcast_",
+    "distributed.together": "distributed.explain_lost_peer",
+    "engine.Reader": "engine.DataReader",
+    "engine.reader.Reader": "engine.DataReader",
+    "evaluation.Flips": "evaluation.cards.DiscordantPairs",
+    "evaluation.comparison.Flips": "evaluation.cards.DiscordantPairs",
+    "evaluation.falling_loss": "evaluation.masking.loss_decreases_with_strength",
+    "evaluation.figures.Curve": "evaluation.cards.CurveRecord",
+    "evaluation.incomplete_search": "evaluation.masking.attack_not_converged",
+    "evaluation.masking.falling_loss": "evaluation.masking.loss_decreases_with_strength",
+    "evaluation.masking.incomplete_search": "evaluation.masking.attack_not_converged",
+    "evaluation.masking.white_box_beaten": "evaluation.masking.weaker_attack_wins",
+    "evaluation.white_box_beaten": "evaluation.masking.weaker_attack_wins",
+}
+
+
+def _table(moved: dict[tuple[str, str], str], renamed: dict[str, str]) -> dict[str, str]:
+    rows = {f"{old}.{name}": f"{new}.{name}" for (old, new), names in moved.items() for name in names.split()}
+    return {f"advcontrast.{old}": f"advcontrast.{new}" for old, new in (rows | renamed).items()}
+
+
+MODULES = _table(_MOVED_MODULES, _RENAMED_MODULES)
+NAMES = _table(_MOVED_NAMES, _RENAMED_NAMES)
 
 
 class _Constant:
@@ -140,8 +114,8 @@ def warn(old: str, new: str, *, stacklevel: int) -> None:
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
 
 
-def names_of(package: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package, which finds its old names."""
+def serve_old_names(package: str) -> None:
+    """Make the old names of a package attributes of it."""
 
     def find(name: str) -> Any:
         old = f"{package}.{name}"
@@ -151,7 +125,8 @@ def names_of(package: str) -> Callable[[str], Any]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return _find(old)
 
-    return find
+    # Set here: type checkers would take a __getattr__ in the module for a sign that it has every name.
+    sys.modules[package].__dict__["__getattr__"] = find
 
 
 def _find(old: str) -> Any:

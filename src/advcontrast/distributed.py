@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from . import _deprecated
 from ._checks import check_real, complaint
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)
 
 _OWNER = "init_from_torchrun"
 # Gloo has no error class of its own; its messages begin with the source file of the transport that failed.

@@ -90,6 +90,7 @@ def _is_called_by_users(kind, name):
         and not hidden
         and name != "extra_repr"
         and getattr(getattr(kind, name), "__name__", name) == name  # not an old name of another method
+        and not (getattr(kind, name).__doc__ or "").startswith("Old name of")
         and not inspect.isclass(getattr(kind, name))
     )
 

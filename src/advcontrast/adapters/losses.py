@@ -69,4 +69,4 @@ def _callable(owner: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[
     return loss
 
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

@@ -86,4 +86,4 @@ def robustbench_model_info(figures: ResultCard | Mapping[str, float], *, eps: fl
     return json.dumps({**about, **entries, "autoattack_acc": robust}, indent=2) + "\n"
 
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

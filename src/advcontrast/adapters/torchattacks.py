@@ -63,4 +63,4 @@ class TorchattacksAttack:
         return adv.detach()
 
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

@@ -17,4 +17,4 @@ __all__ = [
     "under_attack",
 ]
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

@@ -85,4 +85,4 @@ class ClassificationObjective:
         return ClassificationObjective(self.model, self.y[which])
 
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

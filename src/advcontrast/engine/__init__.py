@@ -27,4 +27,4 @@ __all__ = [
     "steps_per_epoch",
 ]
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

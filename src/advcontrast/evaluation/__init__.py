@@ -46,4 +46,4 @@ __all__ = [
     "uar",
 ]
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

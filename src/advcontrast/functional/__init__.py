@@ -34,4 +34,4 @@ __all__ = [
     "uniformity",
 ]
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

@@ -47,4 +47,4 @@ def keep_branch(model: nn.Module, branch: str) -> None:
         become(norm, norm._norm_of(branch), modules)
 
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)

@@ -31,4 +31,4 @@ __all__ = [
     "zero_gradients",
 ]
 
-__getattr__ = _deprecated.names_of(__name__)
+_deprecated.serve_old_names(__name__)
