@@ -243,18 +243,8 @@ def _with_generators():
 
 
 @pytest.mark.parametrize("call", [*_with_generators()])
-def test_every_generator_is_a_keyword_whose_default_is_none(call):
-    parameter = inspect.signature(call).parameters["generator"]
-    assert parameter.kind is parameter.KEYWORD_ONLY
-    assert parameter.default is None
-
-
-def test_a_generator_by_position_still_works():
-    @_checks.generator_by_name
-    def call(x, *, generator=None):
-        return x, generator
-
-    assert call(1) == (1, None)
-    assert call(1, 2) == call(1, generator=2) == (1, 2)
-    with pytest.raises(TypeError, match="positional"):
-        call(1, 2, 3)
+def test_every_generator_is_none_by_default_and_by_position_comes_last(call):
+    parameters = inspect.signature(call).parameters
+    by_position = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    assert parameters["generator"].default is None
+    assert "generator" not in by_position[:-1]

@@ -2,18 +2,17 @@
 
 import copy
 import gc
-import inspect
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from functools import partial, wraps
+from functools import partial
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from types import FunctionType, MethodType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -265,20 +264,6 @@ def source_device(owner: str, generator: Any) -> torch.device:
     device = generator.device if isinstance(generator, torch.Generator) else torch.device("cpu")
     check_generator(owner, generator, device)
     return device
-
-
-def generator_by_name(call: Call) -> Call:
-    """Accept the keyword-only ``generator`` by position too, as in earlier versions."""
-    kinds = [parameter.kind for parameter in inspect.signature(call).parameters.values()]
-    others = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-    @wraps(call)
-    def accepting(*args: Any, **settings: Any) -> Any:
-        if len(args) == others + 1:
-            *args, settings["generator"] = args  # type: ignore[assignment]
-        return call(*args, **settings)
-
-    return cast(Call, accepting)
 
 
 def readable(tensor: Tensor) -> bool:

@@ -48,10 +48,8 @@ _MOVED_NAMES = {
     ("engine", "optim"): "EMA LARS MultiStep WarmupCosine",
     ("evaluation", "evaluation.accuracy"): "corrupted",
     ("evaluation", "evaluation.cards"): "AlarmRecord Comparison CurveRecord MetricComparison Result revision versions",
-    (
-        "evaluation",
-        "evaluation.masking",
-    ): "Overfitting batch_dependence loss_beaten probability_output randomised_output train_mode unbounded_attack zero_gradients",
+    ("evaluation", "evaluation.masking"): "Overfitting batch_dependence loss_beaten probability_output "
+    + "randomised_output train_mode unbounded_attack zero_gradients",
     ("evaluation", "evaluation.plots"): "plot_branches plot_corruptions plot_curves plot_images",
     ("evaluation", "evaluation.protocols"): "unchanged",
     ("evaluation", "evaluation.representation"): "BranchGap",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_int, check_real, generator_by_name, source_device
+from .._checks import check_int, check_real, source_device
 from .images import as_floats, check_images, to_device
 
 _OWNER = "CropFlip"
@@ -38,8 +38,7 @@ class CropFlip:
     def __repr__(self) -> str:
         return f"{_OWNER}({self.padding}, flip={self.flip})"
 
-    @generator_by_name
-    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return a random version of every image.
 
         Args:

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_callable, check_real, complaint, generator_by_name, source_device
+from .._checks import check_callable, check_real, complaint, source_device
 from .._random import preserve_rng_state
 from .images import check_images, height_width, unit_range
 from .simclr import SimCLRAugment, ViewParameters
@@ -70,8 +70,7 @@ class ContrastivePairAugment:
         recipe = f"{self.size}, strength={self.strength}, min_area={self.min_area}"
         return f"{_OWNER}({recipe}, transform={self.transform!r})"
 
-    @generator_by_name
-    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return two random views of every image.
 
         Args:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_callable, check_int, complaint, generator_by_name, type_name
+from .._checks import check_callable, check_int, complaint, type_name
 
 _OWNER = "Replay"
 
@@ -43,8 +43,7 @@ class Replay(nn.Module):
         self._left = 0
         self._views: Any = None
 
-    @generator_by_name
-    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Any:
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Any:
         """Return the stored views, or new ones of ``x``; arguments and errors are those of ``augment``."""
         if not self._left:
             self._views = self.augment(x, **({} if generator is None else {"generator": generator}))

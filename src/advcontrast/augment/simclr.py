@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_int, check_real, complaint, generator_by_name, readable, source_device, type_name
+from .._checks import check_int, check_real, complaint, readable, source_device, type_name
 from ..functional.image import adjust, crop_and_resize, luma, rotate_hue
 from .images import as_floats, check_images, height_width, to_device
 
@@ -89,8 +89,7 @@ class SimCLRAugment:
     def __repr__(self) -> str:
         return f"{_OWNER}({self.size}, strength={self.strength}, min_area={self.min_area})"
 
-    @generator_by_name
-    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return a random view of every image.
 
         Args:
@@ -107,8 +106,7 @@ class SimCLRAugment:
         check_images(_OWNER, x)
         return self._apply(x, self.draw(len(x), x.shape[2], x.shape[3], generator=generator))
 
-    @generator_by_name
-    def draw(self, n: int, height: int, width: int, *, generator: torch.Generator | None = None) -> ViewParameters:
+    def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
         """Draw the parameters of ``n`` views, and return them on the CPU.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_generator, check_int, check_real, complaint, generator_by_name
+from .._checks import check_generator, check_int, check_real, complaint
 from .images import check_row
 
 _REMEDY = "Pass one number an image"
@@ -89,8 +89,7 @@ def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values.to(labels.device)
 
 
-@generator_by_name
-def interleave(groups: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw a random permutation in which any consecutive elements hold each group in proportion.
 
     The elements of a group have random order, and element r of n, counted from 0, is placed at (r + 1/2) / n of the
