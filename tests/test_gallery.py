@@ -1,4 +1,4 @@
-"""What the scripts of the gallery promise, without running them: the build of the site does that."""
+"""Scripts of the gallery, checked without running them."""
 
 import ast
 import importlib

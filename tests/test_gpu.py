@@ -1,4 +1,4 @@
-"""What can only be seen on a GPU: no waiting for the device, half precision, resume."""
+"""Tests that need a GPU: no waiting for the device, half precision, resume."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What the package promises about itself: its names, what importing it costs, what its README shows."""
+"""Public names, the cost of the import, and the examples of the README."""
 
 import re
 import subprocess

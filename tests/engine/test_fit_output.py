@@ -1,4 +1,4 @@
-"""What a run writes and shows."""
+"""Files and lines that a run writes."""
 
 import csv
 import errno

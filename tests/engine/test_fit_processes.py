@@ -1,4 +1,4 @@
-"""What all processes of a run know, have and report together."""
+"""Agreement of the processes of a run."""
 
 import math
 import os

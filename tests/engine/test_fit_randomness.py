@@ -1,4 +1,4 @@
-"""What a run draws, and what it leaves undrawn."""
+"""Random numbers that a run draws, and random states that it preserves."""
 
 import random
 from functools import partial

@@ -1,4 +1,4 @@
-"""What NT-Xent keeps for the backward pass, and how many products of rows it computes."""
+"""Memory that NT-Xent keeps for the backward pass, and the products of rows that it computes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a call that failed must have left as it was."""
+"""State that a failed call must not change."""
 
 import random
 from collections.abc import Mapping

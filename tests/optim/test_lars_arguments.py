@@ -1,4 +1,4 @@
-"""What LARS refuses."""
+"""Arguments that LARS refuses."""
 
 import math
 import re

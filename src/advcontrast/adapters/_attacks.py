@@ -1,4 +1,4 @@
-"""What attacks of other libraries need: a model and its labels, and room to leave traces that are wiped afterwards."""
+"""Contexts for attacks of other libraries: the model and labels of an objective, seeded random states."""
 
 from __future__ import annotations
 

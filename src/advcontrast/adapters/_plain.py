@@ -1,4 +1,4 @@
-"""What other libraries take: a network of its own, with single norms and in eval mode."""
+"""Copies for other libraries: a network with single norms, in eval mode."""
 
 from __future__ import annotations
 

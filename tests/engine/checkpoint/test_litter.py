@@ -1,4 +1,4 @@
-"""What else lies in the folder does no harm, and no harm is done to it."""
+"""Other files in the folder of a checkpoint."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What checkpoints promise when nothing goes wrong."""
+"""Checkpoints without faults: contents, order, retention."""
 
 import os
 import re

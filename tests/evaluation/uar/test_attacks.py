@@ -1,4 +1,4 @@
-"""What the Frank-Wolfe, JPEG and elastic attacks have in common with any other attack."""
+"""Properties that the Frank-Wolfe, JPEG and elastic attacks share with every attack."""
 
 import copy
 import dataclasses
