@@ -203,6 +203,8 @@ def _first_failure(suite: Sequence[str], seconds: float) -> str | None:
 def _run_tests(suite: Sequence[str], report: Path) -> None:
     import pytest
 
+    leave = os._exit  # tests replace it, and a change may keep them from restoring it
+
     class FirstFailure:
         def pytest_runtest_logreport(self, report: Any) -> None:
             self.note(report)
@@ -227,7 +229,7 @@ def _run_tests(suite: Sequence[str], report: Path) -> None:
         package = sys.modules["advcontrast"].__file__ or ""
         assert Path(package).is_relative_to(Path.cwd()), package
     finally:
-        os._exit(int(code))
+        leave(int(code))
 
 
 def _table() -> str:
