@@ -1,7 +1,5 @@
 """``python -m advcontrast``: print the versions, the devices and the missing optional packages, for a bug report."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

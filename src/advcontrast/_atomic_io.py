@@ -1,7 +1,5 @@
 """Files that are written atomically and flushed to the disk, and locks."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

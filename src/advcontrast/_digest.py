@@ -1,7 +1,5 @@
 """SHA-256 digests of tensors, strings, bytes and files."""
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 from typing import IO, Any

@@ -1,7 +1,5 @@
 """Memory format of networks, some of which crash PyTorch in channels last."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -1,7 +1,5 @@
 """Progress bars: on terminals, where tqdm is installed."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Nothing here initialises an accelerator. One that the process has not used has no state.
 """
 
-from __future__ import annotations
-
 import random
 import sys
 from collections.abc import Iterable, Iterator

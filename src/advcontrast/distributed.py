@@ -1,7 +1,5 @@
 """The few collectives that are needed. Every function is a no-op in a single process."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100, which torchvision downloads, verifies and decodes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

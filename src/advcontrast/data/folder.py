@@ -1,7 +1,5 @@
 """Folders of images as one tensor."""
 
-from __future__ import annotations
-
 import json
 import os
 import warnings

@@ -1,7 +1,5 @@
 """Search for the images below a folder."""
 
-from __future__ import annotations
-
 import errno
 import os
 from pathlib import Path

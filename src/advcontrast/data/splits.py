@@ -1,7 +1,5 @@
 """Splits into training and validation images, labelled subsets, and the order of mixed batches."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

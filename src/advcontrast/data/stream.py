@@ -1,7 +1,5 @@
 """Folders of images that are larger than memory, decoded when they are indexed."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from itertools import chain

@@ -1,7 +1,5 @@
 """Cost of a training step."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

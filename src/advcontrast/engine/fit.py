@@ -1,7 +1,5 @@
 """Training loop."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Folder of a run: its checkpoints, its table of metrics, and the files of TensorBoard."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

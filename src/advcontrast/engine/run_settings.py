@@ -1,7 +1,5 @@
 """Settings that must match when a run is resumed."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any

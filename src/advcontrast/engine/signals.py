@@ -1,7 +1,5 @@
 """Termination of a run by a signal, after the current step."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

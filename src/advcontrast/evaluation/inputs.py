@@ -1,7 +1,5 @@
 """Inputs of evaluations: a model that is restored afterwards, and checks of images and labels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain

@@ -1,7 +1,5 @@
 """Moving average of the weights, which often classifies better than the weights themselves."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from itertools import chain

@@ -1,7 +1,5 @@
 """Layer-wise adaptive rate scaling, for the large learning rates of contrastive pretraining."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, overload
 

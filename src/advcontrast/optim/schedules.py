@@ -4,8 +4,6 @@ A schedule has no state to save. Steps count from 0, and may be updates or epoch
 ``lr_lambda`` of :class:`torch.optim.lr_scheduler.LambdaLR`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass

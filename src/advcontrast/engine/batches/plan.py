@@ -3,8 +3,6 @@
 The number of processes changes which process sees a sample, but not the samples of a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain

@@ -1,7 +1,5 @@
 """Data that worker processes read while a run trains; they may crash or hang."""
 
-from __future__ import annotations
-
 import multiprocessing
 import signal
 import threading

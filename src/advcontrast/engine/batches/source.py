@@ -1,7 +1,5 @@
 """Sources of batches: tensors on the device, or a data set that is read during training."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

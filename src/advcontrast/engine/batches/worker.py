@@ -1,7 +1,5 @@
 """Batches as samples of a data set, read in worker processes that report their progress."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """States in files of ``torch.save``: a check before writing, and a parser that builds only tensors and containers."""
 
-from __future__ import annotations
-
 import math
 import os
 import pickletools

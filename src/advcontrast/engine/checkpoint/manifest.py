@@ -1,7 +1,5 @@
 """Manifest of a checkpoint: size and digest of its state, to verify it before it is read."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

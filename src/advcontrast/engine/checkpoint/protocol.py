@@ -1,7 +1,5 @@
 """Checkpoints that are written atomically, and verified before they are read."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

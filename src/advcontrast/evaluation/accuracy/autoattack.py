@@ -1,7 +1,5 @@
 """AutoAttack: the standard suite of attacks of the package ``pyautoattack``, with verdicts that can be resumed."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import os

@@ -1,7 +1,5 @@
 """Accuracy under common corruptions, one by one and on average."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean

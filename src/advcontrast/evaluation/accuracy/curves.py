@@ -1,7 +1,5 @@
 """Robust accuracy as a function of one setting of the attack."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

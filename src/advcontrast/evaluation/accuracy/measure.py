@@ -1,7 +1,5 @@
 """Clean and robust accuracy with a verdict for each sample; model and random state are restored."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Comparison of two result cards, sample by sample, and tables of several cards."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Versions of the software, and the revision of the code, that a result comes from."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """Attacks and losses that :func:`gradient_masking` compares with the attack of the user."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ alarm means that robust accuracy is likely overstated, or for :func:`attack_not_
 short. The absence of alarms proves nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise

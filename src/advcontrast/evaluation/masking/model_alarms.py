@@ -1,7 +1,5 @@
 """Alarms from the outputs and gradients of a model, independent of any attack."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """Catastrophic overfitting, the failure of training with attacks of one step."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass, field
 from typing import Any

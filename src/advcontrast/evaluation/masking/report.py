@@ -1,7 +1,5 @@
 """All gradient-masking alarms on one model."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The protocols of papers and benchmarks, by name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType

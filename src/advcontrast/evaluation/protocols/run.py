@@ -1,7 +1,5 @@
 """Run a protocol: train a classifier on an encoder, select an epoch without the test images, and test it once."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections import OrderedDict

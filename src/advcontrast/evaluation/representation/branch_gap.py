@@ -1,7 +1,5 @@
 """Difference between the two branches of dual batch norms."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

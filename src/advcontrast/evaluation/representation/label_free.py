@@ -1,7 +1,5 @@
 """Robustness of an encoder, measured without labels, for example during pre-training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any

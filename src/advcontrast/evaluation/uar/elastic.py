@@ -1,7 +1,5 @@
 """Elastic attack, and the warping of images along a flow field."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

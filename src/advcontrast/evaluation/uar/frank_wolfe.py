@@ -1,7 +1,5 @@
 """The Frank-Wolfe method on the L1 ball."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Attack on the coefficients of a JPEG file, and JPEG coding and decoding without the rounding."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Unforeseen attack robustness: the attacks of Kang et al. at their calibrated sizes for CIFAR-10."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
