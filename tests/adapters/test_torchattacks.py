@@ -161,7 +161,7 @@ def test_an_objective_without_labels_is_refused(model, labels, trainer):
 
 @pytest.mark.parametrize("given", [lambda: ATTACKS["PGD"](classifier()), PGDAttack, lambda: None])
 def test_an_attack_on_another_model_is_refused(model, labels, given):
-    expected = "TorchattacksAttack: expected an attack on raw images and on the model at hand, got "
+    expected = "TorchattacksAttack: expected an attack on raw images and on the model that is attacked, got "
     with pytest.raises(ValueError, match=re.escape(expected)):
         robust_accuracy(model, [(X, labels)], TorchattacksAttack(given()))
 

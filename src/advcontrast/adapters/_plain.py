@@ -19,7 +19,7 @@ def plain_copy(owner: str, model: nn.Module, branch: str | None) -> Any:
 
     Raises:
         ValueError: it has branches and none is named, or the other way round, or it is on the meta device.
-        TypeError: it is no module, is wrapped or scripted.
+        TypeError: it is not a module, or is wrapped or scripted.
         RuntimeError: it cannot be copied.
     """
     check_surgery(owner, model)
@@ -37,7 +37,7 @@ def fill(owner: str, model: nn.Module, source: nn.Module, expected: str) -> None
     """Load ``model`` with the state of a network that is made of the same layers with the same settings.
 
     Raises:
-        ValueError: it is made of others; constants and paddings are no part of a state, so names alone do not tell. Or
+        ValueError: it is made of others; constants and paddings are no part of a state, so names alone do not show it. Or
             its numbers are of another kind, and would be rounded.
     """
     for theirs, ours in zip_longest(repr(source).splitlines(), repr(model).splitlines()):

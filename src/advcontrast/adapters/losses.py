@@ -19,7 +19,7 @@ from ..norm import DualNorm
 
 
 class PairsAsLabels(nn.Module):
-    """A loss of embeddings and labels, told that the two views of an image are a class of their own.
+    """Loss of embeddings and labels, which gets the two views of an image as a class of their own.
 
     Works for the losses of pytorch-metric-learning that need no proxies of classes; their own ``SelfSupervisedLoss``
     does the same for some of them.

@@ -90,7 +90,7 @@ def _describe(network: Any, constants: Sequence[Any] | None, size: int | None, l
 
 
 def _write(network: Any, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write a network and what is known ``about`` it, load it, and compare outputs and state to the bit.
+    """Write a network and what is known ``about`` it, load it, and compare outputs and state bit for bit.
 
     Raises:
         ValueError: what timm loads is not the same, or cannot be loaded or written.

@@ -42,7 +42,7 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError("not a regular file")
             warnings.simplefilter("ignore")  # of metadata
-            # The header tells the size, so that nothing is allocated for what is too large.
+            # The header holds the size, so that nothing is allocated for an image that is too large.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_FORMATS) as image:
                 channel = _channel(image)

@@ -48,7 +48,7 @@ from .signals import termination
 
 _OWNER = "fit"
 CONNECTION_LOST_REMEDY = (
-    "Look for the first message of all; started again, the run goes on from the last checkpoint, which is good"
+    "Look for the first message of all; started again, the run continues from the last checkpoint, which is whole"
 )
 _LOG = logging.getLogger(__name__)
 _POLL = 16  # steps between two questions to the other processes whether to stop
