@@ -25,6 +25,7 @@ _RENAMED_MODULES = {
     "attacks.carried": "attacks.stateful",
     "attacks.progressive": "attacks.stateful",
     "attacks.target": "attacks.context",
+    "augment.images": "functional.image",
     "augment.formulas": "augment._corruption_ops",
     "engine.arguments": "engine.fit",
     "engine.identity": "engine.run_settings",

@@ -8,6 +8,6 @@ BY_DESIGN = {"strategies/acl.py:<lambda>", "norm/dual_norm.py:_apply", "norm/dua
 
 def test_a_step_crosses_few_files_and_calls_no_higher_floor():
     found = walk.walk()
-    assert len([name for name in found.step if walk.floor(name) > 0]) <= 20
+    assert len([name for name in found.step if walk.floor(name) > 0]) <= 18
     assert {"engine/fit.py", "engine/run.py", "strategies/acl.py", "optim/lars.py"} <= found.step.keys()
-    assert {called for _, called in found.upwards} - BY_DESIGN <= {"augment/pair.py:__call__", "augment/simclr.py:draw"}
+    assert {called for _, called in found.upwards} <= BY_DESIGN

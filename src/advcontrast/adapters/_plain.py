@@ -37,7 +37,7 @@ def fill(owner: str, model: nn.Module, source: nn.Module, expected: str) -> None
     """Load ``model`` with the state of a network that is made of the same layers with the same settings.
 
     Raises:
-        ValueError: it is made of others; constants and paddings are no part of a state, so names alone do not show it. Or
+        ValueError: it is made of others; constants and paddings are not part of a state. Or
             its numbers are of another kind, and would be rounded.
     """
     for theirs, ours in zip_longest(repr(source).splitlines(), repr(model).splitlines()):

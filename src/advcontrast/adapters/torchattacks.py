@@ -55,7 +55,10 @@ class TorchattacksAttack:
         """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
         model, x, y = model_and_labels("TorchattacksAttack", objective, x, generator)
         if getattr(self.attack, "model", None) is not model or self.attack.normalization_used is not None:
-            expected, remedy = "an attack on raw images and on the model that is attacked", "Build it with that very model"
+            expected, remedy = (
+                "an attack on raw images and on the model that is attacked",
+                "Build it with that very model",
+            )
             raise ValueError(complaint("TorchattacksAttack", expected, repr(self.attack), remedy))
         self.attack.set_device(x.device)
         with attack_context(model), seeded(generator):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, check_int, complaint, source_device
+from ..functional.image import unit_range
 from . import _corruption_ops as ops
-from .images import unit_range
 
 _OWNER = "Corruption"
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_int, check_real, source_device
-from .images import as_floats, check_images, to_device
+from ..functional.image import as_floats, check_images, to_device
 
 _OWNER = "CropFlip"
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .._checks import check_callable, check_real, complaint, source_device
 from .._random import preserve_rng_state
-from .images import check_images, height_width, unit_range
+from ..functional.image import check_images, height_width, unit_range
 from .simclr import SimCLRAugment, ViewParameters
 
 _OWNER = "ContrastivePairAugment"

@@ -7,8 +7,16 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int, check_real, complaint, readable, source_device, type_name
-from ..functional.image import adjust, crop_and_resize, luma, rotate_hue
-from .images import as_floats, check_images, height_width, to_device
+from ..functional.image import (
+    adjust,
+    as_floats,
+    check_images,
+    crop_and_resize,
+    height_width,
+    luma,
+    rotate_hue,
+    to_device,
+)
 
 _OWNER = "SimCLRAugment"
 _RATIO = (3 / 4, 4 / 3)
