@@ -1,9 +1,9 @@
 """List the files of the library that a batch crosses in ``fit(acl, images)`` on its way to the weights.
 
 Command: ``python -m benchmarks.evidence.walk``. Seconds on a CPU. Prints the files in the order of their first call,
-each with the floor of its room (``tests/test_layering.py``): those of one step, from a batch to the next one, and those
-of the whole call with its checks and preparations. Then it prints every call from a lower floor to a higher one. Two
-kinds are by design: the objective that a learner passes to its attack, and methods that modules of the network
+each with the floor of its room (see ``tests/repo/test_layering.py``): those of one step, from a batch to the next, and
+those of the whole call with its checks and preparations. Then it prints every call from a lower floor to a higher one.
+Two kinds are by design: the objective that a learner passes to its attack, and methods that modules of the network
 override.
 """
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 import advcontrast
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 SHOWN, HIDDEN = "code-block:: python", "testsetup::"  # the reader does not see what a page sets up
 PAGES = sorted(page for page in DOCS.rglob("*.rst") if not {"_build", "_gallery"} & set(page.parts))
 OPTIONAL = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("links", ROOT / "docs" / "links.py")
 links = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(links)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "docs" / "gallery").glob("*.py"))
 EMBEDDED = "examples/data/fashion-mini.npz"
 OWN = {"metrics.csv"}  # what fit writes, into a folder that the script made

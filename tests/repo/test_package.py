@@ -10,7 +10,7 @@ import torch
 
 import advcontrast
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 CONTRACT = {
     "ACLOutput",

@@ -1,0 +1,1 @@
+"""Tests of the repository itself: layers, pages, links, the gallery, the package."""
