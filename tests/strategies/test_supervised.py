@@ -141,7 +141,8 @@ def test_the_accuracy_of_a_batch_is_a_fraction():
 
 
 def test_the_old_name_gives_percent():
-    assert percent_right(torch.eye(4), torch.tensor([0, 1, 2, 0])).item() == 75
+    with pytest.warns(DeprecationWarning, match="percent_right has moved .* Use batch_accuracy, a fraction"):
+        assert percent_right(torch.eye(4), torch.tensor([0, 1, 2, 0])).item() == 75
 
 
 def test_targets_are_labels_and_else_what_the_logits_say():

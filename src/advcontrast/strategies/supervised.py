@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from .. import _deprecated
 from .._checks import (
     check_bool,
     check_callable,
@@ -248,5 +249,6 @@ def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def percent_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return :func:`batch_accuracy` in percent, for code of earlier versions."""
+    """Return :func:`batch_accuracy` in percent: the old name, which works for one release."""
+    _deprecated.warn("percent_right", "batch_accuracy, a fraction", stacklevel=2)
     return 100 * batch_accuracy(logits, labels)
