@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -13,6 +14,10 @@ import pytest
 # Sums are reproducible, and the tensors of tests are small: more threads only wait for each other, and for those of the
 # processes that run beside them. PyTorch reads this when it is imported, and child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Shells ignore Ctrl-C in jobs that they start in the background, and child processes inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
