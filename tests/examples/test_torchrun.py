@@ -99,7 +99,7 @@ def test_run_with_a_killed_process_finishes_by_itself(undisturbed, tmp_path, hom
     wait_for_step(out, 4, run)
     os.kill(ranks(run.pid)[1], signal.SIGKILL)
     _, errors = finish(run)
-    # The killed process, or the other one, which ends with an error of its own: torchrun reports the end it notices first.
+    # The killed process, or the other one, which ends with an error: torchrun reports the end that it notices first.
     assert re.search(r"Signal 9|exitcode: (-9|2)\b", errors)
     assert equal(weights(out), weights(undisturbed[0]))
 
