@@ -316,32 +316,24 @@ def test_memory_does_not_grow_with_the_square_of_the_images(measure):
 
 GOOD = torch.ones(4, 3)
 NAN = torch.full((4, 3), math.nan)
-FLAT = "Pass a flat row of features for each image."
-DIVERGED = "The network has diverged, or its input was not finite."
-BATCH = "Pass what the encoder returns for a batch."
-BOTH = "clean and adv of one shape [N, D] with N >= 2 and D >= 1, got "
+BOTH = "clean and adv of shape"
 
 
 @pytest.mark.parametrize(
     ("clean", "adv", "error", "message"),
     [
-        (GOOD, GOOD[:3], ValueError, f"{BOTH}[4, 3] and [3, 3]. {FLAT}"),
-        (GOOD, GOOD[:, :2], ValueError, f"{BOTH}[4, 3] and [4, 2]. {FLAT}"),
-        (GOOD[:1], GOOD[:1], ValueError, f"{BOTH}[1, 3] and [1, 3]. {FLAT}"),
-        (GOOD[:0], GOOD[:0], ValueError, f"{BOTH}[0, 3] and [0, 3]. {FLAT}"),
-        (GOOD[0], GOOD[0], ValueError, f"{BOTH}[3] and [3]. {FLAT}"),
-        (GOOD[None], GOOD[None], ValueError, f"{BOTH}[1, 4, 3] and [1, 4, 3]. {FLAT}"),
-        (GOOD[:, :0], GOOD[:, :0], ValueError, f"{BOTH}[4, 0] and [4, 0]. {FLAT}"),
-        (GOOD.long(), GOOD, TypeError, f"clean to be a floating point tensor, got torch.int64. {BATCH}"),
-        (GOOD, GOOD.tolist(), TypeError, f"adv to be a floating point tensor, got list. {BATCH}"),
-        (GOOD, NAN, ValueError, f"adv to be finite, got 12 non-finite of 12 values. {DIVERGED}"),
-        (GOOD / 0, GOOD, ValueError, f"clean to be finite, got 12 non-finite of 12 values. {DIVERGED}"),
-        (
-            GOOD,
-            GOOD.to("meta"),
-            ValueError,
-            "clean and adv on one device, got cpu and meta. Move them to the device of the model.",
-        ),
+        (GOOD, GOOD[:3], ValueError, BOTH),
+        (GOOD, GOOD[:, :2], ValueError, BOTH),
+        (GOOD[:1], GOOD[:1], ValueError, BOTH),
+        (GOOD[:0], GOOD[:0], ValueError, BOTH),
+        (GOOD[0], GOOD[0], ValueError, BOTH),
+        (GOOD[None], GOOD[None], ValueError, BOTH),
+        (GOOD[:, :0], GOOD[:, :0], ValueError, BOTH),
+        (GOOD.long(), GOOD, TypeError, "clean to be a floating point tensor"),
+        (GOOD, GOOD.tolist(), TypeError, "adv to be a floating point tensor"),
+        (GOOD, NAN, ValueError, "adv to be finite"),
+        (GOOD / 0, GOOD, ValueError, "clean to be finite"),
+        (GOOD, GOOD.to("meta"), ValueError, "clean and adv on one device"),
     ],
 )
 @pytest.mark.parametrize("measure", PAIRS)
@@ -353,11 +345,11 @@ def test_wrong_pairs_of_features(measure, clean, adv, error, message):
 @pytest.mark.parametrize(
     ("z", "error", "message"),
     [
-        (GOOD[:1], ValueError, f"z of shape [N, D] with N >= 2 and D >= 1, got [1, 3]. {FLAT}"),
-        (GOOD[0], ValueError, f"z of shape [N, D] with N >= 2 and D >= 1, got [3]. {FLAT}"),
-        (GOOD[:, :0], ValueError, f"z of shape [N, D] with N >= 2 and D >= 1, got [4, 0]. {FLAT}"),
-        (GOOD.int(), TypeError, f"z to be a floating point tensor, got torch.int32. {BATCH}"),
-        (NAN, ValueError, f"z to be finite, got 12 non-finite of 12 values. {DIVERGED}"),
+        (GOOD[:1], ValueError, "z of shape"),
+        (GOOD[0], ValueError, "z of shape"),
+        (GOOD[:, :0], ValueError, "z of shape"),
+        (GOOD.int(), TypeError, "z to be a floating point tensor"),
+        (NAN, ValueError, "z to be finite"),
     ],
 )
 @pytest.mark.parametrize("measure", SINGLE)
@@ -369,13 +361,8 @@ def test_wrong_features(measure, z, error, message):
 @pytest.mark.parametrize(
     ("which", "bad", "message"),
     [
-        (
-            3,
-            GOOD[:3],
-            "clean and other and adv and adv_other of one shape [N, D] with "
-            f"N >= 1 and D >= 1, got [4, 3] and [4, 3] and [4, 3] and [3, 3]. {FLAT}",
-        ),
-        (2, NAN, f"adv to be finite, got 12 non-finite of 12 values. {DIVERGED}"),
+        (3, GOOD[:3], "clean and other and adv and adv_other of shape"),
+        (2, NAN, "adv to be finite"),
     ],
 )
 def test_wrong_features_for_margins(which, bad, message):
@@ -388,10 +375,10 @@ def test_wrong_features_for_margins(which, bad, message):
 @pytest.mark.parametrize(
     ("top", "error", "message"),
     [
-        (0, ValueError, "top to be an int >= 1, got 0. 1 asks for the nearest."),
-        (1.0, TypeError, "top to be an int >= 1, got float. 1 asks"),
-        (True, TypeError, "top to be an int >= 1, got bool. 1 asks"),
-        (4, ValueError, "top below the number of images, 4, got 4. All N images are always among the nearest N."),
+        (0, ValueError, "top to be"),
+        (1.0, TypeError, "top to be"),
+        (True, TypeError, "top to be"),
+        (4, ValueError, "top below"),
     ],
 )
 def test_wrong_top(top, error, message):
@@ -409,16 +396,13 @@ def test_wrong_sharpness(t, error, got):
         uniformity(GOOD, t=t)
 
 
-MARGINS = "Pass what margin_ratio returns."
-
-
 @pytest.mark.parametrize(
     ("margins", "error", "message"),
     [
-        (GOOD, ValueError, f"margins of shape [N] with N >= 1, got [4, 3]. {MARGINS}"),
-        (GOOD[0, :0], ValueError, f"margins of shape [N] with N >= 1, got [0]. {MARGINS}"),
-        (NAN[0], ValueError, f"margins to be finite, got 3 non-finite of 3 values. {MARGINS}"),
-        ([0.1], TypeError, f"margins to be a floating point tensor, got list. {MARGINS}"),
+        (GOOD, ValueError, "margins of shape"),
+        (GOOD[0, :0], ValueError, "margins of shape"),
+        (NAN[0], ValueError, "margins to be finite"),
+        ([0.1], TypeError, "margins to be a"),
     ],
 )
 def test_wrong_margins(margins, error, message):

@@ -30,7 +30,6 @@ def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
         UserWarning: the weights are channels last, and a convolution of the model crashes PyTorch in that format.
 
     Example:
-        >>> from advcontrast.attacks import under_attack
         >>> model = torch.nn.Linear(2, 2)
         >>> with under_attack(model):
         ...     print(model.training, model.weight.requires_grad)

@@ -68,7 +68,6 @@ class WarmStart(_PerturbationState):
     Example:
         Two steps of half the radius reach the corner in two calls of one step.
 
-        >>> from advcontrast.attacks import WarmStart
         >>> attack = WarmStart(PGDAttack(eps=0.25, step_size=0.125, steps=1, random_start=False))
         >>> x = torch.tensor([[0.5]])
         >>> [round(attack(lambda x: x.sum(1), x).item(), 4) for _ in range(3)]
@@ -124,7 +123,6 @@ class FreeAttack(_PerturbationState):
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.attacks import FreeAttack
         >>> attack, x = FreeAttack(eps=0.25, step_size=0.25), torch.tensor([[0.5]])
         >>> attack(torch.sum, x).sum().backward()
         >>> attack(torch.sum, x).item() >= 0.5
@@ -196,7 +194,6 @@ class ProgressiveAttack(nn.Module):
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.attacks import ProgressiveAttack
         >>> few, more = (PGDAttack(eps=1, step_size=0.25, steps=steps, random_start=False) for steps in (1, 2))
         >>> attack, x = ProgressiveAttack([(2, few), (None, more)]), torch.zeros(1, 1)
         >>> [round(attack(lambda x: x.sum(1), x).item(), 4) for _ in range(4)]

@@ -74,7 +74,6 @@ class Corruption:
     Example:
         Severity 2 halves the contrast.
 
-        >>> from advcontrast.augment import Corruption
         >>> Corruption("contrast", severity=2)(torch.tensor([[[[0.0, 0.5, 1.0]]]])).tolist()
         [[[[0.25, 0.5, 0.75]]]]
     """

@@ -24,7 +24,6 @@ class CropFlip:
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.augment import CropFlip
         >>> CropFlip(padding=0, flip=1.0)(torch.tensor([[[[0.0, 0.25, 0.5]]]])).tolist()
         [[[[0.5, 0.25, 0.0]]]]
     """

@@ -28,7 +28,6 @@ class Replay(nn.Module):
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.augment import Replay
         >>> augment = Replay(lambda x: (x, x + 1), times=2)
         >>> [augment(x)[1].item() for x in torch.tensor([0.0, 10.0, 20.0])]
         [1.0, 1.0, 21.0]

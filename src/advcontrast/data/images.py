@@ -37,7 +37,6 @@ class ImageSet:
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.data import ImageSet
         >>> images = ImageSet(torch.full((5, 3, 8, 8), 51, dtype=torch.uint8), torch.arange(5) % 2, ("cat", "dog"))
         >>> images
         ImageSet(x=uint8 [5, 3, 8, 8], y=int64 [5], classes=('cat', 'dog'))

@@ -27,7 +27,6 @@ def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
         TypeError: an argument is not an int.
 
     Example:
-        >>> from advcontrast.data import train_validation_split
         >>> train, validation = train_validation_split(50_000)
         >>> len(train), len(validation)
         (45000, 5000)
@@ -63,7 +62,6 @@ def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.data import labelled_subset
         >>> labels = torch.arange(100) % 5
         >>> labels[labelled_subset(labels, 0.1, seed=0)].bincount()
         tensor([2, 2, 2, 2, 2])
@@ -108,7 +106,6 @@ def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tens
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.data import interleave
         >>> groups = torch.tensor([1] * 3 + [0] * 27)
         >>> groups[interleave(groups)].view(3, 10).sum(1)
         tensor([1, 1, 1])

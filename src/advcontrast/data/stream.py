@@ -46,7 +46,6 @@ class ImageStream(Dataset[Tensor]):
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from advcontrast.data import ImageStream
         >>> root = Path(tempfile.mkdtemp())
         >>> _ = (root / "gray.ppm").write_bytes(b"P6 2 2 255 " + bytes([51] * 12))
         >>> images = ImageStream(root, size=1)

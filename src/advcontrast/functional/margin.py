@@ -5,8 +5,6 @@ from torch import Tensor
 
 from .._checks import check_classes, check_logits, complaint, readable
 
-_REMEDY = "Pass one class index a sample"
-
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     r"""Return the difference of logits ratio of each sample, ``[N]``, the larger the more adversarial.
@@ -34,8 +32,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         >>> dlr(torch.tensor([[5.0, 3.0, 1.0, 0.0]]), torch.tensor([0])).tolist()
         [-0.5]
     """
-    logits = _checked_logits("dlr", logits, 3)
-    check_classes("dlr", "y", y, logits, remedy=_REMEDY)
+    logits = _checked("dlr", logits, 3, y=y)
     largest, classes = logits.topk(3)
     rival = torch.where(classes[:, 0] == y, largest[:, 1], largest[:, 0])
     return _ratio(rival - _of_class(logits, y), largest[:, 0] - largest[:, 2])
@@ -48,17 +45,14 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
     .. math:: \frac{z_t - z_y}{z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2}
 
-    which is positive only where the sample is misclassified, not necessarily as the target. Like :func:`dlr` it is
-    invariant to shift and scale of the logits. Where the four largest are equal, the numerator is returned instead.
+    which is positive only where the sample is misclassified, not necessarily as the target. Invariances, arguments and
+    errors are those of :func:`dlr`, but C is at least 4, and where the four largest logits are equal, the numerator is
+    returned instead.
 
     Args:
-        logits: ``[N, C]`` with C at least 4; half precision is computed in float32.
-        y: classes of the samples, int64 ``[N]`` in [0, C).
-        target: target classes, int64 ``[N]`` in [0, C), different from ``y``.
-
-    Raises:
-        ValueError: another shape or device, or, on the CPU, a class out of range or a target that is the class itself.
-        TypeError: an argument of the wrong kind.
+        logits: as above.
+        y: as for :func:`dlr`.
+        target: target classes, int64 ``[N]`` in [0, C); on the CPU one that is the class itself is a ``ValueError``.
 
     Example:
         Class 2 is 4 below class 0, which is 4.5 above the mean of the third and fourth logit.
@@ -67,23 +61,20 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         >>> round(targeted_dlr(logits, y, target).item(), 4) == round(-4 / 4.5, 4)
         True
     """
-    logits = _checked_logits("targeted_dlr", logits, 4)
-    check_classes("targeted_dlr", "y", y, logits, remedy=_REMEDY)
-    check_classes("targeted_dlr", "target", target, logits, remedy=_REMEDY)
-    same = (target == y).sum()
-    if readable(same) and same:
-        remedy = "Pass another class as the target"
-        got = f"the class itself for {int(same)} of {len(y)} samples"
-        raise ValueError(complaint("targeted_dlr", "target to differ from y", got, remedy))
+    logits = _checked("targeted_dlr", logits, 4, y=y, target=target)
+    if readable(y) and (same := int((target == y).sum())):
+        got = f"the class itself for {same} of {len(y)} samples"
+        raise ValueError(complaint("targeted_dlr", "target to differ from y", got, "Pass another class as the target"))
     largest = logits.topk(4).values
     width = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
     return _ratio(_of_class(logits, target) - _of_class(logits, y), width)
 
 
-def _checked_logits(owner: str, logits: Tensor, classes: int) -> Tensor:
-    check_logits(
-        owner, {"logits": logits}, least=classes, remedy="Pass the outputs of the classifier, before any softmax"
-    )
+def _checked(owner: str, logits: Tensor, least: int, **classes: Tensor) -> Tensor:
+    remedy = "Pass the outputs of the classifier, before any softmax"
+    check_logits(owner, {"logits": logits}, least=least, remedy=remedy)
+    for name, of in classes.items():
+        check_classes(owner, name, of, logits, remedy="Pass one class index a sample")
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

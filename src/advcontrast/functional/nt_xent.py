@@ -12,7 +12,7 @@ LARGEST_EXPONENT = 40  # the exponentials of similarities up to this, and their 
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | None = None) -> Tensor:
-    r"""Return the NT-Xent loss of N pairs of embeddings.
+    r"""Return the NT-Xent loss of N pairs of embeddings, a scalar.
 
     With the 2N rows of ``z1`` and ``z2`` scaled to length one, :math:`s_{ij}` their scalar products and :math:`p(i)`
     the row that shows the same image as row i,
@@ -21,7 +21,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
 
     so every anchor is compared with its partner and 2N - 2 negatives, and the mean is over all 2N anchors. If all rows
     are equal, as those of a collapsed encoder, the loss is :math:`\log(2N - 1)`. A row of zeros has similarity zero to
-    all others and gradient zero. The computation is in float64 for float64 input and in float32 otherwise, also under
+    all others and gradient zero. Computation and result are float64 for float64 input and float32 otherwise, also under
     autocast: half precision is too coarse at low temperature. Reference: Chen et al., ICML 2020, equation 1.
 
     Args:
@@ -32,9 +32,6 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
             the backward pass; a number gives the same loss and gradient with memory O(N * tile) and two thirds of the
             products, but no second derivatives. On a CPU 256 or 512 is faster from a few hundred pairs on, and
             necessary from a few thousand. On an accelerator, where each tile costs launches, take as many as fit.
-
-    Returns:
-        The loss, a scalar of dtype float64 for float64 input and float32 otherwise.
 
     Raises:
         ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, temperature < 1e-30, tile < 1, or, on the CPU,
@@ -56,18 +53,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
 def alignment(z1: Tensor, z2: Tensor) -> Tensor:
     r"""Return the mean squared distance of the pairs on the unit sphere, :math:`E \lVert \hat z_1 - \hat z_2 \rVert^2`.
 
-    Reference: Wang and Isola, ICML 2020.
-
-    Args:
-        z1: embeddings of the first views, ``[N, D]``.
-        z2: embeddings of the second views, ``[N, D]``.
-
-    Returns:
-        A scalar in [0, 4], which is 0 where both views of every image coincide, about 2 for unrelated ones.
-
-    Raises:
-        ValueError: shapes differ, are not ``[N, D]``, or N < 1; on the CPU also non-finite values.
-        TypeError: an argument of the wrong kind, or ``z1`` and ``z2`` of different dtypes.
+    The scalar is in [0, 4]: 0 where both views of every image coincide, about 2 for unrelated ones. Embeddings
+    ``[N, D]``, N at least 1, and errors are as for :func:`nt_xent`. Reference: Wang and Isola, ICML 2020.
 
     Example:
         >>> alignment(torch.eye(4), 3 * torch.eye(4)).item()
@@ -90,10 +77,10 @@ def check_embeddings(owner: str, z1: Tensor, z2: Tensor, *, least: int = 2) -> N
     check_tensor(owner, "z1", z1, remedy=remedy)
     check_tensor(owner, "z2", z2, remedy=remedy)
     if z1.dim() != 2 or z1.shape != z2.shape:
-        expected = "z1 and z2 to have the same shape [N, D]"
+        expected, got = "z1 and z2 to have the same shape [N, D]", f"{list(z1.shape)} and {list(z2.shape)}"
         same = z1.shape == z2.shape
         remedy = "Flatten each embedding to one dimension" if same else "Both views of a batch must be passed together"
-        raise ValueError(complaint(owner, expected, f"{list(z1.shape)} and {list(z2.shape)}", remedy))
+        raise ValueError(complaint(owner, expected, got, remedy))
     if z1.dtype != z2.dtype:
         remedy = "Cast them to one dtype, best to the wider one"
         raise TypeError(complaint(owner, "z1 and z2 of one dtype", f"{z1.dtype} and {z2.dtype}", remedy))

@@ -13,18 +13,15 @@ from .._checks import check_bounds, check_real, check_tensor
 
 
 def linf_box(x: Tensor, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) -> tuple[Tensor, Tensor]:
-    """Return the corners of all points within ``eps`` of ``x`` in every coordinate, and within ``bounds``.
+    """Return the lower and upper corner of all points within ``eps`` of ``x`` in each coordinate and within ``bounds``.
 
-    The corners are the outermost numbers of the dtype of ``x`` that satisfy both constraints exactly, for an ``eps``
-    that is itself rounded down to that dtype.
+    The corners, each with the shape of ``x``, are the outermost numbers of its dtype that satisfy both constraints
+    exactly, for an ``eps`` that is itself rounded down to that dtype.
 
     Args:
         x: any shape, float32 or float64, inside the bounds.
         eps: radius, at least 0, in the units of ``x``.
         bounds: smallest and largest value of a coordinate.
-
-    Returns:
-        The lower and the upper corner, each with the shape of ``x``.
 
     Raises:
         ValueError: eps < 0, or bounds that are not in order.

@@ -22,20 +22,15 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
 
     .. math:: \frac{1}{N (N - 1)} \sum_{i \ne j} [\lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert]
 
-    the mean over all ordered pairs of different images (Petrov and Kwiatkowska, ICLR 2023). Distances are Euclidean;
-    scale features to length one to measure angles.
-
-    :math:`c_j` counts as closer only if the difference exceeds 1e-5 :math:`\lVert c_i \rVert`, so that copies of an
-    image do not count. An encoder that maps all images to one point therefore has the risk 0; :func:`effective_rank`
-    detects it. Distances are computed in float64, a block of rows at a time, with memory O(N). Reference: Petrov and
-    Kwiatkowska, ICLR 2023.
+    the mean over all ordered pairs of different images, a float64 scalar in [0, 1]. Distances are Euclidean; scale
+    features to length one to measure angles. :math:`c_j` counts as closer only if the difference exceeds 1e-5
+    :math:`\lVert c_i \rVert`, so that copies of an image do not count. An encoder that maps all images to one point
+    therefore has the risk 0; :func:`effective_rank` detects it. Distances are computed in float64, a block of rows at a
+    time, with memory O(N). Reference: Petrov and Kwiatkowska, ICLR 2023.
 
     Args:
         clean: features of the images, ``[N, D]``, floating point, N at least 2.
         adv: features of the same images under attack, row by row, ``[N, D]``.
-
-    Returns:
-        A float64 scalar in [0, 1].
 
     Raises:
         ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, devices differ, or values are not finite. Values
@@ -61,16 +56,13 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
         & \frac{1}{N} \sum_{i=1}^N \big[ r_i < \mathrm{top} \big] \\
         & r_i = \big| \{ j \ne i : \lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert \} \big|
 
-    in the notation of :func:`breakaway_risk`, and with its rule for ties, which go to the image itself. Unlike that
-    risk the accuracy depends on N: compare encoders on the same images.
+    in the notation of :func:`breakaway_risk`, and with its rule for ties, which go to the image itself; a float64
+    scalar in [0, 1]. Unlike that risk the accuracy depends on N: compare encoders on the same images.
 
     Args:
-        clean: features of the images, ``[N, D]``, floating point, N at least 2.
-        adv: features of the same images under attack, ``[N, D]``.
+        clean: features as for :func:`breakaway_risk`.
+        adv: features as for :func:`breakaway_risk`.
         top: number of nearest images among which the own one counts, from 1 to N - 1.
-
-    Returns:
-        A float64 scalar in [0, 1].
 
     Raises:
         ValueError: as for :func:`breakaway_risk`, or ``top`` out of its range.
@@ -130,13 +122,10 @@ def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -
 
 
 def overlap_risk(margins: Tensor) -> Tensor:
-    r"""Return the probability that the sets that two images can be moved to overlap, :math:`P(m < 0)`.
+    r"""Return the probability that the sets that two images can be moved to overlap, :math:`P(m < 0)`, in float64.
 
     Args:
         margins: a :func:`margin_ratio` for each of N pairs, ``[N]``, floating point, N at least 1.
-
-    Returns:
-        A float64 scalar in [0, 1]: the mean over the pairs.
 
     Raises:
         ValueError: ``margins`` is not ``[N]`` with N at least 1, or is not finite.
@@ -161,16 +150,13 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
     .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} e^{-t \lVert \hat z_i - \hat z_j \rVert^2}
 
-    Smaller is more uniform. It is 0 if all features are parallel; for t = 2 and many features spread evenly over a
-    sphere of many dimensions it is close to -4. A row of zeros stays one. Memory is O(N) without a gradient. Reference:
-    Wang and Isola, ICML 2020.
+    a differentiable float64 scalar in [-4 t, 0]; smaller is more uniform. It is 0 if all features are parallel; for
+    t = 2 and many features spread evenly over a sphere of many dimensions it is close to -4. A row of zeros stays one.
+    Memory is O(N) without a gradient. Reference: Wang and Isola, ICML 2020.
 
     Args:
         z: features, ``[N, D]``, floating point, N at least 2.
         t: sharpness of the potential, positive; the authors' 2.
-
-    Returns:
-        A float64 scalar in [-4 t, 0], differentiable.
 
     Raises:
         ValueError: ``z`` is not ``[N, D]``, N < 2, D < 1, values that are not finite, or t <= 0.
@@ -202,15 +188,12 @@ def effective_rank(z: Tensor) -> Tensor:
         & \exp \Big( -\sum_k p_k \log p_k \Big) \\
         & p_k = \sigma_k / \sum_l \sigma_l
 
-    It is 1 if all features are multiples of one vector, or zero, as for a collapsed encoder, and D if they extend
-    equally in D orthogonal directions. Computed in float64, since rounding noise in many dimensions counts as rank.
-    References: Roy and Vetterli, EUSIPCO 2007; Garrido et al., ICML 2023.
+    a float64 scalar in [1, min(N, D)]. It is 1 if all features are multiples of one vector, or zero, as for a collapsed
+    encoder, and D if they extend equally in D orthogonal directions. Computed in float64, since rounding noise in many
+    dimensions counts as rank. References: Roy and Vetterli, EUSIPCO 2007; Garrido et al., ICML 2023.
 
     Args:
-        z: features, ``[N, D]``, floating point, N at least 2. With fewer rows than dimensions the rank is bounded by N.
-
-    Returns:
-        A float64 scalar in [1, min(N, D)].
+        z: features, ``[N, D]``, floating point, N at least 2.
 
     Raises:
         ValueError: ``z`` is not ``[N, D]``, N < 2, D < 1, or values that are not finite.
@@ -251,11 +234,10 @@ def _comparable(owner: str, features: dict[str, Tensor], *, least: int) -> list[
     remedy = "Pass what the encoder returns for a batch"
     for name, z in features.items():
         check_tensor(owner, name, z, remedy=remedy)
-    names, first = " and ".join(features), next(iter(features.values()))
-    fits = first.dim() == 2 and first.shape[1] >= 1 and len(first) >= least
-    if not fits or any(z.shape != first.shape for z in features.values()):
-        rule = f"{names} of {'one ' if len(features) > 1 else ''}shape [N, D] with N >= {least} and D >= 1"
-        got = " and ".join(str(list(z.shape)) for z in features.values())
+    shapes = [z.shape for z in features.values()]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] < least or shapes[0][1] < 1:
+        rule = f"{' and '.join(features)} of shape [N, D] with N >= {least} and D >= 1"
+        got = " and ".join(str(list(shape)) for shape in shapes)
         raise ValueError(complaint(owner, rule, got, "Pass a flat row of features for each image"))
     check_one_device(owner, **features)
     for name, z in features.items():

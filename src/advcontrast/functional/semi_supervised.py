@@ -32,9 +32,8 @@ def semi_supervised(
 
     where :math:`H_i` is the :func:`distillation` of the teacher's prediction for the clean image into that for the
     adversarial one. This is the paper's form, with :math:`\alpha` on the labels; the authors' code has
-    :math:`1 - \alpha` there, which is the same at their 0.5. The gradient flows through both sets of logits and not to
-    the teacher. Any number of images of a batch may be labelled. No value is read, so an accelerator is not stalled.
-    Reference: Jiang et al., NeurIPS 2020.
+    :math:`1 - \alpha` there, which is the same at their 0.5. The gradient does not flow to the teacher. Any number of
+    images of a batch may be labelled. An accelerator is not stalled. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
         clean_logits: logits of the clean images, ``[N, C]``.
@@ -42,12 +41,11 @@ def semi_supervised(
         labels: classes of the images, ``[N]``, int64 in [0, C), and -1 for an image without a label.
         teacher_logits: a standard-trained classifier's logits of the clean images, ``[N, C]``.
         alpha: share of the label in the loss of a labelled image, in [0, 1].
-        temperature: temperature of the distillation, at least 1e-30.
+        temperature: temperature T of the distillation, at least 1e-30.
         beta: weight of the divergence, at least 0; the paper's :math:`1/\lambda`.
 
     Raises:
-        ValueError: shapes do not fit, devices differ, a number out of its range or, on the CPU, a label out of its
-            range.
+        ValueError: shapes do not fit, devices differ, or a number or, on the CPU, a label out of its range.
         TypeError: an argument of the wrong kind.
 
     Example:

@@ -47,7 +47,6 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
         ImportError: the library in the name is not installed.
 
     Example:
-        >>> from advcontrast.models import backbone
         >>> encoder, features = backbone("resnet18", width=4)
         >>> encoder(torch.rand(2, 3, 32, 32)).shape, features
         (torch.Size([2, 32]), 32)

@@ -25,7 +25,6 @@ def acl_head(num_features: int, *, hidden: int | None = None, out: int = 512) ->
         TypeError: a width that is not an int.
 
     Example:
-        >>> from advcontrast.models import acl_head
         >>> acl_head(16)(torch.rand(4, 16)).shape
         torch.Size([4, 512])
     """
@@ -49,7 +48,6 @@ def simclr_head(num_features: int, *, hidden: int | None = None, out: int = 128)
     Reference: Chen et al., ICML 2020.
 
     Example:
-        >>> from advcontrast.models import simclr_head
         >>> simclr_head(16)(torch.rand(4, 16)).shape
         torch.Size([4, 128])
     """

@@ -30,7 +30,6 @@ class Normalize(nn.Module):
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.models import Normalize
         >>> Normalize(mean=(0.5,), std=(0.25,))(torch.ones(1, 1, 1, 1)).item()
         2.0
     """

@@ -205,7 +205,6 @@ def resnet18(
     At width 64 it has 512 features and 11.2 M parameters. Arguments and errors are those of :class:`ResNet`.
 
     Example:
-        >>> from advcontrast.models import resnet18
         >>> encoder = resnet18(num_classes=0, width=4)
         >>> encoder(torch.rand(2, 3, 32, 32)).shape, encoder.num_features
         (torch.Size([2, 32]), 32)
@@ -221,7 +220,6 @@ def resnet34(
     At width 64 it has 512 features and 21.3 M parameters. Arguments and errors are those of :class:`ResNet`.
 
     Example:
-        >>> from advcontrast.models import resnet34
         >>> resnet34(num_classes=10, width=2)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
@@ -236,7 +234,6 @@ def resnet50(
     At width 64 it has 2048 features and 23.5 M parameters. Arguments and errors are those of :class:`ResNet`.
 
     Example:
-        >>> from advcontrast.models import resnet50
         >>> resnet50(num_classes=0, width=2).num_features
         64
     """

@@ -28,7 +28,6 @@ def cifar_stem(model: nn.Module) -> nn.Module:
 
     Example:
         >>> from torchvision.models import resnet18
-        >>> from advcontrast.models import cifar_stem
         >>> cifar_stem(resnet18()).conv1
         Conv2d(3, 64, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
     """

@@ -112,7 +112,6 @@ def wide_resnet34_10(
     pass ``normalize=None``. Arguments and errors are those of :class:`WideResNet`.
 
     Example:
-        >>> from advcontrast.models import wide_resnet34_10
         >>> encoder = wide_resnet34_10(num_classes=0, width=4)
         >>> encoder(torch.rand(2, 3, 32, 32)).shape, encoder.num_features
         (torch.Size([2, 16]), 16)

@@ -28,7 +28,6 @@ class SemiSupervisedTrainer(AdversarialTrainer):
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.strategies.semi_supervised import SemiSupervisedTrainer
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> trainer = SemiSupervisedTrainer(model, attack=PGDAttack(steps=1))
         >>> out = trainer(torch.rand(2, 3, 2, 2), torch.tensor([1, -1]), torch.zeros(2, 2))
@@ -79,7 +78,6 @@ def targets_of(labels: Tensor, logits: Tensor) -> Tensor:
     """Return the int64 labels ``[N]``, with the class of the largest logit of a teacher, ``[N, C]``, in place of -1.
 
     Example:
-        >>> from advcontrast.strategies.semi_supervised import targets_of
         >>> targets_of(torch.tensor([0, -1]), torch.tensor([[1.0, 2.0], [1.0, 2.0]])).tolist()
         [0, 1]
     """

@@ -50,7 +50,6 @@ class StandardTrainer(nn.Module):
     Example:
         Logits of zero give each of two classes the probability 1/2.
 
-        >>> from advcontrast.strategies.supervised import StandardTrainer
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> _ = torch.nn.init.zeros_(model[1].weight), torch.nn.init.zeros_(model[1].bias)
         >>> out = StandardTrainer(model)(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 0]))
@@ -161,7 +160,6 @@ class AdversarialTrainer(StandardTrainer):
     Example:
         Class 0 leads by the difference of two pixels, 0.4, and under an attack that moves both by 0.1, by 0.2.
 
-        >>> from advcontrast.strategies.supervised import AdversarialTrainer
         >>> trainer = AdversarialTrainer(torch.nn.Flatten(), attack=PGDAttack(eps=0.1, step_size=0.1, steps=2))
         >>> out = trainer(torch.tensor([[0.7, 0.3]]), torch.tensor([0]))
         >>> round(out.loss.item(), 4) == round(math.log(1 + math.exp(-0.2)), 4)
@@ -241,7 +239,6 @@ def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the accuracy of logits ``[N, C]`` and labels ``[N]`` in [0, 1], a detached float32 scalar on their device.
 
     Example:
-        >>> from advcontrast.strategies.supervised import batch_accuracy
         >>> batch_accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0])).item()
         0.75
     """

@@ -30,7 +30,6 @@ class TRADESTrainer(AdversarialTrainer):
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.strategies.trades import TRADESTrainer
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> out = TRADESTrainer(model, attack=PGDAttack(steps=1))(torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 0, 0]))
         >>> sorted(out.terms)
