@@ -129,6 +129,13 @@ def check_device(owner: str, value: Any) -> torch.device:
     return device
 
 
+def check_type(owner: str, name: str, value: Any, kinds: type | tuple[type, ...], *, remedy: str) -> None:
+    """Require an instance of one of ``kinds``."""
+    if not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise TypeError(complaint(owner, f"{name} to be of type {names}", type_name(value), remedy))
+
+
 def check_module(owner: str, model: Any) -> None:
     """Require an ``nn.Module``."""
     if not isinstance(model, nn.Module):
@@ -283,10 +290,11 @@ def check_within(owner: str, name: str, value: Tensor, bounds: tuple[float, floa
     """Require finite values within ``bounds``, up to a millionth of their range, where they are :func:`readable`."""
     if not readable(value) or value.numel() == 0:
         return
-    check_finite(owner, name, value, remedy=remedy)
+    smallest, largest = (extreme.item() for extreme in value.detach().aminmax())
+    if not math.isfinite(largest - smallest):  # one pass for the extremes, which are NaN if any value is
+        check_finite(owner, name, value, remedy=remedy)
     low, high = bounds
     slack = 1e-6 * (high - low) if math.isfinite(high - low) else 0.0
-    smallest, largest = (extreme.item() for extreme in value.aminmax())
     if smallest < low - slack or largest > high + slack:
         got = f"values in [{smallest:.3g}, {largest:.3g}]"
         raise ValueError(complaint(owner, f"{name} within bounds [{low}, {high}]", got, remedy))

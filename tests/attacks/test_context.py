@@ -51,8 +51,5 @@ def test_running_statistics_do_not_move():
 
 
 def test_what_is_no_module_is_refused():
-    with (
-        pytest.raises(TypeError, match=r"under_attack: expected model to be an nn\.Module, got function"),
-        under_attack(flags),
-    ):
+    with pytest.raises(TypeError, match="under_attack: expected model to be"), under_attack(flags):
         pass

@@ -172,7 +172,7 @@ WRAPPED = {WarmStart: (PGDAttack(steps=1),), ProgressiveAttack: ([(None, PGDAtta
 
 @pytest.mark.parametrize("attack", EVERY)
 def test_the_constructor_of_another_library_is_explained(attack):
-    with pytest.raises(TypeError, match=rf"^{attack.__name__}: expected settings by name, got . by position\. Write"):
+    with pytest.raises(TypeError, match=rf"^{attack.__name__}: expected settings by name, got . by position"):
         attack(*WRAPPED.get(attack, ()), CLASSIFIER, eps=0.1)
 
 

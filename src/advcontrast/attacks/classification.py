@@ -50,10 +50,7 @@ class ClassificationObjective:
             raise ValueError(complaint(_OWNER, "y of shape [N]", f"{list(self.y.shape)}", remedy))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits ``[N, C]`` of images.
-
-        Args:
-            x: images ``[N, ...]``, as many as labels.
+        """Return the logits ``[N, C]`` of images ``[N, ...]``, as many as labels.
 
         Raises:
             RuntimeError: a module of the model is in train mode.
@@ -72,8 +69,8 @@ class ClassificationObjective:
         if logits.dim() != 2 or len(logits) != len(self.y):
             expected = f"the output of the model of shape [{len(self.y)}, C]"
             raise ValueError(complaint(_OWNER, expected, f"{list(logits.shape)}", remedy))
-        classes = logits.shape[1]
-        check_within(_OWNER, "labels", self.y, (0, classes - 1), remedy=f"The model has {classes} classes")
+        remedy = f"The model has {logits.shape[1]} classes"
+        check_within(_OWNER, "labels", self.y, (0, logits.shape[1] - 1), remedy=remedy)
         return logits
 
     def __call__(self, x: Tensor) -> Tensor:

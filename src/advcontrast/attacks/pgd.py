@@ -34,10 +34,7 @@ _OWNER = "PGDAttack"
 
 
 def explains_calls(attack: AttackClass) -> AttackClass:
-    """Make a class of attacks explain how it is called where it is called as in other libraries.
-
-    Those take the model and the labels by position: ``Attack(model, eps=...)`` and ``attack(model, x, y)``.
-    """
+    """Explain to those who write ``Attack(model, eps=...)`` and ``attack(model, x, y)`` how an attack is called."""
     call = "forward" if issubclass(attack, nn.Module) else "__call__"
     for name, expected in (("__init__", "settings by name"), (call, "an objective and images")):
         setattr(attack, name, _explained(attack.__name__, getattr(attack, name), expected))
@@ -51,11 +48,8 @@ def _explained(owner: str, method: Callable[..., Any], expected: str) -> Callabl
     @wraps(method)
     def explained(self: Any, *args: Any, **settings: Any) -> Any:
         if len(args) > allowed:
-            got = f"{len(args)} by position"
-            remedy = (
-                f"Write {owner}(...), its settings by name, and call that with (ClassificationObjective(model, y), x)"
-            )
-            raise TypeError(complaint(owner, expected, got, remedy))
+            remedy = f"Pass settings by name, and call {owner}(...) with (ClassificationObjective(model, y), x)"
+            raise TypeError(complaint(owner, expected, f"{len(args)} by position", remedy))
         return method(self, *args, **settings)
 
     return explained
@@ -78,10 +72,10 @@ class PGDAttack:
     flags, buffers, ``.grad`` or, given a generator, the global random state, and it works under ``no_grad`` and
     ``inference_mode``. Objectives may couple the samples of a batch, as a contrastive loss of both views does.
 
-    The constraint holds in exact arithmetic, not up to rounding: no coordinate (``"linf"``), and no sample's Euclidean
-    norm (``"l2"``), exceeds ``eps``. Half precision cannot represent that (a step of bfloat16 near 1 is 1/256), so
-    images are float32 or float64; put autocast around the model instead. The loss is scaled internally, so that small
-    gradients survive half precision. References: Madry et al., ICLR 2018; Jiang et al., NeurIPS 2020.
+    The constraint holds in exact arithmetic: no coordinate (``"linf"``), and no sample's Euclidean norm (``"l2"``),
+    exceeds ``eps``. Half precision cannot represent that (a step of bfloat16 near 1 is 1/256), so images are float32 or
+    float64; put autocast around the model instead. The loss is scaled internally, so that small gradients survive half
+    precision. References: Madry et al., ICLR 2018; Jiang et al., NeurIPS 2020.
 
     Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
@@ -168,7 +162,7 @@ class PGDAttack:
                 if start is None and self.random_start:
                     point = ball.random_point(generator)
                 else:
-                    point = ball.project(ball.centre if start is None else start.detach())
+                    point = ball.project(x if start is None else start.detach())
                 for _ in range(self.steps):
                     gain, gradient = ascent(_OWNER, partial(self._gain, objective), point)
                     if self.restarts:
@@ -214,11 +208,7 @@ def check_call(
     if x.dim() == 0:
         raise ValueError(complaint(owner, "x of shape [N, ...]", "[]", "Add a sample dimension with x[None]"))
     check_generator(owner, generator, x.device)
-    remedy = "Put the normalisation inside the model and attack the raw image"
-    if readable(x) and x.numel():
-        # One pass for the extremes, which also show NaN and infinity.
-        extremes = torch.stack(x.detach().aminmax())
-        check_within(owner, "x", extremes if bool(extremes.isfinite().all()) else x, bounds, remedy=remedy)
+    check_within(owner, "x", x, bounds, remedy="Put the normalisation inside the model and attack the raw image")
 
 
 def value_of(owner: str, objective: Objective, image: Tensor, *, scalar: bool) -> Tensor:
@@ -257,7 +247,6 @@ def ascent(
     if readable(gradient) and not math.isfinite(gradient.sum().item()):
         if scaled and not bool(gradient.isfinite().all()):
             return ascent(owner, gain, image, scaled=False)
-        check_finite(
-            owner, "the gradient of the objective", gradient, remedy="Look for a division by zero in the model"
-        )
+        remedy = "Look for a division by zero in the model"
+        check_finite(owner, "the gradient of the objective", gradient, remedy=remedy)
     return value.detach(), gradient

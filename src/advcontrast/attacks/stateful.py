@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int, check_real, complaint, type_name
+from .._checks import check_int, check_real, check_type, complaint
 from .._types import Norm, Objective
 from .balls import BALLS
 from .pgd import PGDAttack, check_call, check_search, explains_calls
@@ -26,18 +26,20 @@ class _PerturbationState(nn.Module):
 
     def recall(self, x: Tensor) -> Tensor | None:
         """Return a perturbation for each image, or ``None`` if there are too few or of another shape or dtype."""
-        kept = self._perturbations
-        if kept is None or len(kept) < len(x) or kept.shape[1:] != x.shape[1:] or kept.dtype != x.dtype:
-            return None
-        return kept[: len(x)].to(x.device)
+        kept = self._kept_like(x)
+        return None if kept is None or len(kept) < len(x) else kept[: len(x)]
 
     def keep(self, perturbations: Tensor) -> None:
         """Replace the perturbations of the last batch; those beyond a shorter batch stay."""
-        kept, n = self._perturbations, len(perturbations)
-        fits = kept is not None and kept.shape[1:] == perturbations.shape[1:] and kept.dtype == perturbations.dtype
-        if kept is not None and fits and len(kept) > n:
-            perturbations = torch.cat([perturbations, kept[n:].to(perturbations.device)])
+        kept = self._kept_like(perturbations)
+        if kept is not None and len(kept) > len(perturbations):
+            perturbations = torch.cat([perturbations, kept[len(perturbations) :]])
         self._perturbations = perturbations.detach()
+
+    def _kept_like(self, x: Tensor) -> Tensor | None:
+        kept = self._perturbations
+        fits = kept is not None and kept.shape[1:] == x.shape[1:] and kept.dtype == x.dtype
+        return kept.to(x.device) if kept is not None and fits else None
 
     def get_extra_state(self) -> dict[str, Tensor | None]:
         """Return the perturbations for the state dict."""
@@ -52,18 +54,14 @@ class _PerturbationState(nn.Module):
 class WarmStart(_PerturbationState):
     """An attack that starts from the perturbations of the last batch, so that fewer steps are enough.
 
-    Image i of a batch starts from the perturbation of image i of the batch before, projected onto its own ball. The
-    first batch, and any that is larger than the one before, starts as the attack does alone. The perturbations belong
-    to other images: the part that transfers between images is reused.
-
-    The perturbations are in the state dict, so that a resumed run continues with them. Under DDP each process keeps its
-    own; after a resume all start with those of the first. Reference: Wong et al., ICLR 2020, "previous" initialisation.
+    Image i of a batch starts from the perturbation of image i of the batch before, projected onto its own ball: the
+    part that transfers between images is reused. The first batch, and any that is larger than the one before, starts as
+    the attack does alone. The perturbations are in the state dict, so that a resumed run continues with them. Under DDP
+    each process keeps its own; after a resume all start with those of the first. Reference: Wong et al., ICLR 2020,
+    "previous" initialisation.
 
     Args:
-        attack: the attack, normally with one or two steps.
-
-    Raises:
-        TypeError: ``attack`` is not a :class:`~advcontrast.PGDAttack`.
+        attack: the :class:`~advcontrast.PGDAttack`, normally with one or two steps; another is a ``TypeError``.
 
     Example:
         Two steps of half the radius reach the corner in two calls of one step.
@@ -75,9 +73,7 @@ class WarmStart(_PerturbationState):
     """
 
     def __init__(self, attack: PGDAttack) -> None:
-        if not isinstance(attack, PGDAttack):
-            remedy = "Pass PGDAttack(steps=1, ...)"
-            raise TypeError(complaint("WarmStart", "attack to be a PGDAttack", type_name(attack), remedy))
+        check_type("WarmStart", "attack", attack, PGDAttack, remedy="Pass PGDAttack(steps=1, ...)")
         super().__init__()
         self.attack = attack
 
@@ -103,24 +99,19 @@ class FreeAttack(_PerturbationState):
 
     .. math:: \delta \leftarrow \Pi\big(\delta + \mathrm{step\_size} \cdot d\big)
 
-    with the direction d and the projection of :class:`~advcontrast.PGDAttack`. They are kept for the image at the same
-    position of the next batch. The authors train on each batch several times in a row, so that its perturbations can
-    grow: :class:`advcontrast.augment.Replay` does that for contrastive learning.
+    with the direction d, the projection, the settings and the errors of :class:`~advcontrast.PGDAttack`. They are kept
+    for the image at the same position of the next batch. The authors train on each batch several times in a row, so
+    that its perturbations can grow, as :class:`advcontrast.augment.Replay` does for contrastive learning.
 
-    The step is taken by ``loss.backward()``, not by ``torch.autograd.grad`` for the weights alone; without a backward
-    pass there is no step. Gradients are those of the network in train mode. State dict and DDP are as for
-    :class:`WarmStart`. Use it for training only: it is weak against a fixed network. Reference: Shafahi et al., NeurIPS
-    2019.
+    The step is taken by ``loss.backward()``, not by ``torch.autograd.grad`` for the weights alone. Gradients are those
+    of the network in train mode. State dict and DDP are as for :class:`WarmStart`. Use it for training only: it is weak
+    against a fixed network. Reference: Shafahi et al., NeurIPS 2019.
 
     Args:
-        eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
-        step_size: length of a step, positive, in the same units; the authors' is the radius.
+        eps: radius of the ball, at least 0.
+        step_size: length of a step, positive; the authors' is the radius.
         norm: ``"linf"`` or ``"l2"``.
         bounds: smallest and largest pixel value.
-
-    Raises:
-        ValueError: a number out of its range, or bounds that are not in order.
-        TypeError: an argument of the wrong kind.
 
     Example:
         >>> attack, x = FreeAttack(eps=0.25, step_size=0.25), torch.tensor([[0.5]])
@@ -147,15 +138,11 @@ class FreeAttack(_PerturbationState):
 
         Args:
             objective: not called, as the loss of the training step is used instead.
-            x: images ``[N, ...]``, float32 or float64, inside the bounds.
+            x: images as for :class:`~advcontrast.PGDAttack`, with the same errors.
             generator: source of the first perturbations, drawn from the ball; by default the global one of the device.
 
         Returns:
             A leaf that requires a gradient, like ``x``.
-
-        Raises:
-            ValueError: ``x`` has no sample dimension or, on the CPU, leaves the bounds or is not finite.
-            TypeError: an argument of the wrong kind.
         """
         check_call("FreeAttack", objective, x, generator, self.bounds)
         with torch.inference_mode(False):
@@ -203,8 +190,7 @@ class ProgressiveAttack(nn.Module):
     def __init__(self, stages: Sequence[tuple[int | None, Callable[..., Tensor]]]) -> None:
         remedy = "Pass pairs such as [(1000, PGDAttack(steps=1)), (None, PGDAttack(steps=5))]"
         owner = "ProgressiveAttack"
-        if not isinstance(stages, (list, tuple)):
-            raise TypeError(complaint(owner, "stages to be a list of pairs", type_name(stages), remedy))
+        check_type(owner, "stages", stages, (list, tuple), remedy=remedy)
         if not stages:
             raise ValueError(complaint(owner, "at least one stage", "none", remedy))
         for stage in stages:
