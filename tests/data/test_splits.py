@@ -49,11 +49,11 @@ def test_split_leaves_the_global_generators_alone():
 @pytest.mark.parametrize(
     ("n", "seed", "error", "message"),
     [
-        (9, 10, ValueError, "expected n to be an int >= 10, got 9. A tenth of the images is for validation."),
-        (50.0, 10, TypeError, "expected n to be an int >= 10, got float. A tenth of the images is for validation."),
-        (50, -1, ValueError, "expected seed to be an int >= 0, got -1. 10 is the seed of the paper."),
-        (50, 2**32, ValueError, "expected seed to be an int < 2**32, got 4294967296. 10 is the seed of the paper."),
-        (50, None, TypeError, "expected seed to be an int >= 0, got NoneType. 10 is the seed of the paper."),
+        (9, 10, ValueError, "expected n to be"),
+        (50.0, 10, TypeError, "expected n to be"),
+        (50, -1, ValueError, "expected seed to be"),
+        (50, 2**32, ValueError, "expected seed to be"),
+        (50, None, TypeError, "expected seed to be"),
     ],
 )
 def test_wrong_split(n, seed, error, message):
@@ -108,30 +108,16 @@ def test_every_image_can_be_chosen():
 @pytest.mark.parametrize(
     ("labels", "fraction", "seed", "error", "message"),
     [
-        (
-            UNEVEN,
-            0.01,
-            0,
-            ValueError,
-            "expected 1 to 30 images of each class, as many as the smallest has, got 0 (0.01 of 120 images in "
-            "3 classes). Pass a larger fraction.",
-        ),
-        (
-            UNEVEN,
-            0.8,
-            0,
-            ValueError,
-            "expected 1 to 30 images of each class, as many as the smallest has, got 32 (0.8 of 120 images in "
-            "3 classes). Pass a smaller fraction.",
-        ),
-        (UNEVEN, 0, 0, ValueError, "expected fraction to be a finite number > 0 and <= 1, got 0. 0.01 and 0.1 are "),
-        (UNEVEN, 10, 0, ValueError, "expected fraction to be a finite number > 0 and <= 1, got 10. "),
-        (UNEVEN, "1", 0, TypeError, "expected fraction to be a finite number > 0 and <= 1, got str. "),
-        (UNEVEN, 0.1, -1, ValueError, "expected seed to be an int >= 0, got -1. Another seed chooses other images."),
-        (UNEVEN, 0.1, 0.5, TypeError, "expected seed to be an int >= 0, got float. "),
-        (UNEVEN.float(), 0.1, 0, TypeError, "expected labels to be a torch.int64 tensor, got torch.float32. Pass one "),
-        (UNEVEN[:, None], 0.1, 0, ValueError, "expected labels of shape [N] with N >= 1, got [120, 1]. Pass one "),
-        (UNEVEN[:0], 0.1, 0, ValueError, "expected labels of shape [N] with N >= 1, got [0]. Pass one number an "),
+        (UNEVEN, 0.01, 0, ValueError, "expected 1 to 30 images of each class, as many as the smallest has"),
+        (UNEVEN, 0.8, 0, ValueError, "expected 1 to 30 images of each class, as many as the smallest has"),
+        (UNEVEN, 0, 0, ValueError, "expected fraction to be"),
+        (UNEVEN, 10, 0, ValueError, "expected fraction to be"),
+        (UNEVEN, "1", 0, TypeError, "expected fraction to be"),
+        (UNEVEN, 0.1, -1, ValueError, "expected seed to be"),
+        (UNEVEN, 0.1, 0.5, TypeError, "expected seed to be"),
+        (UNEVEN.float(), 0.1, 0, TypeError, "expected labels to be"),
+        (UNEVEN[:, None], 0.1, 0, ValueError, "expected labels of shape"),
+        (UNEVEN[:0], 0.1, 0, ValueError, "expected labels of shape"),
     ],
 )
 def test_wrong_subset(labels, fraction, seed, error, message):
@@ -209,9 +195,9 @@ def test_without_a_generator_the_global_one_draws():
 @pytest.mark.parametrize(
     ("groups", "source", "error", "message"),
     [
-        (UNEVEN.bool(), None, TypeError, "expected groups to be a torch.int64 tensor, got torch.bool. Pass one number"),
-        (UNEVEN[:0], None, ValueError, "expected groups of shape [N] with N >= 1, got [0]. Pass one number an image."),
-        (UNEVEN, 3, TypeError, "expected generator to be a torch.Generator on cpu or None, got int. Create it with "),
+        (UNEVEN.bool(), None, TypeError, "expected groups to be"),
+        (UNEVEN[:0], None, ValueError, "expected groups of shape"),
+        (UNEVEN, 3, TypeError, "expected generator to be"),
     ],
 )
 def test_wrong_groups(groups, source, error, message):

@@ -179,32 +179,21 @@ def test_semi_supervised_reads_no_value_of_an_accelerator():
 
 
 GOOD = torch.zeros(6, 5)
-SAME = "distillation: expected logits and teacher_logits to have the same shape [N, C] with C >= 2, got "
-REMEDY = "Pass the outputs of both classifiers, before any softmax."
+SAME = "distillation: expected logits and teacher_logits to have"
 
 
 @pytest.mark.parametrize(
     ("z", "t", "error", "message"),
     [
-        (GOOD, GOOD[:5], ValueError, f"{SAME}[6, 5] and [5, 5]. "),
-        (GOOD[:, :1], GOOD[:, :1], ValueError, f"{SAME}[6, 1] and [6, 1]. "),
-        (GOOD[0], GOOD[0], ValueError, f"{SAME}[5] and [5]. "),
-        (
-            GOOD.long(),
-            GOOD,
-            TypeError,
-            "distillation: expected logits to be a floating point tensor, got torch.int64. ",
-        ),
-        (
-            GOOD,
-            LABELS,
-            TypeError,
-            "distillation: expected teacher_logits to be a floating point tensor, got torch.int64. ",
-        ),
+        (GOOD, GOOD[:5], ValueError, SAME),
+        (GOOD[:, :1], GOOD[:, :1], ValueError, SAME),
+        (GOOD[0], GOOD[0], ValueError, SAME),
+        (GOOD.long(), GOOD, TypeError, "distillation: expected logits to be"),
+        (GOOD, LABELS, TypeError, "distillation: expected teacher_logits to be"),
     ],
 )
 def test_distillation_refuses_wrong_logits(z, t, error, message):
-    with pytest.raises(error, match=re.escape(message + REMEDY)):
+    with pytest.raises(error, match=re.escape(message)):
         distillation(z, t)
 
 
@@ -216,10 +205,7 @@ def test_distillation_refuses_wrong_logits(z, t, error, message):
             lambda: semi_supervised(GOOD, GOOD, LABELS, GOOD.to("meta")),
             "distillation: expected logits and teacher_logits",
         ),
-        (
-            lambda: semi_supervised(GOOD, GOOD, LABELS.to("meta"), GOOD),
-            "semi_supervised: expected logits and labels",
-        ),
+        (lambda: semi_supervised(GOOD, GOOD, LABELS.to("meta"), GOOD), "semi_supervised: expected logits and labels"),
     ],
 )
 def test_tensors_on_two_devices(call, owner):
@@ -246,10 +232,10 @@ def test_wrong_temperature(call, temperature, error, got):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"alpha": -0.1}, ValueError, "expected alpha to be a finite number >= 0 and <= 1, got -0.1. 0.5 is ACL's,"),
-        ({"alpha": 1.5}, ValueError, "expected alpha to be a finite number >= 0 and <= 1, got 1.5. 0.5 is ACL's,"),
-        ({"beta": -1}, ValueError, "expected beta to be a finite number >= 0, got -1. 6 is ACL's,"),
-        ({"beta": None}, TypeError, "expected beta to be a finite number >= 0, got NoneType. 6 is ACL's,"),
+        ({"alpha": -0.1}, ValueError, "expected alpha to be"),
+        ({"alpha": 1.5}, ValueError, "expected alpha to be"),
+        ({"beta": -1}, ValueError, "expected beta to be"),
+        ({"beta": None}, TypeError, "expected beta to be"),
     ],
 )
 def test_semi_supervised_refuses_wrong_weights(settings, error, message):
@@ -260,21 +246,18 @@ def test_semi_supervised_refuses_wrong_weights(settings, error, message):
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
-        (LABELS.float(), TypeError, "expected labels to be a torch.int64 tensor, got torch.float32."),
-        (LABELS[:5], ValueError, "expected labels of shape [6], got [5]."),
-        (LABELS + 2, ValueError, "expected labels within bounds [-1, 4], got values in [1, 5]."),
-        (LABELS - 1, ValueError, "expected labels within bounds [-1, 4], got values in [-2, 2]."),
+        (LABELS.float(), TypeError, "expected labels to be"),
+        (LABELS[:5], ValueError, "expected labels of shape"),
+        (LABELS + 2, ValueError, "expected labels within"),
+        (LABELS - 1, ValueError, "expected labels within"),
     ],
 )
 def test_semi_supervised_refuses_wrong_labels(labels, error, message):
-    message = f"semi_supervised: {message} Pass one class index a sample, and -1 for a sample without a label."
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=re.escape(f"semi_supervised: {message}")):
         semi_supervised(GOOD, GOOD, labels, GOOD)
 
 
 @pytest.mark.parametrize(("teacher", "got"), [(LABELS, "torch.int64"), (GOOD.tolist(), "list"), (None, "NoneType")])
 def test_semi_supervised_refuses_a_teacher_without_logits(teacher, got):
-    message = f"semi_supervised: expected teacher_logits to be a floating point tensor, got {got}. "
-    remedy = "Pass the outputs of the teacher, before any softmax."
-    with pytest.raises(TypeError, match=re.escape(message + remedy)):
+    with pytest.raises(TypeError, match=f"^semi_supervised: expected teacher_logits to be .*, got {got}"):
         semi_supervised(GOOD, GOOD, LABELS, teacher)

@@ -173,28 +173,21 @@ def test_empty_batch_has_no_values():
 
 
 Z, Y = torch.arange(20.0).view(4, 5), torch.arange(4)
-RAW = " Pass the outputs of the classifier, before any softmax."
-INDEX = " Pass one class index a sample."
 BAD = [
-    (None, Y, TypeError, "logits to be a floating point tensor, got NoneType." + RAW),
-    (Z.long(), Y, TypeError, "logits to be a floating point tensor, got torch.int64." + RAW),
-    (Z.numpy(), Y, TypeError, "logits to be a floating point tensor, got ndarray." + RAW),
-    (Z[0], Y, ValueError, "logits of shape [N, C] with C >= {least}, got [5]." + RAW),
-    (Z[:, :2], Y, ValueError, "logits of shape [N, C] with C >= {least}, got [4, 2]." + RAW),
-    (Z[..., None], Y, ValueError, "logits of shape [N, C] with C >= {least}, got [4, 5, 1]." + RAW),
-    (Z, Y.int(), TypeError, "y to be a torch.int64 tensor, got torch.int32." + INDEX),
-    (Z, Y.tolist(), TypeError, "y to be a torch.int64 tensor, got list." + INDEX),
-    (Z, np.arange(4), TypeError, "y to be a torch.int64 tensor, got ndarray." + INDEX),
-    (Z, Y[:3], ValueError, "y of shape [4], got [3]." + INDEX),
-    (Z, Y[:, None], ValueError, "y of shape [4], got [4, 1]." + INDEX),
-    (Z, Y + 2, ValueError, "y within bounds [0, 4], got values in [2, 5]." + INDEX),
-    (Z, Y - 1, ValueError, "y within bounds [0, 4], got values in [-1, 2]." + INDEX),
-    (
-        Z,
-        Y.to("meta"),
-        ValueError,
-        "logits and y on one device, got cpu and meta. Move them to the device of the model.",
-    ),
+    (None, Y, TypeError, "logits to be"),
+    (Z.long(), Y, TypeError, "logits to be"),
+    (Z.numpy(), Y, TypeError, "logits to be"),
+    (Z[0], Y, ValueError, "logits of shape"),
+    (Z[:, :2], Y, ValueError, "logits of shape"),
+    (Z[..., None], Y, ValueError, "logits of shape"),
+    (Z, Y.int(), TypeError, "y to be"),
+    (Z, Y.tolist(), TypeError, "y to be"),
+    (Z, np.arange(4), TypeError, "y to be"),
+    (Z, Y[:3], ValueError, "y of shape"),
+    (Z, Y[:, None], ValueError, "y of shape"),
+    (Z, Y + 2, ValueError, "y within"),
+    (Z, Y - 1, ValueError, "y within"),
+    (Z, Y.to("meta"), ValueError, "logits and y on one device"),
 ]
 
 
@@ -214,16 +207,12 @@ def test_three_classes_are_too_few_for_a_target():
 @pytest.mark.parametrize(
     ("target", "error", "message"),
     [
-        (Y.float(), TypeError, "target to be a torch.int64 tensor, got torch.float32." + INDEX),
-        (3, TypeError, "target to be a torch.int64 tensor, got int." + INDEX),
-        (Y[:2], ValueError, "target of shape [4], got [2]." + INDEX),
-        (Y.to("meta"), ValueError, "logits and target on one device, got cpu and meta. Move them to the device"),
-        (Y + 2, ValueError, "target within bounds [0, 4], got values in [2, 5]." + INDEX),
-        (
-            torch.tensor([0, 2, 2, 4]),
-            ValueError,
-            "target to differ from y, got the class itself for 2 of 4 samples. Pass another class as the target.",
-        ),
+        (Y.float(), TypeError, "target to be"),
+        (3, TypeError, "target to be"),
+        (Y[:2], ValueError, "target of shape"),
+        (Y.to("meta"), ValueError, "logits and target on one device"),
+        (Y + 2, ValueError, "target within"),
+        (torch.tensor([0, 2, 2, 4]), ValueError, "target to differ"),
     ],
 )
 def test_wrong_targets(target, error, message):

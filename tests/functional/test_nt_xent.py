@@ -255,28 +255,26 @@ GOOD = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 HOLES = GOOD.index_put(
     (torch.tensor([0, 1, 3]), torch.tensor([7, 0, 4])), torch.tensor([math.nan, math.inf, -math.inf])
 )
-SHAPES = "z1 and z2 to have the same shape [N, D], got "
-REMEDY = "Pass what the projection head returns."
 
 
 @pytest.mark.parametrize(
     ("z1", "z2", "error", "message"),
     [
-        (GOOD, GOOD[:3], ValueError, SHAPES + "[4, 8] and [3, 8]. Both views of a batch must be passed together."),
-        (GOOD, GOOD[:, :7], ValueError, SHAPES + "[4, 8] and [4, 7]. Both views of a batch must be passed together."),
-        (GOOD[0], GOOD[0], ValueError, SHAPES + "[8] and [8]. Flatten each embedding to one dimension."),
-        (GOOD[None], GOOD[None], ValueError, SHAPES + "[1, 4, 8] and [1, 4, 8]. Flatten each embedding to one dim"),
-        (GOOD[:, :0], GOOD[:, :0], ValueError, "at least 1 feature, got 0. Check the output size of the projection h"),
-        (GOOD.long(), GOOD, TypeError, f"z1 to be a floating point tensor, got torch.int64. {REMEDY}"),
-        (GOOD, GOOD > 0, TypeError, f"z2 to be a floating point tensor, got torch.bool. {REMEDY}"),
-        (GOOD.cfloat(), GOOD, TypeError, f"z1 to be a floating point tensor, got torch.complex64. {REMEDY}"),
-        (GOOD, GOOD.numpy(), TypeError, f"z2 to be a floating point tensor, got ndarray. {REMEDY}"),
-        (GOOD.tolist(), GOOD, TypeError, f"z1 to be a floating point tensor, got list. {REMEDY}"),
-        (None, GOOD, TypeError, f"z1 to be a floating point tensor, got NoneType. {REMEDY}"),
-        (GOOD, GOOD.double(), TypeError, "z1 and z2 of one dtype, got torch.float32 and torch.float64. Cast them to"),
-        (GOOD, GOOD.to("meta"), ValueError, "z1 and z2 on one device, got cpu and meta. Move them to the"),
-        (GOOD, HOLES, ValueError, "z2 to be finite, got 3 non-finite of 32 values. The network has diverged, or its"),
-        (GOOD * math.nan, GOOD, ValueError, "z1 to be finite, got 32 non-finite of 32 values. The network has dive"),
+        (GOOD, GOOD[:3], ValueError, "z1 and z2 to have"),
+        (GOOD, GOOD[:, :7], ValueError, "z1 and z2 to have"),
+        (GOOD[0], GOOD[0], ValueError, "z1 and z2 to have"),
+        (GOOD[None], GOOD[None], ValueError, "z1 and z2 to have"),
+        (GOOD[:, :0], GOOD[:, :0], ValueError, "at least 1 feature"),
+        (GOOD.long(), GOOD, TypeError, "z1 to be"),
+        (GOOD, GOOD > 0, TypeError, "z2 to be"),
+        (GOOD.cfloat(), GOOD, TypeError, "z1 to be"),
+        (GOOD, GOOD.numpy(), TypeError, "z2 to be"),
+        (GOOD.tolist(), GOOD, TypeError, "z1 to be"),
+        (None, GOOD, TypeError, "z1 to be"),
+        (GOOD, GOOD.double(), TypeError, "z1 and z2 of one dtype"),
+        (GOOD, GOOD.to("meta"), ValueError, "z1 and z2 on one device"),
+        (GOOD, HOLES, ValueError, "z2 to be"),
+        (GOOD * math.nan, GOOD, ValueError, "z1 to be"),
     ],
 )
 @pytest.mark.parametrize("function", [nt_xent, alignment], ids=lambda function: function.__name__)
@@ -287,9 +285,7 @@ def test_wrong_embeddings(function, z1, z2, error, message):
 
 @pytest.mark.parametrize("pairs", [0, 1])
 def test_pairs_need_negatives(pairs):
-    message = f"nt_xent: expected at least 2 pairs, got {pairs}. "
-    remedy = "Skip a short last batch with drop_last=True."
-    with pytest.raises(ValueError, match=re.escape(message + remedy)):
+    with pytest.raises(ValueError, match=f"^nt_xent: expected at least 2 pairs, got {pairs}"):
         nt_xent(GOOD[:pairs], GOOD[:pairs])
 
 
@@ -346,7 +342,7 @@ def test_alignment_of_one_pair_is_defined():
 
 
 def test_alignment_of_no_pair_is_not():
-    with pytest.raises(ValueError, match=re.escape("alignment: expected at least 1 pair, got 0. ")):
+    with pytest.raises(ValueError, match=re.escape("alignment: expected at least 1 pair")):
         alignment(GOOD[:0], GOOD[:0])
 
 
@@ -389,5 +385,5 @@ def test_the_lowest_temperatures_keep_float32_finite(temperature, tile):
 
 @pytest.mark.parametrize("temperature", [1e-31, 1e-38, 5e-324])
 def test_a_temperature_that_leaves_float32_is_refused(temperature):
-    with pytest.raises(ValueError, match=r"^nt_xent: expected temperature >= 1e-30, got "):
+    with pytest.raises(ValueError, match=r"^nt_xent: expected temperature >= 1e-30"):
         nt_xent(torch.ones(2, 3), torch.ones(2, 3), temperature)

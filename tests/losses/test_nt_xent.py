@@ -99,13 +99,13 @@ def test_repr_shows_the_call():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"temperature": 0}, ValueError, "temperature to be a finite number > 0, got 0. SimCLR uses 0.5 for CIFAR-10."),
-        ({"temperature": math.nan}, ValueError, "temperature to be a finite number > 0, got nan. SimCLR uses"),
-        ({"temperature": "0.5"}, TypeError, "temperature to be a finite number > 0, got str. SimCLR uses"),
-        ({"tile": 0}, ValueError, "tile to be an int >= 1, got 0. None computes all similarities at once."),
-        ({"tile": 2.5}, TypeError, "tile to be an int >= 1, got float. None computes all similarities at once."),
-        ({"gather": 1}, TypeError, "gather to be True or False, got 1. True takes negatives from all processes."),
-        ({"gather": None}, TypeError, "gather to be True or False, got None. True takes negatives from all"),
+        ({"temperature": 0}, ValueError, "temperature to be"),
+        ({"temperature": math.nan}, ValueError, "temperature to be"),
+        ({"temperature": "0.5"}, TypeError, "temperature to be"),
+        ({"tile": 0}, ValueError, "tile to be"),
+        ({"tile": 2.5}, TypeError, "tile to be"),
+        ({"gather": 1}, TypeError, "gather to be"),
+        ({"gather": None}, TypeError, "gather to be"),
     ],
 )
 def test_wrong_settings(settings, error, message):
@@ -195,23 +195,19 @@ SPOILT = {
     "no pairs": lambda z1, z2: (z1[:0], z2[:0]),
     "list": lambda z1, z2: (z1.tolist(), z2),
 }
-UNEVEN = "ValueError: NTXentLoss: expected the same number of pairs on every rank, got [3, 5] torch.float64 on rank 0, "
-EVEN = ". Use a sampler that gives every process as many images, and drop_last=True."
-ELSEWHERE = (
-    "ValueError: NTXentLoss: expected usable embeddings on every rank, got [3, 5] torch.float64 on rank 0, unusable "
-    "embeddings on rank 1."
-)
+UNEVEN = "ValueError: NTXentLoss: expected the same number of pairs on every rank"
+ELSEWHERE = "ValueError: NTXentLoss: expected usable embeddings on every rank"
 SEEN_BY_BOTH = {
     "fewer pairs": "[2, 5] torch.float64 on rank 1",
     "other width": "[3, 3] torch.float64 on rank 1",
     "other dtype": "[3, 5] torch.float32 on rank 1",
 }
 SEEN_BY_ONE = {
-    "nan": "ValueError: NTXentLoss: expected z1 to be finite, got 15 non-finite of 15 values. The network has diverged",
-    "integers": "TypeError: NTXentLoss: expected z1 to be a floating point tensor, got torch.int64. Pass what the",
-    "views of two dtypes": "TypeError: NTXentLoss: expected z1 and z2 of one dtype, got torch.float64 and torch",
-    "no pairs": "ValueError: NTXentLoss: expected at least 1 pair, got 0. Skip a short last batch with drop_last=True.",
-    "list": "TypeError: NTXentLoss: expected z1 to be a floating point tensor, got list. Pass what the projection head",
+    "nan": "ValueError: NTXentLoss: expected z1 to be",
+    "integers": "TypeError: NTXentLoss: expected z1 to be",
+    "views of two dtypes": "TypeError: NTXentLoss: expected z1 and z2 of one dtype",
+    "no pairs": "ValueError: NTXentLoss: expected at least 1 pair",
+    "list": "TypeError: NTXentLoss: expected z1 to be",
 }
 
 
@@ -219,7 +215,8 @@ SEEN_BY_ONE = {
 @pytest.mark.parametrize("spoil", SEEN_BY_BOTH)
 def test_every_rank_reports_unequal_batches(ranks, spoil):
     for text in ranks.errors(gather_spoiled, spoil):
-        assert text.startswith(UNEVEN + SEEN_BY_BOTH[spoil] + EVEN)
+        assert text.startswith(UNEVEN)
+        assert SEEN_BY_BOTH[spoil] in text
 
 
 @pytest.mark.distributed

@@ -49,25 +49,10 @@ def test_module_has_no_state_and_survives_pickling(loss):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: TRADESLoss(-1),
-            "TRADESLoss: expected beta to be a finite number >= 0, got -1. 6 is usual, 0 leaves plain cross-entropy.",
-        ),
-        (
-            lambda: SemiSupervisedLoss(alpha=2),
-            "SemiSupervisedLoss: expected alpha to be a finite number >= 0 and <= 1, got 2. "
-            "0.5 is ACL's, 1 leaves the teacher out where labels are.",
-        ),
-        (
-            lambda: SemiSupervisedLoss(temperature=0),
-            "SemiSupervisedLoss: expected temperature to be a finite number > 0, got 0. "
-            "1 leaves the predictions as they are.",
-        ),
-        (
-            lambda: SemiSupervisedLoss(beta=-6),
-            "SemiSupervisedLoss: expected beta to be a finite number >= 0, got -6. "
-            "6 is ACL's, 0 leaves the divergence out.",
-        ),
+        (lambda: TRADESLoss(-1), "TRADESLoss: expected beta to be"),
+        (lambda: SemiSupervisedLoss(alpha=2), "SemiSupervisedLoss: expected alpha to be"),
+        (lambda: SemiSupervisedLoss(temperature=0), "SemiSupervisedLoss: expected temperature to be"),
+        (lambda: SemiSupervisedLoss(beta=-6), "SemiSupervisedLoss: expected beta to be"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(make, message):

@@ -66,7 +66,7 @@ def test_a_resnet_has_four_stages(depths):
 
 
 def test_every_stage_has_a_block():
-    with pytest.raises(ValueError, match=re.escape("ResNet: expected each of depths to be an int >= 1, got 0.")):
+    with pytest.raises(ValueError, match=re.escape("ResNet: expected each of depths to be")):
         ResNet(BasicBlock, (1, 0, 1, 1))
 
 

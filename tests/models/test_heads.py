@@ -66,10 +66,10 @@ def test_widths_of_the_simclr_head_are_settings():
 @pytest.mark.parametrize(
     ("args", "settings", "error", "message"),
     [
-        ((0,), {}, ValueError, "num_features to be an int >= 1, got 0. Pass num_features of the encoder."),
-        (("8",), {}, TypeError, "num_features to be an int >= 1, got str. Pass num_features of the encoder."),
-        ((8,), {"hidden": 0}, ValueError, "hidden to be an int >= 1, got 0. None takes that of the features."),
-        ((8,), {"out": 0}, ValueError, "out to be an int >= 1, got 0. Pass the width of the embeddings."),
+        ((0,), {}, ValueError, "num_features to be"),
+        (("8",), {}, TypeError, "num_features to be"),
+        ((8,), {"hidden": 0}, ValueError, "hidden to be"),
+        ((8,), {"out": 0}, ValueError, "out to be"),
     ],
 )
 def test_wrong_widths(head, args, settings, error, message):

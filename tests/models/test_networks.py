@@ -240,14 +240,14 @@ def test_classifier_of_the_wide_resnet_starts_without_bias():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"num_classes": -1}, ValueError, "num_classes to be an int >= 0, got -1. 0 leaves out the classifier."),
-        ({"num_classes": True}, TypeError, "num_classes to be an int >= 0, got bool. 0 leaves out the classifier."),
-        ({"width": 0}, ValueError, "width to be an int >= 1, got 0. Pass the number of channels of the first stage."),
-        ({"width": 0.5}, TypeError, "width to be an int >= 1, got float. Pass the number of channels of the first "),
-        ({"in_channels": 0}, ValueError, "in_channels to be an int >= 1, got 0. Colour images have 3."),
-        ({"in_channels": 1}, ValueError, "normalize for in_channels=1, got 3 numbers. Pass None to leave it out."),
-        ({"normalize": 1}, TypeError, "normalize to be a tuple (mean, std), got int. Pass None to leave it out."),
-        ({"normalize": ((1,),)}, ValueError, "normalize to be a tuple (mean, std), got 1 items. Pass None to leave it"),
+        ({"num_classes": -1}, ValueError, "num_classes to be"),
+        ({"num_classes": True}, TypeError, "num_classes to be"),
+        ({"width": 0}, ValueError, "width to be"),
+        ({"width": 0.5}, TypeError, "width to be"),
+        ({"in_channels": 0}, ValueError, "in_channels to be"),
+        ({"in_channels": 1}, ValueError, "normalize for in_channels=1"),
+        ({"normalize": 1}, TypeError, "normalize to be"),
+        ({"normalize": ((1,),)}, ValueError, "normalize to be"),
     ],
 )
 def test_wrong_settings(network, settings, error, message):

@@ -154,7 +154,7 @@ def test_other_networks_are_refused_and_left_alone(model):
 
 
 def test_what_is_no_module_is_refused():
-    message = "cifar_stem: expected model to be an nn.Module, got str. "
+    message = "cifar_stem: expected model to be"
     with pytest.raises(TypeError, match=re.escape(message)):
         cifar_stem("resnet18")
 

@@ -38,12 +38,12 @@ def test_wrong_settings(make, settings, error, message):
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        (None, TypeError, "params to be an iterable, got NoneType"),
-        (torch.ones(3), TypeError, "params to be an iterable, got torch.float32"),
-        ([], ValueError, "at least 1 parameter, got none"),
-        (["weight"], TypeError, "params to hold tensors, got str"),
-        ([{"lr": 1.0}], TypeError, "a group to be a dict with params, got one of ['lr']"),
-        ([nn.Parameter(torch.ones(1)) * 2], ValueError, "params to be leaves, got the result of an operation"),
+        (None, TypeError, "params to be"),
+        (torch.ones(3), TypeError, "params to be"),
+        ([], ValueError, "at least 1 parameter"),
+        (["weight"], TypeError, "params to hold"),
+        ([{"lr": 1.0}], TypeError, "a group to be"),
+        ([nn.Parameter(torch.ones(1)) * 2], ValueError, "params to be"),
     ],
 )
 def test_wrong_parameters(params, error, message):
@@ -53,11 +53,7 @@ def test_wrong_parameters(params, error, message):
 
 @pytest.mark.parametrize(
     ("group", "message"),
-    [
-        (None, "a group to be a dict with params, got NoneType"),
-        ({"params": 5}, "params to be an iterable, got int"),
-        ({"params": [5]}, "params to hold tensors, got int"),
-    ],
+    [(None, "a group to be"), ({"params": 5}, "params to be"), ({"params": [5]}, "params to hold")],
 )
 def test_wrong_group(group, message):
     optimizer = LARS([nn.Parameter(torch.ones(1))], lr=1.0)

@@ -167,19 +167,14 @@ def test_filter_fn_chooses():
 
 def test_nothing_to_convert_warns_and_changes_nothing():
     model = nn.Sequential(nn.Linear(3, 3))
-    message = (
-        r"^convert_to_dual_bn: expected a model with batch norms, got none in Sequential\. "
-        r"It is returned unchanged; single-norm training works without conversion\.$"
-    )
+    message = r"^convert_to_dual_bn: expected a model with batch norms"
     with pytest.warns(UserWarning, match=message) as caught:
         assert convert_to_dual_bn(model) is model
     assert caught[0].filename == __file__
 
 
 def test_a_filter_that_accepts_nothing_warns():
-    with pytest.warns(
-        UserWarning, match=r"batch norms that filter_fn accepts, got none in Sequential\. It is returned"
-    ):
+    with pytest.warns(UserWarning, match=r"batch norms that filter_fn accepts"):
         convert_to_dual_bn(network(), filter_fn=lambda module, name: False)
 
 

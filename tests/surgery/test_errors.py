@@ -91,16 +91,13 @@ def test_a_refused_model_is_unchanged():
 
 
 def test_inplace_must_be_a_bool():
-    message = "^convert_to_dual_bn: expected inplace to be True or False, got 1. False converts a deep copy.$"
+    message = "^convert_to_dual_bn: expected inplace to be"
     with pytest.raises(TypeError, match=message):
         convert_to_dual_bn(network(), inplace=1)
 
 
 def test_filter_fn_must_be_callable():
-    message = (
-        r"^convert_to_dual_bn: expected filter_fn to be callable, got str\. "
-        r"Pass a function of \(module, fully_qualified_name\)\.$"
-    )
+    message = r"^convert_to_dual_bn: expected filter_fn to be"
     with pytest.raises(TypeError, match=message):
         convert_to_dual_bn(network(), filter_fn="layer1")
 
@@ -154,10 +151,7 @@ def test_a_norm_that_cannot_be_copied_is_refused_and_no_norm_is_changed():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     model[0].reset = model[0].reset_running_stats
     prune.l1_unstructured(model[1], "weight", 1)
-    message = (
-        r"^convert_to_dual_bn: expected a model that copy\.deepcopy can copy, got the result of a computation in "
-        r"'1\.weight'"
-    )
+    message = r"^convert_to_dual_bn: expected a model that copy\.deepcopy can copy"
     with pytest.raises(RuntimeError, match=message):
         convert_to_dual_bn(model)
     assert [type(module) for module in model] == [nn.BatchNorm2d, nn.BatchNorm2d]

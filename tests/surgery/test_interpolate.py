@@ -130,18 +130,14 @@ def test_gradients_reach_the_blended_weights():
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
-        (
-            {"clean": -0.1, "adv": 1.1},
-            ValueError,
-            "expected weights['clean'] to be a finite number >= 0 and <= 1, got -0.1",
-        ),
-        ({"clean": 0, "adv": 1.5}, ValueError, "expected weights['adv'] to be a finite number >= 0 and <= 1, got 1.5"),
-        ({"clean": float("nan")}, ValueError, "expected weights['clean'] to be a finite number >= 0 and <= 1, got nan"),
-        ({"clean": "adv"}, TypeError, "expected weights['clean'] to be a finite number >= 0 and <= 1, got str"),
-        ({"clean": 0.5, "adv": 0.6}, ValueError, "expected weights that add up to 1, got {'clean': 0.5, 'adv': 0.6}"),
-        ({}, ValueError, "expected weights that add up to 1, got {}"),
+        ({"clean": -0.1, "adv": 1.1}, ValueError, "expected weights['clean'] to be"),
+        ({"clean": 0, "adv": 1.5}, ValueError, "expected weights['adv'] to be"),
+        ({"clean": float("nan")}, ValueError, "expected weights['clean'] to be"),
+        ({"clean": "adv"}, TypeError, "expected weights['clean'] to be"),
+        ({"clean": 0.5, "adv": 0.6}, ValueError, "expected weights that add up to 1"),
+        ({}, ValueError, "expected weights that add up to 1"),
         ({"clean": 0.5, "strong": 0.5}, ValueError, "expected branch to be one of 'clean', 'adv', got"),
-        (0.5, TypeError, "expected weights to be a mapping from branches to numbers, got 0.5"),
+        (0.5, TypeError, "expected weights to be"),
     ],
 )
 def test_bad_weights_are_refused(weights, error, message):
