@@ -26,7 +26,7 @@ class Case(NamedTuple):
 def build(implementation, model, case, **settings):
     settings = {"attack": PGDAttack(eps=case.eps, steps=2), "mode": case.mode, "alpha": case.alpha} | settings
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "ACLTrainer: expected dual batch norms")
+        warnings.filterwarnings("ignore", r"\w+: expected dual batch norms")
         return implementation(model, **settings)
 
 

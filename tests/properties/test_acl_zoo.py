@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from advcontrast import ACLOutput, ACLTrainer
-from advcontrast._modes import eval_mode, frozen
 from advcontrast._types import Mode
 from advcontrast.attacks import context as target
+from advcontrast.strategies import Step
 from advcontrast.strategies import acl as module
 from tests.properties.acl_invariants import INVARIANTS, Case
 
@@ -27,16 +27,28 @@ def trainer(**overrides):
     return type("Defect", (ACLTrainer,), overrides)
 
 
+def stepping(**overrides):
+    """Return the real trainer with some methods of its steps replaced."""
+    kind = type("DefectiveStep", (Step,), overrides)
+
+    def _step(self, batch, source):
+        step = ACLTrainer._step(self, batch, source)
+        step.__class__ = kind
+        return step
+
+    return trainer(_step=_step)
+
+
 def borrowing(**contexts):
     """Return the real trainer with other context managers around the attack."""
 
-    def _perturb(self, *args):
+    def perturb(self, *args, **kwargs):
         with pytest.MonkeyPatch.context() as patch:
             for name, context in contexts.items():
                 patch.setattr(target, name, context)
-            return ACLTrainer._perturb(self, *args)
+            return Step.perturb(self, *args, **kwargs)
 
-    return trainer(_perturb=_perturb)
+    return stepping(perturb=perturb)
 
 
 def finishing(change):
@@ -94,87 +106,81 @@ def everything_thaws_after(*models):
 
 
 def always_on(branch):
-    return trainer(_on=lambda self, _, x: ACLTrainer._on(self, branch, x))
+    return stepping(_forward=lambda self, _, *args: Step._forward(self, branch, *args))
 
 
-def swapped(self, branch, x):
-    return ACLTrainer._on(self, "adv" if branch == "clean" else "clean", x)
+def swapped(self, branch, *args):
+    return Step._forward(self, "adv" if branch == "clean" else "clean", *args)
 
 
-def left_on(self, branch, x):
-    for part in self.model.modules():
+def left_on(self, branch, x, sizes, by):
+    for part in self._learner.modules():
         if hasattr(part, "branch"):
             part.branch = branch
-    return self.model(x)
+    return Step._forward(self, None, x, sizes, by)
 
 
-def one_view_at_a_time(self, stream, x1, x2, source):
-    with eval_mode(self.model), frozen(self.model):
-        fixed = [self._on("adv", x).detach() for x in (x1, x2)]
-        views = (x1, x2)
-        if "adv" in stream:
-            views = (
-                self.attack(lambda x: self.loss(self._on("adv", x), fixed[1]), x1, **source),
-                self.attack(lambda x: self.loss(fixed[0], self._on("adv", x)), x2, **source),
-            )
-    return views if stream[1] == "adv" else (views[0], x2)
+def one_view_at_a_time(self, objective, branch, *x):
+    if len(x) == 1:
+        return Step.perturb(self, objective, branch, *x)
+    first, second = self.still(branch, *x)
+    return (
+        *Step.perturb(self, lambda z: objective(z, second), branch, x[0]),
+        *Step.perturb(self, lambda z: objective(first, z), branch, x[1]),
+    )
 
 
-def partner_attacked_too(self, stream, x1, x2, source):
-    return ACLTrainer._perturb(self, ("adv", "adv") if "adv" in stream else stream, x1, x2, source)
+def partner_attacked_too(self, step, stream):
+    if stream == ("adv", "clean"):
+        step.views = step.perturb(self.loss, "adv", *step.views)
+    return ACLTrainer._embeddings(self, step, stream)
 
 
-def attacked_through_the_clean_branch(self, stream, x1, x2, source):
-    on = self._on
-    self._on = lambda branch, x: on("clean", x)
-    try:
-        return ACLTrainer._perturb(self, stream, x1, x2, source)
-    finally:
-        del self._on
+def attacked_through_the_clean_branch(self, objective, branch, *x):
+    through = (lambda *x: self.embed("clean", *x)) if len(x) == 2 else (lambda x: self.embed("clean", x))
+    return Step.perturb(self, objective, branch, *x, through=through)
 
 
-def partner_through_the_adversarial_branch(self, stream, x1, x2, source):
-    on = self._on
-    self._on = lambda branch, x: on("adv", x)
-    try:
-        return ACLTrainer._perturb(self, stream, x1, x2, source)
-    finally:
-        del self._on
+def partner_through_the_adversarial_branch(self, branch, *x):
+    return Step.still(self, "adv", *x)
 
 
-def attacked_everywhere(self, stream, x1, x2, source):
-    return ACLTrainer._perturb(self, ("adv", "adv"), x1, x2, source)
+def attacked_everywhere(self, step, stream):
+    if stream == ("clean", "clean"):
+        step.views = step.perturb(self.loss, "adv", *step.views)
+    return ACLTrainer._embeddings(self, step, stream)
 
 
-def unattacked(self, stream, x1, x2, source):
-    return x1, x2
+def unattacked(self, objective, branch, *x):
+    return x
 
 
-def ungenerated(self, stream, x1, x2, source):
-    return ACLTrainer._perturb(self, stream, x1, x2, {})
+def ungenerated(self, objective, branch, *x):
+    self._source = {}
+    return Step.perturb(self, objective, branch, *x)
 
 
-def reseeding(self, stream, x1, x2, source):
+def reseeding(self, objective, branch, *x):
     torch.manual_seed(0)
-    return ACLTrainer._perturb(self, stream, x1, x2, {})
+    return ungenerated(self, objective, branch, *x)
 
 
-def in_place(self, stream, x1, x2, source):
-    first, second = ACLTrainer._perturb(self, stream, x1, x2, source)
-    return x1.copy_(first), second
+def in_place(self, objective, branch, *x):
+    first, *others = Step.perturb(self, objective, branch, *x)
+    return x[0].copy_(first), *others
 
 
-def gradients_left_behind(self, stream, x1, x2, source):
-    self.loss(*self._embed(stream, x1, x2)).backward()
-    return ACLTrainer._perturb(self, stream, x1, x2, source)
+def gradients_left_behind(self, objective, branch, *x):
+    objective(*self.embed(branch, *x)).backward()
+    return Step.perturb(self, objective, branch, *x)
 
 
-def view_by_view(self, stream, x1, x2):
-    return self._on(stream[0], x1), self._on(stream[1], x2)
+def view_by_view(self, branch, *x):
+    return tuple(z for each in x for z in Step.embed(self, branch, each))
 
 
-def detached_partner(self, stream, x1, x2):
-    z1, z2 = ACLTrainer._embed(self, stream, x1, x2)
+def detached_partner(self, step, stream):
+    z1, z2 = ACLTrainer._embeddings(self, step, stream)
     return z1, z2.detach()
 
 
@@ -205,20 +211,20 @@ DEFECTS = {
     "everything unfrozen after": borrowing(frozen=everything_thaws_after),
     "everything through the clean branch": always_on("clean"),
     "everything through the adversarial branch": always_on("adv"),
-    "branches swapped": trainer(_on=swapped),
-    "branch left as it was last": trainer(_on=left_on),
-    "views attacked one at a time": trainer(_perturb=one_view_at_a_time),
-    "partner of A2S attacked": trainer(_perturb=partner_attacked_too),
-    "attack through the clean branch": trainer(_perturb=attacked_through_the_clean_branch),
-    "partner of A2S on the adversarial branch": trainer(_perturb=partner_through_the_adversarial_branch),
-    "clean stream attacked": trainer(_perturb=attacked_everywhere),
-    "nothing attacked": trainer(_perturb=unattacked),
-    "generator ignored": trainer(_perturb=ungenerated),
-    "global state reseeded": trainer(_perturb=reseeding),
-    "views overwritten": trainer(_perturb=in_place),
-    "gradients left in the parameters": trainer(_perturb=gradients_left_behind),
-    "batch statistics of each view": trainer(_embed=view_by_view),
-    "no gradient through the second view": trainer(_embed=detached_partner),
+    "branches swapped": stepping(_forward=swapped),
+    "branch left as it was last": stepping(_forward=left_on),
+    "views attacked one at a time": stepping(perturb=one_view_at_a_time),
+    "partner of A2S attacked": trainer(_embeddings=partner_attacked_too),
+    "attack through the clean branch": stepping(perturb=attacked_through_the_clean_branch),
+    "partner of A2S on the adversarial branch": stepping(still=partner_through_the_adversarial_branch),
+    "clean stream attacked": trainer(_embeddings=attacked_everywhere),
+    "nothing attacked": stepping(perturb=unattacked),
+    "generator ignored": stepping(perturb=ungenerated),
+    "global state reseeded": stepping(perturb=reseeding),
+    "views overwritten": stepping(perturb=in_place),
+    "gradients left in the parameters": stepping(perturb=gradients_left_behind),
+    "batch statistics of each view": stepping(embed=view_by_view),
+    "no gradient through the second view": trainer(_embeddings=detached_partner),
     "clean stream first": trainer(_streams=reversed_streams),
     "attack for nothing at alpha zero": trainer(_streams=both_streams_always),
     "sum instead of mean": weighed(lambda a: 1, lambda a: a, lambda a: 1),

@@ -72,7 +72,7 @@ def test_gradients_of_two_processes_are_those_of_one(ranks, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_three_steps_with_dual_norms(ranks, mode, flags):
     (first, ours), (second, theirs) = ranks.run(train_on_a_rank, mode, 1.0, "dual", flags)
-    assert first == second == "ACLOutput"
+    assert first == second == "StepOutput"
     assert ours == theirs
 
 

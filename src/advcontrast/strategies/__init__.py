@@ -1,8 +1,27 @@
 """Training strategies, one paper a file: modules whose forward pass returns a loss."""
 
 from .acl import ACLOutput, ACLTrainer
+from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
+from .learner import ContrastiveLearner, Part, StepOutput
 from .semi_supervised import SemiSupervisedTrainer
+from .step import Step
 from .supervised import AdversarialTrainer, StandardTrainer
 from .trades import TRADESTrainer
 
-__all__ = ["ACLOutput", "ACLTrainer", "AdversarialTrainer", "SemiSupervisedTrainer", "StandardTrainer", "TRADESTrainer"]
+__all__ = [
+    "ACLOutput",
+    "ACLTrainer",
+    "AdversarialTrainer",
+    "ContrastiveLearner",
+    "Frozen",
+    "Momentum",
+    "Part",
+    "Queue",
+    "Scheduled",
+    "SemiSupervisedTrainer",
+    "Staircase",
+    "StandardTrainer",
+    "Step",
+    "StepOutput",
+    "TRADESTrainer",
+]

@@ -1,34 +1,23 @@
 """Adversarial contrastive learning (Jiang et al., NeurIPS 2020)."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .. import distributed
-from .._checks import (
-    check_callable,
-    check_choice,
-    check_module,
-    check_real,
-    check_tensor,
-    complaint,
-    source_device,
-    type_name,
-)
-from .._memory_format import warn_of_channels_last
+from .._checks import check_callable, check_choice, check_tensor, complaint, type_name
 from .._modes import buffers_kept
-from .._types import BRANCHES, Branch, Mode, Objective
-from ..attacks import PGDAttack, under_attack
+from .._types import Branch, Mode
 from ..functional import alignment
 from ..losses import NTXentLoss
-from ..norm import DualNorm, bn_branch
-
-_OWNER = "ACLTrainer"
+from ..norm import DualNorm
+from .learner import ContrastiveLearner, Part, StepOutput, Weight
+from .step import Step, switched
 
 # The streams of each mode; a stream is the branch of view 1 and that of view 2. Views on branch "adv" are attacked. The
 # adversarial stream comes first, as in the authors' code: the order affects the running statistics of a single norm.
@@ -40,20 +29,10 @@ _STREAMS: dict[Mode, tuple[tuple[Branch, Branch], ...]] = {
 }
 
 
-class ACLOutput(NamedTuple):
-    """Result of a step of :class:`ACLTrainer`.
-
-    Attributes:
-        loss: the scalar to call ``backward`` on.
-        terms: detached scalars to log: for each stream its loss and the alignment of its pairs, ``"loss_clean"``,
-            ``"alignment_clean"``, ``"loss_adv"``, ``"alignment_adv"``. The stream of A2S is named adversarial.
-    """
-
-    loss: Tensor
-    terms: dict[str, Tensor]
+ACLOutput = StepOutput  # the name in earlier versions
 
 
-class ACLTrainer(nn.Module):
+class ACLTrainer(ContrastiveLearner):
     r"""Adversarial contrastive learning: a module whose forward pass returns the loss of a step.
 
     The modes differ in the streams of view pairs that are trained on:
@@ -93,7 +72,9 @@ class ACLTrainer(nn.Module):
             L-infinity ball of 8/255. It and ``augment`` get the ``generator=`` of the forward call, if any.
         augment: ``augment(x)`` to two views, used when the forward call gets one batch of images.
         mode: ``"S2S"``, ``"A2A"``, ``"A2S"`` or ``"DS"``.
-        alpha: weight of the adversarial stream of DS, at least 0; with 0 the attack is not run. The paper's 1.
+        alpha: weight of the adversarial stream of DS, at least 0, the paper's 1; or a function of the training step to
+            it. With the number 0 the attack is not run.
+        terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
         ValueError: an unknown mode, alpha < 0, or a dual norm that lacks one of the two branches.
@@ -112,9 +93,6 @@ class ACLTrainer(nn.Module):
         ['alignment_adv', 'alignment_clean', 'loss_adv', 'loss_clean']
     """
 
-    #: The loss compares the images of a batch with each other, so gradients of its parts do not add up to its own.
-    couples_samples = True
-
     def __init__(
         self,
         model: nn.Module,
@@ -123,31 +101,26 @@ class ACLTrainer(nn.Module):
         attack: Callable[..., Tensor] | None = None,
         augment: Callable[..., tuple[Tensor, Tensor]] | None = None,
         mode: Mode = "DS",
-        alpha: float = 1.0,
+        alpha: Weight = 1.0,
+        terms: Iterable[nn.Module] = (),
     ) -> None:
-        check_module(_OWNER, model)
-        check_choice(_OWNER, "mode", mode, get_args(Mode))
-        check_real(_OWNER, "alpha", alpha, low=0, remedy="1 weighs both streams alike")
-        for name, part in (("loss", loss), ("attack", attack), ("augment", augment)):
-            if part is not None:
-                check_callable(_OWNER, name, part, remedy="Pass a function, or None")
-        super().__init__()
-        self.model = model
-        self.loss = NTXentLoss() if loss is None else loss
-        self.attack = PGDAttack() if attack is None else attack
-        self.augment = augment
+        owner = type(self).__name__
+        check_choice(owner, "mode", mode, get_args(Mode))
+        if loss is not None:
+            check_callable(owner, "loss", loss, remedy="Pass a function, or None")
+        super().__init__(model, attack=attack, augment=augment, terms=terms)
         self.mode: Mode = mode
-        self.alpha = alpha
-        for found in {norm.branches for part in self._parts() for norm in _dual_norms(part)}:
-            if not set(BRANCHES) <= set(found):
-                expected = f"dual norms to have the branches {' and '.join(map(repr, BRANCHES))}"
-                remedy = "Convert with these among branches="
-                raise ValueError(complaint(_OWNER, expected, repr(found), remedy))
-        if len(self._branches()) > 1:
+        self.alpha = self.weight("alpha", alpha, remedy="1 weighs both streams alike")
+        self.loss = NTXentLoss() if loss is None else loss
+        if isinstance(self.loss, nn.Module):
+            self.require_branches(self.loss)
+        if len(self._used_branches()) > 1:
             # The loss of A2S is always on one branch.
-            _warn_of_single_norms(model, loss if isinstance(loss, nn.Module) and mode == "DS" else None, mode)
+            _warn_of_single_norms(owner, model, loss if isinstance(loss, nn.Module) and mode == "DS" else None, mode)
 
-    def forward(self, x1: Tensor, x2: Tensor | None = None, *, generator: torch.Generator | None = None) -> ACLOutput:
+    def forward(  # type: ignore[override]
+        self, x1: Tensor, x2: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> StepOutput:
         """Attack the views, embed them, and return the loss of the mode and its terms.
 
         Args:
@@ -160,138 +133,65 @@ class ACLTrainer(nn.Module):
             TypeError: a view is not a floating-point tensor.
             RuntimeError: in DS the loss has one memory for both streams, so that each image becomes its own negative.
         """
-        source_device(_OWNER, generator)
-        source: dict[str, Any] = {} if generator is None else {"generator": generator}
-        x1, x2 = self._views(x1, x2, source)
-        losses: list[Tensor] = []
-        weights: list[float] = []
-        terms: dict[str, Tensor] = {}
+        return super().forward(*((x1,) if x2 is None else (x1, x2)), generator=generator)
+
+    def parts(self, step: Step) -> Iterator[Part]:
+        """Yield the loss of each stream."""
         for stream in self._streams():
-            z1, z2 = self._embed(stream, *self._perturb(stream, x1, x2, source))
             name = _name(stream)
-            loss = self._contrast(name, z1, z2)
-            terms[f"loss_{name}"] = loss.detach()
-            terms[f"alignment_{name}"] = alignment(z1.detach(), z2.detach())
-            weights.append(self.alpha if self.mode == "DS" and name == "adv" else 1.0)
-            losses.append(weights[-1] * loss)
-        return ACLOutput(torch.stack(losses).sum() / sum(weights), terms)
+            z1, z2 = step.z[name] = self._embeddings(step, stream)
+            weight = self.alpha if self.mode == "DS" and name == "adv" else 1.0
+            logged = {f"alignment_{name}": alignment(z1.detach(), z2.detach())}
+            yield Part(name, self._contrast(name, z1, z2), weight, logged)
 
     def extra_repr(self) -> str:
         """Show the settings that are not modules."""
         return f"mode={self.mode!r}, alpha={self.alpha}, attack={self.attack!r}, augment={self.augment!r}"
 
+    def _embeddings(self, step: Step, stream: tuple[Branch, Branch]) -> tuple[Tensor, Tensor]:
+        """Return the embeddings of both views; views on one branch share a forward pass and its statistics."""
+        x1, x2 = step.views
+        if stream == ("adv", "clean"):
+            (fixed,) = step.still("clean", x2)
+            (x1,) = step.perturb(lambda z: self._contrast("adv", z, fixed), "adv", x1)
+            return step.embed("adv", x1)[0], step.embed("clean", x2)[0]
+        if stream == ("adv", "adv"):
+            x1, x2 = step.perturb(partial(self._contrast, "adv"), "adv", x1, x2)
+        z1, z2 = step.embed(stream[0], x1, x2)
+        return z1, z2
+
+    def _contrast(self, branch: Branch, z1: Tensor, z2: Tensor) -> Tensor:
+        """Return the loss on a branch; in eval mode its buffers do not change."""
+        owner = type(self).__name__
+        if isinstance(self.loss, nn.Module):
+            with (
+                switched([self.loss], branch),
+                nullcontext() if self.loss.training else buffers_kept(self.loss),
+                _raise_if_memory_changes(owner, self.loss, self.mode) if len(self._streams()) > 1 else nullcontext(),
+            ):
+                loss: Tensor = self.loss(z1, z2)
+        else:
+            loss = self.loss(z1, z2)
+        check_tensor(owner, "the result of loss", loss, remedy="Return a scalar tensor")
+        if loss.dim() != 0:
+            remedy = "Average it over the batch"
+            raise ValueError(complaint(owner, "loss to return a scalar", f"shape {list(loss.shape)}", remedy))
+        return loss
+
     def _streams(self) -> tuple[tuple[Branch, Branch], ...]:
         streams = _STREAMS[self.mode]
         return streams if self.mode != "DS" or self.alpha else (("clean", "clean"),)
 
-    def _views(self, x1: Tensor, x2: Tensor | None, source: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        if isinstance(x1, (tuple, list)):
-            remedy = "Pass batch[0], the images of a batch with labels, or the two views one by one"
-            raise TypeError(complaint(_OWNER, "x1 to be a tensor of images", type_name(x1), remedy))
-        if x2 is None:
-            if self.augment is None:
-                remedy = "Pass both views, or build the trainer with augment=ContrastivePairAugment(size)"
-                raise ValueError(complaint(_OWNER, "x2", "None and no augment", remedy))
-            pair = self.augment(x1, **source)
-            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-                remedy = "Return two batches of views"
-                raise ValueError(complaint(_OWNER, "augment to return a pair", type_name(pair), remedy))
-            x1, x2 = pair
-        if isinstance(x2, Tensor) and x2.dim() == 1 and not x2.is_floating_point():
-            remedy = "Leave the labels out, as data.ImageStream(folder) does: pass images alone, or two views of them"
-            raise TypeError(complaint(_OWNER, "x2 to be views", f"{x2.dtype} of shape {list(x2.shape)}", remedy))
-        remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment"
-        check_tensor(_OWNER, "x1", x1, remedy=remedy)
-        check_tensor(_OWNER, "x2", x2, remedy=remedy)
-        first, second = ((list(x.shape), x.dtype, x.device) for x in (x1, x2))
-        if first != second:
-            remedy = "Pass two views of the same images"
-            got = " and ".join(f"{shape} {dtype} on {device}" for shape, dtype, device in (first, second))
-            raise ValueError(complaint(_OWNER, "x1 and x2 of one shape, dtype and device", got, remedy))
-        if x1.dim() == 0 or len(x1) * distributed.world_size() < 2:
-            remedy = "Skip a short last batch with drop_last=True"
-            raise ValueError(complaint(_OWNER, "at least 2 images", f"shape {list(x1.shape)}", remedy))
-        warn_of_channels_last(self.model, x1, x2)
-        return x1, x2
-
-    def _perturb(
-        self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor, source: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Return the views of a stream, with those on branch ``"adv"`` perturbed."""
-        if "adv" not in stream:
-            return x1, x2
-        with under_attack(*self._parts()):
-            if stream == ("adv", "adv"):
-                both = torch.cat([x1, x2])
-                x1, x2 = self._attacked(
-                    lambda x: self._contrast("adv", *self._on("adv", x).chunk(2)), both, source
-                ).chunk(2)
-            else:
-                # The attack differentiates also under inference_mode, where it could not save this tensor.
-                with torch.inference_mode(False), torch.no_grad():
-                    fixed = self._on("clean", x2.clone())  # a model may change its input in place
-                x1 = self._attacked(lambda x: self._contrast("adv", self._on("adv", x), fixed), x1, source)
-        return x1, x2
-
-    def _attacked(self, objective: Objective, x: Tensor, source: dict[str, Any]) -> Tensor:
-        perturbed = self.attack(objective, x, **source)
-        check_tensor(_OWNER, "the result of attack", perturbed, remedy="Return images like its argument")
-        if perturbed.shape != x.shape:
-            expected, remedy = f"attack to return shape {list(x.shape)}", "Return images like its argument"
-            raise ValueError(complaint(_OWNER, expected, f"{list(perturbed.shape)}", remedy))
-        return perturbed
-
-    def _contrast(self, branch: Branch, z1: Tensor, z2: Tensor) -> Tensor:
-        with self._loss_on(branch):
-            loss = self.loss(z1, z2)
-        check_tensor(_OWNER, "the result of loss", loss, remedy="Return a scalar tensor")
-        if loss.dim() != 0:
-            remedy = "Average it over the batch"
-            raise ValueError(complaint(_OWNER, "loss to return a scalar", f"shape {list(loss.shape)}", remedy))
-        return loss
-
-    @contextmanager
-    def _loss_on(self, branch: Branch) -> Iterator[None]:
-        """Switch the loss to a branch; in eval mode restore its buffers."""
-        if not isinstance(self.loss, nn.Module):
-            yield
-            return
-        several = len(self._streams()) > 1
-        with (
-            _switched(self.loss, branch),
-            nullcontext() if self.loss.training else buffers_kept(self.loss),
-            _raise_if_memory_changes(self.loss, self.mode) if several else nullcontext(),
-        ):
-            yield
-
-    def _embed(self, stream: tuple[Branch, Branch], x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings of both views; views on one branch share a forward pass and its statistics."""
-        if stream[0] == stream[1]:
-            z1, z2 = self._on(stream[0], torch.cat([x1, x2])).chunk(2)
-            return z1, z2
-        return self._on(stream[0], x1), self._on(stream[1], x2)
-
-    def _on(self, branch: Branch, x: Tensor) -> Tensor:
-        """Embed ``x`` through one branch, or through a model without branches."""
-        with _switched(self.model, branch):
-            z: Tensor = self.model(x)
-        check_tensor(_OWNER, "the result of model", z, remedy="Return the embeddings [N, D] only")
-        return z
-
-    def _branches(self) -> set[Branch]:
+    def _used_branches(self) -> set[str]:
         return {branch for stream in self._streams() for branch in stream}
 
-    def _parts(self) -> list[nn.Module]:
-        return [self.model, self.loss] if isinstance(self.loss, nn.Module) else [self.model]
+    def _branches_of(self, part: nn.Module) -> set[str]:
+        if part is self.loss:
+            return {_name(stream) for stream in self._streams()}
+        return self._used_branches()
 
-    @property
-    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Parameters without gradients in this mode, under the name that DDP looks up."""
-        branches = {self.model: self._branches(), self.loss: {_name(stream) for stream in self._streams()}}
-        norms = [(norm, branches[part]) for part in self._parts() for norm in _dual_norms(part)]
-        used = {p for norm, names in norms for name in names for p in getattr(norm, name).parameters()}
-        idle = {p for norm, _ in norms for p in norm.parameters()} - used
-        return [name for name, parameter in self.named_parameters(remove_duplicate=False) if parameter in idle]
+    def _branch_to_ship(self) -> str:
+        return "clean" if self.mode == "S2S" else "adv"
 
 
 def _name(stream: tuple[Branch, Branch]) -> Branch:
@@ -302,12 +202,7 @@ def _dual_norms(module: nn.Module) -> list[DualNorm]:
     return [part for part in module.modules() if isinstance(part, DualNorm)]
 
 
-def _switched(module: nn.Module, branch: Branch) -> AbstractContextManager[None]:
-    """Return a context in which a module uses one branch, if it has branches."""
-    return bn_branch(module, branch) if _dual_norms(module) else nullcontext()
-
-
-def _warn_of_single_norms(model: nn.Module, loss: nn.Module | None, mode: str) -> None:
+def _warn_of_single_norms(owner: str, model: nn.Module, loss: nn.Module | None, mode: str) -> None:
     """Warn of norms that clean and perturbed images share, unless the split of the dual ones intends it."""
     dual = _dual_norms(model)
     single = _single_norms(model)
@@ -322,7 +217,7 @@ def _warn_of_single_norms(model: nn.Module, loss: nn.Module | None, mode: str) -
         remedy = f"Call {call}, unless these are meant to be shared"
     else:
         return
-    text = complaint(_OWNER, f"dual batch norms for mode {mode!r}", got, remedy)
+    text = complaint(owner, f"dual batch norms for mode {mode!r}", got, remedy)
     warnings.warn(text, UserWarning, stacklevel=3)
 
 
@@ -332,7 +227,7 @@ def _single_norms(module: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _raise_if_memory_changes(loss: nn.Module, mode: str) -> Iterator[None]:
+def _raise_if_memory_changes(owner: str, loss: nn.Module, mode: str) -> Iterator[None]:
     """Raise if the block changes a memory of a loss that all branches share: images become their own negatives.
 
     A memory is a buffer of two dimensions or more, a row an embedding; running statistics and counters have fewer.
@@ -349,7 +244,7 @@ def _raise_if_memory_changes(loss: nn.Module, mode: str) -> Iterator[None]:
                 f"{type_name(loss)} with one, {name}",
             )
             remedy = "Wrap it, adapters.losses.TrainOnlyMemoryBank(loss), so that no image becomes its own negative"
-            raise RuntimeError(complaint(_OWNER, expected, got, remedy))
+            raise RuntimeError(complaint(owner, expected, got, remedy))
 
 
 def _memories(loss: nn.Module) -> dict[str, tuple[Tensor, int]]:

@@ -1,0 +1,272 @@
+"""Blocks of strategies: frozen and momentum networks, queues, scheduled augmentation, schedules of weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from .. import distributed
+from .._checks import check_callable, check_copyable, check_int, check_module, check_real, check_tensor, complaint
+from .._digest import digest
+from .learner import Block
+
+
+class Frozen(nn.Module):
+    """A network that stays as it is, such as a teacher: in eval mode, without gradients, not in the state dict.
+
+    It stays in eval mode when the learner that holds it is put into train mode. A resumed run compares its
+    :meth:`fingerprint` instead of loading it.
+
+    Args:
+        model: the network; the object itself is frozen and put into eval mode.
+
+    Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
+
+    Example:
+        >>> from advcontrast.strategies import Frozen
+        >>> teacher = Frozen(torch.nn.Linear(2, 2)).train()
+        >>> teacher.training, teacher.model.training, list(teacher.state_dict())
+        (False, False, [])
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        check_module("Frozen", model)
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.eval()
+        self.register_state_dict_post_hook(_without_entries)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_own_entries)  # type: ignore[no-untyped-call]
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002 (a frozen network has one mode)
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output for images, without a gradient."""
+        with torch.inference_mode(False), torch.no_grad():
+            output: Tensor = self.model(x.clone())  # a model may change its input in place
+        return output
+
+    def fingerprint(self) -> str:
+        """Return a digest of the weights and buffers."""
+        state = self.model.state_dict()
+        return digest(*(part for name, value in state.items() if isinstance(value, Tensor) for part in (name, value)))
+
+
+def _without_entries(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        del state[name]
+
+
+def _with_own_entries(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let the frozen network load its own weights, so that strict loading does not miss them."""
+    state.update({f"{prefix}model.{name}": value for name, value in module.get_submodule("model").state_dict().items()})
+
+
+class Momentum(Block):
+    r"""A copy of a network whose parameters follow those of the original.
+
+    At the end of each forward pass of the learner in train mode, before the optimizer steps, they become
+    :math:`\bar\theta \leftarrow m\, \bar\theta + (1 - m)\, \theta` with the decay :math:`m`. Running statistics are not
+    averaged: batch norms of the copy see the batches themselves. The copy gets no gradients.
+
+    Args:
+        model: the network to follow.
+        decay: m above, in [0, 1].
+
+    Attributes:
+        model: the copy.
+
+    Raises:
+        ValueError: decay outside [0, 1].
+        TypeError: an argument of the wrong kind.
+        RuntimeError: ``model`` cannot be copied, as in :func:`advcontrast.export_branch`.
+
+    Example:
+        >>> from advcontrast.strategies import Momentum
+        >>> model = torch.nn.Linear(1, 1)
+        >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+        >>> momentum = Momentum(model, decay=0.75)
+        >>> _ = torch.nn.init.constant_(model.weight, 5.0)
+        >>> momentum.advance()
+        >>> momentum.model.weight.item()
+        2.0
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        check_module("Momentum", model)
+        check_real("Momentum", "decay", decay, low=0, high=1, remedy="0.99 is usual")
+        check_copyable("Momentum", model)
+        super().__init__()
+        self.model, self.decay = copy.deepcopy(model).requires_grad_(False), decay
+        self._original = [model]  # a list, so that it is not registered a second time
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the copy."""
+        output: Tensor = self.model(x)
+        return output
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Take a step towards the original."""
+        torch._foreach_lerp_([*self.model.parameters()], [*self._original[0].parameters()], 1 - self.decay)
+
+    def extra_repr(self) -> str:
+        """Show the decay."""
+        return f"decay={self.decay}"
+
+
+class Queue(Block):
+    """The last embeddings of earlier batches, scaled to length one, as further negatives.
+
+    It starts with random directions. Embeddings that are pushed are gathered over all processes, and enter at the end
+    of the forward pass of the learner in train mode, so that an image never is its own negative.
+
+    Args:
+        size: number of embeddings, at least that of a batch.
+        dim: length D of an embedding.
+
+    Attributes:
+        rows: the embeddings, ``[size, D]``, the latest first.
+
+    Raises:
+        ValueError: a number < 1, or, on a push, more embeddings than the queue holds.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.strategies import Queue
+        >>> queue = Queue(3, 2)
+        >>> queue.push(torch.tensor([[3.0, 0.0]]))
+        >>> queue.advance()
+        >>> queue.rows[0].tolist()
+        [1.0, 0.0]
+    """
+
+    rows: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        check_int("Queue", "size", size, low=1, remedy="MoCo uses 65536")
+        check_int("Queue", "dim", dim, low=1, remedy="Pass the length of an embedding")
+        super().__init__()
+        self.register_buffer("rows", F.normalize(torch.randn(size, dim), dim=1))
+        self._pushed: Tensor | None = None
+
+    @torch.no_grad()
+    def push(self, z: Tensor) -> None:
+        """Let embeddings ``[N, D]`` enter at the end of the step, in place of the oldest ones."""
+        check_tensor("Queue", "z", z, remedy="Pass embeddings")
+        z = F.normalize(distributed.all_gather(z.detach()).flatten(0, 1).to(self.rows.dtype), dim=1)
+        if z.dim() != 2 or len(z) > len(self.rows) or z.shape[1] != self.rows.shape[1]:
+            expected = f"at most {len(self.rows)} embeddings of length {self.rows.shape[1]}"
+            raise ValueError(complaint("Queue", expected, f"{list(z.shape)}", "Build a longer queue, or pass fewer"))
+        self._pushed = z
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Let the embeddings enter that were pushed."""
+        if self._pushed is not None:
+            # A new tensor: the backward pass of this step needs the old one.
+            self.rows = torch.cat([self._pushed, self.rows])[: len(self.rows)].contiguous()
+            self._pushed = None
+
+    def extra_repr(self) -> str:
+        """Show the shape."""
+        return f"size={len(self.rows)}, dim={self.rows.shape[1]}"
+
+
+class Scheduled(nn.Module):
+    """An augmentation whose strength is a function of the training step.
+
+    It counts its calls in train mode from 0; the count is in the state dict.
+
+    Args:
+        make: ``make(strength)`` to an augmentation, for example ``lambda s: ContrastivePairAugment(32, strength=s)``.
+        strength: a function of the training step, such as :class:`Staircase`.
+
+    Raises:
+        TypeError: an argument is not callable.
+
+    Example:
+        >>> from advcontrast.strategies import Scheduled
+        >>> augment = Scheduled(lambda s: lambda x: s * x, lambda step: float(step))
+        >>> [augment(torch.ones(())).item() for _ in range(3)]
+        [0.0, 1.0, 2.0]
+    """
+
+    def __init__(self, make: Callable[[float], Callable[..., Any]], strength: Callable[[int], float]) -> None:
+        check_callable("Scheduled", "make", make, remedy="Pass a function of the strength")
+        check_callable("Scheduled", "strength", strength, remedy="Pass a function of the step")
+        super().__init__()
+        self.make, self.strength = make, strength
+        self._calls = 0
+
+    def forward(self, x: Tensor, **source: Any) -> Any:
+        """Return what the augmentation of this step returns for images."""
+        value = self.strength(self._calls)
+        check_real("Scheduled", "strength(step)", value, remedy=f"Look at what it returns for step {self._calls}")
+        views = self.make(value)(x, **source)
+        self._calls += self.training
+        return views
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Return the number of calls for the state dict."""
+        return {"calls": self._calls}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Load the number of calls from a state dict."""
+        self._calls = state["calls"]
+
+    def extra_repr(self) -> str:
+        """Show both functions."""
+        return f"{self.make!r}, {self.strength!r}"
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """Schedule from one value to another, in equal steps of ``every`` training steps.
+
+    At step s of E = ``steps`` with K = ``every`` the value is ``start + (end - start) * floor(s / K) * K / E``; later
+    steps keep the last value.
+
+    Args:
+        start: value of the first K steps.
+        end: value that step E would have.
+        steps: length E of the training, at least 1.
+        every: K, at least 1; ``None`` changes the value at every step.
+
+    Raises:
+        ValueError: a number out of its range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.strategies import Staircase
+        >>> schedule = Staircase(1.0, 0.0, steps=100, every=50)
+        >>> [schedule(step) for step in (0, 49, 50, 99, 100)]
+        [1.0, 1.0, 0.5, 0.5, 0.5]
+    """
+
+    start: float
+    end: float
+    steps: int
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        check_real("Staircase", "start", self.start, remedy="Pass the value of the first step")
+        check_real("Staircase", "end", self.end, remedy="Pass the value to approach")
+        check_int("Staircase", "steps", self.steps, low=1, remedy="Pass the length of the training")
+        if self.every is not None:
+            check_int("Staircase", "every", self.every, low=1, remedy="Pass the steps of 50 epochs for example")
+
+    def __call__(self, step: int) -> float:
+        """Return the value at a training step, which counts from 0."""
+        check_int("Staircase", "step", step, low=0, remedy="Steps count from 0")
+        every = self.every or 1
+        return self.start + (self.end - self.start) * (min(step, self.steps - 1) // every * every / self.steps)

@@ -1,0 +1,140 @@
+"""A batch on its way through a strategy: views, attacks on them, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import distributed
+from .._checks import check_tensor, complaint
+from ..attacks import under_attack
+from ..norm import DualNorm, bn_branch
+
+if TYPE_CHECKING:
+    from .learner import ContrastiveLearner
+
+
+class Step:
+    """What a strategy and its terms can use of a batch.
+
+    Attributes:
+        images: the images as floats in [0, 1], ``[N, C, H, W]``, before ``augment``; ``None`` where the learner was
+            called with views.
+        views: the views, each ``[N, C, H, W]``.
+        targets: labels or pseudo-labels of the images, or ``None``.
+        z: embeddings by the name of their part, for terms to use. A strategy stores them here.
+    """
+
+    def __init__(
+        self,
+        learner: ContrastiveLearner,
+        views: tuple[Tensor, ...],
+        *,
+        images: Tensor | None = None,
+        targets: Tensor | None = None,
+        source: dict[str, Any],
+    ) -> None:
+        self.views, self.images, self.targets = views, images, targets
+        self.z: dict[str, tuple[Tensor, ...]] = {}
+        self._learner, self._source = learner, source
+        self._owner = type(learner).__name__
+
+    def embed(self, branch: str | None, *x: Tensor, by: nn.Module | None = None) -> tuple[Tensor, ...]:
+        """Embed batches in one forward pass, so that they share its batch statistics.
+
+        Args:
+            branch: of the dual norms; ignored by a network without dual norms.
+            *x: images, each ``[N, C, H, W]``.
+            by: the network, by default the learner's model.
+
+        Returns:
+            The embeddings of each batch, ``[N, D]``.
+
+        Raises:
+            TypeError: the network returns something other than a floating-point tensor.
+            ValueError: it does not return a row for each image.
+        """
+        return self._forward(branch, torch.cat(x), [len(batch) for batch in x], by)
+
+    def still(self, branch: str | None, *x: Tensor, by: nn.Module | None = None) -> tuple[Tensor, ...]:
+        """Embed batches in eval mode without a gradient, as a fixed target; arguments are those of :meth:`embed`."""
+        with under_attack(self._learner.model if by is None else by), torch.inference_mode(False), torch.no_grad():
+            return self.embed(branch, *x, by=by)
+
+    def perturb(
+        self,
+        objective: Callable[..., Tensor],
+        branch: str | None,
+        *x: Tensor,
+        through: Callable[..., Iterable[Tensor]] | None = None,
+        modules: Iterable[nn.Module] = (),
+    ) -> tuple[Tensor, ...]:
+        """Attack batches jointly.
+
+        All networks and layers of the learner are in eval mode and on ``branch`` meanwhile, their parameters get no
+        gradients, and their buffers do not change.
+
+        Args:
+            objective: a function of the embeddings of each batch to a scalar, or to a value for each row of the
+                concatenated batches, that the attack maximises.
+            branch: of the dual norms.
+            *x: images, each ``[N, C, H, W]``.
+            through: a function of the batches to the arguments of ``objective``, by default :meth:`embed`.
+            modules: modules that take part and are not parts of the learner.
+
+        Returns:
+            The perturbed batches.
+
+        Raises:
+            TypeError, ValueError: the attack returns something other than images of the same shape.
+        """
+        both, sizes = torch.cat(x), [len(batch) for batch in x]
+
+        def value(images: Tensor) -> Tensor:
+            if through is not None:
+                return objective(*through(*torch.split(images, sizes)))
+            return objective(*self._forward(branch, images, sizes, None))
+
+        parts = [*self._learner.parts_under_attack(), *modules]
+        with under_attack(*parts), switched(parts, branch):
+            perturbed = self._learner.attack(value, both, **self._source)
+        check_tensor(self._owner, "the result of attack", perturbed, remedy="Return images like its argument")
+        if perturbed.shape != both.shape:
+            expected, remedy = f"attack to return shape {list(both.shape)}", "Return images like its argument"
+            raise ValueError(complaint(self._owner, expected, f"{list(perturbed.shape)}", remedy))
+        return torch.split(perturbed, sizes)
+
+    def gather(self, *z: Tensor) -> tuple[Tensor, ...]:
+        """Return the rows of all processes, ``[world_size * N, ...]``, with gradients; the same rows for one process.
+
+        If each process computes its loss of all rows, the gradients that DDP averages equal those of one process with
+        the whole batch.
+        """
+        return tuple(distributed.all_gather(each).flatten(0, 1) for each in z)
+
+    def _forward(self, branch: str | None, x: Tensor, sizes: list[int], by: nn.Module | None) -> tuple[Tensor, ...]:
+        model = self._learner.model if by is None else by
+        with switched([model], branch):
+            z: Tensor = model(x)
+        check_tensor(self._owner, "the result of model", z, remedy="Return the embeddings [N, D] only")
+        if len(z) != len(x):
+            expected, remedy = (
+                f"model to return {len(x)} rows, one for each image",
+                "Flatten all but the first dimension",
+            )
+            raise ValueError(complaint(self._owner, expected, f"shape {list(z.shape)}", remedy))
+        return torch.split(z, sizes)
+
+
+@contextmanager
+def switched(modules: Iterable[nn.Module], branch: str | None) -> Iterator[None]:
+    """Switch the dual norms of modules to a branch; modules without dual norms are left alone."""
+    with ExitStack() as stack:
+        for module in modules:
+            if branch is not None and any(isinstance(part, DualNorm) for part in module.modules()):
+                stack.enter_context(bn_branch(module, branch))
+        yield

@@ -1,0 +1,1 @@
+"""Terms that any strategy takes: further parts of its loss."""
