@@ -46,7 +46,7 @@ myst_enable_extensions = ["deflist"]
 # References must resolve, except those to other projects.
 nitpicky = True
 others = "foolbox|huggingface_hub|torch|nn|collections|contextlib|copy|os|pathlib|typing"
-nitpick_ignore_regex = [("py:.*", rf"({others}|Tensor|Callable|Any|Curve|Figure)\b.*")]
+nitpick_ignore_regex = [("py:.*", rf"({others}|Tensor|Callable|Any|Curve|Figure|Weight)\b.*")]
 
 # Every page of the gallery is a script that runs when the site is built. One that fails ends the build.
 sphinx_gallery_conf = {

@@ -12,6 +12,7 @@ from .checkpoint import CheckpointVersionError as CheckpointVersionError
 from .checkpoint import CheckpointWriteError as CheckpointWriteError
 from .cost import forward_equivalents as forward_equivalents
 from .fit import fit as fit
+from .learner import Learner as Learner
 
 __all__ = [
     "Checkpoint",
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointVersionError",
     "CheckpointWriteError",
     "DataReader",
+    "Learner",
     "fit",
     "forward_equivalents",
     "steps_per_epoch",

@@ -24,6 +24,9 @@ def run_settings(
     return {
         "learner": f"{type(learner).__name__}({_text(learner.extra_repr())})",
         "modules": _text(learner),
+        "frozen": str(
+            {name: part.fingerprint() for name, part in learner.named_modules() if hasattr(part, "fingerprint")}
+        ),
         "generators": str([f"{name} on {each.device.type}" for name, each in generators(learner).items()]),
         "data": data,
         "groups": None if groups is None else fingerprint([groups]),

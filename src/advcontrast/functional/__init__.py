@@ -1,6 +1,7 @@
 """Losses, metrics and image operations as pure functions of tensors."""
 
 from .. import _deprecated
+from .cosine import cosine
 from .distillation import distillation
 from .divergence import kl_divergence, trades
 from .margin import dlr, targeted_dlr
@@ -19,6 +20,7 @@ from .semi_supervised import semi_supervised
 __all__ = [
     "alignment",
     "breakaway_risk",
+    "cosine",
     "distillation",
     "dlr",
     "effective_rank",

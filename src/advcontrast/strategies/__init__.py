@@ -2,10 +2,12 @@
 
 from .acl import ACLOutput, ACLTrainer
 from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
+from .deacl import DeACL
 from .learner import ContrastiveLearner, Part, StepOutput
 from .semi_supervised import SemiSupervisedTrainer
 from .step import Step
 from .supervised import AdversarialTrainer, StandardTrainer
+from .terms import Distillation, Invariance
 from .trades import TRADESTrainer
 
 __all__ = [
@@ -13,7 +15,10 @@ __all__ = [
     "ACLTrainer",
     "AdversarialTrainer",
     "ContrastiveLearner",
+    "DeACL",
+    "Distillation",
     "Frozen",
+    "Invariance",
     "Momentum",
     "Part",
     "Queue",

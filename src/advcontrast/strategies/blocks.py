@@ -10,10 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 from typing_extensions import Self
 
 from .. import distributed
-from .._checks import check_callable, check_copyable, check_int, check_module, check_real, check_tensor, complaint
+from .._checks import (
+    check_callable,
+    check_copyable,
+    check_int,
+    check_module,
+    check_real,
+    check_tensor,
+    complaint,
+    type_name,
+)
 from .._digest import digest
 from .learner import Block
 
@@ -69,6 +79,51 @@ def _without_entries(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) 
 def _with_own_entries(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Let the frozen network load its own weights, so that strict loading does not miss them."""
     state.update({f"{prefix}model.{name}": value for name, value in module.get_submodule("model").state_dict().items()})
+
+
+def frozen_teacher(owner: str, teacher: nn.Module, model: nn.Module | None = None) -> Frozen:
+    """Return a teacher, frozen, after a check that it is one and that it fits the student.
+
+    Raises:
+        ValueError: the teacher is in train mode, is on another device than the student or shares parameters with it; or
+            a convolution of the student has its weights and not its stride or padding.
+        TypeError: the teacher is not an ``nn.Module``.
+    """
+    if not isinstance(teacher, nn.Module):
+        raise TypeError(complaint(owner, "teacher to be an nn.Module", type_name(teacher), "Pass the network itself"))
+    if any(module.training for module in teacher.modules()):
+        raise ValueError(complaint(owner, "teacher in eval mode", "train mode", "Call teacher.eval()"))
+    if model is None:
+        return Frozen(teacher)
+    places = [next((p.device for p in network.parameters()), None) for network in (model, teacher)]
+    if None not in places and places[0] != places[1]:
+        expected = "model and teacher on one device"
+        raise ValueError(complaint(owner, expected, f"{places[0]} and {places[1]}", "Move both to it"))
+    if {*model.parameters()} & {*teacher.parameters()}:
+        remedy = "Pass copy.deepcopy(teacher) as model to start from its weights"
+        raise ValueError(complaint(owner, "a teacher with parameters of its own", "those of model", remedy))
+    theirs = {name: part for name, part in teacher.named_modules() if isinstance(part, _ConvNd)}
+    for name, part in model.named_modules():
+        other = theirs.get(name)
+        if other is None or not isinstance(part, _ConvNd) or part.weight.shape != other.weight.shape:
+            continue
+        ours, fits = (
+            ", ".join(f"{key} {getattr(conv, key)}" for key in ("stride", "padding", "dilation", "groups"))
+            for conv in (part, other)
+        )
+        if ours != fits and torch.equal(part.weight, other.weight):
+            expected = f"model.{name}, which has the weights of the teacher, to have its {fits}"
+            remedy = "Build the student like the teacher; with another stem it computes something else"
+            raise ValueError(complaint(owner, expected, ours, remedy))
+    return Frozen(teacher)
+
+
+def check_teacher_output(owner: str, z: Tensor, target: Tensor) -> None:
+    """Require the outputs of student and teacher to have one shape."""
+    if z.shape != target.shape:
+        expected = "model and teacher to return embeddings of one shape"
+        remedy = "Remove or replace the last layer of one of them"
+        raise ValueError(complaint(owner, expected, f"{list(z.shape)} and {list(target.shape)}", remedy))
 
 
 class Momentum(Block):

@@ -255,6 +255,9 @@ class ContrastiveLearner(nn.Module):
             expected, remedy = f"{self.views} views of each image, or the images", "Pass each view as one tensor"
             raise ValueError(complaint(owner, expected, f"{len(views)} tensors", remedy))
         self._check_views(views)
+        if images is None and any(getattr(term, "needs_images", False) for term in getattr(self, "terms", ())):
+            remedy = "Call the learner with images, and build it with augment="
+            raise ValueError(complaint(owner, "images, which a term compares with the views", "views alone", remedy))
         return Step(self, views, images=images, targets=targets, source=source)
 
     def _check_views(self, views: tuple[Any, ...]) -> None:

@@ -1,0 +1,105 @@
+"""Every strategy without labels on tiny networks, and embeddings with known losses."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
+from advcontrast.strategies import DeACL
+from tests.strategies.networks import network
+
+#: An attack without randomness, so that two processes can repeat what one does.
+FEW = PGDAttack(steps=2, random_start=False)
+
+
+class Method(NamedTuple):
+    """A strategy: ``make(norm, **settings)`` on ``network(norm)`` in float64, and the number of its views."""
+
+    make: Callable[..., nn.Module]
+    views: int = 2
+    targets: Callable[[int], torch.Tensor] | None = None
+
+
+def student(norm, **settings):
+    return network(norm, dtype=torch.float64, **settings)
+
+
+def teacher():
+    return network("single", dtype=torch.float64, seed=1).eval()
+
+
+def acl(norm, **settings):
+    return ACLTrainer(student(norm), **{"loss": NTXentLoss(gather=True), "attack": FEW, **settings})
+
+
+def deacl(norm, **settings):
+    return DeACL(student(norm), teacher(), **{"attack": FEW, **settings})
+
+
+METHODS = {
+    "ACL": Method(acl),
+    "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
+    "DeACL": Method(deacl, views=1),
+}
+
+
+def batch(method, n=4, seed=0):
+    """Return random views for a method, with its targets."""
+    generator = torch.Generator().manual_seed(seed)
+    views = torch.rand(method.views, n, 3, 6, 6, generator=generator, dtype=torch.float64).unbind()
+    return views if method.targets is None else (*views, method.targets(n))
+
+
+# Embeddings of the published oracles --------------------------------------------------------------------------------
+
+
+def known(v):
+    """Return the embeddings Z(v)[i, d] = cos(0.7 i + 1.3 d + 0.5 v + 0.4 i d) as images ``[4, 3, 1, 1]``, a leaf."""
+    i, d = torch.arange(4, dtype=torch.float64)[:, None], torch.arange(3, dtype=torch.float64)
+    return torch.cos(0.7 * i + 1.3 * d + 0.5 * v + 0.4 * i * d).view(4, 3, 1, 1).requires_grad_()
+
+
+class Identity(nn.Module):
+    """A network whose embeddings are its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        return x.flatten(1) * self.weight
+
+
+class Constant(nn.Module):
+    """A teacher that returns known embeddings, whatever it is given."""
+
+    def __init__(self, *embeddings):
+        super().__init__()
+        self.embeddings = embeddings
+        self.calls = 0
+        self.eval()
+
+    def forward(self, x):
+        self.calls += 1
+        return self.embeddings[(self.calls - 1) % len(self.embeddings)].detach().flatten(1)
+
+
+class Given:
+    """An attack that returns known images, one after the other, and has called its objective once."""
+
+    def __init__(self, *images):
+        self.images = list(images)
+        self.values = []
+
+    def __call__(self, objective, x, generator=None):
+        self.values.append(objective(x).detach())
+        count = len(x) // 4
+        found, self.images = self.images[:count], self.images[count:]
+        return torch.cat(found)
+
+
+def norms(*images):
+    """Return the norms of the gradients of images."""
+    return [image.grad.norm().item() if image.grad is not None else 0.0 for image in images]

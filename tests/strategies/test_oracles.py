@@ -1,0 +1,53 @@
+"""Losses of the strategies on known embeddings, whose values were computed from the papers' formulas and codes."""
+
+import pytest
+
+from advcontrast import ACLTrainer
+from advcontrast.functional import nt_xent
+from advcontrast.strategies import DeACL, Distillation, Invariance
+from tests.strategies.methods import Constant, Given, Identity, known, norms
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
+CLOSE = {"rel": 0, "abs": 1e-9}
+
+
+def test_nt_xent():
+    z = [known(v).flatten(1) for v in range(4)]
+    assert nt_xent(z[0], z[1]).item() == pytest.approx(0.9642490370, **CLOSE)
+    assert nt_xent(z[2], z[3]).item() == pytest.approx(0.8564001222, **CLOSE)
+
+
+def test_deacl():
+    x, x_adv = known(0), known(2)
+    loss = DeACL(Identity(), Constant(known(1)), attack=Given(x_adv))(x).loss
+    assert loss.item() == pytest.approx(-1.7084923036, **CLOSE)
+    loss.backward()
+    assert norms(x, x_adv) == pytest.approx([1.08649, 0.745262], abs=1e-5)
+
+
+def test_the_attack_of_deacl_moves_away_from_the_teacher():
+    attack = Given(known(2))
+    DeACL(Identity(), Constant(known(1)), attack=attack)(known(0))
+    assert -attack.values[0].item() == pytest.approx(0.8291483123, **CLOSE)  # the mean cosine of Z0 and Z1
+
+
+@pytest.mark.parametrize(
+    ("released", "sir", "air"),
+    [(True, -1.5516004389, -0.6993054853), (False, 0.0580839628, 0.0268137447)],
+)
+def test_invariance(released, sir, air):
+    views, adv, image = (known(0), known(1)), (known(2), known(3)), known(4)
+    terms = [Invariance(0.25, released=released)]
+    learner = ACLTrainer(Identity(), attack=Given(*adv), augment=lambda x: views, alpha=1.4 / 0.6, terms=terms)
+    out = learner(image)
+    assert out.terms["loss_sir"].item() == pytest.approx(sir, **CLOSE)
+    assert out.terms["loss_air"].item() == pytest.approx(air, **CLOSE)
+    if released:
+        assert 2 * out.loss.item() == pytest.approx(0.6520566312, **CLOSE)
+
+
+def test_distillation():
+    terms = [Distillation(Constant(known(1), known(0)), 2.0)]
+    out = ACLTrainer(Identity(), mode="S2S", terms=terms)(known(0), known(1))
+    assert out.terms["loss_teacher"].item() == pytest.approx(1 - 0.8291483123, **CLOSE)
+    assert (out.loss - out.terms["loss_clean"]).item() == pytest.approx(2 * (1 - 0.8291483123), **CLOSE)
