@@ -287,14 +287,14 @@ def check_finite(owner: str, name: str, value: Tensor, *, everywhere: bool = Fal
 
 
 def check_within(owner: str, name: str, value: Tensor, bounds: tuple[float, float], *, remedy: str) -> None:
-    """Require finite values within ``bounds``, up to a millionth of their range, where they are :func:`readable`."""
+    """Require finite values within ``bounds``, floats up to a millionth of them, where they are :func:`readable`."""
     if not readable(value) or value.numel() == 0:
         return
     smallest, largest = (extreme.item() for extreme in value.detach().aminmax())
     if not math.isfinite(largest - smallest):  # one pass for the extremes, which are NaN if any value is
         check_finite(owner, name, value, remedy=remedy)
     low, high = bounds
-    slack = 1e-6 * (high - low) if math.isfinite(high - low) else 0.0
+    slack = 1e-6 * (high - low) if value.is_floating_point() and math.isfinite(high - low) else 0.0
     if smallest < low - slack or largest > high + slack:
         got = f"values in [{smallest:.3g}, {largest:.3g}]"
         raise ValueError(complaint(owner, f"{name} within bounds [{low}, {high}]", got, remedy))

@@ -319,5 +319,5 @@ def test_parameters_of_larger_images_are_refused():
 
 
 def test_parameters_must_be_parameters():
-    with pytest.raises(TypeError, match=r"^SimCLRAugment: expected ViewParameters"):
+    with pytest.raises(TypeError, match=r"^SimCLRAugment: expected parameters to be"):
         SimCLRAugment(8).apply(torch.rand(4, 3, 16, 16), None)

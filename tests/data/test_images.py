@@ -134,15 +134,15 @@ X, Y = torch.zeros(7, 3, 4, 5, dtype=torch.uint8), torch.zeros(7, dtype=torch.in
         ({"x": [0]}, TypeError, "expected x to be"),
         ({"y": Y.int()}, TypeError, "expected y to be"),
         ({"x": X[0]}, ValueError, "expected x of shape"),
-        ({"x": X[:0], "y": Y[:0]}, ValueError, "none of them 0"),
-        ({"x": X[..., :0]}, ValueError, "none of them 0"),
+        ({"x": X[:0], "y": Y[:0]}, ValueError, "expected x of shape"),
+        ({"x": X[..., :0]}, ValueError, "expected x of shape"),
         ({"y": Y[:5]}, ValueError, "expected y of shape"),
         ({"y": Y[:, None]}, ValueError, "expected y of shape"),
         ({"y": Y.to("meta")}, ValueError, "expected x and y on one device"),
         ({"classes": ["cat"]}, TypeError, "expected classes to be"),
         ({"classes": "cat"}, TypeError, "expected classes to be"),
         ({"classes": ("cat", 3)}, TypeError, "expected classes to be"),
-        ({"y": torch.tensor([0, 1, 2, 3, -1, 2, 9])}, ValueError, "expected labels from 0 to 2"),
+        ({"y": torch.tensor([0, 1, 2, 3, -1, 2, 9])}, ValueError, "expected labels within"),
     ],
 )
 def test_wrong_fields(fields, error, message):
@@ -157,7 +157,7 @@ def test_wrong_fields(fields, error, message):
         (torch.ones(7, dtype=torch.bool), TypeError, "expected indices to be"),
         (torch.tensor(3), ValueError, "expected indices of shape"),
         (torch.arange(0), ValueError, "expected indices of shape"),
-        (torch.tensor([0, 7, -1]), ValueError, "expected indices from 0 to 6"),
+        (torch.tensor([0, 7, -1]), ValueError, "expected indices within"),
     ],
 )
 def test_wrong_indices(indices, error, message):

@@ -91,16 +91,11 @@ class Corruption:
         """Return a corrupted version of every image.
 
         Args:
-            x: images ``[N, C, H, W]`` with one or three channels, three for ``"saturate"``: uint8, or float32 or
-                float64 in [0, 1].
-            generator: source of the randomness, where there is any; by default the global one of the CPU.
+            x: images as for :meth:`SimCLRAugment.__call__`, with the same errors; for ``"saturate"`` of three channels.
+            generator: source of the randomness, if any; by default the global one of the CPU.
 
         Returns:
             Images ``[N, C, H, W]`` in [0, 1] on the device of ``x``; float32 for uint8.
-
-        Raises:
-            ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1].
-            TypeError: ``x`` or ``generator`` is of the wrong kind.
         """
         x = unit_range(_OWNER, x).clamp(0, 1)
         source_device(_OWNER, generator)
@@ -109,8 +104,6 @@ class Corruption:
             raise ValueError(complaint(_OWNER, "RGB images for 'saturate'", f"{list(x.shape)}", remedy))
         if len(x) == 0:
             return x
-        if self.name in _RANDOM:
-            formula, strengths = _RANDOM[self.name]
-            return formula(x, strengths[self.severity - 1], generator)
-        formula, strengths = _FIXED[self.name]
-        return formula(x, strengths[self.severity - 1])
+        formula, strengths = {**_RANDOM, **_FIXED}[self.name]
+        strength = strengths[self.severity - 1]
+        return formula(x, strength, generator) if self.name in _RANDOM else formula(x, strength)

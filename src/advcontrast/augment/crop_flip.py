@@ -31,33 +31,20 @@ class CropFlip:
     def __init__(self, padding: int = 4, *, flip: float = 0.5) -> None:
         check_int(_OWNER, "padding", padding, low=0, remedy="4 is usual for 32 x 32 pixels")
         check_real(_OWNER, "flip", flip, low=0, high=1, remedy="0.5 is usual")
-        self.padding = padding
-        self.flip = flip
+        self.padding, self.flip = padding, flip
 
     def __repr__(self) -> str:
         return f"{_OWNER}({self.padding}, flip={self.flip})"
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return a random version of every image.
-
-        Args:
-            x: images ``[N, C, H, W]`` with one or three channels: uint8, or float32 or float64 in [0, 1].
-            generator: source of all randomness; by default the global one of the CPU.
-
-        Returns:
-            Images ``[N, C, H, W]`` in [0, 1] on the device of ``x``, in its memory layout; float32 for uint8.
-
-        Raises:
-            ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1].
-            TypeError: ``x`` or ``generator`` is of the wrong kind.
-        """
+        """Return a random version of every image, of the same size; all else as in :meth:`SimCLRAugment.__call__`."""
         check_images(_OWNER, x)
         device = source_device(_OWNER, generator)
         n, channels, height, width = x.shape
         uniform = to_device(torch.rand(n, 3, generator=generator, device=device), x.device)
         top, left = (uniform[:, :2] * (2 * self.padding + 1)).long().unbind(1)
         rows = top[:, None] + torch.arange(height, device=x.device)
-        columns = torch.arange(width, device=x.device).expand(n, -1)
+        columns = torch.arange(width, device=x.device)
         columns = left[:, None] + torch.where(uniform[:, 2:] < self.flip, width - 1 - columns, columns)
         padded = F.pad(x, [self.padding] * 4)
         # Bytes are gathered before the conversion to floats: a quarter of the traffic.

@@ -18,15 +18,14 @@ _BICUBIC_OVERSHOOT = 9 / 32
 class ContrastivePairAugment:
     """Create two random views of every image for contrastive learning.
 
-    By default a view is SimCLR's recipe for CIFAR, batched, on the device of the images, with separate randomness for
-    every image; see :class:`advcontrast.augment.SimCLRAugment`. Views are not normalised: the attack needs images in
+    By default a view is one of :class:`advcontrast.augment.SimCLRAugment`, SimCLR's recipe for CIFAR, batched, on the
+    device of the images, with separate randomness for every image. Views are not normalised: the attack needs images in
     [0, 1], and normalisation belongs in the model.
 
     Args:
-        size: side of the views in pixels, or (height, width); only for the default recipe.
-        strength: strength of the default recipe in [0, 1]: 1 is that of the ACL code, 0 leaves only the mirror image.
-        min_area: smallest area of a crop of the default recipe at full strength, as a fraction in (0, 1]: 0.1 in the
-            code of ACL, 0.08 in SimCLR.
+        size: side of the views in pixels, or (height, width); only for the default recipe, like the next two.
+        strength: strength in [0, 1]: 1 is that of the ACL code, 0 leaves only the mirror image.
+        min_area: smallest area of a crop at full strength, in (0, 1]: 0.1 in the code of ACL, 0.08 in SimCLR.
         transform: replaces the default recipe: any callable of an image batch ``[N, C, H, W]`` in [0, 1], such as a
             kornia module. Torchvision's transforms draw once a call, so they are called image by image; inside your own
             function they are not detected. The overshoot of bicubic interpolation is clamped.
@@ -60,10 +59,7 @@ class ContrastivePairAugment:
             if transform is not None and value != default:
                 remedy = f"Set the {name} inside the transform"
                 raise ValueError(complaint(_OWNER, f"no {name} with a transform", repr(value), remedy))
-        self.size = size
-        self.strength = strength
-        self.min_area = min_area
-        self.transform = transform
+        self.size, self.strength, self.min_area, self.transform = size, strength, min_area, transform
         self._recipe = SimCLRAugment(size, strength=strength, min_area=min_area)
 
     def __repr__(self) -> str:
@@ -74,7 +70,7 @@ class ContrastivePairAugment:
         """Return two random views of every image.
 
         Args:
-            x: images ``[N, C, H, W]`` with one or three channels: uint8, or float32 or float64 in [0, 1].
+            x: images as for :meth:`SimCLRAugment.__call__`.
             generator: source of all randomness, by default the global one of the CPU. A ``transform`` draws from the
                 global random states; with a generator these are seeded from it for the call, and restored.
 
@@ -88,15 +84,13 @@ class ContrastivePairAugment:
         if self.transform is None:
             check_images(_OWNER, x)
             draws = [self._recipe.draw(len(x), x.shape[2], x.shape[3], generator=generator) for _ in range(2)]
-            both = ViewParameters(*map(torch.cat, zip(*draws, strict=True)))
-            views = self._recipe._apply(x, both)
+            views = self._recipe._apply(x, ViewParameters(*map(torch.cat, zip(*draws, strict=True))))
             return views[: len(x)], views[len(x) :]
         x = unit_range(_OWNER, x)
         if generator is None:
             return _view(self.transform, x), _view(self.transform, x)
-        device = source_device(_OWNER, generator)
-        seed = int(torch.randint(2**62, (), generator=generator, device=device))
-        with preserve_rng_state(seed):
+        seed = torch.randint(2**62, (), generator=generator, device=source_device(_OWNER, generator))
+        with preserve_rng_state(int(seed)):
             return _view(self.transform, x), _view(self.transform, x)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_int, check_real, complaint, readable, source_device, type_name
+from .._checks import check_int, check_real, check_type, complaint, readable, source_device
 from ..functional.image import (
     adjust,
     as_floats,
@@ -28,19 +28,10 @@ _CACHE = 3 * 2**17  # values of a batch that fit into the cache of a processor: 
 class ViewParameters(NamedTuple):
     """Parameters of the views of a batch; every field has the length N.
 
-    Attributes:
-        top: first row of the crop.
-        left: first column of the crop.
-        height: rows of the crop.
-        width: columns of the crop.
-        flip: whether to mirror left to right.
-        jitter: whether the four colour operations apply.
-        order: the order of brightness 0, contrast 1, saturation 2 and hue 3, ``[N, 4]``.
-        brightness: factor, 1 changes nothing.
-        contrast: factor, 1 changes nothing.
-        saturation: factor, 1 changes nothing.
-        hue: shift as a fraction of a full turn, 0 changes nothing.
-        gray: whether to convert to gray.
+    A crop begins at row ``top`` and column ``left``, has ``height`` rows and ``width`` columns, and is mirrored left to
+    right where ``flip`` is set. Where ``jitter`` is set, the four colour operations apply in the ``order`` ``[N, 4]``
+    of brightness 0, contrast 1, saturation 2 and hue 3. The factors ``brightness``, ``contrast`` and ``saturation``
+    change nothing at 1, and ``hue``, the shift as a fraction of a full turn, at 0. ``gray`` converts to gray.
     """
 
     top: Tensor
@@ -90,9 +81,7 @@ class SimCLRAugment:
         height_width(_OWNER, size)
         check_real(_OWNER, "strength", strength, low=0, high=1, remedy="1 is the full recipe")
         check_real(_OWNER, "min_area", min_area, low=0, high=1, above=True, remedy="0.1 is that of the ACL code")
-        self.size = size
-        self.strength = strength
-        self.min_area = min_area
+        self.size, self.strength, self.min_area = size, strength, min_area
 
     def __repr__(self) -> str:
         return f"{_OWNER}({self.size}, strength={self.strength}, min_area={self.min_area})"
@@ -115,13 +104,7 @@ class SimCLRAugment:
         return self._apply(x, self.draw(len(x), x.shape[2], x.shape[3], generator=generator))
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
-        """Draw the parameters of ``n`` views, and return them on the CPU.
-
-        Args:
-            n: number of images, at least 0.
-            height: of the images, at least 1.
-            width: of the images, at least 1.
-            generator: source of all randomness; by default the global one of the CPU.
+        """Draw the parameters of views of ``n`` images, at least 0, of a height and width, and return them on the CPU.
 
         Raises:
             ValueError: a number out of its range.
@@ -136,10 +119,9 @@ class SimCLRAugment:
         uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=generator, device=device, dtype=torch.float64).cpu()
         crop, place, chances, factors, order = torch.split(uniform, [2 * _ATTEMPTS, 2, 3, 4, 4], dim=1)
         rows, columns = _crop_sizes(crop, height, width, 1 - (1 - self.min_area) * s)
-        inside = (rows > 0).squeeze(1)
+        inside = rows > 0
         fallback_rows, fallback_columns = _central_crop(height, width)
-        rows = torch.where(inside, rows.squeeze(1), fallback_rows)
-        columns = torch.where(inside, columns.squeeze(1), fallback_columns)
+        rows, columns = torch.where(inside, rows, fallback_rows), torch.where(inside, columns, fallback_columns)
         top = torch.where(inside, (place[:, 0] * (height - rows + 1)).long(), (height - rows) // 2)
         left = torch.where(inside, (place[:, 1] * (width - columns + 1)).long(), (width - columns) // 2)
         brightness, contrast, saturation = (1 + 0.4 * s * (2 * factors[:, :3] - 1)).unbind(1)
@@ -159,20 +141,14 @@ class SimCLRAugment:
         )
 
     def apply(self, x: Tensor, parameters: ViewParameters) -> Tensor:
-        """Return the views ``[N, C, *size]`` with these parameters, differentiable with respect to float images.
+        """Return the views with the result of :meth:`draw` for N images of this height and width.
 
-        Args:
-            x: images ``[N, C, H, W]``, as for a call.
-            parameters: result of :meth:`draw` for N images of this height and width.
-
-        Raises:
-            ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1]; or there are not N parameters.
-            TypeError: ``x`` is of the wrong kind.
+        Images and errors are those of a call; other parameters are a ``ValueError``. The views are differentiable with
+        respect to float images.
         """
         check_images(_OWNER, x)
         remedy = "Draw them with draw(n, height, width) for these images"
-        if not isinstance(parameters, ViewParameters):
-            raise TypeError(complaint(_OWNER, "ViewParameters", type_name(parameters), remedy))
+        check_type(_OWNER, "parameters", parameters, ViewParameters, remedy=remedy)
         if len(parameters.top) != len(x):
             raise ValueError(complaint(_OWNER, f"parameters for {len(x)} images", str(len(parameters.top)), remedy))
         outside = (parameters.top + parameters.height > x.shape[2]) | (parameters.left + parameters.width > x.shape[3])
@@ -228,14 +204,14 @@ def _recoloured(x: Tensor, order: Tensor, amount: Tensor, turn: int) -> Tensor:
 
 
 def _crop_sizes(uniform: Tensor, height: int, width: int, smallest: float) -> tuple[Tensor, Tensor]:
-    """Return rows and columns ``[N, 1]`` of the first of ten random crops that fits each image, or zeros."""
+    """Return rows and columns ``[N]`` of the first of ten random crops that fits each image, or zeros."""
     area = height * width * (smallest + (1 - smallest) * uniform[:, :_ATTEMPTS])
     low, high = map(math.log, _RATIO)
     aspect = (low + (high - low) * uniform[:, _ATTEMPTS:]).exp()
     rows, columns = (area / aspect).sqrt().round().long(), (area * aspect).sqrt().round().long()
     fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
     first = fits.int().argmax(1, keepdim=True)
-    return (rows * fits).gather(1, first), (columns * fits).gather(1, first)
+    return (rows * fits).gather(1, first)[:, 0], (columns * fits).gather(1, first)[:, 0]
 
 
 def _central_crop(height: int, width: int) -> tuple[int, int]:

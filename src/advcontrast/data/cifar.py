@@ -10,27 +10,22 @@ from .images import ImageSet
 
 
 def cifar10(root: str | Path, *, train: bool, download: bool = True) -> ImageSet:
-    """Load CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
+    """Load CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes, on the CPU.
 
     torchvision compares the MD5 of every file with the published one before it decodes any. If several processes share
-    ``root``, let one of them download before the others start.
+    ``root``, let one of them download before the others start. Reference: Krizhevsky, "Learning Multiple Layers of
+    Features from Tiny Images", 2009.
 
     Args:
         root: folder that holds ``cifar-10-batches-py``, or to which it is downloaded.
         train: whether to load the training images; the test images otherwise.
         download: whether to download missing or damaged files (170 MB). With intact files nothing is downloaded.
 
-    Returns:
-        The images on the CPU, in the order of the files.
-
     Raises:
         FileNotFoundError: files are missing, and ``download`` is False.
         RuntimeError: files are damaged, and ``download`` is False.
         OSError: the download failed.
         TypeError: an argument of the wrong type.
-
-    References:
-        Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
     from torchvision.datasets import CIFAR10
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._checks import check_bool, check_choice, check_path, complaint, type_name
+from .._checks import check_bool, check_choice, check_path, check_type, check_within, complaint
 from .images import ImageSet
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def cifar10_c(
 ) -> Iterator[tuple[str, int, ImageSet]]:
     """Read CIFAR-10-C, one corruption after the other, severity by severity.
 
-    All files are checked before the first is read. The images of one severity, 31 MB, are in memory at a time.
-
-    The files are those of ``CIFAR-10-C.tar`` at https://zenodo.org/records/2535967, 2,918,471,680 bytes with the MD5
+    All files are checked before the first is read. The images of one severity, 31 MB, are in memory at a time. The
+    files are those of ``CIFAR-10-C.tar`` at https://zenodo.org/records/2535967, 2,918,471,680 bytes with the MD5
     56bf5dcef84df0e2308c6dcbcbbd8499 and the SHA-256 c72763e101c723b7c507b96205f7e938912a5d587376173b825850cf3cb876a7.
-    Its checksum and those of the files are the ones that the package torch-uncertainty lists; we have not compared them
-    with a download of our own.
+    The checksums are those that the package torch-uncertainty lists, and were not compared with a download. Reference:
+    Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
+    2019.
 
     Args:
         folder: folder with ``labels.npy`` and a file for each corruption, as the archive unpacks.
@@ -72,16 +72,10 @@ def cifar10_c(
         FileNotFoundError: files are missing.
         ValueError: a name is unknown, or a file is damaged or holds something else.
         TypeError: an argument of the wrong kind.
-
-    References:
-        Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-        ICLR 2019.
     """
-    expected, remedy = "names to be a tuple of at least one name", "CIFAR10_C_MAIN holds the usual 15"
-    if not isinstance(names, (tuple, list)):
-        raise TypeError(complaint(_OWNER, expected, type_name(names), remedy))
+    check_type(_OWNER, "names", names, (tuple, list), remedy="CIFAR10_C_MAIN holds the usual 15")
     if not names:
-        raise ValueError(complaint(_OWNER, expected, "none", remedy))
+        raise ValueError(complaint(_OWNER, "names to hold a name", "none", "CIFAR10_C_MAIN holds the usual 15"))
     for name in names:
         check_choice(_OWNER, "each of names", name, CIFAR10_C)
     check_bool(_OWNER, "verify", verify, remedy="False reads files without comparing their checksums")
@@ -91,7 +85,8 @@ def cifar10_c(
     if missing:
         expected, remedy = f"{len(paths)} files in {str(folder)!r}", "Unpack CIFAR-10-C.tar there"
         raise FileNotFoundError(complaint(_OWNER, expected, f"all but {', '.join(missing)}", remedy))
-    labels = _labels(paths["labels"])
+    labels = torch.from_numpy(_mapped(paths["labels"], "integer", (_SEVERITIES * _IMAGES,)).astype("int64"))
+    check_within(_OWNER, "labels", labels, (0, len(_CLASSES) - 1), remedy="Download CIFAR-10-C anew")
     files = {name: _mapped(paths[name], "uint8", (_SEVERITIES * _IMAGES, 32, 32, 3)) for name in names}
     if verify:
         from torchvision.datasets.utils import check_integrity
@@ -107,15 +102,6 @@ def cifar10_c(
 
     parts = [(i + 1, slice(i * _IMAGES, (i + 1) * _IMAGES)) for i in range(_SEVERITIES)]
     return ((name, severity, images(file, part)) for name, file in files.items() for severity, part in parts)
-
-
-def _labels(path: Path) -> torch.Tensor:
-    labels = torch.from_numpy(_mapped(path, "integer", (_SEVERITIES * _IMAGES,)).astype("int64"))
-    low, high = (int(extreme) for extreme in labels.aminmax())
-    if low < 0 or high >= len(_CLASSES):
-        expected = f"labels from 0 to {len(_CLASSES) - 1}"
-        raise ValueError(complaint(_OWNER, expected, f"{low} to {high}", "Download CIFAR-10-C anew"))
-    return labels
 
 
 def _mapped(path: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

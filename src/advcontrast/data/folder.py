@@ -37,7 +37,7 @@ def image_folder(
     outside_links: bool = False,
     progress: bool | None = None,
 ) -> ImageSet:
-    """Load the images in and below the folders ``root/<class>`` as squares of one size.
+    """Load the images in and below the folders ``root/<class>`` as squares of one size, on the CPU.
 
     An image is rotated by its EXIF orientation, converted to RGB, cropped to its central square and resized with
     antialiased bicubic interpolation unless it has the size already. An alpha channel is dropped: transparent pixels
@@ -46,29 +46,25 @@ def image_folder(
     lower case, are left out, and so are hidden files and folders and those called ``__MACOSX``.
 
     Decoding is slow. The folder ``cache`` stores the pixels under a key of the names, sizes and modification times of
-    all files. If it is damaged or cannot be written, a warning is issued and the images are decoded again. Several
-    processes may share it.
+    all files. If it is damaged or cannot be written, the images are decoded with a warning. Processes may share it.
 
     Args:
         root: folder with a folder for each class.
         size: side of the images in pixels, at least 1.
         cache: folder for the decoded images, made if it does not exist; ``None`` decodes on every call.
-        unreadable: ``"raise"`` an error for a file that is broken, empty, missing or not an image, for a folder that
-            cannot be listed, and for a link that cannot be followed; or ``"skip"`` it and name it in a warning.
+        unreadable: ``"raise"`` an error for a file that is broken, empty, missing, not an image or above 8 bits a
+            channel, a folder that cannot be listed, and a link that cannot be followed; or ``"skip"`` it and warn.
         tolerance: the largest share of the images that may be left out, in [0, 1]; beyond it an error is raised.
         outside_links: whether links may lead out of ``root``. By default they raise an error, as an untrusted data set
             could link to any file of this machine.
         progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only, for more
             than 1000 images.
 
-    Returns:
-        The images on the CPU, labelled by the index of their class among the sorted names.
-
     Raises:
         FileNotFoundError: the folder does not exist, or holds no class, or a class without images.
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
-        UnreadableImageError: an image cannot be decoded, has more than 8 bits a channel, or claims more pixels than
-            ``PIL.Image.MAX_IMAGE_PIXELS``; where they are skipped, there are too many, or all of a class.
+        UnreadableImageError: an image is unreadable, or claims more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; where
+            they are skipped, there are too many, or all of a class.
         ValueError: an argument out of its range, a link that leads out of the folder or in a circle, or only folders
             with the names of splits, such as ``train`` and ``test``.
         TypeError: an argument of the wrong kind.

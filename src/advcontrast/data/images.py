@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_int, check_tensor, complaint, readable
+from .._checks import check_device, check_int, check_one_device, check_tensor, check_within, complaint
 from .._digest import digest, raw
 
 _OWNER = "ImageSet"
@@ -55,18 +55,14 @@ class ImageSet:
             expected = "x of shape [N, C, H, W], none of them 0"
             raise ValueError(complaint(_OWNER, expected, f"{list(self.x.shape)}", "Pass at least one image"))
         if self.y.shape != self.x.shape[:1]:
-            expected = f"y of shape [{len(self.x)}]"
-            raise ValueError(complaint(_OWNER, expected, f"{list(self.y.shape)}", "Pass one class index an image"))
-        if self.x.device != self.y.device:
-            got = f"{self.x.device} and {self.y.device}"
-            raise ValueError(complaint(_OWNER, "x and y on one device", got, "Move one of them to the other's"))
+            expected, got = f"y of shape [{len(self.x)}]", f"{list(self.y.shape)}"
+            raise ValueError(complaint(_OWNER, expected, got, "Pass one class index an image"))
+        check_one_device(_OWNER, x=self.x, y=self.y)
         if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
             expected = "classes to be a tuple of strings"
             raise TypeError(complaint(_OWNER, expected, repr(self.classes), "Pass the names of the classes"))
-        if readable(self.y) and (outside := int(((self.y < 0) | (self.y >= len(self.classes))).sum())):
-            expected = f"labels from 0 to {len(self.classes) - 1}"
-            remedy = "Name every class, and number them from 0"
-            raise ValueError(complaint(_OWNER, expected, f"{outside} of {len(self.y)} outside", remedy))
+        remedy = "Name every class, and number them from 0"
+        check_within(_OWNER, "labels", self.y, (0, len(self.classes) - 1), remedy=remedy)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -76,28 +72,19 @@ class ImageSet:
         return f"{_OWNER}(x={x}, y={y}, classes={self.classes})"
 
     def to(self, device: torch.device | str | int) -> ImageSet:
-        """Return the same images on ``device``.
+        """Return the same images on ``device``, sharing the tensors that are there already.
 
         Args:
-            device: a device, its name or its number.
-
-        Returns:
-            A set that shares the tensors which are on ``device`` already.
-
-        Raises:
-            TypeError: ``device`` is not a device.
+            device: a device, its name or its number; anything else is a ``TypeError``.
         """
-        device = check_device("ImageSet", device)
+        device = check_device(_OWNER, device)
         return ImageSet(self.x.to(device), self.y.to(device), self.classes)
 
     def subset(self, indices: Tensor) -> ImageSet:
-        """Return some of the images, in the order of ``indices``.
+        """Return a copy of some of the images, in the order of ``indices`` and on the device of this set.
 
         Args:
             indices: int64 ``[M]`` in [0, N) on any device, M at least 1.
-
-        Returns:
-            A copy of these images, on the device of this set and with the same classes.
 
         Raises:
             ValueError: ``indices`` is empty or not one-dimensional or, on the CPU, out of range.
@@ -105,24 +92,15 @@ class ImageSet:
         """
         owner, remedy = f"{_OWNER}.subset", f"Pass some of the indices 0 to {len(self) - 1}"
         check_row(owner, "indices", indices, remedy=remedy)
-        if readable(indices) and (outside := int(((indices < 0) | (indices >= len(self))).sum())):
-            got = f"{outside} of {len(indices)} outside"
-            raise ValueError(complaint(owner, f"indices from 0 to {len(self) - 1}", got, remedy))
+        check_within(owner, "indices", indices, (0, len(self) - 1), remedy=remedy)
         indices = indices.to(self.x.device)
         return ImageSet(self.x[indices], self.y[indices], self.classes)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the images in order.
+        """Iterate over pairs of images, float32 ``[size, C, H, W]`` in [0, 1], and their labels ``[size]``, in order.
 
         Args:
-            size: of a batch, at least 1; the last batch may be smaller.
-
-        Returns:
-            An iterator over pairs of images, float32 ``[size, C, H, W]`` in [0, 1], and their labels ``[size]``.
-
-        Raises:
-            ValueError: size < 1.
-            TypeError: ``size`` is not an int.
+            size: of a batch, an int of at least 1; the last batch may be smaller.
         """
         check_int(f"{_OWNER}.batches", "size", size, low=1, remedy="Pass the number of images of a batch")
         return ((x.float() / 255, y) for x, y in zip(torch.split(self.x, size), torch.split(self.y, size), strict=True))

@@ -10,17 +10,15 @@ _REMEDY = "Pass one number an image"
 
 
 def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
-    """Split n images into 90 % for training and 10 % for validation, as the code of ACL does.
+    """Return the int64 indices of 90 % of n images for training, and of 10 % for validation, as the code of ACL does.
 
     The first n // 10 entries of ``numpy.random.RandomState(seed).permutation(n)`` are for validation, the others for
     training. With n = 50,000 and the seed 10 these are the indices, in the order, that were used for the paper.
+    Reference: Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
 
     Args:
         n: number of images, at least 10.
         seed: from 0 to 2**32 - 1.
-
-    Returns:
-        The indices for training and those for validation, int64.
 
     Raises:
         ValueError: n < 10, or the seed is out of range.
@@ -30,31 +28,26 @@ def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
         >>> train, validation = train_validation_split(50_000)
         >>> len(train), len(validation)
         (45000, 5000)
-
-    References:
-        Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020, and its code.
     """
+    import numpy as np
+
     owner = "train_validation_split"
     check_int(owner, "n", n, low=10, remedy="A tenth of the images is for validation")
     check_int(owner, "seed", seed, low=0, remedy="10 is the seed of the paper")
     if seed >= 2**32:
         raise ValueError(complaint(owner, "seed to be an int < 2**32", repr(seed), "10 is the seed of the paper"))
-    import numpy as np
 
     order = torch.from_numpy(np.random.RandomState(int(seed)).permutation(n)).long()
     return order[n // 10 :], order[: n // 10]
 
 
 def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
-    """Choose the images that keep their label at random, the same number of each class.
+    """Choose the images that keep their label at random, the same number of each class, and return sorted indices.
 
     Args:
         labels: classes of the images, int64 ``[N]``, with C different values.
         fraction: of the N images, in (0, 1]; round(fraction * N / C) of each class are chosen, and 1 chooses all.
         seed: of the choice, at least 0. Subsets of different fractions are unrelated.
-
-    Returns:
-        The indices of the chosen images in increasing order, int64, on the device of ``labels``.
 
     Raises:
         ValueError: the fraction is out of range, asks for no image of a class or for more than the smallest class has,
@@ -86,7 +79,7 @@ def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
 
 
 def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw a random permutation in which any consecutive elements hold each group in proportion.
+    """Draw a random permutation of 0 to N - 1 in which any consecutive elements hold each group in proportion.
 
     The elements of a group have random order, and element r of n, counted from 0, is placed at (r + 1/2) / n of the
     length. If a group is the share s of all elements, and there are G groups, any L consecutive elements have L s of
@@ -95,11 +88,8 @@ def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tens
     labelled ones.
 
     Args:
-        groups: group of each element, int64 ``[N]``; any numbers.
+        groups: group of each element, int64 ``[N]`` on any device, which is that of the result; any numbers.
         generator: source of randomness on the CPU; by default the global one.
-
-    Returns:
-        A permutation of 0 to N - 1, int64, on the device of ``groups``.
 
     Raises:
         ValueError: ``groups`` is empty or not one-dimensional, or ``generator`` is on another device.

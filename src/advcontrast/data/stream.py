@@ -29,13 +29,10 @@ class ImageStream(Dataset[Tensor]):
     Args:
         root: the folder.
         size: side of the images in pixels, at least 1.
-        unreadable: ``"raise"`` an error for a file that is broken, empty, missing, not an image or above 8 bits a
-            channel, for a folder that cannot be listed, and for a link that cannot be followed; or ``"skip"`` it, which
-            returns the next readable image in its place, the same one in every epoch and process, and warns of each
-            file once.
+        unreadable: as for :func:`image_folder`, but ``"skip"`` returns the next readable image in place of an
+            unreadable one, the same in every epoch and process, and warns of each file once.
         tolerance: the largest share of the images that may be skipped, in [0, 1]; beyond it an error is raised.
-        outside_links: whether links may lead out of ``root``. By default they raise an error, as an untrusted data set
-            could link to any file of this machine.
+        outside_links: as for :func:`image_folder`.
 
     Raises:
         FileNotFoundError: the folder does not exist, or holds no image.
@@ -67,14 +64,13 @@ class ImageStream(Dataset[Tensor]):
         self.root = root.absolute()
         self.size, self.unreadable, self.tolerance = int(size), unreadable, float(tolerance)
         self.outside_links = outside_links
-        skip, remedy = unreadable == "skip", "Pass a folder with images"
+        skip, remedy = unreadable == "skip", "Put images into it, or into folders in it"
         found, unusable = list_images(_OWNER, self.root, outside_links=outside_links, skip=skip, remedy=remedy)
         # A folder that cannot be listed counts as one image that cannot be decoded.
         names = [os.fsencode(name) for name in [*chain(*found.values()), *unusable]]
         if not names:
-            kinds = ", ".join(SUFFIXES)
-            remedy = "Put images into it, or into folders in it"
-            raise FileNotFoundError(complaint(_OWNER, f"images ({kinds}) in {str(self.root)!r}", "none", remedy))
+            expected = f"images ({', '.join(SUFFIXES)}) in {str(self.root)!r}"
+            raise FileNotFoundError(complaint(_OWNER, expected, "none", remedy))
         # As one string: reference counts would make every worker process copy the memory of a list of strings.
         self._names = b"".join(names)
         self._ends = torch.tensor([len(name) for name in names]).cumsum(0)
@@ -121,8 +117,7 @@ class ImageStream(Dataset[Tensor]):
 
         It identifies a folder independently of its location. Files are not read, so changed pixels are not detected.
         """
-        ends = self._ends.numpy().astype("<i8").tobytes()
-        return digest(f"{self.size} {self.unreadable}", ends, self._names)
+        return digest(f"{self.size} {self.unreadable}", self._ends.numpy().astype("<i8").tobytes(), self._names)
 
     def read(self, index: int) -> tuple[Tensor, str | None]:
         """Return an image and, if it replaces an unreadable one, the reason; nothing is recorded.
@@ -143,11 +138,7 @@ class ImageStream(Dataset[Tensor]):
         raise self._too_many(f"{self._most() + 1} in a row, from {str(self.path(index))!r}")
 
     def note(self, index: int, reason: str) -> None:
-        """Record that an image is skipped, and warn of it the first time.
-
-        Raises:
-            UnreadableImageError: more images are skipped than ``tolerance`` allows.
-        """
+        """Record that an image is skipped, and warn of it once; raise an ``UnreadableImageError`` for too many."""
         path = self.path(index)
         if index in self._bad:
             return
