@@ -247,7 +247,7 @@ def test_classifier_of_the_wide_resnet_starts_without_bias():
         ({"in_channels": 0}, ValueError, "in_channels to be"),
         ({"in_channels": 1}, ValueError, "normalize for in_channels=1"),
         ({"normalize": 1}, TypeError, "normalize to be"),
-        ({"normalize": ((1,),)}, ValueError, "normalize to be"),
+        ({"normalize": ((1,),)}, ValueError, "normalize to have"),
     ],
 )
 def test_wrong_settings(network, settings, error, message):

@@ -146,9 +146,7 @@ def test_own_resnet_has_such_a_stem_already():
 )
 def test_other_networks_are_refused_and_left_alone(model):
     text = repr(model)
-    expected = "cifar_stem: expected a ResNet with conv1, maxpool and layer1, as in torchvision and timm, "
-    remedy = "Pass the bare ResNet, and leave other networks as they are."
-    with pytest.raises(ValueError, match=re.escape(f"{expected}got {type(model).__name__}. {remedy}")):
+    with pytest.raises(ValueError, match=f"^cifar_stem: expected a ResNet with .*, got {type(model).__name__}"):
         cifar_stem(model)
     assert repr(model) == text
 

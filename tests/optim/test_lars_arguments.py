@@ -41,7 +41,7 @@ def test_wrong_settings(make, settings, error, message):
         (None, TypeError, "params to be"),
         (torch.ones(3), TypeError, "params to be"),
         ([], ValueError, "at least 1 parameter"),
-        (["weight"], TypeError, "params to hold"),
+        (["weight"], TypeError, "each of params to be"),
         ([{"lr": 1.0}], TypeError, "a group to be"),
         ([nn.Parameter(torch.ones(1)) * 2], ValueError, "params to be"),
     ],
@@ -53,7 +53,7 @@ def test_wrong_parameters(params, error, message):
 
 @pytest.mark.parametrize(
     ("group", "message"),
-    [(None, "a group to be"), ({"params": 5}, "params to be"), ({"params": [5]}, "params to hold")],
+    [(None, "a group to be"), ({"params": 5}, "params to be"), ({"params": [5]}, "each of params to be")],
 )
 def test_wrong_group(group, message):
     optimizer = LARS([nn.Parameter(torch.ones(1))], lr=1.0)

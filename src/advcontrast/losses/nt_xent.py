@@ -10,7 +10,7 @@ _UNUSABLE = "unusable embeddings"
 
 
 class NTXentLoss(nn.Module):
-    """The NT-Xent loss of SimCLR and of ACL; see :func:`advcontrast.functional.nt_xent` for its definition.
+    """The NT-Xent loss of SimCLR and of ACL: :func:`advcontrast.functional.nt_xent` as a module.
 
     With ``gather=True`` the images of all processes are negatives. Each process computes the loss of its own anchors;
     the mean of these losses, and the gradients that DDP averages, equal those of one process with the whole batch.
@@ -18,13 +18,9 @@ class NTXentLoss(nn.Module):
     Without a process group it has no effect.
 
     Args:
-        temperature: divisor of the cosine similarities, at least 1e-30. SimCLR and ACL use 0.5 for CIFAR-10.
+        temperature: divisor of the similarities; it and ``tile`` have the range and errors of the function.
         tile: number of anchors whose similarities are in memory at a time, ``None`` for all.
         gather: whether to take negatives from all processes.
-
-    Raises:
-        ValueError: temperature < 1e-30 or tile < 1.
-        TypeError: an argument of the wrong kind.
 
     Example:
         >>> loss = NTXentLoss(temperature=0.5)
@@ -37,9 +33,7 @@ class NTXentLoss(nn.Module):
         check_settings("NTXentLoss", temperature, tile)
         check_bool("NTXentLoss", "gather", gather, remedy="True takes negatives from all processes")
         super().__init__()
-        self.temperature = temperature
-        self.tile = tile
-        self.gather = gather
+        self.temperature, self.tile, self.gather = temperature, tile, gather
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the mean loss over the 2N anchors of this process.

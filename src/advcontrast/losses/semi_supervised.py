@@ -6,16 +6,9 @@ from ..functional.semi_supervised import check_settings, semi_supervised
 
 
 class SemiSupervisedLoss(nn.Module):
-    """The loss of ACL's semi-supervised training; see :func:`advcontrast.functional.semi_supervised`.
+    """The loss of ACL's semi-supervised training: :func:`advcontrast.functional.semi_supervised` as a module.
 
-    Args:
-        alpha: share of the label in the loss of a labelled image, in [0, 1].
-        temperature: temperature of the distillation, at least 1e-30.
-        beta: weight of the divergence between clean and adversarial prediction, at least 0.
-
-    Raises:
-        ValueError: a number out of its range.
-        TypeError: an argument of the wrong kind.
+    The settings and their errors are those of the function.
 
     Example:
         >>> loss = SemiSupervisedLoss(alpha=0.5, temperature=1.0, beta=6.0)
@@ -27,9 +20,7 @@ class SemiSupervisedLoss(nn.Module):
     def __init__(self, *, alpha: float = 0.5, temperature: float = 1.0, beta: float = 6.0) -> None:
         check_settings("SemiSupervisedLoss", alpha, temperature, beta)
         super().__init__()
-        self.alpha = alpha
-        self.temperature = temperature
-        self.beta = beta
+        self.alpha, self.temperature, self.beta = alpha, temperature, beta
 
     def forward(self, clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the mean loss over the batch, with the arguments and errors of the function."""

@@ -7,14 +7,9 @@ from ..functional.divergence import trades
 
 
 class TRADESLoss(nn.Module):
-    """The TRADES loss of ACL's adversarial fine-tuning; see :func:`advcontrast.functional.trades` for its definition.
+    """The TRADES loss of ACL's adversarial fine-tuning: :func:`advcontrast.functional.trades` as a module.
 
-    Args:
-        beta: weight of the divergence, at least 0; the authors' 6.
-
-    Raises:
-        ValueError: beta < 0.
-        TypeError: beta is not a number.
+    The weight ``beta`` and its errors are those of the function.
 
     Example:
         >>> loss = TRADESLoss(beta=6.0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_bool, complaint, type_name
+from .._checks import check_bool, check_type, complaint, type_name
 from .normalize import Normalize
 from .resnet import ResNet, resnet18, resnet34, resnet50
 from .stem import cifar_stem, first_convolution
@@ -51,8 +51,7 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
         >>> encoder(torch.rand(2, 3, 32, 32)).shape, features
         (torch.Size([2, 32]), 32)
     """
-    if not isinstance(name, str):
-        raise TypeError(complaint("backbone", "name to be a string", type_name(name), 'For example "resnet18"'))
+    check_type("backbone", "name", name, str, remedy='For example "resnet18"')
     check_bool("backbone", "small_images", small_images, remedy="False keeps the stem of a ResNet for large images")
     if name in _OWN:
         if not small_images:
@@ -64,7 +63,6 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
     if width is not None:
         remedy = f"Leave it out, or choose one of {', '.join(_OWN)}"
         raise ValueError(complaint("backbone", f"no width for {name}", repr(width), remedy))
-
     model = _from_torchvision(rest) if library == "torchvision" else _from_timm(rest)
     if small_images and first_convolution(model) is not None:
         cifar_stem(model)
@@ -72,11 +70,10 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
 
 
 def _find(name: str) -> tuple[str, str]:
-    prefix, slash, rest = name.partition("/")
-    explicit = bool(slash) and prefix in _LIBRARIES
-    libraries = [prefix] if explicit else list(_LIBRARIES)
-    known = [] if explicit else list(_OWN)
-    hint = ""
+    """Return the library that has a network, and its name there."""
+    prefix, _, rest = name.partition("/")
+    explicit, hint = prefix in _LIBRARIES, ""
+    libraries, known, wanted = ([prefix], [], rest) if explicit else (list(_LIBRARIES), list(_OWN), name)
     for library in libraries:
         try:
             names = _LIBRARIES[library]()
@@ -86,7 +83,6 @@ def _find(name: str) -> tuple[str, str]:
                 raise ImportError(complaint("backbone", expected, "no such package", remedy)) from error
             hint += f"; {library}, which is not installed, was not searched"
             continue
-        wanted = rest if explicit else name
         if wanted in names:
             return library, wanted
         known += [f"{library}/{each}" for each in names] if explicit else names

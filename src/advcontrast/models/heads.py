@@ -13,12 +13,9 @@ def acl_head(num_features: int, *, hidden: int | None = None, out: int = 512) ->
     its norms to dual ones together with those of the encoder. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
-        num_features: width of the features, at least 1.
+        num_features: width of the features ``[N, num_features]``, at least 1; in training N is at least 2.
         hidden: width of both hidden layers, by default that of the features.
-        out: width of the embeddings.
-
-    Returns:
-        A network from features ``[N, num_features]`` to embeddings ``[N, out]``; in training N must be at least 2.
+        out: width of the embeddings ``[N, out]``.
 
     Raises:
         ValueError: a width below 1.

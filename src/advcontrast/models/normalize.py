@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_real, check_tensor, complaint, type_name
+from .._checks import check_real, check_tensor, check_type, complaint
 
 Statistics: TypeAlias = tuple[Sequence[float], Sequence[float]]
 
@@ -40,8 +40,7 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         remedy = "Pass one number per channel"
         for name, values in (("mean", mean), ("std", std)):
-            if not isinstance(values, (tuple, list)):
-                raise TypeError(complaint("Normalize", f"{name} to be a tuple or a list", type_name(values), remedy))
+            check_type("Normalize", name, values, (tuple, list), remedy=remedy)
         if len(mean) != len(std) or not mean:
             got = f"{len(mean)} and {len(std)} numbers"
             raise ValueError(complaint("Normalize", "mean and std to have the same length >= 1", got, remedy))
@@ -55,13 +54,10 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(self.values[1]).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised images.
+        """Return the normalised images, in the dtype and memory format of ``x``.
 
         Args:
             x: images ``[N, C, H, W]``, floating point, normally in [0, 1].
-
-        Returns:
-            A tensor of the shape, dtype and memory format of ``x``.
 
         Raises:
             ValueError: ``x`` has another number of channels or dimensions.
@@ -82,13 +78,12 @@ def input_layer(owner: str, normalize: Statistics | None, in_channels: int) -> n
     """Return the first layer of a network: a :class:`Normalize`, or an identity for ``None``."""
     if normalize is None:
         return nn.Identity()
-    expected, remedy = "normalize to be a tuple (mean, std)", "Pass None to leave it out"
-    if not isinstance(normalize, tuple):
-        raise TypeError(complaint(owner, expected, type_name(normalize), remedy))
+    remedy = "Pass (mean, std), or None to leave it out"
+    check_type(owner, "normalize", normalize, tuple, remedy=remedy)
     if len(normalize) != 2:
-        raise ValueError(complaint(owner, expected, f"{len(normalize)} items", remedy))
+        raise ValueError(complaint(owner, "normalize to have two items", str(len(normalize)), remedy))
     layer = Normalize(*normalize)
     if len(layer.mean) != in_channels:
-        expected = f"normalize for in_channels={in_channels}"
-        raise ValueError(complaint(owner, expected, f"{len(layer.mean)} numbers", remedy))
+        got = f"{len(layer.mean)} numbers"
+        raise ValueError(complaint(owner, f"normalize for in_channels={in_channels}", got, remedy))
     return layer

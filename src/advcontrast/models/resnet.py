@@ -32,11 +32,10 @@ def check_block(owner: str, channels: Any, width: Any, stride: Any) -> None:
 def check_maps(owner: str, x: Any, first: nn.Module) -> None:
     """Require feature maps that the first convolution of a block or network takes."""
     check_tensor(owner, "x", x, remedy="Convert images to floating point in [0, 1]")
-    channels = getattr(first, "in_channels", "C")
+    channels, weight = getattr(first, "in_channels", "C"), getattr(first, "weight", None)
     if x.dim() != 4 or channels not in ("C", x.shape[1]) or not x.shape[2] * x.shape[3]:
         expected = f"x of shape [N, {channels}, H, W] with at least one pixel"
         raise ValueError(complaint(owner, expected, f"{list(x.shape)}", "Pass a batch of images"))
-    weight = getattr(first, "weight", None)
     # Autocast, and tools that shard or quantise weights, convert dtypes on their own.
     kind = x.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -154,8 +153,8 @@ class ResNet(nn.Module):
     ) -> None:
         check_network("ResNet", num_classes, width, in_channels)
         if not isinstance(block, type) or not issubclass(block, (BasicBlock, Bottleneck)):
-            expected = "block to be BasicBlock or Bottleneck"
-            raise TypeError(complaint("ResNet", expected, repr(block), "Pass the class itself"))
+            expected, remedy = "block to be BasicBlock or Bottleneck", "Pass the class itself"
+            raise TypeError(complaint("ResNet", expected, repr(block), remedy))
         remedy = "Pass the number of blocks of the four stages"
         if not isinstance(depths, (tuple, list)) or len(depths) != 4:
             raise TypeError(complaint("ResNet", "depths to be a tuple of four numbers", repr(depths), remedy))
@@ -174,13 +173,10 @@ class ResNet(nn.Module):
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, or features without a classifier.
+        """Return logits ``[N, num_classes]``, or features ``[N, num_features]`` if ``num_classes`` is 0.
 
         Args:
             x: images ``[N, C, H, W]`` in [0, 1], of any size.
-
-        Returns:
-            A tensor ``[N, num_classes]``, or ``[N, num_features]`` if ``num_classes`` is 0.
         """
         x = self.normalize(x)
         check_maps("ResNet", x, self.conv1)
@@ -218,10 +214,6 @@ def resnet34(
     """Return an untrained ResNet-34 for small images.
 
     At width 64 it has 512 features and 21.3 M parameters. Arguments and errors are those of :class:`ResNet`.
-
-    Example:
-        >>> resnet34(num_classes=10, width=2)(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
     """
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, width=width, in_channels=in_channels, normalize=normalize)
 
@@ -232,9 +224,5 @@ def resnet50(
     """Return an untrained ResNet-50 for small images.
 
     At width 64 it has 2048 features and 23.5 M parameters. Arguments and errors are those of :class:`ResNet`.
-
-    Example:
-        >>> resnet50(num_classes=0, width=2).num_features
-        64
     """
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, width=width, in_channels=in_channels, normalize=normalize)

@@ -15,9 +15,9 @@ def cifar_stem(model: nn.Module) -> nn.Module:
     ResNeXt, Wide ResNet, SE and ECA variants, deep stems (``resnet50d``), and stems with average pooling, blur pooling
     or a strided convolution. Everything between the stem and the first block is removed.
 
-    A first convolution of another size than 3x3 is replaced by one with new weights (normal with variance 2 / fan_out),
-    so that a pretrained network loses the weights of that layer; a 3x3 convolution keeps its weights and gets stride 1.
-    Channels, bias, device, dtype and ``requires_grad`` are kept. Build the optimizer afterwards.
+    A first convolution of another size than 3x3 gets new weights (normal with variance 2 / fan_out), also in a
+    pretrained network; a 3x3 convolution keeps its weights and gets stride 1. Channels, bias, device, dtype and
+    ``requires_grad`` are kept. Build the optimizer afterwards.
 
     Args:
         model: the network, changed in place unless it has such a stem, and returned.
@@ -36,8 +36,7 @@ def cifar_stem(model: nn.Module) -> nn.Module:
         return model
     first = first_convolution(model)
     if first is None:
-        expected = "a ResNet with conv1, maxpool and layer1, as in torchvision and timm"
-        remedy = "Pass the bare ResNet, and leave other networks as they are"
+        expected, remedy = "a ResNet with conv1, maxpool and layer1", "Pass the bare ResNet of torchvision or timm"
         raise ValueError(complaint("cifar_stem", expected, type(model).__name__, remedy))
     if first.kernel_size == (3, 3):
         first.stride = (1, 1)
@@ -57,11 +56,11 @@ def first_convolution(model: nn.Module) -> nn.Conv2d | None:
 
 
 def _small(conv: nn.Conv2d) -> nn.Conv2d:
+    """Return a 3x3 convolution with new weights that is otherwise like ``conv``."""
     like, bias = conv.weight, conv.bias is not None
     settings: dict[str, Any] = {"groups": conv.groups, "bias": bias, "device": like.device, "dtype": like.dtype}
     small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, **settings)
+    small.bias = conv.bias
     draw_convolutions(small)
-    if conv.bias is not None and small.bias is not None:
-        small.bias = conv.bias
     small.weight.requires_grad_(like.requires_grad)
     return small.train(conv.training)

@@ -46,22 +46,14 @@ class WideResNet(nn.Module):
     """A pre-activation WideResNet of depth 34 without dropout, as TRADES uses it.
 
     It takes images in [0, 1] and normalises them itself; TRADES did not normalise (``normalize=None``). Names in its
-    state dict are those of the TRADES code, whose files also have an unused ``sub_block1``. References: Zagoruyko and
-    Komodakis, BMVC 2016; Zhang et al., ICML 2019.
+    state dict are those of the TRADES code, whose files also have an unused ``sub_block1``. Attributes and errors are
+    those of :class:`ResNet`. References: Zagoruyko and Komodakis, BMVC 2016; Zhang et al., ICML 2019.
 
     Args:
-        num_classes: number of logits; 0 returns the features.
+        num_classes: as for :class:`ResNet`.
         width: channels of the first stage; the later ones have twice and four times as many. The stem has 16.
-        in_channels: channels of the images.
-        normalize: (mean, std) of :class:`Normalize`, by default those of ImageNet; ``None`` leaves it out. Images with
-            another number of channels than 3 need their own.
-
-    Attributes:
-        num_features: number of features before the classifier.
-
-    Raises:
-        ValueError: a number out of its range, or ``normalize`` does not fit ``in_channels``.
-        TypeError: an argument of the wrong kind.
+        in_channels: as for :class:`ResNet`.
+        normalize: as for :class:`ResNet`.
     """
 
     def __init__(
@@ -83,14 +75,7 @@ class WideResNet(nn.Module):
         draw_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits, or features without a classifier.
-
-        Args:
-            x: images ``[N, C, H, W]`` in [0, 1], of any size.
-
-        Returns:
-            A tensor ``[N, num_classes]``, or ``[N, num_features]`` if ``num_classes`` is 0.
-        """
+        """Return logits or features, as a :class:`ResNet` does."""
         x = self.normalize(x)
         check_maps("WideResNet", x, self.conv1)
         x = self.block3(self.block2(self.block1(self.conv1(x))))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .._checks import check_copyable, check_int, check_module, check_real, complaint, type_name
+from .._checks import check_copyable, check_int, check_module, check_real, check_type, complaint
 
 _OWNER = "EMA"
 
@@ -59,10 +59,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take a step towards the weights of ``model``; call it after every step of the optimizer.
-
-        Args:
-            model: the network that was passed at first, not wrapped in anything else.
+        """Take a step towards the weights of ``model``, unwrapped; call it after every step of the optimizer.
 
         Raises:
             ValueError: the parameters or buffers of the model are others than at first.
@@ -89,10 +86,7 @@ class EMA:
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned.
-
-        Args:
-            state_dict: of an average of the same network.
+        """Continue from what :meth:`state_dict` of an average of the same network returned.
 
         Raises:
             ValueError: it has other entries.
@@ -100,13 +94,11 @@ class EMA:
             RuntimeError: its weights do not fit the network.
         """
         remedy = "Pass what state_dict() returned"
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(complaint(_OWNER, "state_dict to be a dict", type_name(state_dict), remedy))
+        check_type(_OWNER, "state_dict", state_dict, Mapping, remedy=remedy)
         if set(state_dict) != {"model", "updates"}:
             raise ValueError(complaint(_OWNER, "entries model and updates", f"{list(state_dict)}", remedy))
         model, updates = state_dict["model"], state_dict["updates"]
-        if not isinstance(model, Mapping):
-            raise TypeError(complaint(_OWNER, "the entry model to be a dict", type_name(model), remedy))
+        check_type(_OWNER, "the entry model", model, Mapping, remedy=remedy)
         check_int(_OWNER, "the entry updates", updates, low=0, remedy=remedy)
         self.model.load_state_dict(model)
         self.updates = int(updates)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .._checks import check_bool, check_iterable, check_real, complaint, type_name
+from .._checks import check_bool, check_callable, check_iterable, check_real, check_type, complaint, type_name
 
 _OWNER = "LARS"
 _PARAMS = "Pass model.parameters(), or dicts with params and settings of their own"
@@ -28,7 +28,8 @@ class LARS(Optimizer):
     :math:`\|g\|` is 0, so a bias that starts at zero takes its first step at the full ``lr``. The learning rate is
     inside the momentum: a change of ``lr`` acts on later gradients only, unlike in :class:`torch.optim.SGD`. With these
     defaults and a peak of 5.0 this is the optimizer of the ACL code, which adapts every tensor; SimCLR leaves norms and
-    biases out, as ``exclude_1d=True`` does. No value is read on the host, so an accelerator is not stalled.
+    biases out, as ``exclude_1d=True`` does. An accelerator is not stalled. Reference: You et al., "Large Batch Training
+    of Convolutional Networks", 2017.
 
     Args:
         params: parameters, or dicts of parameters with settings of their own, as for every optimizer of PyTorch.
@@ -51,9 +52,6 @@ class LARS(Optimizer):
         >>> optimizer.step()
         >>> weight.tolist()
         [[6.0, 7.5]]
-
-    References:
-        You et al., "Large Batch Training of Convolutional Networks", 2017.
     """
 
     def __init__(
@@ -75,22 +73,13 @@ class LARS(Optimizer):
         }
         _check_settings(defaults)
         check_iterable(_OWNER, "params", params, remedy=_PARAMS)
-        # A list, as an iterator may be looked at only once.
-        found: list[Any] = list(params)
+        found: list[Any] = list(params)  # an iterator can be read only once
         if not found:
             raise ValueError(complaint(_OWNER, "at least 1 parameter", "none", _PARAMS))
         super().__init__(found, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with settings of their own.
-
-        Args:
-            param_group: ``params``, and any of the settings of the constructor that shall differ.
-
-        Raises:
-            ValueError: a setting out of its range, or a parameter that is already there.
-            TypeError: an argument of the wrong kind.
-        """
+        """Add a group of ``params`` with any settings that shall differ; errors are those of the constructor."""
         if not isinstance(param_group, dict) or "params" not in param_group:
             got = f"one of {list(param_group)}" if isinstance(param_group, dict) else type_name(param_group)
             raise TypeError(complaint(_OWNER, "a group to be a dict with params", got, _PARAMS))
@@ -110,13 +99,10 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step for every parameter that has a gradient.
+        """Take one step for every parameter that has a gradient, and return the loss of the closure, if any.
 
         Args:
             closure: a function that computes the loss anew and its gradients.
-
-        Returns:
-            The loss that ``closure`` returned, or ``None``.
 
         Raises:
             RuntimeError: a gradient is sparse; nothing was changed then.
@@ -124,9 +110,7 @@ class LARS(Optimizer):
         """
         loss = None
         if closure is not None:
-            if not callable(closure):
-                remedy = "Pass a function that returns the loss, or None"
-                raise TypeError(complaint(_OWNER, "closure to be callable", type_name(closure), remedy))
+            check_callable(_OWNER, "closure", closure, remedy="Pass a function that returns the loss, or None")
             with torch.enable_grad():
                 loss = closure()
         active = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
@@ -169,10 +153,8 @@ def _updates(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
 
 def _check_parameters(params: list[Any]) -> None:
     for entry in params:
-        # named_parameters() are pairs of a name and a tensor.
-        parameter = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
-        if not isinstance(parameter, Tensor):
-            raise TypeError(complaint(_OWNER, "params to hold tensors", type_name(parameter), _PARAMS))
+        parameter = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry  # of named_parameters()
+        check_type(_OWNER, "each of params", parameter, Tensor, remedy=_PARAMS)
         if not (parameter.is_leaf or parameter.retains_grad):
             remedy = "Pass the tensors that it was computed from"
             raise ValueError(complaint(_OWNER, "params to be leaves", "the result of an operation", remedy))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
-from .._checks import check_int, check_real, complaint, type_name
+from .._checks import check_int, check_real, check_type, complaint
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class WarmupCosine:
 
     Step :math:`s` below ``warmup`` has the factor :math:`(s + 1) / \mathrm{warmup}`: the first step has a positive
     rate, and the last one of the warm-up the peak. From there the cosine falls, and reaches the floor at the last step;
-    without a warm-up the first step has the peak. Later steps stay at the floor.
+    without a warm-up the first step has the peak. Later steps stay at the floor. Reference: Loshchilov and Hutter,
+    "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
 
     Args:
         steps: length of the training, at least 1.
@@ -32,9 +33,6 @@ class WarmupCosine:
         >>> schedule = WarmupCosine(7, warmup=3)
         >>> [round(schedule(step), 4) for step in range(7)]
         [0.3333, 0.6667, 1.0, 0.8536, 0.5, 0.1464, 0.0]
-
-    References:
-        Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
     """
 
     steps: int
@@ -52,16 +50,8 @@ class WarmupCosine:
             raise ValueError(complaint(owner, "warmup <= steps", got, "Give both in the same unit"))
 
     def __call__(self, step: int) -> float:
-        """Return the factor of the peak, in [0, 1].
-
-        Args:
-            step: number of the step, from 0.
-
-        Raises:
-            ValueError: step < 0.
-            TypeError: step is not an int.
-        """
-        _check_step("WarmupCosine", step)
+        """Return the factor of the peak, in [0, 1], at a step, an int from 0."""
+        check_int("WarmupCosine", "step", step, low=0, remedy="Steps count from 0")
         if step < self.warmup:
             return (step + 1) / self.warmup
         peak = max(self.warmup - 1, 0)
@@ -95,8 +85,7 @@ class MultiStep:
     def __post_init__(self) -> None:
         owner = "MultiStep"
         remedy = "Pass the first step of each lower rate, as in (15, 20)"
-        if not isinstance(self.milestones, (tuple, list)):
-            raise TypeError(complaint(owner, "milestones to be a tuple of ints", type_name(self.milestones), remedy))
+        check_type(owner, "milestones", self.milestones, (tuple, list), remedy=remedy)
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for milestone in self.milestones:
             check_int(owner, "each of milestones", milestone, low=1, remedy=remedy)
@@ -105,18 +94,6 @@ class MultiStep:
         check_real(owner, "gamma", self.gamma, low=0, high=1, above=True, remedy="0.1 is usual")
 
     def __call__(self, step: int) -> float:
-        """Return the factor of the peak, in (0, 1].
-
-        Args:
-            step: number of the step, from 0.
-
-        Raises:
-            ValueError: step < 0.
-            TypeError: step is not an int.
-        """
-        _check_step("MultiStep", step)
+        """Return the factor of the peak, in (0, 1], at a step, an int from 0."""
+        check_int("MultiStep", "step", step, low=0, remedy="Steps count from 0")
         return float(self.gamma ** sum(milestone <= step for milestone in self.milestones))
-
-
-def _check_step(owner: str, step: int) -> None:
-    check_int(owner, "step", step, low=0, remedy="Steps count from 0")

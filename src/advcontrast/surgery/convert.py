@@ -27,7 +27,7 @@ def convert_to_dual_bn(
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     inplace: bool = True,
 ) -> nn.Module:
-    """Replace every batch norm of ``model`` by a dual one that starts as two copies of it.
+    """Replace every batch norm of ``model`` by a dual one that starts as two copies of it, and return the network.
 
     Outputs are bit-identical in both branches, in train and in eval mode. The ``clean`` branch has the original
     parameters, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of ``"adv"`` to it. The
@@ -49,9 +49,6 @@ def convert_to_dual_bn(
             part is not converted.
         filter_fn: ``filter_fn(module, fully_qualified_name)`` returns whether to convert a norm; by default all.
         inplace: whether to change ``model`` itself or a deep copy of it.
-
-    Returns:
-        The converted network, which is ``model`` itself unless ``inplace=False``.
 
     Raises:
         ValueError: ``branches`` are fewer than two, not distinct or not valid names of attributes, or ``split`` is
@@ -135,15 +132,16 @@ def _warn_of_nothing(
     others = [module for module in dual if (module.branches, module.split) != (tuple(branches), split)]
     what = "batch norms" if kinds == (_BatchNorm,) else " or ".join(kind.__name__ for kind in kinds)
     what += " that filter_fn accepts" if filtered else ""
+    if dual and not others:
+        return
     if others:
         expected = f"{what} to give the branches {tuple(branches)} and split {split!r}"
         got = f"only dual ones with {others[0].branches} and {others[0].split!r}"
-        text = complaint(_OWNER, expected, got, "They stay as they are; export a branch and convert that")
-        warnings.warn(text, UserWarning, stacklevel=3)
-    elif not dual:
+        remedy = "They stay as they are; export a branch and convert that"
+    else:
+        expected, got = f"a model with {what}", f"none in {type(model).__name__}"
         remedy = "It is returned unchanged; single-norm training works without conversion"
         has = {type(module).__name__ for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))}
         if has and not filtered:
             remedy += f", and norms= converts other norms, of which it has {', '.join(sorted(has))}"
-        text = complaint(_OWNER, f"a model with {what}", f"none in {type(model).__name__}", remedy)
-        warnings.warn(text, UserWarning, stacklevel=3)
+    warnings.warn(complaint(_OWNER, expected, got, remedy), UserWarning, stacklevel=3)

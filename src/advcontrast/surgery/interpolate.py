@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _deprecated
-from .._checks import check_copyable, check_real, complaint
+from .._checks import check_copyable, check_real, check_type, complaint
 from .._types import BRANCHES
 from ..norm import DualNorm, update_bn
 from ..norm.dual_norm import check_branch, dual_norms
@@ -51,8 +51,7 @@ def interpolate_branches(
     owner, remedy = "interpolate_branches", 'Pass weights such as {"clean": 0.3, "adv": 0.7}'
     check_surgery(owner, model)
     norms = dual_norms(owner, model)
-    if not isinstance(weights, Mapping):
-        raise TypeError(complaint(owner, "weights to be a mapping from branches to numbers", repr(weights), remedy))
+    check_type(owner, "weights", weights, Mapping, remedy=remedy)
     for branch, weight in weights.items():
         check_branch(owner, norms, branch)
         check_real(owner, f"weights[{branch!r}]", weight, low=0, high=1, remedy=remedy)

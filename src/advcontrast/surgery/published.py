@@ -142,11 +142,11 @@ def _check_layout(layout: str, state_dict: Mapping[str, Tensor]) -> None:
         ("", (layout,)),
     )
     if layout not in layouts:
-        got, remedy = f"{sign!r} as in a network of this library", "Call model.load_state_dict(state_dict)"
+        kind, remedy = "a network of this library", "Call model.load_state_dict(state_dict)"
         if layouts:
-            got = f"{sign!r} as in {' or '.join(map(repr, layouts))}"
+            kind = " or ".join(map(repr, layouts))
             remedy = "Pass " + "; or ".join(f"layout={name!r} with {_LAYOUTS[name].network}" for name in layouts)
-        raise ValueError(complaint(_OWNER, f"a state dict in the layout {layout!r}", got, remedy))
+        raise ValueError(complaint(_OWNER, f"a state dict in the layout {layout!r}", f"{sign!r} as in {kind}", remedy))
 
 
 def _check_branches(model: nn.Module, state_dict: Mapping[str, Tensor], remedy: str) -> tuple[str, ...]:
@@ -196,11 +196,7 @@ def _digits(numbers: Sequence[float] | None) -> str:
 
 
 def _fill(
-    model: nn.Module,
-    named: Sequence[tuple[str, Tensor]],
-    ignored: tuple[str, ...],
-    other_values: Sequence[str],
-    remedy: str,
+    model: nn.Module, named: list[tuple[str, Tensor]], ignored: tuple[str, ...], other_values: list[str], remedy: str
 ) -> None:
     """Load all tensors by their names in the model, or none."""
     own = model.state_dict()
@@ -208,16 +204,13 @@ def _fill(
     theirs = {name: value for name, value in named if not name.startswith(ignored)}
     wanted = {name for name in own if not name.startswith(ignored)}
     names = [name for name, _ in named]
+    pairs = {name: (theirs[name].shape, own[name].shape) for name in wanted & theirs.keys()}
     problems = {
         "missing": sorted(wanted - theirs.keys()),
         "unexpected": sorted(theirs.keys() - own.keys()),
         "twice": sorted(name for name in theirs if names.count(name) > 1),
-        "of another shape": sorted(
-            f"{name} {list(theirs[name].shape)} for {list(own[name].shape)}"
-            for name in wanted & theirs.keys()
-            if theirs[name].shape != own[name].shape
-        ),
-        "of another value": list(other_values),
+        "of another shape": sorted(f"{name} {list(a)} for {list(b)}" for name, (a, b) in pairs.items() if a != b),
+        "of another value": other_values,
     }
     found = "; ".join(f"{len(which)} {kind}: {', '.join(which)}" for kind, which in problems.items() if which)
     if found:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch.distributed as dist
@@ -16,15 +17,16 @@ from .modules import check_surgery
 
 _OWNER = "convert_sync_batchnorm"
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_SIGNATURE = inspect.signature(F.batch_norm)
 
 
 def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> nn.Module:
     """Synchronise the statistics of every batch norm of ``model`` over all processes, and return ``model``.
 
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` replaces every batch norm by a ``SyncBatchNorm`` and drops what a
-    subclass adds, such as the activation of timm's ``BatchNormAct2d``. This function keeps the modules, with their
-    hooks, and changes their class. Plain batch norms become ``torch.nn.SyncBatchNorm``. A subclass keeps its
-    ``forward``, in which ``torch.nn.functional.batch_norm`` is synchronised.
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` drops what a subclass adds, such as the activation of timm's
+    ``BatchNormAct2d``. This function keeps the modules, with their hooks, and changes their class: a plain batch norm
+    becomes a ``torch.nn.SyncBatchNorm``, and a subclass keeps its ``forward``, in which
+    ``torch.nn.functional.batch_norm`` is synchronised.
 
     Call it before or after :func:`~advcontrast.convert_to_dual_bn`, and before wrapping in DDP or ``torch.compile``. In
     eval mode, and in a single process, outputs stay bit-identical.
@@ -55,7 +57,7 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
             remedy = "Define it in a subclass of the batch norm"
             raise ValueError(complaint(_OWNER, "forward methods of classes", f"one set on the norm {name!r}", remedy))
     for norm in norms.values():
-        kind: type[nn.Module] = type(norm)
+        kind: Any = type(norm)
         norm.__class__ = nn.SyncBatchNorm if kind in _PLAIN else _synchronised(kind)  # type: ignore[assignment]
         vars(norm)["process_group"] = process_group
     return model
@@ -88,16 +90,12 @@ class SynchronisedNorm(nn.Module):
         return _new, (type(self).__bases__[1],), vars(self)
 
 
-_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
+@cache
 def _synchronised(kind: type[nn.Module]) -> type[nn.Module]:
-    if kind not in _CLASSES:
-        _CLASSES[kind] = type(f"Sync{kind.__name__}", (SynchronisedNorm, kind), {"__module__": __name__})
-    return _CLASSES[kind]
+    return type(f"Sync{kind.__name__}", (SynchronisedNorm, kind), {"__module__": __name__})
 
 
-def _new(kind: type[nn.Module]) -> nn.Module:
+def _new(kind: Any) -> nn.Module:
     synchronised = _synchronised(kind)
     return synchronised.__new__(synchronised)
 
@@ -121,9 +119,6 @@ class _Synchronise(TorchFunctionMode):
         if not call.arguments["training"]:
             return func(*args, **kwargs)
         return _normalise(call.arguments, self.group, self.world)
-
-
-_SIGNATURE = inspect.signature(F.batch_norm)
 
 
 def _normalise(arguments: dict[str, Any], group: Any, world: int) -> Any:
