@@ -506,6 +506,66 @@ def test_a_context_function_recomputes_a_block_that_was_compiled_on_its_own_in_t
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
+def test_a_context_function_of_a_part_of_a_compiled_block_is_refused():
+    model = network()
+    whole = torch.compile(lambda x: model.blocks[2](model.blocks[1](x)), backend="eager", fullgraph=True)
+    with bn_branch(model, "adv"):
+        y = checkpoint(whole, images(), use_reentrant=False, context_fn=checkpoint_context_fn(model.blocks[2]))
+    with pytest.raises(RuntimeError, match=COMPILED):
+        y.sum().backward()
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("outer", ["reentrant", "non-reentrant"])
+def test_a_context_function_inside_of_another_checkpoint_recomputes_a_compiled_block(outer):
+    model, reference = network(), network()
+    block = torch.compile(model.blocks[2], backend="aot_eager", fullgraph=True)
+
+    def part(x):
+        x = checkpoint(block, x, use_reentrant=False, context_fn=checkpoint_context_fn(model.blocks[2]))
+        return model.blocks[0](x)
+
+    for branch in ("clean", "adv"):
+        with bn_branch(model, branch), bn_branch(reference, branch):
+            y = HOW[outer](part, model.stem(images()))
+            expected = reference.blocks[0](reference.blocks[2](reference.stem(images())))
+        y.exp().sum().backward()
+        expected.exp().sum().backward()
+    assert same(model, reference)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_a_block_that_ran_compiled_and_would_be_recomputed_without_the_compiler_is_refused(backend):
+    model = network()
+    block = torch.compile(model.blocks[2], backend=backend)
+    with bn_branch(model, "adv"):
+        y = checkpoint(block, images(), use_reentrant=False)
+    with pytest.raises(RuntimeError, match=COMPILED):
+        y.sum().backward()
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize(
+    ("owner", "switch"),
+    [
+        ("bn_branch", lambda model: bn_branch(model, "adv").__enter__()),
+        ("set_bn_branch", lambda model: set_bn_branch(model, "adv")),
+        ("DualBatchNorm1d", lambda model: setattr(model.stem[1], "branch", "adv")),
+    ],
+)
+def test_switches_that_compiled_code_would_overlook_are_refused(owner, switch):
+    model = network()
+    expected = (
+        f"^{owner}: expected compiled code to check which branch is in use, got the stance skip_guard_eval_unsafe"
+    )
+    with torch.compiler.set_stance(skip_guard_eval_unsafe=True), pytest.raises(RuntimeError, match=expected):
+        switch(model)
+    assert {module.branch for module in model.modules() if isinstance(module, DualNorm)} == {"clean"}
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
 def test_a_checkpoint_inside_of_a_compiled_function_is_recomputed_on_the_branch_of_the_forward_pass():
     model, reference = (differing(convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(4)))) for _ in range(2))
     compiled = torch.compile(lambda x: HOW["non-reentrant"](model, x), backend="aot_eager", fullgraph=True)

@@ -1,7 +1,7 @@
 """Switch the branch of all dual norms of a model; list the parameters of a branch."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,26 +10,28 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import check_module, complaint
-from .dual_norm import DualNorm, check_branch, dual_norms, refuse_in_backward
-from .recomputation import COMPILED, Moment, copied_buffers, recomputation
+from .dual_norm import DualNorm, check_branch, check_switch, dual_norms
+from .recomputation import COMPILED, Moment, copied_buffers, recomputation, refuse_unchecked_switch
 
 
 @contextmanager
-def _switched(branches: Mapping[DualNorm, str], *, replay: bool = False) -> Iterator[None]:
+def _switched(branches: Mapping[DualNorm, str], *, recorded: bool = False) -> Iterator[None]:
     before = {norm: norm._branch for norm in branches}
     try:
-        _enter(branches, before, replay)
+        _enter(branches, before, recorded)
         yield
     finally:
         _leave(before)
 
 
-def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], replay: bool) -> None:
+def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], recorded: bool) -> None:
     if torch.compiler.is_compiling():
         _switch(branches)
         return
+    if not recorded:
+        refuse_unchecked_switch("bn_branch")
     moment = recomputation()
-    if moment is not None and not replay:
+    if moment is not None and not recorded:
         if any(norm._history.looked_up == moment for norm in branches):
             got = "one that uses the norms on both sides of the switch"
             remedy = "Call torch.utils.checkpoint inside bn_branch"
@@ -39,7 +41,8 @@ def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], replay
     if moment is not None:
         COMPILED.contexts[id(before)] = moment
     for norm, branch in branches.items():
-        norm._history.contexts.append((before, moment))
+        norm._history.contexts.append((before, moment, recorded or moment is not None))
+        norm.__dict__["_recorded"] = any(entered_again for *_, entered_again in norm._history.contexts)
         _switch_one(norm, branch, moment)
 
 
@@ -58,7 +61,7 @@ def _restore(before: dict[DualNorm, str]) -> None:
     COMPILED.contexts.pop(id(before), None)
     for norm, branch in before.items():
         contexts = norm._history.contexts
-        place = next((i for i, (other, _) in enumerate(contexts) if other is before), None)
+        place = next((i for i, (other, *_) in enumerate(contexts) if other is before), None)
         if place is None:  # never entered, or left already
             continue
         if place + 1 < len(contexts):
@@ -67,6 +70,7 @@ def _restore(before: dict[DualNorm, str]) -> None:
         else:
             _switch_one(norm, branch, contexts[place][1])
         del contexts[place]
+        norm.__dict__["_recorded"] = any(entered_again for *_, entered_again in contexts)
 
 
 def _switch(branches: Mapping[DualNorm, str]) -> None:
@@ -130,7 +134,7 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
     """
     norms = dual_norms("set_bn_branch", model)
     check_branch("set_bn_branch", norms, branch)
-    refuse_in_backward("set_bn_branch")
+    check_switch("set_bn_branch")
     _switch(dict.fromkeys(norms, branch))
 
 
@@ -165,24 +169,26 @@ def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
     return [parameter for parameter in own if parameter not in shared]
 
 
-class _Recomputation(AbstractContextManager[None]):
-    """Context of a recomputation, entered once for each backward pass through a graph that is kept."""
+class _Recorded(AbstractContextManager[None]):
+    """Context of a checkpointed forward pass; that of its recomputation, which each backward pass enters."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._branches = {module: module.branch for module in model.modules() if isinstance(module, DualNorm)}
+    def __init__(self, model: nn.Module, branches: Mapping[DualNorm, str]) -> None:
+        self._branches = branches
         self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
     def __enter__(self) -> None:
         self._entered = ExitStack()
-        self._entered.enter_context(copied_buffers(self._norms))
-        self._entered.enter_context(_switched(self._branches, replay=True))
+        if recomputation() is not None:
+            self._entered.enter_context(copied_buffers(self._norms))
+        self._entered.enter_context(_switched(self._branches, recorded=True))
 
     def __exit__(self, *exception: Any) -> None:
         self._entered.__exit__(*exception)
 
 
 def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _Recomputation(model)
+    branches = {module: module.branch for module in model.modules() if isinstance(module, DualNorm)}
+    return _Recorded(model, branches), _Recorded(model, branches)
 
 
 def checkpoint_context_fn(

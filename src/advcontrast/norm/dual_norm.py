@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from .._checks import check_choice, check_module, complaint, type_name
 from .._types import BRANCHES, SPLITS, Split
-from .recomputation import COMPILED, History, copied_buffers, recomputation
+from .recomputation import COMPILED, History, copied_buffers, recomputation, refuse_unchecked_switch
 
 _TORCH_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
@@ -66,6 +66,7 @@ class DualNorm(nn.Module):
         nn.Module.__init__(self)
         first, *others = branches
         self._branch = first
+        self._recorded = False  # whether checkpoint_context_fn has noted the branch
         self._history = History()
         self._split: Split = split
         self._own_forward = isinstance(norm, _BatchNorm) and type(norm).forward not in _TORCH_FORWARDS
@@ -96,7 +97,8 @@ class DualNorm(nn.Module):
         In a recomputation of activation checkpointing it is the branch of the original forward pass.
         """
         if torch.compiler.is_compiling():
-            return self._branch if COMPILED.branch_is_known else ""
+            known = COMPILED.in_forward_or_context if self._recorded else COMPILED.in_forward
+            return self._branch if known else ""
         moment = recomputation()
         if moment is None:
             return self._branch
@@ -106,7 +108,7 @@ class DualNorm(nn.Module):
     def branch(self, branch: str) -> None:
         owner = type(self).__name__
         check_choice(owner, "branch", branch, self.branches)
-        refuse_in_backward(owner)
+        check_switch(owner)
         self._branch = branch
         if not torch.compiler.is_compiling():
             self._history.switch(branch)
@@ -300,9 +302,12 @@ def dual_norms(owner: str, model: nn.Module) -> list[DualNorm]:
     return norms
 
 
-def refuse_in_backward(owner: str) -> None:
-    """Refuse to set a branch inside a backward pass, where it would outlast a recomputation."""
-    if not torch.compiler.is_compiling() and recomputation() is not None:
+def check_switch(owner: str) -> None:
+    """Refuse to set a branch where compiled code overlooks it, and in a recomputation, which it would outlast."""
+    if torch.compiler.is_compiling():
+        return
+    refuse_unchecked_switch(owner)
+    if recomputation() is not None:
         got = "a recomputation of a checkpointed function that sets it"
         remedy = "Switch with bn_branch(model, branch), which ends"
         raise RuntimeError(complaint(owner, "branch to be set outside of a backward pass", got, remedy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 class _Compiled(ModuleType):
-    """Namespace of an attribute that compiled code checks before each call.
+    """Namespace of attributes that compiled code checks before each call.
 
     PyTorch's compiler evaluates the attributes of a module in Python, also for the guards of compiled code. It would
     trace the property of any other object.
@@ -57,12 +58,16 @@ class _Compiled(ModuleType):
     contexts: dict[int, Moment] = {}  # those of branches that were entered in a backward pass
 
     @property
-    def branch_is_known(self) -> bool:
-        """``True``; raises in a recomputation outside of such contexts, in which compiled code records no branch."""
-        moment = recomputation()
-        if moment is None or moment in self.contexts.values():
+    def in_forward(self) -> bool:
+        """``True``; raises in a recomputation, as compiled code records no branch."""
+        if recomputation() is None:
             return True
         raise unknown_branch("DualNorm", "a compiled module")
+
+    @property
+    def in_forward_or_context(self) -> bool:
+        """``True``; raises in a recomputation outside of ``contexts``."""
+        return recomputation() in self.contexts.values() or self.in_forward
 
 
 COMPILED = _Compiled("COMPILED")
@@ -75,6 +80,15 @@ def unknown_branch(owner: str, got: str) -> RuntimeError:
         "enter bn_branch outside the checkpointed function"
     )
     return RuntimeError(complaint(owner, "to know the branch of the forward pass that is recomputed", got, remedy))
+
+
+def refuse_unchecked_switch(owner: str) -> None:
+    """Refuse to switch under the stance of ``torch.compiler`` with which compiled code does not check its branch."""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    if compiler is not None and compiler._is_skip_guard_eval_unsafe_stance():
+        expected = "compiled code to check which branch is in use"
+        got = "the stance skip_guard_eval_unsafe=True"
+        raise RuntimeError(complaint(owner, expected, got, "Switch branches outside of this stance"))
 
 
 class History:
@@ -91,7 +105,8 @@ class History:
         self.thread: Thread | None = None  # the one whose numbers the entries hold
         self.several_threads = False
         self.entries: deque[tuple[int, str]] = deque(maxlen=256)
-        self.contexts: list[tuple[dict[Any, str], Moment | None]] = []  # those that are entered, the innermost last
+        # Those that are entered, the innermost last; ``True`` for those that a recomputation enters again.
+        self.contexts: list[tuple[dict[Any, str], Moment | None, bool]] = []
         self.backwards: dict[int, str] = {}  # the branch that each backward pass in progress recomputes
         self.looked_up: Moment | None = None
         self.switched: Moment | None = None
@@ -136,6 +151,8 @@ class History:
         return branch
 
     def _look_up(self, owner: str, moment: Moment) -> str:
+        if torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:  # the rest of it may have run compiled
+            raise unknown_branch(owner, "a compiled module")
         task, number = moment
         found = next((branch for first, branch in reversed(self.entries) if first <= number), None)
         # A backward pass within another one may execute nodes that a recomputation created, on the branch of that.
