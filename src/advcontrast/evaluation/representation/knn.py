@@ -31,8 +31,8 @@ class KNNClassifier(nn.Module):
     Args:
         encoder: images ``[N, ...]`` in, features ``[N, D]`` out, normally without its projection head. It is used in
             eval mode and not changed; features of a dual network are those of the branch that is active.
-        batches: images ``[N, ...]`` in [0, 1] with labels ``[N]`` int64, the neighbours to choose from: training images,
-            not test images.
+        batches: images ``[N, ...]`` in [0, 1] with labels ``[N]`` int64, the neighbours to choose from, which are
+            training images.
         k: number of neighbours that vote, at most the number of images; 200 is usual for whole data sets.
         temperature: t above; 0.1 is usual.
 
