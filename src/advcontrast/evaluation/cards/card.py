@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
@@ -25,14 +24,9 @@ from .provenance import revision, versions
 
 _OWNER, _READER = "ResultCard", "ResultCard.read"
 _FORMAT, _VERSION = "advcontrast result card", 1
-_LARGEST = 1 << 24  # bytes; a thousand verdicts on the 50,000 images of ImageNet take half of it
 _DEEPEST = 16
 _DAMAGED = "The file was changed or damaged after it was written"
-# Fields that are stored as they are; the others have an entry of another form.
-_PLAIN = (
-    *("name", "seeds", "dtype", "branch", "attacks", "settings", "versions", "revision", "corruptions"),
-    "label_free",
-)
+_COMMIT = "[0-9a-f]{40,64}(-dirty)?", "a git commit or None"
 _BIT_VALUES = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
 _Value = TypeVar("_Value")
 
@@ -71,10 +65,8 @@ class ResultCard:
     """Evaluation of one model, trained or attacked with one or several seeds, on one data set.
 
     All accuracies are computed from the verdicts on the samples. The metrics TA, RA and AA are accuracy on clean
-    images, under PGD and under AutoAttack; other names are free. RA and AA count only images of TA, and AA, the
-    stronger attack, at most as many as RA. Equal runs on one machine write equal files: nothing depends on the time.
-
-    :meth:`from_verdicts` makes a card of the results of evaluations.
+    images, under PGD and under AutoAttack; other names are free. RA and AA count only images of TA, and AA at most as
+    many as RA. Equal runs on one machine write equal files. :meth:`from_verdicts` makes a card of results.
 
     Attributes:
         name: name of the model.
@@ -83,8 +75,7 @@ class ResultCard:
         data: name of the data set.
         fingerprint: its SHA-256, as ``ImageSet.fingerprint()`` returns it.
         dtype: the number format that the network computed in.
-        branch: active branch of the dual norms, several joined by " and " if they differ, ``None`` for a network
-            without.
+        branch: active branch of the dual norms, several joined by " and " if they differ, ``None`` without dual norms.
         attacks: for each metric the attack and all its settings, required for RA and AA.
         settings: other settings, such as the protocol of fine-tuning.
         versions: software and hardware, as :func:`~advcontrast.evaluation.cards.versions` returns them.
@@ -124,6 +115,7 @@ class ResultCard:
             "fingerprint": _text("fingerprint", self.fingerprint, "[0-9a-f]{64}", "a SHA-256"),
             "dtype": _text("dtype", self.dtype),
             "branch": None if self.branch is None else _branch(self.branch),
+            "revision": None if self.revision is None else _text("revision", self.revision, *_COMMIT),
             "attacks": _named("attacks", self.attacks, _plain),
             "settings": _named("settings", self.settings, _plain),
             "versions": _named("versions", self.versions, _text),
@@ -134,8 +126,6 @@ class ResultCard:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        if self.revision is not None:
-            _text("revision", self.revision, "[0-9a-f]{40,64}(-dirty)?", "a git commit or None")
         _check_runs(self.verdicts, self.seeds)
         _check_order(self.verdicts, self.attacks)
 
@@ -158,17 +148,12 @@ class ResultCard:
             name: name of the model.
             verdicts: for each metric the result for each seed, as :func:`accuracy` returns it.
             seeds: one for each result of a metric.
-            data: the images of the evaluation, whose number, shape, classes and fingerprint are recorded; or the name
-                of the data set.
+            data: the images, whose number, shape, classes and fingerprint are recorded; or the name of the data set.
             fingerprint: if ``data`` is a name, the SHA-256 of the images, ``images.fingerprint()``.
             dtype: the number format that the network computed in.
             device: the device that the evaluation ran on.
-            **fields: other fields of the card. Attacks are stored with their settings; curves and alarms are passed as
-                their functions return them. By default the revision is that of the current folder, and the branch that
-                of the results.
-
-        Returns:
-            The card.
+            **fields: other fields of the card; attacks, curves and alarms are passed as they are. By default the
+                revision is that of the current folder, and the branch that of the results.
 
         Raises:
             ValueError: results of different branches, or on another number of images than ``data`` has; a fingerprint
@@ -176,21 +161,11 @@ class ResultCard:
             TypeError: an argument of the wrong kind.
 
         Example:
-            >>> from advcontrast import PGDAttack
             >>> clean = Accuracy(torch.tensor([True, True, True, False]))
-            >>> robust = Accuracy(torch.tensor([True, False, False, False]))
-            >>> card = ResultCard.from_verdicts(
-            ...     "DS",
-            ...     {"TA": [clean], "RA": [robust]},
-            ...     seeds=[0],
-            ...     data="four images",
-            ...     fingerprint="0" * 64,
-            ...     attacks={"RA": PGDAttack(steps=20)},
-            ... )
-            >>> card
-            ResultCard('DS' on 4 images: RA 25.00%, TA 75.00%)
-            >>> card.results["TA"].mean
-            0.75
+            >>> other = Accuracy(torch.tensor([True, True, False, False]))
+            >>> settings = {"seeds": [0, 1], "data": "four images", "fingerprint": "0" * 64}
+            >>> ResultCard.from_verdicts("DS", {"TA": [clean, other]}, **settings)
+            ResultCard('DS' on 4 images: TA 62.50 ± 17.68%)
         """
         correct = _named("verdicts", verdicts, lambda name, runs: _each(name, runs, _correct))
         named = [getattr(one, "branch", None) for runs in verdicts.values() for one in runs]
@@ -198,19 +173,18 @@ class ResultCard:
         if len(branches) > 1:
             got = ", ".join(sorted(map(repr, branches)))
             raise ValueError(complaint(_OWNER, "results of one branch", got, "Make a card for each branch"))
+        own = {"branch": next(iter(branches), None), "dtype": str(dtype).removeprefix("torch."), "data": data}
         if isinstance(data, ImageSet):
             if fingerprint is not None:
-                got = repr(fingerprint)
-                raise ValueError(complaint(_OWNER, "no fingerprint with an ImageSet", got, "Leave it out"))
-            others = {len(one) for runs in correct.values() for one in runs} - {len(data)}
-            if others:
-                expected = f"verdicts on the {len(data)} images of data"
-                raise ValueError(complaint(_OWNER, expected, f"{min(others)}", "Pass the images that were evaluated"))
+                raise ValueError(complaint(_OWNER, "no fingerprint with an ImageSet", repr(fingerprint), "Omit it"))
+            own["data"] = f"{len(data)} images {list(data.x.shape[1:])} of {len(data.classes)} classes"
             fingerprint = data.fingerprint()
-            data = f"{len(data)} images {list(data.x.shape[1:])} of {len(data.classes)} classes"
-        own: dict[str, Any] = {"versions": versions(device), "revision": revision(), **fields}
-        own |= {"branch": next(iter(branches), None), "dtype": str(dtype).removeprefix("torch.")}
-        return cls(name=name, verdicts=correct, seeds=seeds, **{"data": data, "fingerprint": fingerprint, **own})
+        found: dict[str, Any] = {"versions": versions(device), "revision": revision(), **fields, **own}
+        card = cls(name=name, verdicts=correct, seeds=seeds, fingerprint=fingerprint, **found)  # type: ignore[arg-type]
+        if isinstance(data, ImageSet) and card.images != len(data):
+            expected = f"verdicts on the {len(data)} images of data"
+            raise ValueError(complaint(_OWNER, expected, f"{card.images}", "Pass the images that were evaluated"))
+        return card
 
     @property
     def images(self) -> int:
@@ -224,8 +198,8 @@ class ResultCard:
 
     def to_json(self) -> str:
         """Return the text of the file, sorted, so that equal cards are equal texts."""
-        document: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
-        document |= {
+        document = {
+            **vars(self),
             "format": _FORMAT,
             "version": _VERSION,
             "data": {"name": self.data, "sha256": self.fingerprint, "images": self.images},
@@ -236,13 +210,9 @@ class ResultCard:
             "curves": {name: curve._asdict() for name, curve in self.curves.items()},
             "alarms": [alarm._asdict() for alarm in self.alarms],
         }
-        content = json.dumps(document, sort_keys=True, allow_nan=False).encode()
-        document["seal"] = digest(content)
-        text = json.dumps(document, sort_keys=True, indent=1) + "\n"
-        if len(text) > _LARGEST:
-            got, remedy = f"{len(text)} bytes", "Write several cards"
-            raise ValueError(complaint(_OWNER, f"at most {_LARGEST} bytes of JSON", got, remedy))
-        return text
+        del document["verdicts"], document["fingerprint"]
+        document["seal"] = digest(json.dumps(document, sort_keys=True, allow_nan=False))
+        return json.dumps(document, sort_keys=True, indent=1) + "\n"
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the card to a file atomically.
@@ -252,12 +222,10 @@ class ResultCard:
 
         Raises:
             OSError: the file cannot be written; it is then unchanged.
-            ValueError: the card is too large to be read again.
         """
         where = check_path(_OWNER, "path", path, remedy="Pass the file to write")
-        content = self.to_json().encode()
         with writing(_OWNER, where):
-            replace(where, content)
+            replace(where, self.to_json().encode())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> ResultCard:
@@ -266,30 +234,25 @@ class ResultCard:
         Args:
             path: a file that :meth:`write` made.
 
-        Returns:
-            The card.
-
         Raises:
             OSError: the file cannot be read.
             ValueError: the file is not an unchanged card.
         """
         where = check_path(_OWNER, "path", path, remedy="Pass the file to read")
         if not where.is_file():
-            remedy = "Pass a file that write() made"
-            raise FileNotFoundError(complaint(_OWNER, f"a card in {str(path)!r}", "no file", remedy))
+            raise FileNotFoundError(complaint(_OWNER, f"a card in {str(path)!r}", "no file", "Pass what write() made"))
         try:
-            with where.open("rb") as file:
-                document = _parse(file.read(_LARGEST + 1))
+            document = _parse(where.read_bytes())
             card = cls(**_fields(document))
             # What follows from the rest, digests included, is computed again: one comparison finds every change.
-            entries = [
-                {json.dumps(entry, sort_keys=True) for entry in found.items()}
-                for found in (document, json.loads(card.to_json()))
-            ]
-            differing = sorted({json.loads(entry)[0] for entry in entries[0] ^ entries[1]})
+            found, expected = (
+                {key: json.dumps(entry, sort_keys=True) for key, entry in entries.items()}
+                for entries in (document, json.loads(card.to_json()))
+            )
+            differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
             if differing:
-                expected = f"{', '.join(differing)} to follow from the rest of the card"
-                raise ValueError(complaint(_READER, expected, "something else", _DAMAGED))
+                rule = f"{', '.join(differing)} to follow from the rest of the card"
+                raise ValueError(complaint(_READER, rule, "something else", _DAMAGED))
         except (RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
         return card
@@ -306,12 +269,10 @@ class ResultCard:
 
 
 def _result(correct: Sequence[Tensor]) -> Result:
-    """Compute in integers up to the last step, so that every machine finds the same digits."""
+    # In integers up to the last step, so that every machine finds the same digits.
     counts, n, runs = [int(one.sum()) for one in correct], len(correct[0]), len(correct)
-    std = None
-    if runs > 1:
-        spread = runs * sum(count**2 for count in counts) - sum(counts) ** 2
-        std = math.sqrt(spread / (runs * (runs - 1) * n**2))
+    spread = runs * sum(count**2 for count in counts) - sum(counts) ** 2
+    std = math.sqrt(spread / (runs * (runs - 1) * n**2)) if runs > 1 else None
     return Result(tuple(count / n for count in counts), sum(counts) / (runs * n), std)
 
 
@@ -340,10 +301,7 @@ def _text(name: str, value: Any, pattern: str = r"(?s)\s*\S.*", kind: str = "a s
 
 
 def _branch(value: Any) -> str:
-    # Several names are joined by " and "; "and" is a keyword of Python, which no branch is called.
-    if not all(part.isidentifier() for part in _text("branch", value).split(" and ")):
-        raise ValueError(complaint(_OWNER, "branch to be the name of a branch", repr(value), "Pass result.branch"))
-    return str(value)
+    return _text("branch", value, r"[^\W\d]\w*( and [^\W\d]\w*)*", "the name of a branch")
 
 
 def _seed(name: str, value: Any) -> int:
@@ -382,7 +340,6 @@ def _plain(name: str, value: Any, depth: int = 0) -> Any:
 
 
 def _verdicts(name: str, value: Any) -> Tensor:
-    """Return a copy."""
     remedy = "Pass the .correct of an Accuracy"
     check_tensor(_OWNER, name, value, (torch.bool,), remedy=remedy)
     if value.dim() != 1 or not len(value):
@@ -401,9 +358,8 @@ def _curve(name: str, value: Any) -> CurveRecord:
     values = _each(f"{name}.values", values, _number)
     accuracies = _each(f"{name}.accuracies", accuracies, _fraction)
     if not values or len(values) != len(accuracies):
-        expected = f"{name} to have an accuracy for each of its values"
         got = f"{len(accuracies)} accuracies for {len(values)} values"
-        raise ValueError(complaint(_OWNER, expected, got, "Leave out a curve without points"))
+        raise ValueError(complaint(_OWNER, f"{name} to have an accuracy for each value", got, "Leave out empty curves"))
     return CurveRecord(str(parameter), values, accuracies)
 
 
@@ -424,9 +380,8 @@ def _parts(name: str, value: Any, *names: str) -> list[Any]:
     found = value if isinstance(value, Mapping) else {one: getattr(value, one) for one in names if hasattr(value, one)}
     missing = [one for one in names if one not in found]
     if missing:
-        expected = f"{name} to have {', '.join(names)}"
         got = f"{type_name(value)} without {', '.join(missing)}"
-        raise TypeError(complaint(_OWNER, expected, got, "Pass the whole result"))
+        raise TypeError(complaint(_OWNER, f"{name} to have {', '.join(names)}", got, "Pass the whole result"))
     return [found[one] for one in names]
 
 
@@ -441,15 +396,14 @@ def _check_runs(verdicts: Mapping[str, Sequence[Tensor]], seeds: Sequence[int]) 
     for metric, shape in shapes.items():
         if shape != [images] * len(seeds):
             expected = f"verdicts[{metric!r}] on {images} images for each of {len(seeds)} seeds"
-            remedy = "Evaluate all metrics on the same images with the same seeds"
-            raise ValueError(complaint(_OWNER, expected, f"{shape} images", remedy))
+            raise ValueError(complaint(_OWNER, expected, f"{shape} images", "Evaluate all metrics on the same images"))
 
 
 def _check_order(verdicts: Mapping[str, Sequence[Tensor]], attacks: Mapping[str, Any]) -> None:
     """Require an attack behind each robust accuracy, that no attack helps, and that AutoAttack is the stronger one."""
     for metric in ("RA", "AA"):
         if metric in verdicts and not attacks.get(metric):
-            remedy = f"Pass attacks={{{metric!r}: ...}} with all settings of the attack"
+            remedy = f"Pass attacks={{{metric!r}: ...}}"
             raise ValueError(complaint(_OWNER, f"attacks to describe {metric}", "nothing", remedy))
     for metric, other in (("RA", "TA"), ("AA", "TA"), ("AA", "RA")):
         for run, (robust, most) in enumerate(zip(verdicts.get(metric, ()), verdicts.get(other, ()), strict=False)):
@@ -458,8 +412,7 @@ def _check_order(verdicts: Mapping[str, Sequence[Tensor]], attacks: Mapping[str,
             if extra > 0:
                 rule = "only images that are right without the attack" if other == "TA" else "at most as many as RA"
                 expected = f"verdicts[{metric!r}][{run}] to count {rule}"
-                remedy = "Combine both verdicts with &, as robust_accuracy does"
-                raise ValueError(complaint(_OWNER, expected, f"{extra} more", remedy))
+                raise ValueError(complaint(_OWNER, expected, f"{extra} more", "Combine both verdicts with &"))
 
 
 def _packed(correct: Tensor) -> dict[str, str]:
@@ -475,25 +428,15 @@ def _unpacked(bits: str, images: int) -> Tensor:
 
 
 def _parse(content: bytes) -> dict[str, Any]:
-    """Parse the JSON of a card, and reject repeated names."""
-    if len(content) > _LARGEST:
-        raise ValueError(complaint(_READER, f"at most {_LARGEST} bytes", "a larger file", "Pass a result card"))
     try:
-        document = json.loads(content.decode(), object_pairs_hook=_unique)
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(complaint(_READER, "JSON", str(error), _DAMAGED)) from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise ValueError(complaint(_READER, f"an {_FORMAT}", "something else", "Pass what ResultCard.write wrote"))
     if document.get("version") != _VERSION:
-        remedy = "Install the advcontrast that wrote it, or a newer one"
-        raise ValueError(complaint(_READER, f"version to be {_VERSION}", reprlib.repr(document.get("version")), remedy))
-    return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        raise ValueError("a name that occurs twice")
+        got, remedy = repr(document.get("version")), "Install the advcontrast that wrote it, or a newer one"
+        raise ValueError(complaint(_READER, f"version to be {_VERSION}", got, remedy))
     return document
 
 
@@ -505,8 +448,8 @@ def _fields(document: dict[str, Any]) -> dict[str, Any]:
             metric: [_unpacked(run["bits"], data["images"]) for run in result["verdicts"]]
             for metric, result in document["results"].items()
         }
-        own = {name: document[name] for name in (*_PLAIN, "curves", "alarms")}
-        return {**own, "data": data["name"], "fingerprint": data["sha256"], "verdicts": verdicts}
+        own = {"data": data["name"], "fingerprint": data["sha256"], "verdicts": verdicts}
+        return own | {each.name: document[each.name] for each in fields(ResultCard) if each.name not in own}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         got = f"{type(error).__name__}: {error}"
         raise ValueError(complaint(_READER, "the entries of a card", got, _DAMAGED)) from error
