@@ -65,16 +65,12 @@ class Comparison:
 def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
     """Compare two models on the same images under the same attacks.
 
-    The runs are paired in their order, the first one of ``a`` with the first one of ``b``. Each pair has a p-value of
-    its own: the runs share their images, so that their flips must not be added up and tested as if they were
-    independent.
+    The runs are paired in their order. Each pair has its own p-value: runs share their images, so their discordant
+    images must not be added up and tested as if they were independent.
 
     Args:
         a: a card.
         b: a card on the same data, with as many runs, and with the same attack behind each metric that both have.
-
-    Returns:
-        Means, differences, flips and p-values; ``print`` shows them as text.
 
     Raises:
         ValueError: the cards do not have data, number of runs and attacks in common; the message lists what differs.
@@ -82,16 +78,10 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
 
     Example:
         >>> import torch
-        >>> def card(name, verdicts):
-        ...     return ResultCard(
-        ...         name=name,
-        ...         verdicts={"TA": [torch.tensor(verdicts)]},
-        ...         seeds=[0],
-        ...         data="four images",
-        ...         fingerprint="0" * 64,
-        ...         dtype="float32",
-        ...     )
-        >>> print(compare_cards(card("DS", [True, False, False, False]), card("S2S", [True, True, True, True])))
+        >>> same = {"seeds": [0], "data": "four images", "fingerprint": "0" * 64, "dtype": "float32"}
+        >>> one = ResultCard(name="DS", verdicts={"TA": [torch.tensor([True, False, False, False])]}, **same)
+        >>> other = ResultCard(name="S2S", verdicts={"TA": [torch.tensor([True] * 4)]}, **same)
+        >>> print(compare_cards(one, other))
         a: DS
         b: S2S
         TA   25.00% -> 100.00%  (+75.00)  only a right 0, only b right 3, p = 0.25
@@ -116,8 +106,8 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
     ]
     differing = _unequal("", *facts)
     if differing:
-        remedy = "Evaluate both models in the same way"
-        raise ValueError(complaint("compare_cards", "cards of the same evaluation", "; ".join(differing), remedy))
+        got = "; ".join(differing)
+        raise ValueError(complaint("compare_cards", "cards of the same evaluation", got, "Evaluate both alike"))
     metrics = {}
     for metric in shared:
         pairs = []
@@ -132,13 +122,11 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
 def markdown_table(cards: Sequence[ResultCard]) -> str:
     """Return the results of cards as a table in Markdown, in percent, mean ± sample standard deviation over the runs.
 
-    The header names the attack of each column if it is the same in all rows.
+    There is a column for TA, RA, AA and each other metric of the cards. The header names the attack of a column if it
+    is the same in all rows.
 
     Args:
         cards: one for each row.
-
-    Returns:
-        Lines, with a column for TA, RA, AA and each other metric of the cards.
 
     Raises:
         ValueError: there is no card.
@@ -146,15 +134,9 @@ def markdown_table(cards: Sequence[ResultCard]) -> str:
 
     Example:
         >>> import torch
-        >>> card = ResultCard(
-        ...     name="DS",
-        ...     verdicts={"TA": [torch.tensor([True, False]), torch.tensor([True, True])]},
-        ...     seeds=[0, 1],
-        ...     data="two images",
-        ...     fingerprint="0" * 64,
-        ...     dtype="float32",
-        ... )
-        >>> print(markdown_table([card]))
+        >>> verdicts = {"TA": [torch.tensor([True, False]), torch.tensor([True, True])]}
+        >>> same = {"seeds": [0, 1], "data": "two images", "fingerprint": "0" * 64, "dtype": "float32"}
+        >>> print(markdown_table([ResultCard(name="DS", verdicts=verdicts, **same)]))
         | name | TA | RA | AA |
         | --- | ---: | ---: | ---: |
         | DS | 75.00 ± 35.36 |  |  |
@@ -168,8 +150,7 @@ def markdown_table(cards: Sequence[ResultCard]) -> str:
         [card.name, *(card.results[metric].percent() if metric in card.verdicts else "" for metric in metrics)]
         for card in cards
     ]
-    lines = [_row(header), _row(["---", *["---:"] * len(metrics)]), *map(_row, rows)]
-    return "\n".join(lines)
+    return "\n".join(map(_row, [header, ["---", *["---:"] * len(metrics)], *rows]))
 
 
 def _check_cards(owner: str, cards: Sequence[Any]) -> None:
@@ -194,14 +175,7 @@ def _unequal(name: str, one: Any, other: Any) -> list[str]:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the two-sided p-value of the exact McNemar test for the numbers of discordant images.
-
-    Example:
-        Three coins show the same side in one of four throws.
-
-        >>> mcnemar(0, 3)
-        0.25
-    """
+    """Return the p-value of :class:`DiscordantPairs`."""
     n, fewer = only_a + only_b, min(only_a, only_b)
     term = tail = math.comb(n, fewer)
     for k in range(fewer, 0, -1):
@@ -209,23 +183,20 @@ def mcnemar(only_a: int, only_b: int) -> float:
         tail += term
         if tail >> 64 > term:  # the rest shrinks geometrically and no longer reaches the digits of a float
             break
-    p_value: float = 2 * tail / 2**n
-    return min(1.0, p_value)
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def _attack_of(metric: str, cards: Sequence[ResultCard]) -> str:
     """Return the attack in a few words, in brackets, where all cards with this metric have the same one."""
-    attacks: list[Any] = [card.attacks.get(metric) for card in cards if metric in card.verdicts]
-    if not any(attacks):
-        return ""
-    attack = attacks[0]
-    if any(other != attack for other in attacks):
+    attack, *others = [card.attacks.get(metric) for card in cards if metric in card.verdicts] or [None]
+    if any(other != attack for other in others):
         return " (attacks differ)"
+    if not attack:
+        return ""
     if not isinstance(attack, dict):
         return f" ({attack})"
     shown = [str(attack[key]) for key in ("type", "version", "norm") if attack.get(key)]
-    eps = attack.get("eps")
-    if isinstance(eps, (int, float)):
+    if isinstance(eps := attack.get("eps"), (int, float)):
         multiple = round(255 * eps)
         exact = multiple % 255 and abs(255 * eps - multiple) < 1e-6
         shown.append(f"eps {multiple}/255" if exact else f"eps {eps:g}")

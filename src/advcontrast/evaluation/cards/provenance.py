@@ -10,14 +10,12 @@ from ..._checks import check_device, check_path
 
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Return the versions, the platform and the device that a result may depend on.
+    """Return the versions of advcontrast, PyTorch and Python, the platform, and the device that a result depends on.
+
+    On the CPU the device includes the number of threads, since sums are split among them.
 
     Args:
         device: the device that the evaluation ran on.
-
-    Returns:
-        Versions of advcontrast, PyTorch and Python, the platform, the device and, on the CPU, the number of threads,
-        since sums are split among them.
 
     Example:
         >>> versions()["torch"] == torch.__version__
@@ -37,14 +35,12 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
 
 
 def revision(folder: str | os.PathLike[str] = ".") -> str | None:
-    """Return the git commit of a folder.
+    """Return the git commit of a folder, with the suffix "-dirty" if a tracked file differs from it.
+
+    The result is ``None`` outside a repository, before the first commit, or if git is not installed or refuses.
 
     Args:
         folder: any folder of the working tree.
-
-    Returns:
-        The full name of the commit, with the suffix "-dirty" if a tracked file differs from it; ``None`` outside a
-        repository, before the first commit, or if git is not installed or refuses.
 
     Example:
         >>> import tempfile
@@ -53,10 +49,9 @@ def revision(folder: str | os.PathLike[str] = ".") -> str | None:
         None
     """
     place = check_path("revision", "folder", folder, remedy="Pass a folder of the working tree")
-    look = ["git", "--no-optional-locks", "-C", str(place)]
-    describe = ["describe", "--always", "--dirty", "--abbrev=64", "--exclude=*"]
+    command = ["git", "--no-optional-locks", "-C", str(place), "describe", "--always", "--dirty", "--abbrev=64"]
     try:
-        done = subprocess.run([*look, *describe], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -77,15 +77,13 @@ def run_protocol(
     """Train a classifier on an encoder, and measure its standard and robust accuracy.
 
     A copy of the encoder, with the norms of ``protocol.branch`` if it is dual, is trained with a linear head that
-    starts at zero. The validation images select the epoch; the test images are used once, at the end. Three mistakes
-    are excluded:
+    starts at zero. The validation images select the epoch; the test images are used once, at the end. The encoder that
+    is passed and the global random state do not change. Two mistakes are excluded:
 
-    - **Selection on the test split.** The contents of the splits are compared: test with validation and training
-      images, and training with validation images. If more than 1 % of either of two splits are in the other, the call
-      raises. (Data sets have some duplicates.)
+    - **Selection on the test split.** The call raises if more than 1 % of the images of any of the three splits are
+      also in another one. (Data sets have some duplicates.)
     - **Changes of a frozen encoder.** It stays in eval mode, and
       :func:`~advcontrast.evaluation.protocols.unchanged` compares it before and after.
-    - **Side effects.** The encoder that is passed and the global random state do not change.
 
     Args:
         encoder: maps images ``[N, C, H, W]`` in [0, 1] to features ``[N, D]``, with single or dual norms.
@@ -102,15 +100,11 @@ def run_protocol(
         **options: further arguments of :func:`advcontrast.engine.fit`: ``amp``, ``compile``, ``save_every``,
             ``tensorboard``, ``progress``.
 
-    Returns:
-        The classifier and its verdicts.
-
     Raises:
         ValueError: images of one split are in another; the splits differ in classes or image size; ``validation`` is
             ``None`` though the protocol selects with it; or the encoder does not return ``[N, D]``.
         TypeError: an argument of the wrong kind.
-        RuntimeError: a frozen encoder changed, or the training diverged; or the encoder cannot be copied, as in
-            :func:`advcontrast.export_branch`.
+        RuntimeError: a frozen encoder changed, the training diverged, or the encoder cannot be copied.
         CheckpointError: the folder holds another run.
 
     Example:
@@ -130,9 +124,10 @@ def run_protocol(
     device = device_of(encoder)
     train, test = train.to(device), test.to(device)
     validation = None if validation is None else validation.to(device)
-    where, select = None if folder is None else Path(folder), protocol.select
+    options |= {"seed": seed, "folder": None if folder is None else Path(folder)}
     with preserve_rng_state((seed + 1_000_003 * distributed.rank()) % 2**63):  # each process has noise of its own
-        model, history = _train(encoder, protocol, train, validation, seed, where, learner, evaluate_every, options)
+        model, history = _train(encoder, protocol, train, validation, learner, evaluate_every, options)
+    select = protocol.select
     tested = history[-1] if select == "last" else max((r for r in history if select in r), key=lambda r: r[select])
     ta = accuracy(model, test.batches(_BATCH))
     ra = robust_accuracy(model, test.batches(_BATCH), protocol.test_attack)
@@ -143,9 +138,8 @@ def run_protocol(
 def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
     """Raise at the end of the block unless an encoder is bit-identical to before.
 
-    Parameters, buffers (also those that are not saved, such as running statistics) and the features of some images in
-    eval mode are compared. The latter finds modules that change with each call. Memory format and device must not
-    change inside the block, as sums are then rounded differently.
+    Parameters, all buffers, and the features of some images in eval mode are compared. The latter finds modules that
+    change with each call. Memory format and device must not change, as sums are then rounded differently.
 
     Args:
         encoder: maps images to a tensor.
@@ -156,10 +150,7 @@ def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> from advcontrast.evaluation.protocols import unchanged
         >>> encoder = torch.nn.BatchNorm2d(3)
-        >>> with unchanged(encoder, torch.rand(2, 3, 4, 4)):
-        ...     _ = encoder.eval()(torch.rand(8, 3, 4, 4))
         >>> with unchanged(encoder, torch.rand(2, 3, 4, 4)):
         ...     _ = encoder.train()(torch.rand(8, 3, 4, 4))
         Traceback (most recent call last):
@@ -172,8 +163,7 @@ def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
     after = _digests(encoder) | {"features": _features(encoder, images)}
     differing = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if differing:
-        shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
-        got = f"{len(differing)} changed: {shown}"
+        got = f"{len(differing)} changed: {', '.join(differing[:5])}{', ...' * (len(differing) > 5)}"
         remedy = "Look for a module that changes in eval mode, or that leaves it"
         raise RuntimeError(complaint("unchanged", "a frozen encoder to stay as it is", got, remedy))
 
@@ -183,8 +173,6 @@ def _train(
     protocol: Protocol,
     train: ImageSet,
     validation: ImageSet | None,
-    seed: int,
-    folder: Path | None,
     make_learner: Callable[[nn.Module], nn.Module] | None,
     evaluate_every: int,
     options: dict[str, Any],
@@ -195,13 +183,13 @@ def _train(
     own.requires_grad_(True)
     probe = train.x[:16].float() / 255
     model = nn.Sequential(OrderedDict(encoder=own, head=_zero_head(own, probe, len(train.classes))))
-    chosen = labelled_subset(train.y, protocol.labels, seed=seed)
+    chosen = labelled_subset(train.y, protocol.labels, seed=options["seed"])
     labelled = train.subset(chosen)
     data: Sequence[Tensor] = (labelled.x, labelled.y)
     groups = None
     if protocol.teacher is not None:
-        inner = None if folder is None else folder / "teacher"
-        teacher, _ = _train(encoder, protocol.teacher, labelled, validation, seed, inner, None, evaluate_every, options)
+        own_folder = {"folder": options["folder"] and options["folder"] / "teacher"}
+        teacher, _ = _train(encoder, protocol.teacher, labelled, validation, None, evaluate_every, options | own_folder)
         with prepared_for_evaluation(_OWNER, teacher):
             logits = torch.cat([teacher(x) for x, _ in train.batches(_BATCH)])
         unlabelled = torch.ones(len(train), dtype=torch.bool, device=train.y.device).index_fill(0, chosen, False)
@@ -215,21 +203,27 @@ def _train(
     choose_memory_format(model)
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     settings = {name: getattr(protocol, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
-    sgd = torch.optim.SGD(trained, **settings)
     steps = steps_per_epoch(len(data[0]), protocol.batch_size)
+
+    def evaluate(epoch: int) -> dict[str, float]:
+        if epoch not in (1, protocol.epochs) and epoch % evaluate_every:
+            return {}
+        found = {"val_ta": accuracy(model, validation.batches(_BATCH)).accuracy}
+        if protocol.select == "val_ra":
+            found["val_ra"] = robust_accuracy(model, validation.batches(_BATCH), protocol.test_attack).accuracy
+        return found
+
     with unchanged(own, probe) if protocol.frozen else nullcontext():
         history = fit(
             learner,
             data,
             epochs=protocol.epochs,
             batch_size=protocol.batch_size,
-            optimizer=sgd,
+            optimizer=torch.optim.SGD(trained, **settings),
             schedule=MultiStep(tuple(epoch * steps for epoch in protocol.milestones)),
-            seed=seed,
             groups=groups,
-            evaluate=None if validation is None else _validator(model, protocol, validation, evaluate_every),
+            evaluate=None if validation is None else evaluate,
             select=None if protocol.select == "last" else protocol.select,
-            folder=folder,
             **options,
         )
     return model.eval(), history
@@ -263,26 +257,9 @@ def _learner(protocol: Any, model: nn.Module, size: int) -> Any:
     return trainer(model, frozen=protocol.frozen, **settings)
 
 
-def _validator(
-    model: nn.Module, protocol: Protocol, validation: ImageSet, every: int
-) -> Callable[[int], dict[str, float]]:
-    """Return a function that measures the validation accuracies after every ``every`` epochs."""
-
-    def evaluate(epoch: int) -> dict[str, float]:
-        if epoch not in (1, protocol.epochs) and epoch % every:
-            return {}
-        found = {"val_ta": accuracy(model, validation.batches(_BATCH)).accuracy}
-        if protocol.select == "val_ra":
-            found["val_ra"] = robust_accuracy(model, validation.batches(_BATCH), protocol.test_attack).accuracy
-        return found
-
-    return evaluate
-
-
 def _validate(
     encoder: Any, protocol: Any, train: Any, validation: Any, test: Any, seed: Any, folder: Any, evaluate_every: Any
 ) -> None:
-    """Validate the arguments, and that the splits are disjoint up to a few duplicates."""
     check_module(_OWNER, encoder)
     check_copyable(_OWNER, encoder)
     if not isinstance(protocol, Protocol):
@@ -297,14 +274,14 @@ def _validate(
         if not isinstance(split, ImageSet):
             expected = f"{name} to be an ImageSet{' or None' * (name == 'validation')}"
             raise TypeError(complaint(_OWNER, expected, type_name(split), "Pass what advcontrast.data reads"))
-    for rule in ("classes", "shape [C, H, W]"):
-        values = {
-            name: list(split.classes if rule == "classes" else split.x.shape[1:]) for name, split in splits.items()
-        }
-        for name, value in values.items():
-            if value != values["train"]:
-                got, remedy = f"{values['train']} in train and {value} in {name}", "Pass splits of one data set"
-                raise ValueError(complaint(_OWNER, f"splits with the same {rule}", got, remedy))
+    for name, split in splits.items():
+        for rule, one, other in (
+            ("classes", train.classes, split.classes),
+            ("shape [C, H, W]", train.x.shape[1:], split.x.shape[1:]),
+        ):
+            if one != other:
+                got = f"{list(one)} in train and {list(other)} in {name}"
+                raise ValueError(complaint(_OWNER, f"splits with the same {rule}", got, "Pass splits of one data set"))
     remedy = "Split the training images, for example with train_validation_split"
     digests = {name: [digest(image) for image in split.x.cpu()] for name, split in splits.items()}
     for name, other in (("validation", "test"), ("train", "test"), ("validation", "train")):
