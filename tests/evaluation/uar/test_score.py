@@ -247,17 +247,16 @@ def test_works_under_no_grad():
 
 
 X, Y = batches(4)[0]
-CLASSES = "'pgd_linf', 'pgd_l2', 'fw_l1', 'jpeg_linf', 'jpeg_l2', 'jpeg_l1', 'elastic'"
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "error", "message"),
     [
-        ("fog", {}, ValueError, f"name to be one of {CLASSES}, got 'fog'. Choose one of the 7."),
-        ("Elastic", {}, ValueError, f"name to be one of {CLASSES}, got 'Elastic'. Did you mean 'elastic'."),
-        (3, {}, TypeError, f"name to be one of {CLASSES}, got int. Pass name as a string."),
-        ("elastic", {"steps": 0}, ValueError, "steps to be an int >= 1, got 0. The calibration is for 200."),
-        ("elastic", {"steps": 2.5}, TypeError, "steps to be an int >= 1, got float. The calibration is for 200."),
+        ("fog", {}, ValueError, "name"),
+        ("Elastic", {}, ValueError, "name"),
+        (3, {}, TypeError, "name"),
+        ("elastic", {"steps": 0}, ValueError, "steps"),
+        ("elastic", {"steps": 2.5}, TypeError, "steps"),
     ],
 )
 def test_wrong_settings(name, settings, error, message):
@@ -266,13 +265,13 @@ def test_wrong_settings(name, settings, error, message):
 
 
 def test_unknown_results_are_refused():
-    with pytest.raises(ValueError, match=re.escape(f"UAR: expected name to be one of {CLASSES}, got 'fog'. ")):
+    with pytest.raises(ValueError, match=re.escape("UAR: expected name")):
         UAR("fog", torch.ones(6, 3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("shape", [(5, 10), (7, 10), (6,), (6, 0)])
 def test_six_sizes_are_needed(shape):
-    message = f"UAR: expected correct of shape [6, N], got {list(shape)}. Evaluate every size of the calibration."
+    message = "UAR: expected correct"
     with pytest.raises(ValueError, match=re.escape(message)):
         UAR("fw_l1", torch.ones(shape, dtype=torch.bool))
 
@@ -288,10 +287,7 @@ class Broken(nn.Module):
 def test_non_finite_logits_are_counted_and_refused(monkeypatch):
     recorded(monkeypatch, [])
     x = torch.tensor([0.2, 0.9, 0.3]).view(3, 1, 1, 1).expand(3, 3, 32, 32)
-    message = (
-        "uar: expected finite logits, got non-finite ones for 1 of 3 images. "
-        "Evaluate without half precision, or look for a division by zero in the model."
-    )
+    message = "uar: expected finite logits"
     with pytest.raises(ValueError, match=re.escape(message)):
         uar(Broken(), [(x, torch.tensor([1, 1, 1]))], "elastic")
 
@@ -303,20 +299,20 @@ def test_non_finite_logits_are_counted_and_refused(monkeypatch):
             classifier(),
             [(torch.zeros(4, 3, 16, 16), Y)],
             ValueError,
-            "images of shape [N, 3, 32, 32], got [4, 3, 16, 16]. ",
+            "images",
         ),
-        (classifier(), [], ValueError, "batches to hold at least one image, got none. "),
-        (classifier(), [(X + 1, Y)], ValueError, "images within bounds [0.0, 1.0], got values in [1, 2]. "),
-        (classifier(), [((255 * X).byte(), Y)], TypeError, "images to be a floating point tensor, got torch.uint8. "),
-        (classifier(), [(X, Y + 4)], ValueError, "labels within bounds [0, 3], got values in ["),
-        (classifier(), [(X, Y.int())], TypeError, "labels to be a torch.int64 tensor, got torch.int32. "),
-        (classifier(), [(X, Y[:3])], ValueError, "one label an image, got [3] for images of shape [4, 3, 32, 32]. "),
-        (lambda x: x, [(X, Y)], TypeError, "model to be an nn.Module, got function. Pass the network itself."),
+        (classifier(), [], ValueError, "batches"),
+        (classifier(), [(X + 1, Y)], ValueError, "images"),
+        (classifier(), [((255 * X).byte(), Y)], TypeError, "images"),
+        (classifier(), [(X, Y + 4)], ValueError, "labels"),
+        (classifier(), [(X, Y.int())], TypeError, "labels"),
+        (classifier(), [(X, Y[:3])], ValueError, "one label an image"),
+        (lambda x: x, [(X, Y)], TypeError, "model"),
         (
             nn.Identity(),
             [(X, Y)],
             ValueError,
-            "the output of the model of shape [4, C] with C >= 2, got [4, 3, 32, 32]",
+            "the output of the model",
         ),
         (nn.Sequential(classifier(), nn.Softmax(1)), [(X, Y)], ValueError, "logits, got probabilities, which sum to 1"),
     ],
@@ -327,6 +323,6 @@ def test_wrong_models_and_batches(model, data, error, message):
 
 
 def test_wrong_generator():
-    message = "uar: expected generator to be a torch.Generator on cpu or None, got int. Create it with torch.Generator("
+    message = "uar: expected generator"
     with pytest.raises(TypeError, match=re.escape(message)):
         uar(classifier(), [(X, Y)], "elastic", generator=0)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -75,38 +76,31 @@ def autoattack(
 ) -> AutoAttackResult:
     """Return which images are classified correctly under AutoAttack, run by the package ``pyautoattack``.
 
-    The standard version runs four attacks, each on the images that all earlier ones failed on: APGD on the
-    cross-entropy, APGD on the targeted DLR loss, targeted FAB and Square. An image counts as broken only if the
-    perturbed image lies in the ball and in [0, 1], up to rounding, and a forward pass of this function misclassifies
-    it. With fewer than ten classes the targeted attacks try all wrong ones. DLR compares three logits, targeted DLR
-    four: with three classes APGD uses the untargeted DLR loss, with two it is left out (see ``attacks`` of the result).
-    Square fails in l2 on images of some sizes, such as 14 pixels, which are padded for it; the model does not see the
-    padding.
+    The standard version runs APGD on the cross-entropy, APGD on the targeted DLR loss, targeted FAB and Square, each on
+    the images that all earlier ones failed on. An image counts as broken only if the perturbed image lies in the ball
+    and in [0, 1], up to rounding, and a forward pass of this function misclassifies it. With fewer than ten classes the
+    targeted attacks try all wrong ones; with three APGD uses the untargeted DLR loss, with two none. Square fails in l2
+    on images of some sizes, such as 14 pixels, which are padded for it; the model does not see the padding.
 
     The model runs in eval mode and float32, also under autocast. As in ``pyautoattack``, the random state is set to
-    ``seed`` before each attack on each batch: verdicts depend on the batch only. Model and global random states, those
-    of Python and NumPy included, are restored as in :func:`accuracy`.
+    ``seed`` before each attack on each batch. Model and global random states are restored as in :func:`accuracy`.
 
-    With ``folder``, verdicts are saved after each attack on each batch. The same call resumes an interrupted run, with
-    the same result as an uninterrupted one, and returns a finished run without running the model. Batches may be
-    added to a finished run. The folder may hold other files; it belongs to one set of arguments and one model,
-    identified by its weights and its ``repr``.
+    With ``folder``, verdicts are saved after each attack on each batch. The same call resumes an interrupted run with
+    the same result, and returns a finished run without running the model. Batches may be added to a finished run. The
+    folder may hold other files; it belongs to one set of arguments and one model, identified by its weights and its
+    ``repr``.
 
     Args:
         model: a float32 classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
         batches: pairs of images ``[N, C, H, W]``, float32 in [0, 1], and labels ``[N]``, int64 in [0, C). Large ones
             are faster. A resumed run needs the same batches in the same order.
-        eps: radius of the ball, at least 0, in the units of the images. Papers on CIFAR-10 use 8/255 for ``"linf"`` and
-            0.5 for ``"l2"``.
+        eps: radius of the ball, at least 0; papers on CIFAR-10 use 8/255 for ``"linf"`` and 0.5 for ``"l2"``.
         norm: ``"linf"`` or ``"l2"``.
         version: ``"standard"``, ``"plus"`` (more attacks and five restarts) or ``"rand"`` (for randomised models,
             gradients averaged over 20 passes), with the budgets of ``pyautoattack``.
         seed: of the attacks, at least 0.
         folder: folder for the verdicts; by default they are not saved.
         progress: whether to show a progress bar, if tqdm is installed; ``None`` shows it on terminals only.
-
-    Returns:
-        The verdicts, with their mean as ``accuracy``.
 
     Raises:
         ImportError: ``pyautoattack`` is not installed.
@@ -131,8 +125,8 @@ def autoattack(
     check_module(_OWNER, model)
     other = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {torch.float32}
     if other:
-        got, remedy = " and ".join(sorted(map(str, other))), "Call model.float(); the attacks compute in float32"
-        raise TypeError(complaint(_OWNER, "the parameters of model to be float32", got, remedy))
+        got = " and ".join(sorted(map(str, other)))
+        raise TypeError(complaint(_OWNER, "the parameters of model to be float32", got, "Call model.float()"))
     check_choice(_OWNER, "norm", norm, NORMS)
     largest = 1.0 if norm == "linf" else math.inf
     check_real(_OWNER, "eps", eps, low=0, high=largest, remedy="Images have values in [0, 1]: write 8 / 255")
@@ -156,14 +150,19 @@ def autoattack(
         nullcontext() if checkpoint is None else checkpoint.locked(),
         ProgressBar(total, unit="batch", shown=progress) as bar,
     ):
-        run = _Run(checkpoint, suite.identity())
+        identity = suite.identity() if checkpoint else {}
+        saved = _saved(checkpoint, identity) if checkpoint else []
         for i, (x, y, labels) in enumerate(checked_batches(_OWNER, batches, device)):
             check_tensor(_OWNER, "images", x, (torch.float32,), remedy="Convert them with images.float()")
             if x.dim() != 4:
-                got = f"{list(x.shape)}"
-                raise ValueError(complaint(_OWNER, "images of shape [N, C, H, W]", got, "Add the missing axes"))
+                rule = "images of shape [N, C, H, W]"
+                raise ValueError(complaint(_OWNER, rule, f"{list(x.shape)}", "Add the missing axes"))
             key = digest(x, y) if checkpoint else ""
-            batch = run.find(i, key)
+            batch = saved[i] if i < len(saved) else None
+            if checkpoint and batch and batch.digest != key:
+                remedy = "Pass the same batches in the same order, unshuffled, or choose another folder"
+                expected = f"batch {i} of the run in {checkpoint.folder}"
+                raise CheckpointMismatchError(complaint(_OWNER, expected, "other images or labels", remedy))
             with preserve_rng_state():  # pyautoattack seeds every device
                 if batch is None:
                     torch.manual_seed(suite.seed)
@@ -171,6 +170,7 @@ def autoattack(
                     refuse_probabilities(_OWNER, model, x, logits)
                     verdicts = torch.where(_misclassified(logits, y), _WRONG, _STOOD)
                     batch = _Batch(key, logits.shape[1], verdicts.to(torch.int8).cpu())
+                found.append(batch)
                 for attack in suite.attacks(batch.classes)[batch.done :]:
                     standing = batch.verdicts == _STOOD
                     bar.set_postfix_str(f"{attack} on {int(standing.sum())} of {len(y)} images")
@@ -179,8 +179,9 @@ def autoattack(
                         fooled = suite.fooled(attack, batch.classes, x[which], y[which], f"batch {i}")
                         batch.verdicts[standing] = torch.where(fooled.cpu(), batch.done, _STOOD).to(torch.int8)
                     batch.done += 1
-                    run.save(i, batch)
-            found.append(batch)
+                    if checkpoint:
+                        done, pages = sum(page.done for page in found), [vars(page) for page in found]
+                        checkpoint.save(done, {"identity": identity, "pages": pages})
             bar.update()
     broken_by = torch.cat([batch.verdicts for batch in found])
     attacks = suite.attacks(found[0].classes)
@@ -197,51 +198,24 @@ class _Batch:
     done: int = 0
 
 
-class _Run:
-    """Verdicts of a run, batch by batch, saved where there is a checkpoint.
-
-    Only the last batch can be unfinished. Batches of another run are therefore found before an attack is run.
-    """
-
-    def __init__(self, checkpoint: Checkpoint | None, identity: Mapping[str, str | int | float]) -> None:
-        self._checkpoint, self._identity = checkpoint, dict(identity)
-        found = None if checkpoint is None else checkpoint.load()
-        state: Mapping[str, Any] = found[1] if found else {"identity": self._identity, "pages": []}
-        theirs = state.get("identity")
-        if set(state) != {"identity", "pages"} or not isinstance(theirs, dict):
-            raise self._mismatch("{} to hold verdicts", "something else", "Choose another folder")
-        keys = theirs.keys() | self._identity.keys()
-        differing = sorted(key for key in keys if theirs.get(key) != self._identity.get(key))
-        if differing:
-            remedy = "Call it as it was called first, or choose another folder"
-            raise self._mismatch("the run in {}", f"another {' and '.join(differing)}", remedy)
-        self._batches = [_Batch(**page) for page in state["pages"]]
-
-    def find(self, i: int, key: str) -> _Batch | None:
-        """Return the saved batch number ``i``, ``None`` for a new one."""
-        if i >= len(self._batches):
-            return None
-        if self._batches[i].digest != key:
-            remedy = "Pass the same batches in the same order, unshuffled, or choose another folder"
-            raise self._mismatch(f"batch {i} of the run in {{}}", "other images or labels", remedy)
-        return self._batches[i]
-
-    def save(self, i: int, batch: _Batch) -> None:
-        """Save batch number ``i``, which one attack more was run on."""
-        self._batches[i:] = [batch]
-        if self._checkpoint:
-            pages = [vars(batch) for batch in self._batches]
-            done = sum(batch.done for batch in self._batches)
-            self._checkpoint.save(done, {"identity": self._identity, "pages": pages})
-
-    def _mismatch(self, expected: str, got: str, remedy: str) -> CheckpointMismatchError:
-        folder = self._checkpoint and self._checkpoint.folder
-        return CheckpointMismatchError(complaint(_OWNER, expected.format(folder), got, remedy))
+def _saved(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> list[_Batch]:
+    """Return the batches of an interrupted or finished run; only the last one can be unfinished."""
+    found = checkpoint.load()
+    state: Mapping[str, Any] = found[1] if found else {"identity": identity, "pages": []}
+    theirs = state.get("identity")
+    if set(state) != {"identity", "pages"} or not isinstance(theirs, dict):
+        rule, remedy = f"{checkpoint.folder} to hold verdicts", "Choose another folder"
+        raise CheckpointMismatchError(complaint(_OWNER, rule, "something else", remedy))
+    differing = sorted(key for key in {*theirs, *identity} if theirs.get(key) != identity.get(key))
+    if differing:
+        rule, remedy = f"the run in {checkpoint.folder}", "Call it as it was called first, or choose another folder"
+        raise CheckpointMismatchError(complaint(_OWNER, rule, f"another {' and '.join(differing)}", remedy))
+    return [_Batch(**page) for page in state["pages"]]
 
 
 @dataclass(frozen=True)
 class _Suite:
-    """The attacks of ``pyautoattack`` on one model, which is in eval mode and differentiable with respect to images."""
+    """The attacks of ``pyautoattack`` on one model in eval mode."""
 
     package: ModuleType
     model: nn.Module
@@ -252,11 +226,10 @@ class _Suite:
 
     def identity(self) -> dict[str, str | int | float]:
         """Return what must be the same when a run is resumed; modes and device of the model may change."""
-        values = (part for item in self.model.state_dict().items() for part in item)
-        # An address in memory differs from process to process.
         parts = (
+            # An address in memory differs from process to process.
             part if isinstance(part, Tensor) else re.sub(r" at 0x[0-9a-f]+", "", repr(part))
-            for part in (self.model, *values)
+            for part in chain([self.model], *self.model.state_dict().items())
         )
         settings = {"eps": self.eps, "norm": self.norm, "version": self.version, "seed": self.seed}
         return {**settings, "pyautoattack": str(self.package.__version__), "model": digest(*parts)}
@@ -333,8 +306,7 @@ def _within(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
 
 def _misclassified(logits: Tensor, y: Tensor) -> Tensor:
     """Return which images get another class than their own, once the logits are finite."""
-    bad = int((~logits.isfinite().all(1)).sum())
-    if bad:
-        remedy = "Look for a division by zero in the model"
-        raise ValueError(complaint(_OWNER, "finite logits", f"non-finite ones for {bad} of {len(y)} images", remedy))
+    if bad := int((~logits.isfinite().all(1)).sum()):
+        got = f"non-finite ones for {bad} of {len(y)} images"
+        raise ValueError(complaint(_OWNER, "finite logits", got, "Look for a division by zero in the model"))
     return logits.argmax(1) != y

@@ -71,8 +71,9 @@ class CorruptionAccuracy:
         missing = [name for name in names if set(self.verdicts.get(name, ())) != set(_SEVERITIES)]
         if missing:
             expected, got = f"{len(names)} corruptions at 5 severities each", f"all but {', '.join(missing)}"
-            remedy = "Evaluate all files of CIFAR-10-C, or take the mean of what there is"
-            raise ValueError(complaint(f"CorruptionAccuracy.{owner}", expected, got, remedy))
+            raise ValueError(
+                complaint(f"CorruptionAccuracy.{owner}", expected, got, "Evaluate the others, or use mean")
+            )
         return fmean(self.by_corruption[name] for name in names)
 
 
@@ -84,16 +85,12 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
         files = cifar10_c("CIFAR-10-C")
         corruption_accuracy(model, ((name, severity, images.batches(500)) for name, severity, images in files))
 
-    or computed corruptions, ``corruption_accuracy(model, corrupted(images.batches(500)))``. Model and
-    random state are restored as in :func:`advcontrast.evaluation.accuracy`.
+    or computed corruptions, ``corruption_accuracy(model, corrupted(images.batches(500)))``.
 
     Args:
-        model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
+        model: as for :func:`accuracy`, which also says what is restored.
         conditions: for each corruption and severity the name of the corruption, its severity, at least 1, and batches
-            as for :func:`advcontrast.evaluation.accuracy`. Each is walked once, before the next is requested.
-
-    Returns:
-        The verdicts, with their means.
+            as for :func:`accuracy`. Each is walked once, before the next is requested.
 
     Raises:
         ValueError: there is no condition, one comes twice, or its images or labels are out of range.
@@ -126,8 +123,8 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
                 raise TypeError(complaint(owner, "the name of a corruption to be a string", type_name(name), remedy))
             check_int(owner, f"the severity of {name!r}", severity, low=1, remedy="CIFAR-10-C counts from 1 to 5")
             if severity in verdicts.setdefault(name, {}):
-                expected, got = "each corruption once at each severity", f"{name!r} at severity {severity} again"
-                raise ValueError(complaint(owner, expected, got, "Give every corruption a name of its own"))
+                got = f"{name!r} at severity {severity} again"
+                raise ValueError(complaint(owner, "each corruption once at each severity", got, "Rename one of them"))
             verdicts[name][severity] = accuracy(model, batches)
     if not verdicts:
         remedy = "An iterator can be walked only once; make a new one"
@@ -145,8 +142,8 @@ def corrupted(
 ) -> Iterator[tuple[str, int, _Batches]]:
     """Yield clean images under each corruption, as conditions of :func:`~advcontrast.evaluation.corruption_accuracy`.
 
-    The noise is drawn on the CPU from a generator that is seeded for each condition: for the same batches it is the
-    same for every model and device.
+    A batch is corrupted when it is requested. The noise is drawn on the CPU from a generator that is seeded for each
+    condition: for the same batches it is the same for every model and device.
 
     Args:
         batches: clean images ``[N, C, H, W]``, floating point in [0, 1], and labels ``[N]``; walked once, when the
@@ -155,9 +152,6 @@ def corrupted(
         severities: which severities, each from 1 to 5.
         seed: of the noise, at least 0.
         device: where to keep and corrupt the images.
-
-    Returns:
-        An iterator over names, severities and batches; a batch is corrupted when it is requested.
 
     Raises:
         ValueError: there is no name or severity, or one is unknown; when walked, there is no image.
@@ -178,15 +172,14 @@ def corrupted(
             raise ValueError(complaint(owner, expected, "none", remedy))
     check_int(owner, "seed", seed, low=0, remedy="Any number will do; note it with the result")
     corruptions = [Corruption(name, severity=severity) for name in names for severity in severities]
-    return _conditions(owner, batches, corruptions, seed, torch.device(device))
+    target = torch.device(device)
 
+    def conditions() -> Iterator[tuple[str, int, _Batches]]:
+        clean = [(x, y) for x, _, y in checked_batches(owner, batches, target)]
+        for corruption in corruptions:
+            yield corruption.name, corruption.severity, _batches(clean, corruption, seed)
 
-def _conditions(
-    owner: str, batches: _Batches, corruptions: Sequence[Corruption], seed: int, device: torch.device
-) -> Iterator[tuple[str, int, _Batches]]:
-    clean = [(x, y) for x, _, y in checked_batches(owner, batches, device)]
-    for corruption in corruptions:
-        yield corruption.name, corruption.severity, _batches(clean, corruption, seed)
+    return conditions()
 
 
 def _batches(clean: _Batches, corruption: Corruption, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -42,9 +42,8 @@ class RobustCurve:
         return tuple(count / self.correct.shape[1] for count in self.correct.sum(1).tolist())
 
     def __repr__(self) -> str:
-        points = ", ".join(
-            f"{value:.4g}: {share:.2%}" for value, share in zip(self.values, self.accuracies, strict=True)
-        )
+        pairs = zip(self.values, self.accuracies, strict=True)
+        points = ", ".join(f"{value:.4g}: {share:.2%}" for value, share in pairs)
         return f"RobustCurve({self.parameter} {points} of {self.correct.shape[1]})"
 
 
@@ -61,26 +60,19 @@ def robust_curve(
     """Return which images a classifier classifies correctly for increasing values of one setting of an attack.
 
     An image that is broken at one value counts as broken at all larger ones, since a larger ball holds the smaller one.
-    The curve therefore never rises, and only images that are still correct are attacked again. An image counts only if
-    it is correct without attack too; radius 0 is the clean accuracy. Model and random state are restored as in
-    :func:`~advcontrast.evaluation.accuracy`.
-
-    Along ``eps`` the step size, if the attack has one, keeps its ratio to the radius; along ``steps`` it is constant.
-    Along ``restarts`` each value adds the missing runs to the earlier ones.
-
-    The choice of images synchronises with an accelerator once for each value and batch.
+    The curve therefore never rises, and only images that are still correct are attacked again, which synchronises with
+    an accelerator once for each value and batch. An image counts only if it is correct without attack too; radius 0 is
+    the clean accuracy. Along ``eps`` the step size, if the attack has one, keeps its ratio to the radius; along
+    ``steps`` it is constant. Along ``restarts`` each value adds the missing runs to the earlier ones.
 
     Args:
-        model: as for :func:`robust_accuracy`.
+        model: as for :func:`robust_accuracy`, and restored as there.
         batches: as for :func:`robust_accuracy`; walked once.
         attack: a dataclass such as ``PGDAttack(...)`` that has the setting as a field.
         eps: radii, each at least 0, ascending.
         steps: numbers of steps, each at least 0, ascending.
         restarts: numbers of runs, each at least 1, ascending. Pass exactly one of ``eps``, ``steps`` and ``restarts``.
         generator: as for :func:`robust_accuracy`.
-
-    Returns:
-        The verdicts for each value, with their means as ``accuracies``.
 
     Raises:
         ValueError: as for :func:`robust_accuracy`; not exactly one setting, values not ascending, or an attack with a
@@ -138,9 +130,8 @@ def _setting(**settings: Sequence[Any] | None) -> tuple[str, tuple[Any, ...]]:
     """Return the name and the values of the one setting that was passed."""
     passed = {name: values for name, values in settings.items() if values is not None}
     if len(passed) != 1:
-        expected = f"exactly one of {', '.join(settings)}"
-        remedy = "One curve varies one setting; the others are those of the attack"
-        raise ValueError(complaint(_OWNER, expected, " and ".join(passed) or "none", remedy))
+        got = " and ".join(passed) or "none"
+        raise ValueError(complaint(_OWNER, f"exactly one of {', '.join(settings)}", got, "A curve varies one setting"))
     ((name, values),) = passed.items()
     remedy = f"Pass {name}=[...], such as {'[0, 0.1, 0.2]' if name == 'eps' else '[1, 2, 5]'}"
     if isinstance(values, str) or not isinstance(values, Sequence):
@@ -151,8 +142,7 @@ def _setting(**settings: Sequence[Any] | None) -> tuple[str, tuple[Any, ...]]:
         else:
             check_int(_OWNER, f"each of {name}", value, low=int(name == "restarts"), remedy=remedy)
     if not values or any(first >= second for first, second in pairwise(values)):
-        expected = f"{name} to hold ascending, distinct values"
-        raise ValueError(complaint(_OWNER, expected, repr(values), remedy))
+        raise ValueError(complaint(_OWNER, f"{name} to hold ascending, distinct values", repr(values), remedy))
     return name, tuple(values)
 
 

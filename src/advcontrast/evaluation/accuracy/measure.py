@@ -28,8 +28,7 @@ _NON_FINITE = 2  # a verdict; 0 is wrong and 1 is right
 class Accuracy:
     r"""Verdicts of an evaluation and their mean.
 
-    The standard error of an accuracy a on N images is :math:`\sqrt{a (1 - a) / N}`: half a point for 10,000 images and
-    a = 0.5.
+    The standard error of an accuracy a on N images is :math:`\sqrt{a (1 - a) / N}`: 0.5 % for N = 10,000, a = 0.5.
 
     Attributes:
         correct: whether each sample was classified correctly, bool ``[N]`` on the CPU, in the order of the batches.
@@ -57,17 +56,13 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
     """Return which images a classifier classifies correctly.
 
     The model is in eval mode during the call; the branch of dual norms and autocast are those around it. Modes,
-    gradients, buffers and the global random state, which a ``DataLoader`` would advance, are restored afterwards, also
-    after an exception: an evaluation between two epochs does not change the training. Plain attributes of a model, such
-    as a Python counter, are not restored.
+    gradients, buffers and all global random states are restored afterwards, also after an exception: an evaluation
+    between two epochs does not change the training. Plain attributes of a model are not restored.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
         batches: pairs of images ``[N, ...]``, floating point in [0, 1], and labels ``[N]``, int64 in [0, C); for
             example a ``DataLoader``. They are moved to the device of the model.
-
-    Returns:
-        The verdicts, with their mean as ``accuracy`` and the ``branch`` they are of.
 
     Raises:
         ValueError: there is no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
@@ -94,21 +89,15 @@ def robust_accuracy(
 ) -> Accuracy:
     """Return which images a classifier classifies correctly, both without and under attack.
 
-    The attack maximises the cross-entropy of each sample through the model in eval mode. Robust images are a subset of
-    the correct ones of :func:`accuracy`, and an attack of radius 0 gives exactly those. Model and random state are
-    restored as in :func:`accuracy`.
-
-    The number of the ACL paper is that of ``PGDAttack(eps=8 / 255, step_size=2 / 255, steps=20)``.
+    The attack maximises the cross-entropy of each sample through the model in eval mode. An attack of radius 0 gives
+    the result of :func:`accuracy`. Model and random state are restored as there. The number of the ACL paper is that of
+    ``PGDAttack(eps=8 / 255, step_size=2 / 255, steps=20)``.
 
     Args:
         model: as for :func:`accuracy`, differentiable.
         batches: as for :func:`accuracy`, float32 or float64.
         attack: a callable such as ``PGDAttack``, called as ``attack(objective, x, generator=generator)``.
-        generator: source of the attack's randomness, on the device of the model. By default one seeded with 0, so that
-            the same model in the same batches gives the same number.
-
-    Returns:
-        The verdicts, with their mean as ``accuracy`` and the ``branch`` they are of.
+        generator: source of the attack's randomness, on the device of the model; by default one seeded with 0.
 
     Raises:
         ValueError: as for :func:`accuracy`, the attack returns images of another shape, or it takes no steps.
@@ -157,25 +146,20 @@ def verdicts_on(
 
     ``judge`` takes images, labels, logits and a generator, and returns K results of :func:`verdict`. They are collected
     on the device and read together at the end. ``shape`` is that which an image must have.
-
-    Raises:
-        ValueError: logits are not finite, or as for :func:`accuracy`.
     """
     found: list[Tensor] = []
     with prepared_for_evaluation(owner, model) as device:
         source = generator_or_default(owner, generator, device)
         for x, y, readable_y in checked_batches(owner, batches, device):
             if shape is not None and x.shape[1:] != shape:
-                remedy = "Resize the images"
                 expected = f"images of shape [N, {', '.join(map(str, shape))}]"
-                raise ValueError(complaint(owner, expected, f"{list(x.shape)}", remedy))
+                raise ValueError(complaint(owner, expected, f"{list(x.shape)}", "Resize the images"))
             logits = checked_logits(owner, model, x, readable_y)
             if not found:
                 refuse_probabilities(owner, model, x, logits)
             found.append(torch.stack(list(judge(x, y, logits, source))))
     result = torch.cat(found, 1).cpu()
-    bad = int((result == _NON_FINITE).any(0).sum())
-    if bad:
+    if bad := int((result == _NON_FINITE).any(0).sum()):
         remedy = "Evaluate without half precision, or look for a division by zero in the model"
         got = f"non-finite ones for {bad} of {result.shape[1]} images"
         raise ValueError(complaint(owner, "finite logits", got, remedy))

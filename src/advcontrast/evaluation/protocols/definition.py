@@ -37,9 +37,8 @@ _SETTINGS: dict[Loss, tuple[str, ...]] = {
 class Protocol:
     """Training and test of a classifier on an encoder: all numbers with their source.
 
-    A protocol is immutable. ``dataclasses.replace(protocol, epochs=2, milestones=(1,))`` returns another one, for
-    example for a small budget or another radius; ``dataclasses.asdict(protocol)`` is ready for JSON.
-    :func:`run_protocol` runs it: SGD with a linear head that starts at zero, on the images with labels.
+    A protocol is immutable: ``dataclasses.replace(protocol, epochs=2, milestones=(1,))`` returns another one.
+    ``dataclasses.asdict(protocol)`` is ready for JSON. :func:`run_protocol` runs it.
 
     Args:
         preset: name of the set of protocols.
@@ -76,7 +75,7 @@ class Protocol:
 
     Example:
         >>> from dataclasses import replace
-        >>> from advcontrast.evaluation.protocols.presets import protocol
+        >>> from advcontrast.evaluation import protocol
         >>> short = replace(protocol("robustssl", "AFF"), epochs=4, milestones=(2, 3), eps=0.1)
         >>> short.attack.steps, short.attack.step_size, short.test_attack.steps
         (10, 0.025, 20)
@@ -108,9 +107,8 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for name in ("preset", "source", "notes"):
-            if not isinstance(getattr(self, name), str):
-                got, remedy = type_name(getattr(self, name)), f"Pass {name} as a string"
-                raise TypeError(complaint(_OWNER, f"{name} to be a str", got, remedy))
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(complaint(_OWNER, f"{name} to be a str", type_name(value), "Pass a string"))
         check_choice(_OWNER, "kind", self.kind, tuple(_KINDS))
         check_choice(_OWNER, "loss", self.loss, tuple(_SETTINGS))
         check_choice(_OWNER, "branch", self.branch, BRANCHES)
@@ -127,8 +125,8 @@ class Protocol:
         check_real(_OWNER, "eps", self.eps, low=0, high=1, remedy="For images in [0, 1] it is usually 8/255")
         object.__setattr__(self, "milestones", MultiStep(self.milestones).milestones)
         if self.milestones and self.milestones[-1] >= self.epochs:
-            expected, remedy = f"milestones less than the {self.epochs} epochs", "Change both together"
-            raise ValueError(complaint(_OWNER, expected, repr(self.milestones), remedy))
+            expected = f"milestones less than the {self.epochs} epochs"
+            raise ValueError(complaint(_OWNER, expected, repr(self.milestones), "Change both together"))
         frozen, losses = _KINDS[self.kind]
         if self.frozen != frozen:
             raise ValueError(complaint(_OWNER, f"frozen to be {frozen} for {self.kind}", repr(self.frozen), "Set it"))
@@ -136,8 +134,8 @@ class Protocol:
         for name in _SETTINGS["semi"]:
             value, needed = getattr(self, name), name in _SETTINGS[self.loss]
             if (value is not None) != needed:
-                rule, remedy = (name, "Set it") if needed else (f"no {name}", "Leave it None")
-                raise ValueError(complaint(_OWNER, f"{rule} with the loss {self.loss!r}", repr(value), remedy))
+                expected = f"{'' if needed else 'no '}{name} with the loss {self.loss!r}"
+                raise ValueError(complaint(_OWNER, expected, repr(value), "Set it" if needed else "Leave it None"))
         if self.attack_steps is not None:
             check_int(_OWNER, "attack_steps", self.attack_steps, low=0, remedy="10 is usual")
         if self.beta is not None:

@@ -147,24 +147,19 @@ PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = MappingProxyType(
 
 
 def protocol(preset: str, kind: str) -> Protocol:
-    """Return a protocol of a paper or benchmark by its name.
+    """Return a protocol of a paper or benchmark; its ``notes`` list the choices that its source leaves open.
 
     Args:
         preset: ``"acl2020"``, ``"robustssl"`` or ``"dynacl2023"``.
-        kind: one of the kinds that the preset has: ``"SLF"``, ``"ALF"``, ``"AFF"``; ACL has ``"semi"`` too.
-
-    Returns:
-        The protocol; its ``notes`` list the choices that its source leaves open.
+        kind: ``"SLF"``, ``"ALF"`` or ``"AFF"``; ``"acl2020"`` also has ``"SFF"`` and ``"semi"``.
 
     Raises:
         ValueError: an unknown name.
         TypeError: a name that is not a str.
 
     Example:
-        >>> from advcontrast.evaluation.protocols.presets import protocol
-        >>> probe = protocol("robustssl", "ALF")
-        >>> probe.loss, probe.lr, probe.epochs, probe.milestones, probe.select
-        ('adversarial-ce', 0.01, 25, (10, 20), 'last')
+        >>> protocol("robustssl", "ALF").milestones
+        (10, 20)
     """
     check_choice("protocol", "preset", preset, tuple(PROTOCOLS))
     check_choice(f"protocol {preset}", "kind", kind, tuple(PROTOCOLS[preset]))

@@ -188,8 +188,8 @@ def _train(
     data: Sequence[Tensor] = (labelled.x, labelled.y)
     groups = None
     if protocol.teacher is not None:
-        own_folder = {"folder": options["folder"] and options["folder"] / "teacher"}
-        teacher, _ = _train(encoder, protocol.teacher, labelled, validation, None, evaluate_every, options | own_folder)
+        inner = options | {"folder": options["folder"] and options["folder"] / "teacher"}
+        teacher, _ = _train(encoder, protocol.teacher, labelled, validation, None, evaluate_every, inner)
         with prepared_for_evaluation(_OWNER, teacher):
             logits = torch.cat([teacher(x) for x, _ in train.batches(_BATCH)])
         unlabelled = torch.ones(len(train), dtype=torch.bool, device=train.y.device).index_fill(0, chosen, False)
@@ -206,7 +206,7 @@ def _train(
     steps = steps_per_epoch(len(data[0]), protocol.batch_size)
 
     def evaluate(epoch: int) -> dict[str, float]:
-        if epoch not in (1, protocol.epochs) and epoch % evaluate_every:
+        if validation is None or (epoch not in (1, protocol.epochs) and epoch % evaluate_every):
             return {}
         found = {"val_ta": accuracy(model, validation.batches(_BATCH)).accuracy}
         if protocol.select == "val_ra":
@@ -222,7 +222,7 @@ def _train(
             optimizer=torch.optim.SGD(trained, **settings),
             schedule=MultiStep(tuple(epoch * steps for epoch in protocol.milestones)),
             groups=groups,
-            evaluate=None if validation is None else evaluate,
+            evaluate=evaluate,
             select=None if protocol.select == "last" else protocol.select,
             **options,
         )
@@ -230,7 +230,6 @@ def _train(
 
 
 def _zero_head(encoder: nn.Module, images: Tensor, classes: int) -> nn.Linear:
-    """Return a linear layer of zeros for the features of an encoder."""
     with prepared_for_evaluation(_OWNER, encoder):
         features = encoder(images)
     remedy = "Pool the feature maps, and leave out projection head and classifier"
@@ -263,8 +262,7 @@ def _validate(
     check_module(_OWNER, encoder)
     check_copyable(_OWNER, encoder)
     if not isinstance(protocol, Protocol):
-        remedy = 'Pass protocol("robustssl", "SLF")'
-        raise TypeError(complaint(_OWNER, "protocol to be a Protocol", type_name(protocol), remedy))
+        raise TypeError(complaint(_OWNER, "protocol to be a Protocol", type_name(protocol), "Call protocol(...)"))
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
     check_int(_OWNER, "evaluate_every", evaluate_every, low=1, remedy="1 validates after each epoch")
     if folder is not None:
@@ -274,24 +272,21 @@ def _validate(
         if not isinstance(split, ImageSet):
             expected = f"{name} to be an ImageSet{' or None' * (name == 'validation')}"
             raise TypeError(complaint(_OWNER, expected, type_name(split), "Pass what advcontrast.data reads"))
-    for name, split in splits.items():
-        for rule, one, other in (
-            ("classes", train.classes, split.classes),
-            ("shape [C, H, W]", train.x.shape[1:], split.x.shape[1:]),
-        ):
+        facts = {"classes": (train.classes, split.classes), "shape [C, H, W]": (train.x.shape[1:], split.x.shape[1:])}
+        for rule, (one, other) in facts.items():
             if one != other:
                 got = f"{list(one)} in train and {list(other)} in {name}"
                 raise ValueError(complaint(_OWNER, f"splits with the same {rule}", got, "Pass splits of one data set"))
     remedy = "Split the training images, for example with train_validation_split"
     digests = {name: [digest(image) for image in split.x.cpu()] for name, split in splits.items()}
-    for name, other in (("validation", "test"), ("train", "test"), ("validation", "train")):
-        part, whole = digests.get(name, []), digests[other]
+    for name, against in (("validation", "test"), ("train", "test"), ("validation", "train")):
+        part, whole = digests.get(name, []), digests[against]
         mine, theirs = set(part), set(whole)
         shared, of_other = sum(image in theirs for image in part), sum(image in mine for image in whole)
         # Counted on both sides: a few of many test images may be all validation images.
         if shared > _DUPLICATES * len(part) or of_other > _DUPLICATES * len(whole):
-            got = f"{shared} of {len(part)} that are, {of_other} of the {len(whole)} of {other}"
-            raise ValueError(complaint(_OWNER, f"{name} images that are not in {other}", got, remedy))
+            got = f"{shared} of {len(part)} that are, {of_other} of the {len(whole)} of {against}"
+            raise ValueError(complaint(_OWNER, f"{name} images that are not in {against}", got, remedy))
     selecting = [part.select for part in (protocol, protocol.teacher) if part is not None and part.select != "last"]
     if validation is None and selecting:
         raise ValueError(complaint(_OWNER, f"validation images to select {selecting[0]} on", "None", remedy))
