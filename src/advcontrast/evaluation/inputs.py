@@ -3,11 +3,21 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_generator, check_iterable, check_module, check_tensor, check_within, complaint, type_name
+from .._checks import (
+    check_callable,
+    check_generator,
+    check_iterable,
+    check_module,
+    check_tensor,
+    check_within,
+    complaint,
+    type_name,
+)
 from .._modes import buffers_kept, eval_mode, frozen
 from .._random import preserve_rng_state
 from .._types import Objective
@@ -27,9 +37,8 @@ def branch_in_use(model: nn.Module) -> str | None:
 
 @contextmanager
 def prepared_for_evaluation(owner: str, model: nn.Module) -> Iterator[torch.device]:
-    """Prepare a model for an evaluation, and yield its device.
+    """Put a model into eval mode with frozen parameters and without graph, and yield its device.
 
-    Inside the block the model is in eval mode, none of its parameters requires a gradient, and no graph is built.
     Modes, ``requires_grad``, buffers and every global random state are restored on exit.
     """
     check_module(owner, model)
@@ -47,16 +56,31 @@ def checked_batches(
     owner: str, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield images and labels on the device, and the labels where they came from, to be read without waiting."""
-    empty = True
-    check_iterable(owner, "batches", batches, remedy="Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)")
+    empty, remedy = True, "Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)"
+    check_iterable(owner, "batches", batches, remedy=remedy)
     for batch in batches:
-        x, y = _images_and_labels(owner, batch)
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type_name(batch)
+            raise TypeError(complaint(owner, "batches to yield pairs (images, labels)", got, remedy))
+        x, y = batch
+        check_images(owner, x)
+        check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass a class index an image")
+        if x.dim() == 0 or y.shape != x.shape[:1]:
+            got = f"{list(y.shape)} for images of shape {list(x.shape)}"
+            raise ValueError(complaint(owner, "one label an image", got, "Pass images [N, ...] and labels [N]"))
         if len(x):
             empty = False
             yield x.to(device, non_blocking=True), y.to(device, non_blocking=True), y
     if empty:
         remedy = "An iterator can be walked only once; pass a list or a DataLoader"
         raise ValueError(complaint(owner, "batches to hold at least one image", "none", remedy))
+
+
+def check_images(owner: str, x: Any) -> None:
+    """Require a floating point tensor with values in [0, 1]."""
+    remedy = "Divide 8-bit values by 255, and put the normalisation inside the model"
+    check_tensor(owner, "images", x, remedy=remedy)
+    check_within(owner, "images", x, (0.0, 1.0), remedy=remedy)
 
 
 def model_output(owner: str, model: nn.Module, x: Tensor) -> Tensor:
@@ -79,8 +103,8 @@ def checked_logits(owner: str, model: nn.Module, x: Tensor, readable_y: Tensor) 
     if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         expected = f"the output of the model of shape [{len(x)}, C] with C >= 2"
         raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
-    classes = logits.shape[1]
-    check_within(owner, "labels", readable_y, (0, classes - 1), remedy=f"The model knows {classes} classes")
+    top = logits.shape[1] - 1
+    check_within(owner, "labels", readable_y, (0, top), remedy="Pass classes that the model has a logit for")
     return logits
 
 
@@ -101,9 +125,8 @@ def refuse_probabilities(owner: str, model: nn.Module, x: Tensor, logits: Tensor
 
 def check_attack(owner: str, attack: object) -> None:
     """Require a callable that takes steps and is not an unwrapped attack of another library."""
-    if not callable(attack):
-        remedy = "Pass PGDAttack(...) or a function (objective, x, generator) -> x_adv"
-        raise TypeError(complaint(owner, "attack to be callable", type_name(attack), remedy))
+    remedy = "Pass PGDAttack(...) or a function (objective, x, generator) -> x_adv"
+    check_callable(owner, "attack", attack, remedy=remedy)
     library = type(attack).__module__.partition(".")[0]
     if library in ("torchattacks", "foolbox"):
         remedy = f"Wrap it with advcontrast.adapters.{library}"
@@ -129,24 +152,5 @@ def perturbed(
     adv = attack(objective, x.clone(), generator=generator)
     if not isinstance(adv, Tensor) or adv.shape != x.shape:
         got = f"{list(adv.shape)}" if isinstance(adv, Tensor) else type_name(adv)
-        remedy = "Return one perturbed image for each image"
-        raise ValueError(complaint(owner, f"attack to return shape {list(x.shape)}", got, remedy))
+        raise ValueError(complaint(owner, f"attack to return shape {list(x.shape)}", got, "Return an image for each"))
     return adv
-
-
-def _images_and_labels(owner: str, batch: object) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        got = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else type_name(batch)
-        remedy = "Pass a DataLoader, or [(images, labels)]"
-        raise TypeError(complaint(owner, "batches to yield pairs (images, labels)", got, remedy))
-    x, y = batch
-    check_tensor(owner, "images", x, remedy="Convert 8-bit images with images.float() / 255")
-    check_tensor(
-        owner, "labels", y, (torch.int64,), remedy="Pass a class index an image, and a data set by a DataLoader"
-    )
-    if x.dim() == 0 or y.shape != x.shape[:1]:
-        got = f"{list(y.shape)} for images of shape {list(x.shape)}"
-        raise ValueError(complaint(owner, "one label an image", got, "Pass images [N, ...] and labels [N]"))
-    remedy = "Divide 8-bit values by 255, and put the normalisation inside the model"
-    check_within(owner, "images", x, (0.0, 1.0), remedy=remedy)
-    return x, y

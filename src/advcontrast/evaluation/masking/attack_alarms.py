@@ -52,16 +52,14 @@ class Alarm:
 
 
 def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: str) -> Alarm:
-    """Check whether the loss decreases when an attack is made stronger.
+    """Raise an alarm if the mean loss decreases from one strength of an attack to the next larger one.
+
+    It must fall by more than a hundredth of its size and three standard errors of the difference over the images.
 
     Args:
         losses: the loss of each image under attack, ``[N]``, for at least two values of a setting that strengthens the
             attack, such as the number of steps or the radius.
         parameter: the name of that setting.
-
-    Returns:
-        The alarm, raised if from a value to the next larger one the mean loss falls by more than a hundredth of its
-        size and three standard errors of the difference over the images.
 
     Raises:
         ValueError: fewer than two values, or losses of different or other shapes.
@@ -95,15 +93,14 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
 
 
 def attack_not_converged(once: Accuracy, twice: Accuracy) -> Alarm:
-    r"""Check whether twice as many steps break more images: then the attack was stopped early, whatever the model.
+    r"""Raise an alarm if twice as many steps break more images: then the attack was stopped early, whatever the model.
+
+    It is raised if :math:`b - a > N / 100 + 3 \sqrt{a + b}`, for b of N images broken only with twice the steps and a
+    only without.
 
     Args:
         once: the verdicts under an attack.
         twice: those under the same attack with twice the steps, on the same images, best from the same start.
-
-    Returns:
-        The alarm, raised if :math:`b - a > N / 100 + 3 \sqrt{a + b}`, for b of N images broken only with twice the
-        steps and a only without.
 
     Raises:
         ValueError: verdicts on different numbers of images.
@@ -121,14 +118,11 @@ def attack_not_converged(once: Accuracy, twice: Accuracy) -> Alarm:
 
 
 def unbounded_attack(unbounded: Accuracy) -> Alarm:
-    """Check whether images survive an attack that may change them into any other.
+    """Raise an alarm if more than a twentieth of the images survive an attack that may change them into any other.
 
     Args:
         unbounded: the verdicts under an attack whose ball holds every image, best of images that are classified
             correctly without it.
-
-    Returns:
-        The alarm, raised if more than a twentieth survive.
 
     Raises:
         TypeError: an argument of the wrong kind.
@@ -145,28 +139,24 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
 
 
 def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
-    r"""Check whether an attack breaks many more images when it maximises another loss.
+    r"""Raise an alarm if an attack breaks many more images when it maximises another loss.
 
     Cross-entropy is flat where all logits are close together and where one is far ahead. A change of the logits that
-    changes no decision, such as a division by 1000, can therefore mislead an attack that maximises it.
+    changes no decision, such as a division by 1000, can therefore mislead an attack that maximises it. The alarm is
+    raised if :math:`b - a > N / 20 + 2 \sqrt{a + b}`, for b of N images broken only with the other loss and a only
+    without.
 
     Args:
         white: the verdicts under an attack.
-        other: those under the attack with the other loss, in the same ball around the same images, best from the same
-            start.
+        other: those with the other loss, in the same ball around the same images, best from the same start.
         by: the name of the other loss.
-
-    Returns:
-        The alarm, raised if :math:`b - a > N / 20 + 2 \sqrt{a + b}`, for b of N images broken only with the other loss
-        and a only without.
 
     Raises:
         ValueError: verdicts on different numbers of images.
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> white, dlr = Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())
-        >>> loss_beaten(white, dlr, by="DLR loss").raised
+        >>> loss_beaten(Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool()), by="DLR loss").raised
         True
     """
     advice = "Evaluate with APGDAttack(loss='dlr') and autoattack(), or without the function applied to the logits."
@@ -174,19 +164,15 @@ def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
 
 
 def weaker_attack_wins(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
-    r"""Check whether a weaker attack breaks more images than the white-box attack.
+    r"""Raise an alarm if a weaker attack breaks more images than an iterated white-box attack.
 
     One step, random noise, a gradient-free search and images made for another network cannot win if the gradient is
-    informative. Arguments and errors are those of :func:`loss_beaten`, with the verdicts and the name of the weaker
-    attack as ``other`` and ``by``. ``white`` is of an iterated white-box attack.
-
-    Returns:
-        The alarm, raised if :math:`b - a > 3 \sqrt{a + b}`, for b images broken only by the weaker attack and a only by
-        the white-box attack. Chance raises one comparison of equal attacks in some 700.
+    informative. Arguments and errors are those of :func:`loss_beaten`, with the weaker attack as the other. The alarm
+    is raised if :math:`b - a > 3 \sqrt{a + b}`, for b images broken only by the weaker attack and a only by ``white``.
+    Chance raises one comparison of equal attacks in some 700.
 
     Example:
-        >>> white, noise = Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())
-        >>> weaker_attack_wins(white, noise, by="random noise").raised
+        >>> weaker_attack_wins(Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool()), by="noise").raised
         True
     """
     advice = "Robust accuracy is lower than under the attack: report the worst case over both, or autoattack()."
@@ -207,8 +193,7 @@ def _wins(
 
     It must break more images by a fraction ``allowance`` of all images and ``slack`` standard errors.
     """
-    _check_accuracy(owner, first)
-    _check_accuracy(owner, second)
+    _check_accuracy(owner, first, second)
     if first.correct.shape != second.correct.shape:
         got = f"{len(first.correct)} and {len(second.correct)}"
         raise ValueError(complaint(owner, "verdicts on the same images", got, "Run both attacks on the same batches"))
@@ -216,6 +201,7 @@ def _wins(
     return more - fewer - allowance * len(first.correct) > slack * (more + fewer) ** 0.5, more, fewer
 
 
-def _check_accuracy(owner: str, given: object) -> None:
-    if not isinstance(given, Accuracy):
-        raise TypeError(complaint(owner, "an Accuracy", type_name(given), "Pass what robust_accuracy returns"))
+def _check_accuracy(owner: str, *accuracies: object) -> None:
+    for given in accuracies:
+        if not isinstance(given, Accuracy):
+            raise TypeError(complaint(owner, "an Accuracy", type_name(given), "Pass what robust_accuracy returns"))

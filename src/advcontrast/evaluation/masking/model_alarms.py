@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._checks import check_finite, check_module, check_tensor, check_within, complaint
+from ..._checks import check_finite, check_module, complaint
 from ..._random import preserve_rng_state
-from ..inputs import checked_batches, checked_logits, prepared_for_evaluation
+from ..inputs import check_images, checked_batches, checked_logits, prepared_for_evaluation
 from .attack_alarms import Alarm
 
 # A twentieth of the images that cannot be attacked overstates robust accuracy by more than papers differ.
@@ -18,16 +18,13 @@ ROUNDING = 1e-4
 
 
 def train_mode(model: nn.Module) -> Alarm:
-    """Check whether any module of a model is in train mode.
+    """Raise an alarm if any module of a model is in train mode.
 
     Everything in this package evaluates in eval mode. Code that does not would attack batch statistics and dropout, and
     update the running statistics.
 
     Args:
         model: the network, in the mode of the evaluation.
-
-    Returns:
-        The alarm, raised if any module is in train mode.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -38,22 +35,19 @@ def train_mode(model: nn.Module) -> Alarm:
     """
     check_module("train_mode", model)
     modes = [module.training for module in model.modules()]
-    count, advice = sum(modes), "Call model.eval() before attacking it elsewhere."
-    reason = f"{count} of {len(modes)} modules are in train mode"
-    return Alarm("train mode", count > 0, reason, {"modules": count}, advice)
+    reason = f"{sum(modes)} of {len(modes)} modules are in train mode"
+    advice = "Call model.eval() before attacking it elsewhere."
+    return Alarm("train mode", any(modes), reason, {"modules": sum(modes)}, advice)
 
 
 def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
-    """Check whether two forward passes of the same images differ.
+    """Raise an alarm if two forward passes of the same images differ by more than rounding.
 
     An attack on a model with internal noise must average gradients over the noise, or it follows a random direction.
 
     Args:
         model: a classifier of images in [0, 1] that returns ``[N, C]``.
         images: ``[N, ...]``, floating point in [0, 1]; a few are enough.
-
-    Returns:
-        The alarm, raised if the outputs differ by more than rounding.
 
     Raises:
         ValueError: no image, images leave [0, 1], or the output has another shape or is not finite.
@@ -72,14 +66,11 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
 
 
 def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
-    """Check whether the output for an image depends on the other images of its batch in eval mode.
+    """Raise an alarm if the output for an image depends on its batch in eval mode, by more than rounding.
 
     This happens if a norm uses batch statistics in eval mode too. The result of an attack on one image then depends on
     the others. Arguments and errors are those of :func:`randomised_output`. The images are passed once with a copy of
     themselves and once with their negatives, in batches of twice their number.
-
-    Returns:
-        The alarm, raised if the outputs for the same images differ by more than rounding.
 
     Example:
         >>> batch_dependence(torch.nn.BatchNorm1d(3, track_running_stats=False), torch.rand(4, 3)).raised
@@ -99,14 +90,11 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
 
 
 def probability_output(model: nn.Module, images: Tensor) -> Alarm:
-    """Check whether a model returns probabilities instead of logits.
+    """Raise an alarm if all outputs are nonnegative and sum to 1 for each image: probabilities instead of logits.
 
     The cross-entropy of a softmax of a softmax is almost flat. Functions of this package that attack refuse such a
     model, except :func:`~advcontrast.evaluation.gradient_masking`. Arguments and errors are those of
     :func:`randomised_output`. Black images are passed as well.
-
-    Returns:
-        The alarm, raised if all outputs are nonnegative and sum to 1 for each image.
 
     Example:
         >>> probability_output(torch.nn.Softmax(1), torch.rand(4, 3)).raised
@@ -122,7 +110,7 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
 
 
 def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Alarm:
-    """Check for how many images the gradient of the cross-entropy gives no direction.
+    """Raise an alarm if the gradient of the cross-entropy gives no direction for more than a twentieth of the images.
 
     It may be exactly zero, as with quantised inputs or large logits that saturate the softmax; not finite; or missing,
     if the model detaches its input.
@@ -131,9 +119,6 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
         model: a classifier of images in [0, 1] that returns logits ``[N, C]``.
         batches: pairs of images ``[N, ...]`` in [0, 1] and labels ``[N]``, int64; best only images that are classified
             correctly, the only ones to attack.
-
-    Returns:
-        The alarm, raised if the gradient gives no direction for more than a twentieth of the images.
 
     Raises:
         ValueError: as for :func:`randomised_output`, or labels leave [0, C).
@@ -164,12 +149,10 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
 
 
 def _some(owner: str, images: Tensor, device: torch.device) -> Tensor:
-    check_tensor(owner, "images", images, remedy="Convert 8-bit images with images.float() / 255")
+    check_images(owner, images)
     if images.dim() < 2 or len(images) == 0:
         expected = "images of shape [N, ...] with N >= 1"
         raise ValueError(complaint(owner, expected, f"{list(images.shape)}", "Pass some of the test images"))
-    remedy = "Put the normalisation inside the model and evaluate the raw images"
-    check_within(owner, "images", images, (0.0, 1.0), remedy=remedy)
     return images.to(device)
 
 

@@ -61,13 +61,10 @@ def catastrophic_overfitting(
         steps: steps of the strong attack, each of a quarter of the radius; at least 2.
         seed: seed of views and random starts.
 
-    Returns:
-        The three losses, with the share of the gain that one step reaches and the alarm.
-
     Raises:
         ValueError: the learner has no attack, does not call it for this batch, or a number is out of its range.
         TypeError: an argument of the wrong kind.
-        RuntimeError: the learner cannot be copied, as in :func:`advcontrast.export_branch`.
+        RuntimeError: the learner cannot be copied.
 
     Example:
         For a linear loss one step is almost as good as many.
@@ -75,8 +72,7 @@ def catastrophic_overfitting(
         >>> class Mean(torch.nn.Module):
         ...     attack = None
         ...     def forward(self, x):
-        ...         loss = self.attack(lambda x: x.flatten(1).mean(1), x).mean()
-        ...         return loss, {}
+        ...         return self.attack(lambda x: x.flatten(1).mean(1), x).mean(), {}
         >>> catastrophic_overfitting(Mean(), torch.full((2, 1, 4, 4), 0.5), eps=0.25).alarm
         False
 

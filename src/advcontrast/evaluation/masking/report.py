@@ -17,24 +17,8 @@ from ..accuracy.curves import check_fields, with_radius
 from ..accuracy.measure import Accuracy
 from ..inputs import checked_batches, checked_logits, generator_or_default, perturbed, prepared_for_evaluation
 from ..uar.jpeg import JPEGAttack
-from ._attacks import (
-    cross_entropy,
-    independent_signs,
-    margin,
-    normalised_margin,
-    rescaled_cross_entropy,
-    sign_search,
-    window_signs,
-    with_finite_gradient,
-)
-from .attack_alarms import (
-    Alarm,
-    attack_not_converged,
-    loss_beaten,
-    loss_decreases_with_strength,
-    unbounded_attack,
-    weaker_attack_wins,
-)
+from . import _attacks, attack_alarms
+from .attack_alarms import Alarm
 from .model_alarms import batch_dependence, probability_output, randomised_output, train_mode, zero_gradients
 
 _OWNER = "gradient_masking"
@@ -96,28 +80,22 @@ def gradient_masking(
     as given, with twice the steps, in a ball of half the radius and in one that holds every image; with two other
     losses; with the best of 50 draws of sign noise; with a gradient-free search of 100 queries; and with images that
     were made for a surrogate. With k the steps of the attack, an image costs about ``8 * k + 170`` forward and
-    ``8 * k`` backward passes, and k of each more with a surrogate: eight runs of the attack and 150 queries. Only
-    images that are classified correctly are attacked; a few hundred are enough. If the output has no gradient, or one
-    that is not finite, attacks get a gradient of zero. Like :func:`accuracy`, the call restores the model and all
-    random states.
+    ``8 * k`` backward passes, and k of each more with a surrogate. If the output has no gradient, or one that is not
+    finite, attacks get a gradient of zero. Model and random states are restored.
 
-    The attack is called with a :class:`~advcontrast.attacks.ClassificationObjective`, whose value is the cross-entropy;
-    an ``APGDAttack`` maximises the loss it was given. Each of the other losses keeps its gradient where cross-entropy
-    loses it:
+    The attack is called with a :class:`~advcontrast.attacks.ClassificationObjective`, whose value is the cross-entropy.
+    Each of the other losses keeps its gradient where cross-entropy loses it:
 
     - ``"rescaled logits"`` maximises the cross-entropy of logits that are scaled for each image, such that smallest and
-      largest differ by 30. It stays the same when the logits of an image are shifted, or multiplied by a positive
-      number, also by one that depends on the image. Between two classes it has no gradient.
+      largest differ by 30. No shift of the logits of an image and no positive factor changes it. Between two classes it
+      has no gradient.
     - ``"margin loss"`` follows the direction :math:`g_r / \lVert g_r \rVert - g_y / \lVert g_y \rVert`, with
-      :math:`g_y` and :math:`g_r` the gradients of the logits of the true class and of the strongest other one. It stays
-      the same when each logit passes through an increasing function, such as a clip that leaks. Each step costs two
-      forward and two backward passes.
+      :math:`g_y` and :math:`g_r` the gradients of the logits of the true class and of the strongest other one, in two
+      forward and two backward passes a step. No increasing function of each logit changes it, such as a leaky clip.
 
     Both runs, and the one on the surrogate, are those of the given attack where it is a ``PGDAttack``, and otherwise
-    PGD with as many steps of a quarter of the radius.
-
-    The loss that is compared across steps and eps is the margin of the strongest wrong class, at most 0: attacks differ
-    in the loss they maximise beyond the decision boundary, and some stop there.
+    PGD with as many steps of a quarter of the radius. The loss that is compared across steps and eps is the margin of
+    the strongest wrong class, at most 0, since some attacks stop at the decision boundary.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns ``[N, C]``.
@@ -125,13 +103,10 @@ def gradient_masking(
         attack: a dataclass such as ``PGDAttack(...)`` with the fields ``eps``, ``steps`` and ``norm``, whose ball is
             one of images. By default PGD-20 in the ball of radius 8/255.
         surrogate: another classifier of the same images whose gradient can be trusted, best an undefended network of
-            the same architecture, or the network inside a defence. Some defences raise no other alarm.
-            Without one, the alarm ``"transfer"`` is missing from the report.
-        images: how many images to read, at least 1.
+            the same architecture, or the network inside a defence, for the alarm ``"transfer"``. Some defences raise no
+            other alarm.
+        images: how many images to read, at least 1; those that are classified correctly are attacked.
         generator: source of randomness, on the device of the model; by default one seeded with 0.
-
-    Returns:
-        The alarms, by name as ``report["random noise"]``, and whether any is raised as ``raised``.
 
     Raises:
         ValueError: as for :func:`accuracy`; an attack without radius or steps; fewer than two images classified
@@ -148,12 +123,8 @@ def gradient_masking(
         >>> _ = linear.load_state_dict(weights)
         >>> gradient_masking(linear, [(images, labels)]).raised
         False
-        >>> class Rounded(torch.nn.Linear):
-        ...     def forward(self, x):
-        ...         return super().forward(x.round())
-        >>> rounded = Rounded(3, 2).eval()
-        >>> _ = rounded.load_state_dict(weights)
-        >>> gradient_masking(rounded, [(images, labels)])["zero gradients"].figures["zero"]
+        >>> _ = linear.register_forward_pre_hook(lambda linear, arguments: arguments[0].round())
+        >>> gradient_masking(linear, [(images, labels)])["zero gradients"].figures["zero"]
         1.0
 
     References:
@@ -168,8 +139,8 @@ def gradient_masking(
     check_fields(_OWNER, attack, "eps", "steps", "norm")
     given: Any = attack  # a dataclass with these fields
     if isinstance(attack, JPEGAttack):
-        expected, remedy = "attack to search a ball of images", "Pass PGDAttack(...)"
-        raise TypeError(complaint(_OWNER, expected, "JPEGAttack, whose eps counts quantisation steps", remedy))
+        expected, got = "attack to search a ball of images", "JPEGAttack, whose eps counts quantisation steps"
+        raise TypeError(complaint(_OWNER, expected, got, "Pass PGDAttack(...)"))
     check_choice(_OWNER, "norm of the attack", given.norm, NORMS)
     check_real(_OWNER, "eps of the attack", given.eps, low=0, above=True, remedy="Pass the ball of the evaluation")
     check_int(_OWNER, "steps of the attack", given.steps, low=1, remedy="Twenty are usual")
@@ -208,8 +179,7 @@ def _read(
     count = sum(len(y) for _, y in correct)
     if count < 2:
         expected = "at least two images that are classified correctly"
-        remedy = "Alarms compare attacks on such images; look at the accuracy first"
-        raise ValueError(complaint(_OWNER, expected, f"{count} of {images - left}", remedy))
+        raise ValueError(complaint(_OWNER, expected, f"{count} of {images - left}", "Look at the accuracy first"))
     return read[0][:_SOME], [(x, y) for x, y in correct if len(y)]
 
 
@@ -222,32 +192,32 @@ def _compare_attacks(
     pgd = attack if isinstance(attack, PGDAttack) else PGDAttack(eps=eps, step_size=eps / 4, steps=steps, norm=norm)
     one_step = PGDAttack(eps=eps, step_size=eps, steps=1, norm=norm, random_start=False)
     noise, search = (
-        partial(sign_search, propose=propose, queries=queries, eps=eps, norm=norm)
-        for propose, queries in ((independent_signs, 50), (window_signs, 100))
+        partial(_attacks.sign_search, propose=propose, queries=queries, eps=eps, norm=norm)
+        for propose, queries in ((_attacks.independent_signs, 50), (_attacks.window_signs, 100))
     )
     runs = {
-        "one step": (one_step, cross_entropy, model),
-        "white box": (attack, cross_entropy, model),
-        "twice the steps": (dataclasses.replace(attack, steps=2 * steps), cross_entropy, model),
-        "half the radius": (with_radius(_OWNER, attack, eps / 2), cross_entropy, model),
-        "largest ball": (with_radius(_OWNER, attack, largest), cross_entropy, model),
-        "rescaled logits": (pgd, rescaled_cross_entropy, model),
-        "margin loss": (pgd, normalised_margin, model),
-        "random noise": (noise, cross_entropy, model),
-        "gradient-free search": (search, cross_entropy, model),
+        "one step": (one_step, _attacks.cross_entropy, model),
+        "white box": (attack, _attacks.cross_entropy, model),
+        "twice the steps": (dataclasses.replace(attack, steps=2 * steps), _attacks.cross_entropy, model),
+        "half the radius": (with_radius(_OWNER, attack, eps / 2), _attacks.cross_entropy, model),
+        "largest ball": (with_radius(_OWNER, attack, largest), _attacks.cross_entropy, model),
+        "rescaled logits": (pgd, _attacks.rescaled_cross_entropy, model),
+        "margin loss": (pgd, _attacks.normalised_margin, model),
+        "random noise": (noise, _attacks.cross_entropy, model),
+        "gradient-free search": (search, _attacks.cross_entropy, model),
     }
     if surrogate is not None:
-        runs["transfer"] = (pgd, cross_entropy, surrogate)
+        runs["transfer"] = (pgd, _attacks.cross_entropy, surrogate)
     margins: dict[str, Tensor] = {}
     verdicts: dict[str, Accuracy] = {}
     for name, (variant, loss, target) in runs.items():
         # Every attack draws the same numbers, so that those with a random start begin at the same point.
         source = torch.Generator(batches[0][0].device).manual_seed(seed)
-        classifier = with_finite_gradient(target)
+        classifier = _attacks.with_finite_gradient(target)
         found = []
         for x, y in batches:
             logits = model(perturbed(_OWNER, variant, loss(ClassificationObjective(classifier, y)), x, source))
-            found.append((margin(logits, y).clamp(max=0), logits.argmax(1) == y))
+            found.append((_attacks.margin(logits, y).clamp(max=0), logits.argmax(1) == y))
         margins[name], correct = (torch.cat(part) for part in zip(*found, strict=True))
         verdicts[name] = Accuracy(correct.cpu())
     white = verdicts["white box"]
@@ -256,10 +226,10 @@ def _compare_attacks(
     by_eps = {eps / 2: margins["half the radius"], eps: margins["white box"], largest: margins["largest ball"]}
     weaker = ("one step", "random noise", "gradient-free search", "transfer")
     return [
-        loss_decreases_with_strength(by_steps, parameter="steps"),
-        attack_not_converged(white, verdicts["twice the steps"]),
-        loss_decreases_with_strength(by_eps, parameter="eps"),
-        unbounded_attack(verdicts["largest ball"]),
-        *(loss_beaten(white, verdicts[name], by=name) for name in ("rescaled logits", "margin loss")),
-        *(weaker_attack_wins(white, verdicts[name], by=name) for name in weaker if name in verdicts),
+        attack_alarms.loss_decreases_with_strength(by_steps, parameter="steps"),
+        attack_alarms.attack_not_converged(white, verdicts["twice the steps"]),
+        attack_alarms.loss_decreases_with_strength(by_eps, parameter="eps"),
+        attack_alarms.unbounded_attack(verdicts["largest ball"]),
+        *(attack_alarms.loss_beaten(white, verdicts[name], by=name) for name in ("rescaled logits", "margin loss")),
+        *(attack_alarms.weaker_attack_wins(white, verdicts[name], by=name) for name in weaker if name in verdicts),
     ]

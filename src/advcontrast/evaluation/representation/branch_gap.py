@@ -55,9 +55,6 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
         model: a network with dual norms, from images in [0, 1] to features ``[N, D]``.
         batches: as for :func:`label_free_robustness`; one image is enough.
 
-    Returns:
-        The gaps, as Python floats.
-
     Raises:
         ValueError: the model holds no dual norm; there is no image; a shape does not fit; features are not finite.
         TypeError: an argument of the wrong kind, such as uint8 images.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._checks import check_finite, check_iterable, check_tensor, check_within, complaint
+from ..._checks import check_finite, check_iterable, check_tensor, complaint
 from ..._types import Objective
 from ...attacks import PGDAttack
 from ...functional.nt_xent import alignment
@@ -19,7 +19,7 @@ from ...functional.representation import (
     overlap_risk,
     uniformity,
 )
-from ..inputs import check_attack, generator_or_default, model_output, perturbed, prepared_for_evaluation
+from ..inputs import check_attack, check_images, generator_or_default, model_output, perturbed, prepared_for_evaluation
 
 _OWNER = "label_free_robustness"
 
@@ -71,13 +71,12 @@ def label_free_robustness(
     .. math:: \lVert f(x + \delta) - f(x) \rVert^2
 
     which has no gradient at x, so the attack must start at random. The second draws it to another image x' of its batch
-    and maximises :math:`-\lVert f(x + \delta) - f(x') \rVert^2`; the images of a batch are paired at random, each
-    is drawn to its partner, and in a batch of odd size one is left out. Breakaway risk, nearest-neighbour accuracy,
-    uniformity and effective rank compare the images of all batches together.
+    and maximises :math:`-\lVert f(x + \delta) - f(x') \rVert^2`; the images of a batch are paired at random, and in a
+    batch of odd size one is left out. Breakaway risk, nearest-neighbour accuracy, uniformity and effective rank compare
+    the images of all batches together.
 
-    With an attack of k steps an image costs 2 k + 3 forward and 2 k backward passes, 23 and 20 by default: a few
-    hundred images can be measured after every epoch of pre-training. Model and random
-    state are restored as in :func:`~advcontrast.evaluation.accuracy`, and the branch is that around the call::
+    With an attack of k steps an image costs 2 k + 3 forward and 2 k backward passes. Model and random state are
+    restored as in :func:`~advcontrast.evaluation.accuracy`, and the branch is that around the call::
 
         with bn_branch(acl.model, "adv"):
             metrics = dataclasses.asdict(label_free_robustness(acl.model, [images]))
@@ -90,9 +89,6 @@ def label_free_robustness(
         attack: a callable such as ``PGDAttack``, called as ``attack(objective, x, generator=generator)`` with an
             objective that returns a value for each image.
         generator: source of all randomness, on the device of the encoder. By default one seeded with 0.
-
-    Returns:
-        The measures, as Python floats.
 
     Raises:
         ValueError: no batch has two images; a shape does not fit; features are not finite; images that lie on the CPU
@@ -153,11 +149,10 @@ def image_batches(owner: str, batches: Iterable[Any], device: torch.device, *, l
             rule = "batches to yield images or pairs (images, anything)"
             raise TypeError(complaint(owner, rule, f"{len(batch)} parts", "Pass a list of images [N, ...]"))
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        check_tensor(owner, "images", x, remedy="Convert 8-bit images with images.float() / 255")
+        check_images(owner, x)
         if x.dim() < 2:
             got = f"{list(x.shape)}"
             raise ValueError(complaint(owner, "images of shape [N, ...]", got, "Add a dimension with images[None]"))
-        check_within(owner, "images", x, (0.0, 1.0), remedy="Put the normalisation inside the model")
         if len(x):
             sizes.append(len(x))
             yield x.to(device, non_blocking=True)
