@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ..._checks import check_int, check_one_device, check_real, check_tensor, complaint
 from ..._types import Objective
 from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
-from .frank_wolfe import check_settings, step_size
+from .frank_wolfe import check_settings, shared_settings, step_size
 
 _OWNER = "ElasticAttack"
 _DTYPES = (torch.float32, torch.float64)
@@ -25,12 +25,10 @@ class ElasticAttack:
 
     .. math:: x_{\mathrm{adv}} = \mathrm{warp}(x, G * f), \; \|f\|_\infty \le \mathrm{eps},
 
-    with :math:`G` a Gaussian kernel, interpolation between the pixels, and black outside the image. The search for
-    :math:`f` is that of :class:`~advcontrast.PGDAttack` in the L-infinity norm, around zero. With ``eps=0`` the result
-    is ``x``.
-
-    Kang et al. give ``eps`` on a grid whose outermost points lie 2 units apart: theirs is ours times H / (H - 1).
-    Models, modes, gradients and the global random state are treated as by ``PGDAttack``.
+    with :math:`G` a Gaussian kernel. The search for :math:`f` is that of :class:`~advcontrast.PGDAttack` in the
+    L-infinity norm, around zero; models, modes and random states are treated as there. With ``eps=0`` the result is
+    ``x``. Kang et al. give ``eps`` on a grid whose outermost points lie 2 units apart: theirs is ours times
+    H / (H - 1).
 
     Args:
         eps: largest displacement in either direction, at least 0, in pixels.
@@ -46,8 +44,7 @@ class ElasticAttack:
         TypeError: an argument of the wrong kind.
 
     Example:
-        An image that brightens to the right is brightest when every pixel is taken from its right neighbour; the last
-        column then comes from outside.
+        An image that brightens to the right is brightest when every pixel is taken from its right neighbour.
 
         >>> attack = ElasticAttack(eps=1.0, step_size=1.0, steps=1, random_start=False)
         >>> x = attack(lambda x: x[..., 1:-1].sum(), torch.linspace(0, 1, 5).expand(1, 1, 4, 5))
@@ -72,11 +69,8 @@ class ElasticAttack:
         check_settings(_OWNER, self, remedy="It is a distance in pixels")
         check_int(_OWNER, "kernel_size", self.kernel_size, low=1, remedy="A kernel of side 1 smooths nothing")
         if self.kernel_size % 2 == 0:
-            remedy = "An even kernel has no centre"
-            raise ValueError(complaint(_OWNER, "kernel_size to be odd", repr(self.kernel_size), remedy))
-        check_real(
-            _OWNER, "kernel_std", self.kernel_std, low=0, above=True, remedy="A kernel_size of 1 smooths nothing"
-        )
+            raise ValueError(complaint(_OWNER, "kernel_size to be odd", repr(self.kernel_size), "It needs a centre"))
+        check_real(_OWNER, "kernel_std", self.kernel_std, low=0, above=True, remedy="Pass kernel_size=1 not to smooth")
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of the images ``x``.
@@ -88,16 +82,8 @@ class ElasticAttack:
         edge = self.kernel_size // 2
         if x.dim() != 4 or min(x.shape[2:]) <= edge:
             expected = f"x of shape [N, C, H, W] with H and W above {edge}"
-            remedy = "Pass images, and a kernel that fits into them"
-            raise ValueError(complaint(_OWNER, expected, f"{list(x.shape)}", remedy))
-        search = PGDAttack(
-            eps=self.eps,
-            step_size=step_size(self),
-            steps=self.steps,
-            random_start=self.random_start,
-            bounds=(-math.inf, math.inf),
-            minimize=self.minimize,
-        )
+            raise ValueError(complaint(_OWNER, expected, f"{list(x.shape)}", "Pass a kernel that fits into the images"))
+        search = PGDAttack(step_size=step_size(self), bounds=(-math.inf, math.inf), **shared_settings(self))
         with torch.inference_mode(False):
             x = x.detach().clone().clamp(0, 1)
 
@@ -116,16 +102,12 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
     .. math:: x'_{i, j} = x\big(i + \mathrm{flow}_{1, i, j},\; j + \mathrm{flow}_{0, i, j}\big)
 
-    interpolated linearly between the four nearest pixels; outside the image everything is zero. The whole and the
-    fractional part of a position are kept apart, so a flow of whole pixels copies pixels exactly, and a flow of zero
-    changes nothing. The gradient with respect to the flow is deterministic on every device.
+    interpolated linearly between the four nearest pixels; outside the image everything is zero. A flow of whole pixels
+    copies pixels exactly. The gradient with respect to the flow is deterministic on every device.
 
     Args:
         x: images ``[N, C, H, W]``, float32 or float64.
         flow: displacements ``[N, 2, H, W]`` in pixels, to the right and downwards, of the same dtype.
-
-    Returns:
-        Images like ``x``.
 
     Raises:
         ValueError: shapes that do not fit, or devices that differ.
@@ -141,12 +123,10 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     check_tensor("warp", "x", x, _DTYPES, remedy="Pass float images")
     check_tensor("warp", "flow", flow, _DTYPES, remedy="Pass displacements in pixels")
     if x.dim() != 4 or flow.shape != (len(x), 2, *x.shape[2:]):
-        got = f"{list(x.shape)} and {list(flow.shape)}"
-        remedy = "Pass two displacements a pixel"
-        raise ValueError(complaint("warp", "x of shape [N, C, H, W] and flow of shape [N, 2, H, W]", got, remedy))
+        rule, got = "x of shape [N, C, H, W] and flow of shape [N, 2, H, W]", f"{list(x.shape)} and {list(flow.shape)}"
+        raise ValueError(complaint("warp", rule, got, "Pass two displacements a pixel"))
     if x.dtype != flow.dtype:
-        got = f"{x.dtype} and {flow.dtype}"
-        raise TypeError(complaint("warp", "x and flow of one dtype", got, "Convert one of them"))
+        raise TypeError(complaint("warp", "x and flow of one dtype", f"{x.dtype} and {flow.dtype}", "Convert one"))
     check_one_device("warp", x=x, flow=flow)
     height, width = x.shape[2:]
     right, down = flow[:, :1], flow[:, 1:]
@@ -165,9 +145,8 @@ def smooth(flow: Tensor, *, kernel_size: int, std: float) -> Tensor:
     """
     offsets = torch.arange(kernel_size, dtype=flow.dtype, device=flow.device) - kernel_size // 2
     kernel = torch.softmax(-(offsets**2) / (2 * std**2), 0)
-    height, width = flow.shape[2:]
     with torch.autocast(flow.device.type, enabled=False):
-        return _smoothing(height, kernel) @ flow @ _smoothing(width, kernel).T
+        return _smoothing(flow.shape[2], kernel) @ flow @ _smoothing(flow.shape[3], kernel).T
 
 
 def _smoothing(length: int, kernel: Tensor) -> Tensor:

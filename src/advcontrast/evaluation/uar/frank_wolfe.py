@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,17 +29,16 @@ class FrankWolfeAttack:
     pixels with the largest gradient are pushed to the bounds, one after the other, until the budget is used up. So the
     result is the mean of the :math:`s_k`, without a step size or a projection.
 
-    All pixels stay within the bounds. The budget of a sample is reduced by the most that rounding its pixels can add,
-    4e-4 for float32 CIFAR images, so the L1 norm of the perturbation does not exceed ``eps`` after rounding either.
-    Models, modes, gradients and the global random state are treated as by ``PGDAttack``.
+    The budget of a sample is reduced by the most that rounding its pixels can add, 4e-4 for float32 CIFAR images, so
+    the L1 norm of the perturbation does not exceed ``eps`` after rounding either. Models, modes and random states are
+    treated as by ``PGDAttack``.
 
     Args:
         eps: radius of the ball, at least 0: the sum of the absolute changes of all values of an image in the units of
-            the images. Kang et al. count in 0 to 255, for which 195 is 195/255 here; their program takes the mean over
-            the pixels, 0.0635 on CIFAR.
+            the images. Kang et al. count in 0 to 255: their 195 is 195/255 here.
         steps: number of steps, at least 0; each costs one forward and one backward pass.
-        random_start: whether to start at a point drawn uniformly from the ball and moved into the bounds, instead of at
-            the image. Only the first gradient is taken there.
+        random_start: whether to take the first gradient at a point drawn uniformly from the ball and moved into the
+            bounds, instead of at the image.
         bounds: smallest and largest pixel value, finite.
         minimize: whether to shrink the objective instead, for example the loss of a target class.
 
@@ -72,8 +70,7 @@ class FrankWolfeAttack:
         check_settings(_OWNER, self, remedy="For images in [0, 1] it is the sum of the absolute changes")
         check_bounds(_OWNER, self.bounds)
         if math.isinf(self.bounds[1] - self.bounds[0]):
-            remedy = "Pixels are pushed to the bounds; images have (0.0, 1.0)"
-            raise ValueError(complaint(_OWNER, "finite bounds", repr(self.bounds), remedy))
+            raise ValueError(complaint(_OWNER, "finite bounds", repr(self.bounds), "Images have (0.0, 1.0)"))
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of the images ``x``, ``[N, ...]`` inside the bounds.
@@ -94,15 +91,16 @@ class FrankWolfeAttack:
             point = centre
             if self.random_start:
                 point = (centre + budget * _l1_noise(centre, generator)).clamp(low, high)
+
+            def gain(image: Tensor) -> Tensor:
+                value = value_of(_OWNER, objective, image, scalar=True)
+                return -value if self.minimize else value
+
             for step in range(self.steps):
-                _, slope = ascent(_OWNER, partial(self._gain, objective), point.to(x.dtype))
+                _, slope = ascent(_OWNER, gain, point.to(x.dtype))
                 room = torch.where(slope > 0, high - centre, centre - low)
                 point = point + (centre + _steepest(slope, room, budget) - point) / (step + 1)
             return x.copy_(point.clamp(low, high))
-
-    def _gain(self, objective: Objective, image: Tensor) -> Tensor:
-        value = value_of(_OWNER, objective, image, scalar=True)
-        return -value if self.minimize else value
 
 
 def check_settings(owner: str, attack: Any, *, remedy: str) -> None:
@@ -113,6 +111,10 @@ def check_settings(owner: str, attack: Any, *, remedy: str) -> None:
     check_bool(owner, "minimize", attack.minimize, remedy="True makes the attack targeted")
     if getattr(attack, "step_size", None) is not None:
         check_real(owner, "step_size", attack.step_size, low=0, above=True, remedy="None stands for eps / sqrt(steps)")
+
+
+def shared_settings(attack: Any) -> dict[str, Any]:
+    return {name: getattr(attack, name) for name in ("eps", "steps", "random_start", "minimize")}
 
 
 def step_size(attack: Any) -> float:

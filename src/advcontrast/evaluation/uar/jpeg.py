@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..._checks import check_choice, check_int, check_tensor, complaint
 from ..._types import Objective
 from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
-from .frank_wolfe import FrankWolfeAttack, check_settings, step_size
+from .frank_wolfe import FrankWolfeAttack, check_settings, shared_settings, step_size
 
 JPEGNorm: TypeAlias = Literal["linf", "l2", "l1"]
 
@@ -54,16 +54,13 @@ class JPEGAttack:
 
     .. math:: x_{\mathrm{adv}} = D(E(x) + v / 2), \quad \|v\| \le \mathrm{eps},
 
-    clamped to [0, 1]. So :math:`v` counts in half quantisation steps, and ``eps=1`` in the L-infinity norm is the
-    largest rounding error. The search for :math:`v` is that of :class:`~advcontrast.PGDAttack` for ``"linf"`` and
-    ``"l2"`` and that of :class:`FrankWolfeAttack` for ``"l1"``, around zero; the latter two move no coefficient by more
-    than 2. Kang et al. use the same unit.
-
-    Coding alone averages the colours of 2 x 2 pixels: with ``eps=0`` the result is :math:`D(E(x))`, not ``x``.
-    Models, modes, gradients and the global random state are treated as by ``PGDAttack``.
+    clamped to [0, 1]. So ``eps=1`` in the L-infinity norm is the largest rounding error. The search for :math:`v` is
+    that of :class:`~advcontrast.PGDAttack` for ``"linf"`` and ``"l2"`` and that of :class:`FrankWolfeAttack` for
+    ``"l1"``, around zero; models, modes and random states are treated as there. The latter two move no coefficient by
+    more than 2. Coding averages the colours of 2 x 2 pixels: with ``eps=0`` the result is :math:`D(E(x))`, not ``x``.
 
     Args:
-        eps: radius of the ball of coefficients of an image, at least 0, in half quantisation steps.
+        eps: radius of the ball of coefficients of an image, at least 0, in half quantisation steps, as in the paper.
         step_size: length of a step, positive, in the same unit; None stands for eps / sqrt(steps), as in the paper.
             The steps of ``"l1"`` have no size.
         steps: number of steps, at least 0; each costs one forward and one backward pass.
@@ -76,9 +73,9 @@ class JPEGAttack:
         TypeError: an argument of the wrong kind.
 
     Example:
-        One quantisation step of a block's mean luma is 16/8 of 255, and eps=1 is half a step.
+        Half a quantisation step of a block's mean luma is 8/8 of 255. A radius of 2 in L2 moves four blocks by 1 each.
 
-        >>> attack = JPEGAttack(eps=1.0, steps=4, random_start=False)
+        >>> attack = JPEGAttack(eps=2.0, steps=4, norm="l2", random_start=False)
         >>> luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
         >>> x = attack(lambda x: (luma * x).sum(1).mean(), torch.full((1, 3, 16, 16), 0.5))
         >>> round(((luma * x).sum(1).mean().item() - 0.5) * 255, 3)
@@ -99,8 +96,7 @@ class JPEGAttack:
         check_settings(_OWNER, self, remedy="It counts half quantisation steps; 0.5 is usual for linf")
         check_choice(_OWNER, "norm", self.norm, _NORMS)
         if self.step_size is not None and self.norm == "l1":
-            got = repr(self.step_size)
-            raise ValueError(complaint(_OWNER, "no step_size for norm 'l1'", got, "Its steps are 1 / (k + 1)"))
+            raise ValueError(complaint(_OWNER, "no step_size for norm 'l1'", repr(self.step_size), "Leave it None"))
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of the images ``x``, ``[N, 3, H, W]`` in [0, 1], H and W multiples of 16.
@@ -123,21 +119,18 @@ class JPEGAttack:
             return x.copy_(image(change))
 
     def _search(self) -> PGDAttack | FrankWolfeAttack:
-        """Return the attack that searches for the change of the coefficients, around zero."""
-        settings: dict[str, Any] = {name: getattr(self, name) for name in ("eps", "steps", "random_start", "minimize")}
-        settings["bounds"] = (-math.inf, math.inf) if self.norm == "linf" else (-_REACH, _REACH)
+        bounds = (-math.inf, math.inf) if self.norm == "linf" else (-_REACH, _REACH)
         if self.norm == "l1":
-            return FrankWolfeAttack(**settings)
-        return PGDAttack(norm=self.norm, step_size=step_size(self), **settings)
+            return FrankWolfeAttack(bounds=bounds, **shared_settings(self))
+        return PGDAttack(norm=self.norm, step_size=step_size(self), bounds=bounds, **shared_settings(self))
 
 
 def jpeg_encode(x: Tensor) -> Tensor:
     r"""Return the coefficients that JPEG would round to integers.
 
-    As in a file of quality 50 with 4:2:0 subsampling, the image is turned from RGB to the luma and the two chroma
-    channels of JFIF on the scale 0 to 255; the chroma is averaged over squares of 2 x 2 pixels; each channel is cut
-    into blocks of 8 x 8 values; and each block goes through the orthonormal cosine transform and is divided by the
-    quantisation table,
+    As in a file of quality 50 with 4:2:0 subsampling, RGB becomes the luma and the two chroma channels of JFIF on the
+    scale 0 to 255; the chroma is averaged over squares of 2 x 2 pixels; and each block of 8 x 8 values goes through the
+    orthonormal cosine transform and is divided by the quantisation table,
 
     .. math::
 
@@ -172,8 +165,8 @@ def jpeg_encode(x: Tensor) -> Tensor:
     """
     check_tensor("jpeg_encode", "x", x, _DTYPES, remedy="Pass float images in [0, 1]")
     if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 16 or x.shape[3] % 16 or not x.shape[2] * x.shape[3]:
-        expected = "x of shape [N, 3, H, W] with H and W multiples of 16"
-        raise ValueError(complaint("jpeg_encode", expected, f"{list(x.shape)}", "Pad or resize the images"))
+        rule = "x of shape [N, 3, H, W] with H and W multiples of 16"
+        raise ValueError(complaint("jpeg_encode", rule, f"{list(x.shape)}", "Pad or resize the images"))
     red, green, blue = (255 * x).unbind(1)
     luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     chroma = torch.stack([(blue - luma) / _BLUE, (red - luma) / _RED], 1)
@@ -184,17 +177,14 @@ def jpeg_encode(x: Tensor) -> Tensor:
 
 
 def jpeg_decode(coefficients: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """Return the images of coefficients; the inverse of :func:`jpeg_encode` if the chroma is equal in 2 x 2 squares.
+    """Return the images ``[N, 3, H, W]`` of coefficients: the inverse of :func:`jpeg_encode` but for the colours.
 
-    Each value of the chroma is repeated for its 2 x 2 pixels. Values outside [0, 1], which coefficients that are not
-    from an image may give, are not clamped. Computed in the dtype of the coefficients, also under autocast.
+    Each value of the chroma is repeated for its 2 x 2 pixels. Values outside [0, 1] are not clamped. Computed in the
+    dtype of the coefficients, also under autocast.
 
     Args:
         coefficients: blocks ``[N, B, 8, 8]`` as :func:`jpeg_encode` returns them, float32 or float64.
         size: height and width of the images, multiples of 16.
-
-    Returns:
-        Images ``[N, 3, H, W]``.
 
     Raises:
         ValueError: the number of blocks is not that of images of this size.

@@ -98,8 +98,7 @@ class UAR:
 
     Attributes:
         name: the family of attacks.
-        correct: whether each sample was classified correctly at each size, bool ``[6, N]`` on the CPU, sizes ascending,
-            samples in the order of the batches.
+        correct: whether each sample was classified correctly at each size, ascending, bool ``[6, N]`` on the CPU.
 
     Raises:
         ValueError: an unknown name, or ``correct`` of another shape.
@@ -116,12 +115,10 @@ class UAR:
 
     def __post_init__(self) -> None:
         check_choice("UAR", "name", self.name, tuple(CALIBRATIONS))
-        sizes = len(CALIBRATIONS[self.name].ata)
         remedy = "Pass one row of verdicts for each size of the attack"
         check_tensor("UAR", "correct", self.correct, (torch.bool,), remedy=remedy)
-        if self.correct.dim() != 2 or len(self.correct) != sizes or self.correct.shape[1] == 0:
-            remedy = "Evaluate every size of the calibration"
-            raise ValueError(complaint("UAR", f"correct of shape [{sizes}, N]", f"{list(self.correct.shape)}", remedy))
+        if self.correct.dim() != 2 or len(self.correct) != 6 or self.correct.shape[1] == 0:
+            raise ValueError(complaint("UAR", "correct of shape [6, N]", f"{list(self.correct.shape)}", remedy))
 
     @property
     def accuracies(self) -> tuple[float, ...]:
@@ -139,7 +136,7 @@ class UAR:
 
 
 def calibrated_attacks(name: str, *, steps: int = 200) -> tuple[Callable[..., Tensor], ...]:
-    """Return the six attacks of a family, from the smallest size to the largest.
+    """Return the six attacks of a family for images ``[N, 3, 32, 32]`` in [0, 1], from the smallest to the largest.
 
     They are targeted: they minimize the objective, which should be the loss of a wrong class. The step size is
     eps / sqrt(steps) in the families that have one.
@@ -147,9 +144,6 @@ def calibrated_attacks(name: str, *, steps: int = 200) -> tuple[Callable[..., Te
     Args:
         name: ``"pgd_linf"``, ``"pgd_l2"``, ``"fw_l1"``, ``"jpeg_linf"``, ``"jpeg_l2"``, ``"jpeg_l1"`` or ``"elastic"``.
         steps: number of steps of each attack, at least 1.
-
-    Returns:
-        Six attacks for images ``[N, 3, 32, 32]`` in [0, 1].
 
     Raises:
         ValueError: an unknown name, or ``steps`` below 1.
@@ -180,28 +174,21 @@ def uar(
 
     with Acc the accuracy under the attack of size :math:`\varepsilon_k`, and ATA that of the best network adversarially
     trained against it, a ResNet-56 of Kang et al. The target of each image is a class drawn uniformly from the wrong
-    ones, anew for each size. Like :func:`robust_accuracy`, the call restores the model and all random states, and
-    counts an image only if it is classified correctly without the attack too. Kang et al. do not require the latter,
-    which can only lower the result. So does the Frank-Wolfe method of ``"jpeg_l1"``: in their program the range of a
-    coefficient depends on its changes so far, which makes a weaker attack. The other families take the same steps.
-
-    The attacks fog, gabor and snow have no calibration for CIFAR-10, and are omitted. The cost is ``6 * steps`` forward
-    and backward passes an image.
+    ones, anew for each size. As in :func:`robust_accuracy`, an image counts only if it is classified correctly without
+    the attack too, which Kang et al. do not require and which can only lower the result. So does the Frank-Wolfe method
+    of ``"jpeg_l1"``: in their program the range of a coefficient depends on its changes so far. The attacks fog, gabor
+    and snow have no calibration for CIFAR-10, and are omitted. The cost is ``6 * steps`` forward and backward passes an
+    image.
 
     Args:
-        model: a differentiable classifier of images in [0, 1], normalisation inside, that returns logits ``[N, C]``.
-        batches: pairs of images ``[N, 3, 32, 32]``, float32 or float64 in [0, 1], and labels ``[N]``, int64 in [0, C).
-            They are moved to the device of the model.
+        model: as for :func:`robust_accuracy`, and restored as there.
+        batches: as for :func:`robust_accuracy`, with images ``[N, 3, 32, 32]``.
         name: the family, as for :func:`~advcontrast.evaluation.uar.calibrated_attacks`.
         steps: number of steps of each attack, at least 1; the calibration is for 200.
-        generator: source of targets and random starts, on the device of the model. By default one seeded with 0.
-
-    Returns:
-        The verdicts, with ``accuracies`` and ``uar``.
+        generator: source of targets and random starts, on the device of the model; by default one seeded with 0.
 
     Raises:
-        ValueError: no image; a shape does not fit; logits are not finite; or, in batches on the CPU, images leave
-            [0, 1] or labels leave [0, C).
+        ValueError: as for :func:`robust_accuracy`.
         TypeError: an argument of the wrong kind, such as uint8 images.
 
     Example:
