@@ -213,6 +213,12 @@ def check_tensor(
         raise TypeError(complaint(owner, f"{name} to be a dense tensor", str(value.layout), "Call to_dense() on it"))
 
 
+def check_shape(owner: str, name: str, tensor: Tensor, shape: str, fits: bool, *, remedy: str) -> None:
+    """Require that the tensor ``fits`` the ``shape``, which is written as in a docstring."""
+    if not fits:
+        raise ValueError(complaint(owner, f"{name} of shape {shape}", f"{list(tensor.shape)}", remedy))
+
+
 def check_one_device(owner: str, **tensors: Tensor) -> None:
     """Require tensors, passed under the names of the arguments, to be on one device."""
     devices = [tensor.device for tensor in tensors.values()]

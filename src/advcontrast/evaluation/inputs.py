@@ -8,16 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import (
-    check_callable,
-    check_generator,
-    check_iterable,
-    check_module,
-    check_tensor,
-    check_within,
-    complaint,
-    type_name,
-)
+from .._checks import check_generator, check_iterable, check_module, check_tensor, check_within, complaint, type_name
 from .._modes import buffers_kept, eval_mode, frozen
 from .._random import preserve_rng_state
 from .._types import Objective
@@ -125,8 +116,9 @@ def refuse_probabilities(owner: str, model: nn.Module, x: Tensor, logits: Tensor
 
 def check_attack(owner: str, attack: object) -> None:
     """Require a callable that takes steps and is not an unwrapped attack of another library."""
-    remedy = "Pass PGDAttack(...) or a function (objective, x, generator) -> x_adv"
-    check_callable(owner, "attack", attack, remedy=remedy)
+    if not callable(attack):
+        remedy = "Pass PGDAttack(...) or a function (objective, x, generator) -> x_adv"
+        raise TypeError(complaint(owner, "attack to be callable", type_name(attack), remedy))
     library = type(attack).__module__.partition(".")[0]
     if library in ("torchattacks", "foolbox"):
         remedy = f"Wrap it with advcontrast.adapters.{library}"

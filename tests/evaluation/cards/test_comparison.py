@@ -116,7 +116,7 @@ def test_cards_without_a_common_metric():
 
 
 def test_only_cards_are_compared():
-    message = "compare_cards: expected result cards"
+    message = "compare_cards: expected each of cards"
     with pytest.raises(TypeError, match=re.escape(message)):
         compare_cards(card(), "card.json")
 
@@ -203,6 +203,6 @@ def test_table_of_nothing():
 
 
 def test_table_of_something_else():
-    message = "markdown_table: expected result cards"
+    message = "markdown_table: expected each of cards"
     with pytest.raises(TypeError, match=re.escape(message)):
         markdown_table([card(), {}])

@@ -755,13 +755,13 @@ def test_wrong_verdicts(compare, owner):
     message = f"{owner}: expected verdicts on the same images"
     with pytest.raises(ValueError, match=re.escape(message)):
         compare(verdicts(1, 4), verdicts(1, 5))
-    message = f"{owner}: expected an Accuracy"
+    message = f"{owner}: expected the verdicts"
     with pytest.raises(TypeError, match=re.escape(message)):
         compare(verdicts(1, 4), 0.5)
 
 
 def test_wrong_verdict_of_the_unbounded_attack():
-    with pytest.raises(TypeError, match=re.escape("unbounded_attack: expected an Accuracy")):
+    with pytest.raises(TypeError, match=re.escape("unbounded_attack: expected unbounded")):
         unbounded_attack(0.0)
 
 

@@ -93,10 +93,10 @@ X = torch.zeros(2, 3, 4, 5)
 @pytest.mark.parametrize(
     ("x", "flow", "error", "message"),
     [
-        (X, torch.zeros(2, 2, 5, 4), ValueError, "warp: expected x of shape [N, C, H, W] and flow"),
-        (X, torch.zeros(2, 3, 4, 5), ValueError, "warp: expected x of shape [N, C, H, W] and flow"),
-        (X, torch.zeros(1, 2, 4, 5), ValueError, "warp: expected x of shape [N, C, H, W] and flow"),
-        (X[0], torch.zeros(3, 2, 5), ValueError, "warp: expected x of shape [N, C, H, W] and flow"),
+        (X, torch.zeros(2, 2, 5, 4), ValueError, "warp: expected flow of shape"),
+        (X, torch.zeros(2, 3, 4, 5), ValueError, "warp: expected flow of shape"),
+        (X, torch.zeros(1, 2, 4, 5), ValueError, "warp: expected flow of shape"),
+        (X[0], torch.zeros(3, 2, 5), ValueError, "warp: expected x of shape"),
         (X.byte(), torch.zeros(2, 2, 4, 5), TypeError, "warp: expected x to be"),
         (
             X,

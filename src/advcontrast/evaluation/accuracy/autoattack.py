@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._checks import check_choice, check_int, check_iterable, check_module, check_real, check_tensor, complaint
+from ..._checks import check_choice, check_int, check_module, check_real, check_shape, check_tensor, complaint
 from ..._digest import digest
 from ..._progress import ProgressBar, check_progress
 from ..._random import preserve_rng_state
@@ -133,7 +133,6 @@ def autoattack(
     check_choice(_OWNER, "version", version, tuple(_SUITES))
     check_int(_OWNER, "seed", seed, low=0, remedy="Keep it the same to get the same verdicts")
     check_progress(_OWNER, progress)
-    check_iterable(_OWNER, "batches", batches, remedy="Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)")
     try:
         package = importlib.import_module("pyautoattack")
     except ImportError as error:
@@ -154,9 +153,7 @@ def autoattack(
         saved = _saved(checkpoint, identity) if checkpoint else []
         for i, (x, y, labels) in enumerate(checked_batches(_OWNER, batches, device)):
             check_tensor(_OWNER, "images", x, (torch.float32,), remedy="Convert them with images.float()")
-            if x.dim() != 4:
-                rule = "images of shape [N, C, H, W]"
-                raise ValueError(complaint(_OWNER, rule, f"{list(x.shape)}", "Add the missing axes"))
+            check_shape(_OWNER, "images", x, "[N, C, H, W]", x.dim() == 4, remedy="Add the missing axes")
             key = digest(x, y) if checkpoint else ""
             batch = saved[i] if i < len(saved) else None
             if checkpoint and batch and batch.digest != key:

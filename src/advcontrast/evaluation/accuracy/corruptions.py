@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..._checks import check_int, check_iterable, complaint, type_name
+from ..._checks import check_int, check_iterable, check_type, complaint, type_name
 from ...augment import CORRUPTIONS, Corruption
 from ...data import CIFAR10_C, CIFAR10_C_MAIN
 from ..inputs import checked_batches, prepared_for_evaluation
@@ -119,8 +119,7 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
                 got = f"{len(condition)} parts" if isinstance(condition, (tuple, list)) else type_name(condition)
                 raise TypeError(complaint(owner, "conditions to be triples (name, severity, batches)", got, remedy))
             name, severity, batches = condition
-            if not isinstance(name, str):
-                raise TypeError(complaint(owner, "the name of a corruption to be a string", type_name(name), remedy))
+            check_type(owner, "the name of a corruption", name, str, remedy=remedy)
             check_int(owner, f"the severity of {name!r}", severity, low=1, remedy="CIFAR-10-C counts from 1 to 5")
             if severity in verdicts.setdefault(name, {}):
                 got = f"{name!r} at severity {severity} again"
@@ -165,11 +164,11 @@ def corrupted(
     """
     owner = "corrupted"
     for argument, given in (("names", names), ("severities", severities)):
-        expected, remedy = f"{argument} to be a tuple of at least one", "The default is all there are"
-        if not isinstance(given, (tuple, list)):
-            raise TypeError(complaint(owner, expected, type_name(given), remedy))
+        check_type(owner, argument, given, (tuple, list), remedy="The default is all there are")
         if not given:
-            raise ValueError(complaint(owner, expected, "none", remedy))
+            raise ValueError(
+                complaint(owner, f"{argument} to hold at least one", "none", "The default is all there are")
+            )
     check_int(owner, "seed", seed, low=0, remedy="Any number will do; note it with the result")
     corruptions = [Corruption(name, severity=severity) for name in names for severity in severities]
     target = torch.device(device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..._checks import complaint
+from ..._checks import check_shape, complaint
 from ...attacks import ClassificationObjective
 from ..inputs import (
     branch_in_use,
@@ -151,9 +151,8 @@ def verdicts_on(
     with prepared_for_evaluation(owner, model) as device:
         source = generator_or_default(owner, generator, device)
         for x, y, readable_y in checked_batches(owner, batches, device):
-            if shape is not None and x.shape[1:] != shape:
-                expected = f"images of shape [N, {', '.join(map(str, shape))}]"
-                raise ValueError(complaint(owner, expected, f"{list(x.shape)}", "Resize the images"))
+            fits = shape is None or x.shape[1:] == shape
+            check_shape(owner, "images", x, f"[N, *{shape}]", fits, remedy="Resize the images")
             logits = checked_logits(owner, model, x, readable_y)
             if not found:
                 refuse_probabilities(owner, model, x, logits)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..._atomic_io import replace, writing
-from ..._checks import check_bool, check_choice, check_int, check_path, check_real, check_tensor, complaint, type_name
+from ..._checks import check_choice, check_int, check_path, check_real, check_tensor, check_type, complaint, type_name
 from ..._digest import digest
 from ...data import ImageSet
 from ..accuracy.measure import Accuracy
@@ -286,18 +286,16 @@ def _each(name: str, value: Any, check: Callable[[str, Any], _Value]) -> tuple[_
 
 
 def _named(name: str, value: Any, check: Callable[[str, Any], _Value]) -> dict[str, _Value]:
-    if not isinstance(value, Mapping):
-        raise TypeError(complaint(_OWNER, f"{name} to be a mapping", type_name(value), "Pass a dict"))
+    check_type(_OWNER, name, value, Mapping, remedy="Pass a dict")
     keys = sorted(_text(f"each name in {name}", key) for key in value)
     return {key: check(f"{name}[{key!r}]", value[key]) for key in keys}
 
 
 def _text(name: str, value: Any, pattern: str = r"(?s)\s*\S.*", kind: str = "a string that is not empty") -> str:
-    if not isinstance(value, str):
-        raise TypeError(complaint(_OWNER, f"{name} to be a string", type_name(value), "Pass a str"))
+    check_type(_OWNER, name, value, str, remedy="Pass a string")
     if re.fullmatch(pattern, value) is None:
         raise ValueError(complaint(_OWNER, f"{name} to be {kind}", repr(value), "Pass what the library returned"))
-    return value
+    return str(value)
 
 
 def _branch(value: Any) -> str:
@@ -365,7 +363,7 @@ def _curve(name: str, value: Any) -> CurveRecord:
 
 def _alarm(name: str, value: Any) -> AlarmRecord:
     title, raised, reason, figures = _parts(name, value, *AlarmRecord._fields)
-    check_bool(_OWNER, f"{name}.raised", raised, remedy="True means that something is wrong")
+    check_type(_OWNER, f"{name}.raised", raised, bool, remedy="True means that something is wrong")
     reason = _text(f"{name}.reason", reason, "(?s).*")
     return AlarmRecord(_text(f"{name}.name", title), raised, reason, _named(f"{name}.figures", figures, _figure))
 

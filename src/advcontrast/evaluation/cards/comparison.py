@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..._checks import check_iterable, complaint, type_name
+from ..._checks import check_iterable, check_type, complaint
 from .card import ResultCard
 
 _METRICS = ("TA", "RA", "AA")
@@ -156,8 +156,7 @@ def markdown_table(cards: Sequence[ResultCard]) -> str:
 def _check_cards(owner: str, cards: Sequence[Any]) -> None:
     check_iterable(owner, "cards", cards, remedy="Pass a list of cards")
     for card in cards:
-        if not isinstance(card, ResultCard):
-            raise TypeError(complaint(owner, "result cards", type_name(card), "Read a file with ResultCard.read"))
+        check_type(owner, "each of cards", card, ResultCard, remedy="Read a file with ResultCard.read")
 
 
 def _ordered(cards: Sequence[ResultCard]) -> list[str]:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from ..._checks import check_tensor, complaint, type_name
+from ..._checks import check_tensor, check_type, complaint
 from ..accuracy.measure import Accuracy
 
 SLACK = 3.0  # in standard errors of the difference over paired images
@@ -71,8 +71,7 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
         True
     """
     owner, remedy = "loss_decreases_with_strength", "Pass {20: losses, 40: losses}, one loss an image"
-    if not isinstance(losses, Mapping):
-        raise TypeError(complaint(owner, "losses to be a mapping", type_name(losses), remedy))
+    check_type(owner, "losses", losses, Mapping, remedy=remedy)
     for loss in losses.values():
         check_tensor(owner, "each of losses", loss, remedy=remedy)
     shapes = {tuple(loss.shape) for loss in losses.values()}
@@ -131,7 +130,7 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
         >>> unbounded_attack(Accuracy(torch.zeros(20).bool())).raised
         False
     """
-    _check_accuracy("unbounded_attack", unbounded)
+    check_type("unbounded_attack", "unbounded", unbounded, Accuracy, remedy="Pass what robust_accuracy returns")
     left = unbounded.accuracy
     reason = f"{left:.1%} survive in the largest ball"
     advice = "In this ball any image can become any other: the attack fails, or the gradient misleads it."
@@ -193,15 +192,10 @@ def _wins(
 
     It must break more images by a fraction ``allowance`` of all images and ``slack`` standard errors.
     """
-    _check_accuracy(owner, first, second)
+    for given in (first, second):
+        check_type(owner, "the verdicts", given, Accuracy, remedy="Pass what robust_accuracy returns")
     if first.correct.shape != second.correct.shape:
         got = f"{len(first.correct)} and {len(second.correct)}"
         raise ValueError(complaint(owner, "verdicts on the same images", got, "Run both attacks on the same batches"))
     more, fewer = (int((a & ~b).sum()) for a, b in ((first.correct, second.correct), (second.correct, first.correct)))
     return more - fewer - allowance * len(first.correct) > slack * (more + fewer) ** 0.5, more, fewer
-
-
-def _check_accuracy(owner: str, *accuracies: object) -> None:
-    for given in accuracies:
-        if not isinstance(given, Accuracy):
-            raise TypeError(complaint(owner, "an Accuracy", type_name(given), "Pass what robust_accuracy returns"))

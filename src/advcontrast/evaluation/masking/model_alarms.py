@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._checks import check_finite, check_module, complaint
+from ..._checks import check_finite, check_module, check_shape
 from ..._random import preserve_rng_state
 from ..inputs import check_images, checked_batches, checked_logits, prepared_for_evaluation
 from .attack_alarms import Alarm
@@ -150,9 +150,8 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
 
 def _some(owner: str, images: Tensor, device: torch.device) -> Tensor:
     check_images(owner, images)
-    if images.dim() < 2 or len(images) == 0:
-        expected = "images of shape [N, ...] with N >= 1"
-        raise ValueError(complaint(owner, expected, f"{list(images.shape)}", "Pass some of the test images"))
+    fits = images.dim() > 1 and len(images) > 0
+    check_shape(owner, "images", images, "[N, ...] with N >= 1", fits, remedy="Pass some of the test images")
     return images.to(device)
 
 

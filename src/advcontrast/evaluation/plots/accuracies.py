@@ -30,9 +30,6 @@ def plot_curves(curves: Mapping[str, RobustCurve | CurveRecord]) -> Figure:
     Args:
         curves: by label, all along the same parameter. With eps, the point at 0 is the clean accuracy.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: there is no curve, the parameters differ, or accuracies leave [0, 1].
         TypeError: an argument of the wrong kind.
@@ -50,8 +47,8 @@ def plot_curves(curves: Mapping[str, RobustCurve | CurveRecord]) -> Figure:
             raise ValueError(complaint(owner, f"curves[{label!r}] with an accuracy for each value", got, "Pass both"))
     parameters = sorted({curve.parameter for curve in curves.values()})
     if len(parameters) > 1:
-        remedy = "Draw a figure for each"
-        raise ValueError(complaint(owner, "curves along one parameter", ", ".join(parameters), remedy))
+        got = ", ".join(parameters)
+        raise ValueError(complaint(owner, "curves along one parameter", got, "Draw a figure for each"))
     check_choice(owner, "parameter", parameters[0], tuple(_LABELS))
 
     points = sorted({float(value) for curve in curves.values() for value in curve.values})
@@ -79,9 +76,6 @@ def plot_corruptions(accuracies: Mapping[str, Mapping[str, float]]) -> Figure:
 
     Args:
         accuracies: for each label the accuracy under each corruption, in [0, 1].
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: there is nothing to draw, or an accuracy leaves [0, 1].
@@ -122,8 +116,7 @@ def _check_labels(owner: str, name: str, value: Any, *, most: int) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(label, str) for label in value):
         raise TypeError(complaint(owner, f"{name} to be a mapping of labels", type_name(value), "Pass a dict"))
     if not 1 <= len(value) <= most:
-        expected = f"{name} to hold something to draw, and at most {most} labels"
-        raise ValueError(complaint(owner, expected, f"{len(value)} labels", "Choose a few"))
+        raise ValueError(complaint(owner, f"{name} to hold 1 to {most} labels", f"{len(value)}", "Choose a few"))
 
 
 def _check_fractions(owner: str, name: str, values: Sequence[float]) -> None:

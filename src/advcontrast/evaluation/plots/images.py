@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..._checks import check_finite, check_real, check_tensor, check_within, complaint, type_name
+from ..._checks import check_finite, check_real, check_shape, check_tensor, check_within, complaint, type_name
 from ._canvas import COLOURS, canvas, tidy
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def plot_images(
     classes: Sequence[str] | None = None,
     amplification: float | None = None,
 ) -> Figure:
-    """Draw images, the perturbed images, and the difference, amplified around gray.
+    """Draw images, the perturbed images, and their difference, amplified around gray.
 
     Args:
         clean: images ``[N, 1, H, W]`` or ``[N, 3, H, W]`` in [0, 1], at most 10.
@@ -39,9 +39,6 @@ def plot_images(
         classes: names of the classes; by default their numbers are printed.
         amplification: positive factor for the difference; by default one that uses the whole range from black to white.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: shapes do not fit, or values leave their range.
         TypeError: an argument of the wrong kind.
@@ -50,13 +47,10 @@ def plot_images(
     owner = "plot_images"
     for name, images in (("clean", clean), ("adv", adv)):
         check_tensor(owner, name, images, remedy="Convert 8-bit images with images.float() / 255")
-        if images.dim() != 4 or images.shape[1] not in (1, 3) or not 1 <= len(images) <= _MOST_IMAGES:
-            expected = f"{name} of shape [N, 1 or 3, H, W] with N from 1 to {_MOST_IMAGES}"
-            raise ValueError(complaint(owner, expected, f"{list(images.shape)}", "Choose a few images"))
+        fits = images.dim() == 4 and images.shape[1] in (1, 3) and 1 <= len(images) <= _MOST_IMAGES
+        check_shape(owner, name, images, f"[1 to {_MOST_IMAGES}, 1 or 3, H, W]", fits, remedy="Choose a few images")
         check_within(owner, name, images, (0.0, 1.0), remedy="Pass raw images, before normalisation")
-    if clean.shape != adv.shape:
-        got = f"{list(clean.shape)} and {list(adv.shape)}"
-        raise ValueError(complaint(owner, "clean and adv of the same shape", got, "Pass matching images"))
+    check_shape(owner, "adv", adv, f"{list(clean.shape)}", clean.shape == adv.shape, remedy="Pass matching images")
     truth, *guesses = (
         [""] * len(clean) if labels is None else _names(owner, name, labels, len(clean), classes)
         for name, labels in (("y", y), ("clean_predictions", clean_predictions), ("adv_predictions", adv_predictions))
@@ -89,18 +83,13 @@ def plot_images(
 def plot_branches(
     clean_features: Tensor, adv_features: Tensor, y: Tensor, *, classes: Sequence[str] | None = None
 ) -> Figure:
-    """Draw the features of both branches in the plane of their two principal components, one panel each.
-
-    The plane is that of both branches together, so that the panels can be compared; their axes are the same.
+    """Draw the features of both branches in the plane of their two common principal components, one panel each.
 
     Args:
         clean_features: features of images through the branch "clean", ``[N, D]`` with D >= 2.
         adv_features: features of the same images, or of their perturbed versions, through the branch "adv".
         y: classes of the images, int64 ``[N]``, at most 20 different ones.
         classes: names of the classes; by default their numbers.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: shapes do not fit, or features are not finite.
@@ -111,15 +100,15 @@ def plot_branches(
     remedy = "Pass the features of the same images through each branch"
     for name, features in (("clean_features", clean_features), ("adv_features", adv_features)):
         check_tensor(owner, name, features, remedy=remedy)
-        if features.dim() != 2 or len(features) < 1 or features.shape[1] < 2 or features.shape != clean_features.shape:
-            expected = f"{name} of shape [N, D] with D >= 2, the same for both"
-            raise ValueError(complaint(owner, expected, f"{list(features.shape)}", remedy))
+        fits = features.dim() == 2 and len(features) > 0 and features.shape[1] > 1
+        check_shape(owner, name, features, "[N, D] with D >= 2", fits, remedy=remedy)
         check_finite(owner, name, features, remedy=remedy)
+    same = clean_features.shape == adv_features.shape
+    check_shape(owner, "adv_features", adv_features, f"{list(clean_features.shape)}", same, remedy=remedy)
     texts = _names(owner, "y", y, len(clean_features), classes)
     shown = list(dict.fromkeys(texts[i] for i in y.argsort(stable=True).tolist()))
     if len(shown) > _MOST_CLASSES:
-        expected = f"y with at most {_MOST_CLASSES} classes"
-        raise ValueError(complaint(owner, expected, f"{len(shown)}", "Choose the images of a few classes"))
+        raise ValueError(complaint(owner, f"y with at most {_MOST_CLASSES} classes", f"{len(shown)}", "Choose a few"))
 
     points, shares = _principal_plane(torch.cat([clean_features, adv_features]))
     figure = canvas(owner, 4.2)
@@ -157,8 +146,7 @@ def _names(owner: str, name: str, labels: Tensor, count: int, classes: Sequence[
     """Return the name of the class of each image."""
     remedy = "Pass one class index an image"
     check_tensor(owner, name, labels, (torch.int64,), remedy=remedy)
-    if labels.shape != (count,):
-        raise ValueError(complaint(owner, f"{name} of shape [{count}]", f"{list(labels.shape)}", remedy))
+    check_shape(owner, name, labels, f"[{count}]", labels.shape == (count,), remedy=remedy)
     if classes is None:
         return [str(label) for label in labels.tolist()]
     if not isinstance(classes, (tuple, list)) or not all(isinstance(each, str) for each in classes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..._checks import check_bool, check_choice, check_int, check_real, check_temperature, complaint, type_name
+from ..._checks import check_bool, check_choice, check_int, check_real, check_temperature, check_type, complaint
 from ..._types import BRANCHES, Branch
 from ...attacks import PGDAttack
 from ...optim import MultiStep
@@ -107,8 +107,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for name in ("preset", "source", "notes"):
-            if not isinstance(value := getattr(self, name), str):
-                raise TypeError(complaint(_OWNER, f"{name} to be a str", type_name(value), "Pass a string"))
+            check_type(_OWNER, name, getattr(self, name), str, remedy="Pass a string")
         check_choice(_OWNER, "kind", self.kind, tuple(_KINDS))
         check_choice(_OWNER, "loss", self.loss, tuple(_SETTINGS))
         check_choice(_OWNER, "branch", self.branch, BRANCHES)
@@ -145,11 +144,10 @@ class Protocol:
         if self.temperature is not None:
             check_temperature(_OWNER, self.temperature, remedy="See its paper")
         if self.teacher is not None:
-            remedy = "Pass one of kind SFF"
-            if not isinstance(self.teacher, Protocol):
-                raise TypeError(complaint(_OWNER, "teacher to be a Protocol", type_name(self.teacher), remedy))
+            check_type(_OWNER, "teacher", self.teacher, Protocol, remedy="Pass one of kind SFF")
             if self.teacher.loss != "ce":
-                raise ValueError(complaint(_OWNER, "a teacher with the loss 'ce'", repr(self.teacher.loss), remedy))
+                got = repr(self.teacher.loss)
+                raise ValueError(complaint(_OWNER, "a teacher with the loss 'ce'", got, "Pass one of kind SFF"))
 
     @property
     def attack(self) -> PGDAttack | None:

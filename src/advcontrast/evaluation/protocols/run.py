@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import distributed
-from ..._checks import check_copyable, check_int, check_module, check_path, check_tensor, complaint, type_name
+from ..._checks import check_copyable, check_int, check_module, check_path, check_tensor, check_type, complaint
 from ..._digest import digest
 from ..._memory_format import choose_memory_format
 from ..._random import preserve_rng_state
@@ -261,17 +261,14 @@ def _validate(
 ) -> None:
     check_module(_OWNER, encoder)
     check_copyable(_OWNER, encoder)
-    if not isinstance(protocol, Protocol):
-        raise TypeError(complaint(_OWNER, "protocol to be a Protocol", type_name(protocol), "Call protocol(...)"))
+    check_type(_OWNER, "protocol", protocol, Protocol, remedy='Pass protocol("robustssl", "SLF")')
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
     check_int(_OWNER, "evaluate_every", evaluate_every, low=1, remedy="1 validates after each epoch")
     if folder is not None:
         check_path(_OWNER, "folder", folder, remedy="Pass a folder, or None to keep nothing")
     splits = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
     for name, split in splits.items():
-        if not isinstance(split, ImageSet):
-            expected = f"{name} to be an ImageSet{' or None' * (name == 'validation')}"
-            raise TypeError(complaint(_OWNER, expected, type_name(split), "Pass what advcontrast.data reads"))
+        check_type(_OWNER, name, split, ImageSet, remedy="Pass what advcontrast.data reads")
         facts = {"classes": (train.classes, split.classes), "shape [C, H, W]": (train.x.shape[1:], split.x.shape[1:])}
         for rule, (one, other) in facts.items():
             if one != other:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._checks import check_finite, check_iterable, check_tensor, complaint
+from ..._checks import check_finite, check_iterable, check_shape, check_tensor, complaint
 from ..._types import Objective
 from ...attacks import PGDAttack
 from ...functional.nt_xent import alignment
@@ -150,9 +150,7 @@ def image_batches(owner: str, batches: Iterable[Any], device: torch.device, *, l
             raise TypeError(complaint(owner, rule, f"{len(batch)} parts", "Pass a list of images [N, ...]"))
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         check_images(owner, x)
-        if x.dim() < 2:
-            got = f"{list(x.shape)}"
-            raise ValueError(complaint(owner, "images of shape [N, ...]", got, "Add a dimension with images[None]"))
+        check_shape(owner, "images", x, "[N, ...]", x.dim() > 1, remedy="Add a dimension with images[None]")
         if len(x):
             sizes.append(len(x))
             yield x.to(device, non_blocking=True)
@@ -167,9 +165,8 @@ def checked_features(owner: str, encoder: nn.Module, x: Tensor) -> Tensor:
     z = model_output(owner, encoder, x)
     remedy = "Pass an encoder that returns a flat row of features for each image"
     check_tensor(owner, "the output of the model", z, remedy=remedy)
-    if z.dim() != 2 or len(z) != len(x) or z.shape[1] < 1:
-        rule = f"the output of the model of shape [{len(x)}, D] with D >= 1"
-        raise ValueError(complaint(owner, rule, f"{list(z.shape)}", remedy))
+    fits = z.dim() == 2 and len(z) == len(x) and z.shape[1] > 0
+    check_shape(owner, "the output of the model", z, f"[{len(x)}, D] with D >= 1", fits, remedy=remedy)
     check_finite(owner, "features", z, remedy="The network has diverged; evaluate an earlier checkpoint")
     features: Tensor = z if z.dtype == torch.float64 else z.float()
     return features

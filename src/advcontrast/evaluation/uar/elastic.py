@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..._checks import check_int, check_one_device, check_real, check_tensor, complaint
+from ..._checks import check_int, check_one_device, check_real, check_shape, check_tensor, complaint
 from ..._types import Objective
 from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
 from .frank_wolfe import check_settings, shared_settings, step_size
@@ -80,9 +80,8 @@ class ElasticAttack:
         """
         check_call(_OWNER, objective, x, generator, (0.0, 1.0))
         edge = self.kernel_size // 2
-        if x.dim() != 4 or min(x.shape[2:]) <= edge:
-            expected = f"x of shape [N, C, H, W] with H and W above {edge}"
-            raise ValueError(complaint(_OWNER, expected, f"{list(x.shape)}", "Pass a kernel that fits into the images"))
+        fits, shape = x.dim() == 4 and min(x.shape[2:]) > edge, f"[N, C, H, W] with H and W above {edge}"
+        check_shape(_OWNER, "x", x, shape, fits, remedy="Pass a kernel that fits into the images")
         search = PGDAttack(step_size=step_size(self), bounds=(-math.inf, math.inf), **shared_settings(self))
         with torch.inference_mode(False):
             x = x.detach().clone().clamp(0, 1)
@@ -122,9 +121,9 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     """
     check_tensor("warp", "x", x, _DTYPES, remedy="Pass float images")
     check_tensor("warp", "flow", flow, _DTYPES, remedy="Pass displacements in pixels")
-    if x.dim() != 4 or flow.shape != (len(x), 2, *x.shape[2:]):
-        rule, got = "x of shape [N, C, H, W] and flow of shape [N, 2, H, W]", f"{list(x.shape)} and {list(flow.shape)}"
-        raise ValueError(complaint("warp", rule, got, "Pass two displacements a pixel"))
+    check_shape("warp", "x", x, "[N, C, H, W]", x.dim() == 4, remedy="Pass a batch of images")
+    fits = flow.shape == (len(x), 2, *x.shape[2:])
+    check_shape("warp", "flow", flow, f"[N, 2, H, W] for x {list(x.shape)}", fits, remedy="Pass two numbers a pixel")
     if x.dtype != flow.dtype:
         raise TypeError(complaint("warp", "x and flow of one dtype", f"{x.dtype} and {flow.dtype}", "Convert one"))
     check_one_device("warp", x=x, flow=flow)

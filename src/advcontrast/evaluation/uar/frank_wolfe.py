@@ -114,6 +114,7 @@ def check_settings(owner: str, attack: Any, *, remedy: str) -> None:
 
 
 def shared_settings(attack: Any) -> dict[str, Any]:
+    """Return the settings that are also those of the attack that searches for a perturbation."""
     return {name: getattr(attack, name) for name in ("eps", "steps", "random_start", "minimize")}
 
 

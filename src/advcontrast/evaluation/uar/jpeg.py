@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..._checks import check_choice, check_int, check_tensor, complaint
+from ..._checks import check_choice, check_int, check_shape, check_tensor, complaint
 from ..._types import Objective
 from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
 from .frank_wolfe import FrankWolfeAttack, check_settings, shared_settings, step_size
@@ -164,9 +164,9 @@ def jpeg_encode(x: Tensor) -> Tensor:
         ITU-T Recommendation T.81 (the JPEG standard), 1992, annexes A and K.
     """
     check_tensor("jpeg_encode", "x", x, _DTYPES, remedy="Pass float images in [0, 1]")
-    if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 16 or x.shape[3] % 16 or not x.shape[2] * x.shape[3]:
-        rule = "x of shape [N, 3, H, W] with H and W multiples of 16"
-        raise ValueError(complaint("jpeg_encode", rule, f"{list(x.shape)}", "Pad or resize the images"))
+    fits = x.dim() == 4 and x.shape[1] == 3 and all(side and side % 16 == 0 for side in x.shape[2:])
+    shape = "[N, 3, H, W] with H and W multiples of 16"
+    check_shape("jpeg_encode", "x", x, shape, fits, remedy="Pad or resize the images")
     red, green, blue = (255 * x).unbind(1)
     luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     chroma = torch.stack([(blue - luma) / _BLUE, (red - luma) / _RED], 1)
@@ -204,9 +204,9 @@ def jpeg_decode(coefficients: Tensor, *, size: tuple[int, int]) -> Tensor:
     for side in size:
         check_int("jpeg_decode", "each of size", side, low=0, remedy="Pass height and width of the images")
     height, width = size
-    if height % 16 or width % 16 or coefficients.shape[1:] != (3 * height * width // 128, 8, 8):
-        got = f"{list(coefficients.shape)} for size {tuple(size)}"
-        raise ValueError(complaint("jpeg_decode", "coefficients of shape [N, 3 H W / 128, 8, 8]", got, remedy))
+    fits = height % 16 == width % 16 == 0 and coefficients.shape[1:] == (3 * height * width // 128, 8, 8)
+    shape = f"[N, 3 H W / 128, 8, 8] for size {tuple(size)}"
+    check_shape("jpeg_decode", "coefficients", coefficients, shape, fits, remedy=remedy)
     split = height * width // 64
     parts = (coefficients[:, :split], _LUMA_TABLE), (coefficients[:, split:], _CHROMA_TABLE)
     dct = _dct(coefficients)

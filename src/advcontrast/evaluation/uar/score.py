@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..._checks import check_choice, check_int, check_tensor, complaint
+from ..._checks import check_choice, check_int, check_shape, check_tensor
 from ..._types import Norm
 from ...attacks import ClassificationObjective, PGDAttack
 from ..accuracy.measure import verdict, verdicts_on
@@ -117,8 +117,8 @@ class UAR:
         check_choice("UAR", "name", self.name, tuple(CALIBRATIONS))
         remedy = "Pass one row of verdicts for each size of the attack"
         check_tensor("UAR", "correct", self.correct, (torch.bool,), remedy=remedy)
-        if self.correct.dim() != 2 or len(self.correct) != 6 or self.correct.shape[1] == 0:
-            raise ValueError(complaint("UAR", "correct of shape [6, N]", f"{list(self.correct.shape)}", remedy))
+        fits = self.correct.dim() == 2 and len(self.correct) == 6 and self.correct.shape[1] > 0
+        check_shape("UAR", "correct", self.correct, "[6, N]", fits, remedy=remedy)
 
     @property
     def accuracies(self) -> tuple[float, ...]:
