@@ -247,6 +247,11 @@ def test_another_function_as_schedule_is_refused(tmp_path):
     assert len(train(Separable(), folder=tmp_path, schedule=lambda step: 1 if step else 1.0)) == 2
 
 
+def test_an_equal_number_of_another_type_is_the_same_schedule(tmp_path):
+    interrupted(tmp_path, 1)
+    assert len(train(Separable(), folder=tmp_path, schedule=1.0)) == 2
+
+
 @pytest.mark.parametrize("kind", [float, torch.tensor])
 def test_a_rate_that_was_set_by_hand_is_refused(tmp_path, kind):
     learner = Separable()

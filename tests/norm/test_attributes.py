@@ -138,6 +138,15 @@ def test_a_norm_of_a_branch_can_be_replaced():
     assert dual.adv is dual.clean is norm
 
 
+@pytest.mark.parametrize(("split", "name"), [("affine", "running_mean"), ("stats", "weight")])
+@pytest.mark.parametrize("replace", [setattr, DualBatchNorm2d.add_module], ids=["assigned", "added"])
+def test_a_norm_that_replaces_that_of_a_branch_shares_what_the_others_share(replace, split, name):
+    dual = DualBatchNorm2d.from_batchnorm(nn.BatchNorm2d(4), split=split)
+    before = getattr(dual.clean, name)
+    replace(dual, "adv", nn.BatchNorm2d(4))
+    assert getattr(dual.adv, name) is getattr(dual.clean, name) is before
+
+
 @pytest.mark.parametrize(
     "write",
     [

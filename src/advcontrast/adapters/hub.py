@@ -158,6 +158,10 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
             remedy = "Save it again, or pass force_download=True"
             raise ValueError(complaint(owner, f"whole files in {place!r}", str(error), remedy)) from error
+        except AttributeError as error:
+            if error.name != "items":  # the mixin takes any config.json for a dict
+                raise
+            raise _no_config(owner, type_name(error.obj)) from error
         return loaded
 
     @classmethod
@@ -166,8 +170,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
     ) -> Any:
         owner = "HubEncoder.from_pretrained"
         if not isinstance(config, Mapping) or "name" not in config:
-            remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote, and check the connection"
-            raise ValueError(complaint(owner, "a config.json with the name of an encoder", repr(config), remedy))
+            raise _no_config(owner, repr(config))
         if strict is not True:
             remedy = "Leave it out: all weights are needed"
             raise ValueError(complaint(owner, "strict to be True", repr(strict), remedy))
@@ -203,6 +206,11 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
     def _load_as_pickle(cls, *arguments: Any) -> Any:
         remedy = "Pass a repository that HubEncoder.push_to_hub wrote"
         raise ValueError(complaint("HubEncoder.from_pretrained", "a file model.safetensors", arguments[1], remedy))
+
+
+def _no_config(owner: str, got: str) -> ValueError:
+    remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote, and check the connection"
+    return ValueError(complaint(owner, "a config.json with the name of an encoder", got, remedy))
 
 
 def _as_json(value: Any) -> str:

@@ -31,7 +31,7 @@ def run_settings(
         "data": data,
         "groups": None if groups is None else fingerprint([groups]),
         "optimizer": f"{type(optimizer).__name__} {_hyperparameters(optimizer)}",
-        "schedule": _text(schedule),
+        "schedule": _text(schedule if callable(schedule) else float(schedule)),
         "ema": _text(ema),
     }
 

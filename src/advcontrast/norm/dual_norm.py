@@ -166,6 +166,8 @@ class DualNorm(nn.Module):
             if name == "training":
                 for norm in self.children():
                     norm.training = value
+            elif name in self._modules:
+                self._tie()
         elif hasattr(self.active, name):
             setattr(self.active, name, value)
             self._tie(self.active)
@@ -204,6 +206,7 @@ class DualNorm(nn.Module):
         """Replace the norm of the branch ``name``; new names are refused."""
         self._check_held(name, self._modules)
         super().add_module(name, module)
+        self._tie()
 
     def _check_held(self, name: str, held: Container[str]) -> None:
         if not isinstance(name, str) or name not in held:

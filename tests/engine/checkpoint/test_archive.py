@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from enum import Enum
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def test_tensors_that_share_their_values_still_do(tmp_path):
 
 VALUES = [
     *(0, 255, 256, 65536, -1, 2**31, -(2**40), 2**1999, -(2**1999), True, False, None, 1e-320, float("inf")),
-    *("", "ä", "日本", "\ud800", b"", b"\x00\xff", (), (1, (2, [3])), [], {}, OrderedDict(b=1, a=2)),
+    *("", "ä", "日本", "\ud800", b"", b"\x00\xff", (), (1, (2, [3])), [], {}, OrderedDict(b=1, a=2), Counter(b=1)),
     *(torch.Size([2, 3]), torch.float16, torch.device("cpu"), torch.device("cuda", 1)),
     {1: 2, 2.5: 3, None: 4, (1, "a"): 5, False: 6},
 ]

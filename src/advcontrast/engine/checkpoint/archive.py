@@ -6,7 +6,7 @@ import pickletools
 import struct
 import sys
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -26,7 +26,14 @@ _PACKED = {f"torch.{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8
 _MEMOIZED = {"EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"}  # at once, by the pickler
 _NOT_AGAIN = {"REDUCE", "BINPUT", "LONG_BINPUT", "PROTO"}  # after a value of the memo: arguments are always new
 _CALLS = {
-    *("collections OrderedDict", "torch Size", "torch device", "_codecs encode", "__builtin__ bytes"),
+    *(
+        "collections OrderedDict",
+        "collections Counter",
+        "torch Size",
+        "torch device",
+        "_codecs encode",
+        "__builtin__ bytes",
+    ),
     *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter"),
 }
 _STORAGES = {
@@ -72,7 +79,7 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
         return _plain_tensor(value, where)
     if type(value) in (list, tuple):
         return type(value)(plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value))
-    if type(value) not in (dict, OrderedDict):
+    if type(value) not in (dict, OrderedDict, Counter):
         expected = f"{where} to be a tensor, number, string, None, or a list, tuple or dict of them"
         raise TypeError(complaint(_OWNER, expected, type_name(value), "Convert it, with str() or .item() for example"))
     for key in value:
@@ -80,8 +87,10 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
             expected = f"keys of {where} to be strings, numbers, None, or tuples of them"
             raise TypeError(complaint(_OWNER, expected, type(key).__name__, "Convert them, with str() for example"))
     entries = type(value)(
-        (plain(key, f"a key of {where}", depth + 1), plain(item, f"{where}[{key!r}]", depth + 1))
-        for key, item in value.items()
+        {
+            plain(key, f"a key of {where}", depth + 1): plain(item, f"{where}[{key!r}]", depth + 1)
+            for key, item in value.items()
+        }
     )
     if type(value) is OrderedDict and (attributes := vars(value)):
         if attributes.keys() != {"_metadata"}:
@@ -287,6 +296,8 @@ class _Parser:
         match name, arguments:
             case "collections OrderedDict", ():
                 return OrderedDict()
+            case "collections Counter", (dict() as counts,):
+                return Counter(counts)
             case "torch Size", (tuple() as size,) if len(size) <= _MOST_DIMENSIONS:
                 return torch.Size(size)
             case "torch device", (str(),) | (str(), int()):
