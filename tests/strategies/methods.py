@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import DeACL
+from advcontrast.strategies import DeACL, ProFeAT
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -38,10 +38,18 @@ def deacl(norm, **settings):
     return DeACL(student(norm), teacher(), **{"attack": FEW, **settings})
 
 
+def profeat(norm, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        projector = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4)).double()
+    return ProFeAT(student(norm), projector, teacher(), **{"attack": FEW, **settings})
+
+
 METHODS = {
     "ACL": Method(acl),
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
     "DeACL": Method(deacl, views=1),
+    "ProFeAT": Method(profeat),
 }
 
 

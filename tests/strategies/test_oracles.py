@@ -1,10 +1,13 @@
 """Losses of the strategies on known embeddings, whose values were computed from the papers' formulas and codes."""
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
 
 from advcontrast import ACLTrainer
 from advcontrast.functional import nt_xent
-from advcontrast.strategies import DeACL, Distillation, Invariance
+from advcontrast.strategies import DeACL, Distillation, Invariance, ProFeAT
 from tests.strategies.methods import Constant, Given, Identity, known, norms
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -29,6 +32,36 @@ def test_the_attack_of_deacl_moves_away_from_the_teacher():
     attack = Given(known(2))
     DeACL(Identity(), Constant(known(1)), attack=attack)(known(0))
     assert -attack.values[0].item() == pytest.approx(0.8291483123, **CLOSE)  # the mean cosine of Z0 and Z1
+
+
+class Table(nn.Module):
+    """A projector of known features to known projections, with the gradients of the identity."""
+
+    def __init__(self, *pairs):
+        super().__init__()
+        self.pairs = [(features.detach().flatten(1), known(v).detach().flatten(1)) for features, v in pairs]
+
+    def forward(self, z):
+        return next(p for features, p in self.pairs if torch.equal(features, z)) + z - z.detach()
+
+
+def test_profeat():
+    x, x_adv = known(0), known(4)
+    projector = Table((x, 1), (known(2), 3), (x_adv, 0))
+    attack = Given(x_adv)
+    loss = ProFeAT(Identity(), projector, Constant(known(2)), attack=attack)(x).loss
+    assert loss.item() == pytest.approx(-1.9803087854, **CLOSE)
+    assert -attack.values[0].item() == pytest.approx(1 + 0.5237582983, **CLOSE)  # at x itself: S = S(x), P = Z1, Z3
+    loss.backward()
+    s, s_adv = known(0), known(4)
+    z, z_adv, t, p_t = (each.flatten(1) for each in (s, s_adv, known(2), known(3)))
+    p, p_adv = (known(v).detach().flatten(1) + z - z.detach() for v, z in ((1, z), (0, z_adv)))
+    clean, adv = (
+        sum(F.cosine_similarity(*pair).mean() for pair in pairs) / 2
+        for pairs in ([(z, t), (p, p_t)], [(z_adv, z), (p_adv, p)])
+    )
+    (-clean - 8 * adv).backward()
+    assert norms(x, x_adv) == pytest.approx(norms(s, s_adv), **CLOSE)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from .acl import ACLOutput, ACLTrainer
 from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
 from .deacl import DeACL
 from .learner import ContrastiveLearner, Part, StepOutput
+from .profeat import ProFeAT
 from .semi_supervised import SemiSupervisedTrainer
 from .step import Step
 from .supervised import AdversarialTrainer, StandardTrainer
@@ -21,6 +22,7 @@ __all__ = [
     "Invariance",
     "Momentum",
     "Part",
+    "ProFeAT",
     "Queue",
     "Scheduled",
     "SemiSupervisedTrainer",
