@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import DeACL, ProFeAT
+from advcontrast.strategies import DeACL, ProFeAT, RoCL
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -45,11 +45,17 @@ def profeat(norm, **settings):
     return ProFeAT(student(norm), projector, teacher(), **{"attack": FEW, **settings})
 
 
+def rocl(norm, **settings):
+    return RoCL(student(norm), **{"attack": FEW, **settings})
+
+
 METHODS = {
     "ACL": Method(acl),
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
     "DeACL": Method(deacl, views=1),
     "ProFeAT": Method(profeat),
+    "RoCL": Method(rocl),
+    "RoCL released": Method(lambda norm, **settings: rocl(norm, released=True, **settings)),
 }
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from advcontrast import ACLTrainer
 from advcontrast.functional import nt_xent
-from advcontrast.strategies import DeACL, Distillation, Invariance, ProFeAT
+from advcontrast.strategies import DeACL, Distillation, Invariance, ProFeAT, RoCL
 from tests.strategies.methods import Constant, Given, Identity, known, norms
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -84,3 +84,22 @@ def test_distillation():
     out = ACLTrainer(Identity(), mode="S2S", terms=terms)(known(0), known(1))
     assert out.terms["loss_teacher"].item() == pytest.approx(1 - 0.8291483123, **CLOSE)
     assert (out.loss - out.terms["loss_clean"]).item() == pytest.approx(2 * (1 - 0.8291483123), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("released", "gradients"),
+    [(False, [0.894828, 0.151259, 0.71841]), (True, [0.46476, 0.101082, 0.348374])],
+)
+def test_rocl(released, gradients):
+    x = [known(v) for v in range(3)]
+    out = RoCL(Identity(), released=released, attack=Given(x[2]))(*x[:2])
+    assert out.loss.item() == pytest.approx(3.4045022620, **CLOSE)
+    assert out.terms["loss_views"].item() == pytest.approx(3.4011725447, **CLOSE)
+    RoCL(Identity(), extra=0, released=released, attack=Given(x[2]))(*x[:2]).loss.backward()
+    assert norms(*x) == pytest.approx(gradients, abs=1e-5)
+
+
+def test_the_attack_of_rocl_moves_the_first_view_away_from_the_second():
+    attack = Given(known(0))
+    RoCL(Identity(), attack=attack)(known(2), known(1))
+    assert attack.values[0].item() == pytest.approx(0.8524076, abs=1e-7)  # NT-Xent of Z2 and Z1

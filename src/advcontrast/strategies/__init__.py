@@ -5,6 +5,7 @@ from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
 from .deacl import DeACL
 from .learner import ContrastiveLearner, Part, StepOutput
 from .profeat import ProFeAT
+from .rocl import RoCL
 from .semi_supervised import SemiSupervisedTrainer
 from .step import Step
 from .supervised import AdversarialTrainer, StandardTrainer
@@ -24,6 +25,7 @@ __all__ = [
     "Part",
     "ProFeAT",
     "Queue",
+    "RoCL",
     "Scheduled",
     "SemiSupervisedTrainer",
     "Staircase",

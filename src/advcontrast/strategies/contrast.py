@@ -1,0 +1,30 @@
+"""Contrast of several views of each image, which several methods share."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..functional.nt_xent import unit_rows
+
+
+def view_losses(*z: Tensor, temperature: float = 0.5, detach_keys: bool = False) -> Tensor:
+    r"""Return the contrastive loss of each ordered pair of V views, ``[V, V]``, with zeros on the diagonal.
+
+    Entry (a, b) is the mean of :math:`-\log p` over the N images, where :math:`p` is the softmax probability of view b
+    of an image among all V N embeddings but the anchor, view a of that image, itself. With two views, the mean of both
+    entries is NT-Xent.
+
+    Args:
+        *z: embeddings of each view, ``[N, D]``.
+        temperature: of the softmax.
+        detach_keys: whether gradients flow through the anchors only.
+    """
+    views, n = len(z), len(z[0])
+    with torch.autocast(z[0].device.type, enabled=False):
+        anchors = torch.cat([unit_rows(each) for each in z])
+        keys = anchors.detach() if detach_keys else anchors
+        itself = torch.eye(views * n, dtype=torch.bool, device=anchors.device)
+        log_p = (anchors @ keys.T / temperature).masked_fill(itself, -math.inf).log_softmax(1)
+        losses = -log_p.view(views, n, views, n).diagonal(dim1=1, dim2=3).mean(-1)
+        return losses.masked_fill(torch.eye(views, dtype=torch.bool, device=losses.device), 0)
