@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from .. import distributed
 from .._checks import (
     check_bool,
+    check_callable,
     check_choice,
     check_int,
     check_module,
@@ -85,33 +86,28 @@ def fit(
     of each tensor of ``data`` and returns a loss and a dict of scalars to report. The learner owns augmentation and
     attack; ``fit`` owns the loop only.
 
-    The keyword arguments form three groups. Most runs set a few of the first group and ``folder``.
+    The keyword arguments form three groups, *training* (``epochs`` to ``compile``), *evaluation* (``evaluate`` and
+    ``select``) and *output* (``folder`` to ``progress``). Most runs set a few of the first group and ``folder``.
 
-    - *Training*: ``epochs``, ``batch_size``, ``optimizer``, ``schedule``, ``seed``, ``groups``, ``accumulate``,
-      ``amp``, ``ema``, ``compile``
-    - *Evaluation*: ``evaluate``, ``select``
-    - *Output*: ``folder``, ``save_every``, ``tensorboard``, ``progress``
-
-    With a ``folder`` the run can be interrupted. Checkpoints hold everything that changes: on the CPU, in one process
-    or two, a resumed run ends with the same weights as an uninterrupted one, bit-identical. (With more processes DDP
-    adds up in another order after a restart; a GPU is as exact as its kernels are deterministic.) Called again with the
-    same arguments, ``fit`` continues; a complete run returns at once. SIGTERM saves after the current step and exits
-    with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
+    With a ``folder`` the run can be interrupted. Called again with the same arguments, ``fit`` continues; a complete
+    run returns at once. On the CPU, in one process or two, a resumed run ends with bit-identical weights. (With more
+    processes DDP adds up in another order after a restart; a GPU is as exact as its kernels are deterministic.) SIGTERM
+    saves after the current step and exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
 
     Under ``torchrun``, with a process group, each process takes its share of every batch. Batches, steps and rates do
-    not depend on the number of processes, and a run may be continued by another number of them. Only the first process
-    needs the ``folder``. When ``fit`` returns, all have the same weights, and the running statistics of the first
-    process; :func:`advcontrast.surgery.convert_sync_batchnorm` makes them those of the whole batch.
+    not depend on the number of processes, which may change when a run is resumed. Only the first process needs the
+    ``folder``. Afterwards all have the same weights, and the running statistics of the first process;
+    :func:`advcontrast.surgery.convert_sync_batchnorm` makes them those of the whole batch.
 
     Args:
-        learner: on the device to train on. It is put into train mode and into channels-last format, but for networks
-            with 3-d convolutions, and on a CPU for those so narrow that PyTorch crashes in that format.
+        learner: on the device to train on. It is put into train mode and into channels-last format, except networks
+            with 3-d convolutions, and on a CPU those so narrow that PyTorch crashes in that format.
         data: tensors with one entry a sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and whatever else
-            the learner takes. They are moved to the device of the learner as a whole. Or a map-style data set, such as
+            the learner takes, moved to its device as a whole. Or a map-style data set, such as
             :class:`advcontrast.data.ImageStream`, that is read during training; see :class:`DataReader`.
         epochs: passes over the data, at least 1.
-        batch_size: samples a step, of all processes together, who share them equally. The last batch of an epoch is
-            filled up with the first samples of the epoch; if there are fewer samples than that, a step takes all.
+        batch_size: samples a step, shared equally by all processes. The last batch of an epoch is filled up with the
+            first samples of the epoch; if there are fewer samples than that, a step takes all.
         optimizer: of the learner's parameters, by default :class:`~advcontrast.optim.LARS` with the ACL code's rate of
             5. ``schedule`` scales the learning rates that it has at the time of the call; afterwards it has them again.
         schedule: ``schedule(step)``, the fraction of the optimizer's learning rate to use, a function of the step
@@ -170,7 +166,8 @@ def fit(
     _check_learner(learner)
     source = source_of(data)
     _check_data(learner, source, batch_size, groups)
-    _check_training(learner, epochs, optimizer, schedule, seed, accumulate, amp, ema, compile)
+    _check_optimizer(learner, optimizer, schedule)
+    _check_training(learner, epochs, seed, accumulate, amp, ema, compile)
     _check_evaluation(evaluate, select)
     _check_output(learner, folder, save_every, tensorboard, progress)
 
@@ -180,16 +177,9 @@ def fit(
     steps = epochs * plan.steps
     optimizer = LARS(learner.parameters(), lr=5.0) if optimizer is None else optimizer
     schedule = WarmupCosine(steps, warmup=min(10 * plan.steps, steps // 10)) if schedule is None else schedule
-    settings = {
-        **run_settings(learner, source.identity(), groups, optimizer, schedule, ema),
-        "epochs": epochs,
-        "steps": steps,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "seed": seed,
-        "select": select,
-        "amp": amp,
-    }
+    settings: dict[str, Any] = run_settings(learner, source.identity(), groups, optimizer, schedule, ema)
+    settings |= {"epochs": epochs, "steps": steps, "batch_size": batch_size, "accumulate": accumulate, "seed": seed}
+    settings |= {"select": select, "amp": amp}
     run = Run(learner, optimizer, schedule, amp, ema, settings)
     run.broadcast_initial_state()
     run_folder = RunFolder(folder, tensorboard=tensorboard)
@@ -252,19 +242,16 @@ def _check_learner(learner: Any) -> None:
     """Require a module with parameters to train."""
     check_module(_OWNER, learner)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
-        remedy = "Unfreeze what is to be trained"
-        raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", remedy))
+        raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", "Unfreeze some of them"))
 
 
 def _check_data(learner: nn.Module, source: Source, batch_size: int, groups: Tensor | None) -> None:
     """Require samples that all processes can share, and norms that work where the learner is."""
     lengths, world = source.lengths, distributed.world_size()
-    fewest = 2 * world
-    if len(set(lengths)) != 1 or lengths[0] < fewest:
-        expected = f"data of one length, at least {fewest}"
+    if len(set(lengths)) != 1 or lengths[0] < 2 * world:
         remedy = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
-        raise ValueError(complaint(_OWNER, expected, f"lengths {lengths}", remedy))
-    check_int(_OWNER, "batch_size", batch_size, low=fewest, remedy="A batch has at least two samples a process")
+        raise ValueError(complaint(_OWNER, f"data of one length, at least {2 * world}", f"lengths {lengths}", remedy))
+    check_int(_OWNER, "batch_size", batch_size, low=2 * world, remedy="A batch has at least two samples a process")
     samples = lengths[0]
     if batch_size % world:
         expected, remedy = f"batch_size to be a multiple of {world} processes", "All processes take equal shares"
@@ -286,44 +273,42 @@ def _check_data(learner: nn.Module, source: Source, batch_size: int, groups: Ten
                 raise ValueError(complaint(_OWNER, "an accelerator for SyncBatchNorm", f"{name} on the CPU", remedy))
 
 
-def _check_training(
-    learner: nn.Module,
-    epochs: int,
-    optimizer: Any,
-    schedule: Any,
-    seed: int,
-    accumulate: int,
-    amp: str,
-    ema: Any,
-    compile: bool,  # noqa: A002
-) -> None:
-    for name, number in (("epochs", epochs), ("accumulate", accumulate)):
-        check_int(_OWNER, name, number, low=1, remedy="Pass a number of at least 1")
-    _check_type(
-        "optimizer", optimizer, Optimizer, "Pass the optimizer itself, such as LARS(learner.parameters(), lr=5.0)"
-    )
+def _check_optimizer(learner: nn.Module, optimizer: Any, schedule: Any) -> None:
+    _check_type("optimizer", optimizer, Optimizer, "Pass the optimizer itself, such as LARS(parameters, lr=5.0)")
     if optimizer is not None:
-        required = [p.name for p in signature(optimizer.step).parameters.values() if p.default is p.empty]
-        if "closure" in required:
+        closure = signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
             remedy = "Pass one that takes a step from the gradients alone, such as SGD, Adam or LARS"
             raise TypeError(complaint(_OWNER, "an optimizer that needs no closure", type_name(optimizer), remedy))
         check_parameters(_OWNER, learner, optimizer)
-        _warn_of_untrained(learner, optimizer)
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if lacks := [name for name, p in learner.named_parameters() if p.requires_grad and id(p) not in known]:
+            got = f"one without {len(lacks)} of them: {', '.join(lacks[:3])}{', ...' if len(lacks) > 3 else ''}"
+            remedy = "Make it when the network has been converted and is whole, or set their requires_grad to False"
+            text = complaint(_OWNER, "an optimizer of all parameters that require gradients", got, remedy)
+            warnings.warn(text, UserWarning, stacklevel=4)
     if isinstance(schedule, Real):
         remedy = "1.0 keeps the learning rate; for another one, set it in the optimizer"
         check_real(_OWNER, "schedule", schedule, low=0, above=True, remedy=remedy)
-    elif schedule is not None and not callable(schedule):
+    elif schedule is not None:
         remedy = "Pass a function of the step that returns the fraction of the learning rate, a number, or None"
-        raise TypeError(complaint(_OWNER, "schedule to be callable or a number", type_name(schedule), remedy))
+        check_callable(_OWNER, "schedule", schedule, remedy=remedy)
+
+
+def _check_training(
+    learner: nn.Module, epochs: int, seed: int, accumulate: int, amp: str, ema: Any, compiled: bool
+) -> None:
+    for name, number in (("epochs", epochs), ("accumulate", accumulate)):
+        check_int(_OWNER, name, number, low=1, remedy="Pass a number of at least 1")
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
     check_choice(_OWNER, "amp", amp, ("off", "bf16", "fp16"))
-    check_bool(_OWNER, "compile", compile, remedy="True compiles learner.model")
+    check_bool(_OWNER, "compile", compiled, remedy="True compiles learner.model")
     _check_type("ema", ema, EMA, "Pass EMA(learner.model, decay=0.999)")
-    if (ema is not None or compile) and not isinstance(getattr(learner, "model", None), nn.Module):
+    if (ema is not None or compiled) and not isinstance(getattr(learner, "model", None), nn.Module):
         remedy = "Hold the network in an attribute of that name"
         raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", remedy))
     if accumulate > 1 and getattr(learner, "couples_samples", False):
-        expected = f"accumulate to be 1 for {type(learner).__name__}, whose loss compares all images of a batch"
+        expected = f"accumulate to be 1 for {type_name(learner)}, whose loss compares all images of a batch"
         remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"
         raise ValueError(complaint(_OWNER, expected, repr(accumulate), remedy))
 
@@ -334,8 +319,8 @@ def _check_type(name: str, value: Any, kind: type, remedy: str) -> None:
 
 
 def _check_evaluation(evaluate: Any, select: Any) -> None:
-    if evaluate is not None and not callable(evaluate):
-        raise TypeError(complaint(_OWNER, "evaluate to be callable", type_name(evaluate), "Pass a function, or None"))
+    if evaluate is not None:
+        check_callable(_OWNER, "evaluate", evaluate, remedy="Pass a function, or None")
     _check_type("select", select, str, "Pass the name of a metric")
     if select is not None and "test" in re.split("[^a-z]+", select.lower()):
         remedy = "Select on validation images, and look at the test images once, at the end"
@@ -370,13 +355,3 @@ def check_parameters(owner: str, learner: nn.Module, optimizer: Optimizer) -> No
         remedy = "Assign the modules that hold these to attributes of the learner, or make it from learner.parameters()"
         got = f"{type_name(optimizer)} with {others} other tensors"
         raise ValueError(complaint(owner, "an optimizer of the parameters of the learner alone", got, remedy))
-
-
-def _warn_of_untrained(learner: nn.Module, optimizer: Optimizer) -> None:
-    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    names = [name for name, p in learner.named_parameters() if p.requires_grad and id(p) not in known]
-    if names:
-        got = f"one without {len(names)} of them: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        remedy = "Make it when the network has been converted and is whole, or set their requires_grad to False"
-        text = complaint(_OWNER, "an optimizer of all parameters that require gradients", got, remedy)
-        warnings.warn(text, UserWarning, stacklevel=5)

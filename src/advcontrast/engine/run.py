@@ -48,8 +48,7 @@ class Means:
 
     def count(self, name: str, samples: int) -> None:
         """Count samples among those added: the mean is their share."""
-        one = torch.full((), float(samples), device=next(iter(self.sums.values())).device)
-        self.sums[name] = self.sums.get(name, 0) + one
+        self.sums[name] = self.sums.get(name, torch.zeros_like(self.sums["loss"])) + samples
 
     def loss(self) -> float:
         """Return the mean loss in this process."""
@@ -65,8 +64,7 @@ class Means:
         means, rank, world = cls(), distributed.rank(), distributed.world_size()
         mine = [state for i, state in enumerate(states) if i == rank or (rank == 0 and i >= world)]
         for name in states[0]["sums"]:
-            total = sum((state["sums"][name] for state in mine), torch.zeros(()))
-            means.sums[name] = total.to(device)
+            means.sums[name] = sum((state["sums"][name] for state in mine), torch.zeros(())).to(device)
         means.samples = sum(state["samples"] for state in mine)
         return means
 
@@ -87,11 +85,7 @@ class Run:
     """Training run in progress.
 
     Attributes:
-        learner: module to train.
-        optimizer: of its parameters.
-        schedule: fraction of the optimizer's learning rates, for all steps or as a function of the step.
-        amp: ``"off"``, ``"bf16"`` or ``"fp16"``.
-        ema: average of ``learner.model``, or ``None``.
+        learner, optimizer, schedule, amp, ema: arguments of :func:`~advcontrast.engine.fit`.
         settings: entries that must be equal when the run is resumed.
         step: optimizer steps taken.
         rates: digest of the fractions that the schedule returned in these steps.
@@ -113,6 +107,7 @@ class Run:
     best: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        self.modules = [self.learner] if self.ema is None else [self.learner, self.ema.model]
         self.device = next(self.learner.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
         self._tried = False
@@ -136,7 +131,7 @@ class Run:
                     remedy = "Pass all data and the same arguments everywhere; each process takes its share of a batch"
                     raise ValueError(complaint(_OWNER, "all processes to call it alike", got, remedy))
         # DDP does this too, but neither for the average nor for parameters without gradients in this mode.
-        for module in (self.learner,) if self.ema is None else (self.learner, self.ema.model):
+        for module in self.modules:
             distributed.broadcast_([*module.parameters(), *module.buffers()])
 
     def restore_lrs(self) -> None:
@@ -145,12 +140,7 @@ class Run:
             group["lr"] = base_lr
 
     def take_step(self, parts: Sequence[tuple[Tensor, ...]], wrapped: Any) -> None:
-        """Take one optimizer step on the mean loss of all samples.
-
-        Args:
-            parts: the batch, cut into pieces whose gradients are added up.
-            wrapped: the learner, or its DDP wrapper.
-        """
+        """Take one optimizer step on the mean loss of a batch, in parts; ``wrapped`` is the learner or its DDP."""
         rate = self.rate(self.step)
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * rate
@@ -169,10 +159,8 @@ class Run:
                 self.scaler.scale(loss * share).backward()
             self.means.add({"loss": loss, **terms}, len(part[0]))
         if not self.scaler.is_enabled():
-            gradients = (parameter.grad for parameter in self.learner.parameters())
-            self._require_finite(
-                "finite gradients", [gradient for gradient in gradients if gradient is not None], losses
-            )
+            gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
+            self._require_finite("finite gradients", gradients, losses)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.rates = _extend(self.rates, rate)
@@ -208,9 +196,8 @@ class Run:
         epoch = len(self.history) + 1
         row: Row = {"epoch": epoch, "step": self.step, "seconds": round(time.monotonic() - started, 2)}
         row |= {"lr": float(self.optimizer.param_groups[0]["lr"]), **self.means.result()}
-        distributed.broadcast_(self.learner.buffers())
-        if self.ema is not None:
-            distributed.broadcast_(self.ema.model.buffers())
+        for module in self.modules:
+            distributed.broadcast_(module.buffers())
         if evaluate is not None:
             # Random numbers that an evaluation draws must not change those of later steps.
             own, rates = self._own_states(), [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -242,18 +229,15 @@ class Run:
                 self.ema.load_state_dict(self.best["ema"])
 
     def require_finite(self) -> None:
-        """Require the loss and the trained weights to be finite in all processes.
-
-        Buffers and terms may be infinite on purpose. This waits for the device.
-        """
+        """Require the loss and the trained weights to be finite in all processes. This waits for the device."""
         weights = [parameter.detach() for parameter in self.learner.parameters() if parameter.requires_grad]
         losses = [value for name, value in self.means.sums.items() if name == "loss"]
         for expected, values in (("a finite loss", losses), ("finite weights", weights)):
             largest = torch.nn.utils.get_total_norm(values, norm_type=math.inf).item()
             _require_finite_everywhere(expected, largest, f"the steps before {self.step}")
         if self.scaler.get_scale() < _SMALLEST_SCALE:
-            expected = f"a loss scale of at least {_SMALLEST_SCALE}"
-            raise _not_finite(expected, self.scaler.get_scale(), f"the steps before {self.step}")
+            scale = self.scaler.get_scale()
+            raise _not_finite(f"a loss scale of at least {_SMALLEST_SCALE}", scale, f"the steps before {self.step}")
 
     def state(self) -> dict[str, Any]:
         """Return the state as plain data; all processes must call this, as each has its own random generators."""
@@ -278,11 +262,7 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any], where: str) -> None:
-        """Restore what :meth:`state` returned; nothing changes unless everything fits.
-
-        Args:
-            state: of the same run.
-            where: name of the checkpoint, for messages.
+        """Restore what :meth:`state` returned, from the checkpoint ``where``; nothing changes unless everything fits.
 
         Raises:
             CheckpointMismatchError: the state belongs to another learner, optimizer or setting.
@@ -297,9 +277,9 @@ class Run:
             got = f"{torch.get_num_threads()} instead of {state['threads']}"
             remedy = "This changes the rounding of sums: the weights will be close, but not bit-identical"
             warnings.warn(complaint(_OWNER, "as many threads as before", got, remedy), UserWarning, stacklevel=3)
-        rank, streams = distributed.rank(), state["random"]
-        if len(streams) != distributed.world_size():
-            got = f"{distributed.world_size()} instead of {len(streams)}"
+        rank, world, streams = distributed.rank(), distributed.world_size(), state["random"]
+        if len(streams) != world:
+            got = f"{world} instead of {len(streams)}"
             remedy = "The run continues with the same batches and rates, and with other random numbers"
             warnings.warn(complaint(_OWNER, "as many processes as before", got, remedy), UserWarning, stacklevel=3)
         learner = copy.copy(state["learner"])  # a dict with attributes of its own
@@ -364,12 +344,11 @@ def _not_finite(expected: str, value: float, where: str) -> RuntimeError:
 
 def _loss_and_terms(output: Any) -> Any:
     """Require a learner to return a scalar and a dict of scalars."""
-    good = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)
-    if not good or not all(
-        isinstance(value, Tensor) and value.dim() == 0 for value in (output[0], *output[1].values())
-    ):
-        raise TypeError(complaint(_OWNER, "the learner to return a loss and a dict of terms", _kind(output), _WRAP))
-    return output
+    match output:
+        case (loss, Mapping() as terms) if isinstance(output, tuple):
+            if all(isinstance(value, Tensor) and value.dim() == 0 for value in (loss, *terms.values())):
+                return output
+    raise TypeError(complaint(_OWNER, "the learner to return a loss and a dict of terms", _kind(output), _WRAP))
 
 
 def _kind(output: Any) -> str:
