@@ -12,7 +12,7 @@ from typing import Any
 _MOVED_MODULES = {
     ("attacks", "evaluation.uar"): "elastic frank_wolfe jpeg",
     ("engine", "engine.batches"): "reader source",
-    ("engine", "engine.checkpoint"): "archive errors manifest",
+    ("engine", "engine.checkpoint"): "archive errors",
     ("engine", "optim"): "ema lars schedules",
     ("evaluation", "evaluation.accuracy"): "autoattack corruptions curves",
     ("evaluation", "evaluation.cards"): "card comparison provenance",
@@ -29,6 +29,7 @@ _RENAMED_MODULES = {
     "augment.formulas": "augment._corruption_ops",
     "engine.arguments": "engine.fit",
     "engine.identity": "engine.run_settings",
+    "engine.manifest": "engine.checkpoint.protocol",
     "engine.metrics": "engine.run",
     "engine.reading": "engine.batches.reader",
     "engine.records": "engine.run_folder",

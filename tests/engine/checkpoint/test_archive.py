@@ -211,7 +211,7 @@ def test_a_failed_read_back_removes_nothing(tmp_path, monkeypatch, damage):
         real(sink)
 
     monkeypatch.setattr(_atomic_io._Sink, "close", close)
-    with pytest.raises(CheckpointWriteError, match=r"step-00000003 to be read back as it was written, got "):
+    with pytest.raises(CheckpointWriteError, match=r"^Checkpoint: expected .*step-00000003 to be read back"):
         checkpoint.save(3, state(3))
     assert checkpoint.steps() == [1, 2]
     assert leftovers(tmp_path) == []

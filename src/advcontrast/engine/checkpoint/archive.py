@@ -56,17 +56,14 @@ _STORAGES = {
 def plain(value: Any, where: str, depth: int = 0) -> Any:
     """Return a state as it is written: containers are copied, and tensors that repeat values are expanded.
 
-    Args:
-        value: a tensor, number, string or ``None``, or a list, tuple or dict of such values.
-        where: its name in messages.
-        depth: number of containers around it.
+    ``where`` is the name of ``value`` in messages, ``depth`` the number of containers around it.
 
     Raises:
-        TypeError: any other value, which :func:`read` would refuse.
+        TypeError: a value that :func:`read` would refuse.
         ValueError: an int of too many bits, or containers that are nested too deeply.
     """
     if depth > _DEEPEST:
-        expected, got = "state to be nested at most 100 deep", "more, or a container that holds itself"
+        expected, got = f"state to be nested at most {_DEEPEST} deep", "more, or a container that holds itself"
         raise ValueError(complaint(_OWNER, expected, got, "Save its parts under separate keys"))
     if type(value) in _PLAIN and not (type(value) is torch.Size and len(value) > _MOST_DIMENSIONS):
         return value
@@ -82,10 +79,9 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     if type(value) not in (dict, OrderedDict, Counter):
         expected = f"{where} to be a tensor, number, string, None, or a list, tuple or dict of them"
         raise TypeError(complaint(_OWNER, expected, type_name(value), "Convert it, with str() or .item() for example"))
-    for key in value:
-        if not _is_key(key):
-            expected = f"keys of {where} to be strings, numbers, None, or tuples of them"
-            raise TypeError(complaint(_OWNER, expected, type(key).__name__, "Convert them, with str() for example"))
+    if others := [key for key in value if not _is_key(key)]:
+        expected = f"keys of {where} to be strings, numbers, None, or tuples of them"
+        raise TypeError(complaint(_OWNER, expected, type(others[0]).__name__, "Convert them, with str() for example"))
     entries = type(value)(
         {
             plain(key, f"a key of {where}", depth + 1): plain(item, f"{where}[{key!r}]", depth + 1)
@@ -160,13 +156,9 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def read(file: IO[bytes], device: str = "cpu") -> Any:
-    """Read a state that :func:`plain` returned and ``torch.save`` wrote.
+    """Read a state that :func:`plain` returned and ``torch.save`` wrote, to a device; ``"meta"`` reads no values.
 
     The memory that this takes is bounded by the bytes in the file, not by sizes that the file claims.
-
-    Args:
-        file: an open file, at any position.
-        device: that of the tensors. On ``"meta"`` they have no values, and the values are not read.
 
     Raises:
         ValueError: the file holds anything else. Damaged bytes may raise errors of other types.
@@ -176,7 +168,7 @@ def read(file: IO[bytes], device: str = "cpu") -> Any:
 
 
 class _Name(str):
-    """Name of a call."""
+    """Name of a call, without its module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +245,10 @@ class _Parser:
                 self._top(list).extend(map(self._visible, items))
             case "SETITEM" | "SETITEMS":
                 items = self._cut(self._marks.pop() if opcode == "SETITEMS" else len(stack) - 2)
-                pairs = zip(items[::2], items[1::2], strict=True)
-                self._top(dict).update((_key(key), self._visible(value)) for key, value in pairs)
+                for key, value in zip(items[::2], items[1::2], strict=True):
+                    if not _is_key(key):
+                        raise ValueError(f"a dict with a {type_name(key)} as key")
+                    self._top(dict)[key] = self._visible(value)
             case "GLOBAL":
                 stack.append(_named(argument))
             case "BINPERSID":
@@ -294,22 +288,22 @@ class _Parser:
 
     def _call(self, name: Any, arguments: Any) -> Any:
         match name, arguments:
-            case "collections OrderedDict", ():
+            case "OrderedDict", ():
                 return OrderedDict()
-            case "collections Counter", (dict() as counts,):
+            case "Counter", (dict() as counts,):
                 return Counter(counts)
-            case "torch Size", (tuple() as size,) if len(size) <= _MOST_DIMENSIONS:
+            case "Size", (tuple() as size,) if len(size) <= _MOST_DIMENSIONS:
                 return torch.Size(size)
-            case "torch device", (str(),) | (str(), int()):
+            case "device", (str(),) | (str(), int()):
                 return torch.device(*arguments)
-            case "__builtin__ bytes", ():
+            case "bytes", ():
                 return b""
-            case "_codecs encode", (str() as text, "latin1") if len(text) <= self._left:
+            case "encode", (str() as text, "latin1") if len(text) <= self._left:
                 self._left -= len(text)
                 return text.encode("latin1")
-            case "torch._utils _rebuild_tensor_v2", (_Storage() as storage, *place, bool() as wanted, OrderedDict()):
+            case "_rebuild_tensor_v2", (_Storage() as storage, *place, bool() as wanted, OrderedDict()):
                 return _tensor(storage.data, storage.dtype, *place).requires_grad_(wanted)
-            case "torch._utils _rebuild_tensor_v3", (
+            case "_rebuild_tensor_v3", (
                 _Storage() as storage,
                 *place,
                 bool() as wanted,
@@ -317,7 +311,7 @@ class _Parser:
                 torch.dtype() as dtype,
             ):
                 return _tensor(storage.data, dtype, *place).requires_grad_(wanted)
-            case "torch._utils _rebuild_parameter", (Tensor() as data, bool() as wanted, OrderedDict()):
+            case "_rebuild_parameter", (Tensor() as data, bool() as wanted, OrderedDict()):
                 return nn.Parameter(data, wanted)
         raise ValueError(f"a call of {name}, or arguments of it, that are not part of a state")
 
@@ -361,19 +355,13 @@ def _tuple(items: list[Any]) -> tuple[Any, ...]:
     return (_Arguments if any(isinstance(item, _INTERNAL) for item in items) else tuple)(items)
 
 
-def _key(value: Any) -> Any:
-    if not _is_key(value):
-        raise ValueError(f"a dict with a {type_name(value)} as key")
-    return value
-
-
 def _named(name: str) -> _Name | torch.dtype:
     """Return the call, the dtype, or the dtype of the storage of a name."""
+    module, _, attribute = name.partition(" ")
     if name in _CALLS:
-        return _Name(name)
+        return _Name(attribute)
     if name in _STORAGES:
         return _STORAGES[name]
-    module, _, attribute = name.partition(" ")
     found = vars(torch).get(attribute) if module == "torch" else None
     if not isinstance(found, torch.dtype):
         raise ValueError(f"the name {name.replace(' ', '.')}, which is not part of a state")
@@ -382,13 +370,10 @@ def _named(name: str) -> _Name | torch.dtype:
 
 def _tensor(data: Tensor, dtype: torch.dtype, offset: int, size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Return a tensor that lies inside its storage and has no more entries than it."""
-    numbers, room = (offset, *size, *stride), data.numel() // dtype.itemsize
-    if (
-        any(type(n) is not int or not 0 <= n < 2**63 for n in numbers)
-        or not len(size) == len(stride) <= _MOST_DIMENSIONS
-    ):
+    whole = all(type(n) is int and 0 <= n < 2**63 for n in (offset, *size, *stride))
+    if not whole or not len(size) == len(stride) <= _MOST_DIMENSIONS:
         raise ValueError("a tensor of impossible size")
-    count = math.prod(size)
+    count, room = math.prod(size), data.numel() // dtype.itemsize
     if count > room or (count and _end(offset, size, stride) > room):
         raise ValueError(f"a tensor of {count} entries on a storage of {room}")
     return torch.empty(0, dtype=dtype, device=data.device).set_(data.untyped_storage(), offset, size, stride)

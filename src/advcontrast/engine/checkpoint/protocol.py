@@ -1,6 +1,7 @@
 """Checkpoints that are written atomically, and verified before they are read."""
 
 import errno
+import json
 import os
 import shutil
 import warnings
@@ -13,32 +14,35 @@ import torch
 
 from ..._atomic_io import flush_folder, only_process, write
 from ..._checks import check_int, check_path, complaint, type_name
+from ..._digest import digest, file_digest
 from . import archive
 from .errors import (
     CheckpointBusyError,
     CheckpointCorruptError,
     CheckpointError,
     CheckpointMismatchError,
+    CheckpointVersionError,
     CheckpointWriteError,
     corrupt,
     unreadable,
     writing,
 )
-from .manifest import MANIFEST, read_manifest, sealed_manifest, verify
 
 _OWNER = "Checkpoint"
-_STATE = "state.pt"
+_STATE, _MANIFEST = "state.pt", "manifest.json"
+_FORMAT, _VERSION = "advcontrast checkpoint", 1
+_ENTRIES = {"format": str, "version": int, "step": int, "bytes": int, "sha256": str, "torch": str}
+_LARGEST_MANIFEST = 1 << 16
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 class Checkpoint:
     """A folder of checkpoints, one subfolder a step.
 
-    A checkpoint is written to a temporary folder, flushed to the disk, and renamed once. If the process is killed at
-    any instant, the checkpoint is complete or absent, and earlier ones are unchanged. A manifest next to the state
-    holds its size and SHA-256. Both are verified before the state is parsed, by a parser that builds only tensors and
-    plain containers, and after a write, before an older checkpoint is removed. The next save removes files left by an
-    interrupted one.
+    A checkpoint is written to a temporary folder, flushed to the disk, and renamed once: if the process is killed at
+    any instant, it is complete or absent, and earlier ones are unchanged. The next save removes files left by an
+    interrupted one. A manifest next to the state holds its size and SHA-256, which are verified before the state is
+    parsed, by a parser that builds only tensors and plain containers, and after a write, before older ones go.
 
     Args:
         folder: where the checkpoints are; it need not exist yet.
@@ -58,10 +62,9 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, keep: int = 2) -> None:
-        folder = check_path(_OWNER, "folder", folder, remedy="Pass a string or a Path")
-        check_int(_OWNER, "keep", keep, low=1, remedy="2 survives a damaged checkpoint")
         # A relative path would point elsewhere after a change of directory.
-        self.folder = folder.absolute()
+        self.folder = check_path(_OWNER, "folder", folder, remedy="Pass a string or a Path").absolute()
+        check_int(_OWNER, "keep", keep, low=1, remedy="2 survives a damaged checkpoint")
         self.keep = keep
         self._is_locked: Callable[[], bool] | None = None  # inside locked()
 
@@ -99,8 +102,8 @@ class Checkpoint:
         """Write the state of a step, read it back, and remove the oldest ones beyond ``keep``.
 
         Args:
-            step: the number of steps taken, at least 0, and more than that of any good checkpoint in the folder. Saving
-                an equal state of the newest step again does nothing.
+            step: the number of steps taken, at least 0, and more than that of any good checkpoint in the folder. An
+                equal state of the newest step is not written again.
             state: a dict of tensors, numbers, strings, ``None``, and lists, tuples and dicts of them. Tensors are dense
                 and of class ``Tensor`` or ``nn.Parameter``, without attributes, of at most 32 dimensions. Keys are
                 strings, numbers, ``None``, bytes, and tuples of them.
@@ -120,7 +123,10 @@ class Checkpoint:
             raise TypeError(complaint(_OWNER, "state to be a dict", type_name(state), "Pass the state under names"))
         state = archive.plain(dict(state), "state")
         with writing(path):
-            self._require_same_folder()
+            if self._is_locked is not None and not self._is_locked():
+                expected = f"{self.folder} to be the folder that this process has locked"
+                remedy = "It was moved, removed or replaced; call again, with another folder if this is in use"
+                raise CheckpointError(complaint(_OWNER, expected, "another one or none", remedy))
         try:
             with writing(path):
                 new = not self.folder.exists()
@@ -193,25 +199,14 @@ class Checkpoint:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    is_locked = stack.enter_context(only_process(self.folder / ".lock"))
+                    self._is_locked = stack.enter_context(only_process(self.folder / ".lock"))
                 except BlockingIOError as error:
-                    remedy = "Wait for it to end, or choose another folder"
-                    raise CheckpointBusyError(
-                        complaint(_OWNER, f"{self.folder} to be free", str(error), remedy)
-                    ) from None
-            self._is_locked = is_locked
+                    expected, remedy = f"{self.folder} to be free", "Wait for it to end, or choose another folder"
+                    raise CheckpointBusyError(complaint(_OWNER, expected, str(error), remedy)) from None
             try:
                 yield
             finally:
                 self._is_locked = None
-
-    def _require_same_folder(self) -> None:
-        if self._is_locked is not None and not self._is_locked():
-            expected = f"{self.folder} to be the folder that this process has locked"
-            remedy = (
-                "It was moved, removed or replaced during the run; call again, with another folder if this is in use"
-            )
-            raise CheckpointError(complaint(_OWNER, expected, "another one or none", remedy))
 
     def _has(self, step: int, state: Mapping[str, Any]) -> bool:
         """Return whether the state is saved already; if not, require its step to be the newest."""
@@ -222,26 +217,24 @@ class Checkpoint:
                 continue
             if other == step and archive.same(found, state):
                 return True
+            expected = f"a step after {other}, which {self.folder} holds already"
             got = f"{step}" if other > step else f"another state of step {step}"
             remedy = "Continue from what load() returns, or choose another folder"
-            expected = f"a step after {other}, which {self.folder} holds already"
             raise CheckpointMismatchError(complaint(_OWNER, expected, got, remedy))
         return False
 
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         partial = self.folder / f".partial-{step:08d}"
         partial.mkdir()
-        size, digest = write(partial / _STATE, lambda file: torch.save(state, file, pickle_protocol=2))
-        write(partial / MANIFEST, lambda file: file.write(sealed_manifest(step, size, digest)))
+        size, sha256 = write(partial / _STATE, lambda file: torch.save(state, file, pickle_protocol=2))
+        write(partial / _MANIFEST, lambda file: file.write(_manifest(step, size, sha256)))
         flush_folder(partial)
         try:
             self._read(partial, step, device="meta")
         except CheckpointCorruptError as error:
+            expected, got = f"{self.path(step)} to be read back as written", f"{error.__cause__ or error}".rstrip(".")
             remedy = "Check the disk and the memory; earlier checkpoints are untouched"
-            expected = f"{self.path(step)} to be read back as it was written"
-            raise CheckpointWriteError(
-                complaint(_OWNER, expected, f"{error.__cause__ or error}".rstrip("."), remedy)
-            ) from error
+            raise CheckpointWriteError(complaint(_OWNER, expected, got, remedy)) from error
         self._discard(step)  # a damaged one
         partial.rename(self.path(step))
         flush_folder(self.folder)
@@ -249,9 +242,13 @@ class Checkpoint:
     def _read(self, path: Path, step: int, device: str = "cpu") -> dict[str, Any]:
         """Verify a checkpoint and return its state; on the meta device tensors have no values."""
         try:
-            manifest = read_manifest(path, step)
+            manifest = _read_manifest(path, step)
             with (path / _STATE).open("rb") as file:
-                verify(file, manifest)
+                size = os.fstat(file.fileno()).st_size
+                if size != manifest["bytes"]:
+                    raise corrupt(path, f"{size} bytes instead of {manifest['bytes']}")
+                if file_digest(file) != manifest["sha256"]:
+                    raise corrupt(path, "other contents than were written")
                 state = archive.read(file, device)
         except CheckpointError:
             raise
@@ -279,3 +276,34 @@ class Checkpoint:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+
+
+def _manifest(step: int, size: int, sha256: str) -> bytes:
+    """Return the manifest of a state of ``size`` bytes."""
+    manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "bytes": size, "sha256": sha256}
+    manifest["torch"] = torch.__version__
+    return json.dumps({**manifest, "seal": _seal(manifest)}, indent=1).encode()
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Return a digest of the manifest, which detects changed bits."""
+    return digest(json.dumps(manifest, sort_keys=True))
+
+
+def _read_manifest(path: Path, step: int) -> dict[str, Any]:
+    """Read and verify the manifest."""
+    with (path / _MANIFEST).open("rb") as file:
+        manifest = json.loads(file.read(_LARGEST_MANIFEST))
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise corrupt(path, "a manifest of something else")
+    if manifest.pop("seal", None) != _seal(manifest):
+        raise corrupt(path, "a manifest that was changed")
+    version = manifest.get("version")
+    if isinstance(version, int) and version > _VERSION:
+        expected, remedy = f"format version {_VERSION} or older in {path}", "Install a newer advcontrast"
+        raise CheckpointVersionError(complaint(_OWNER, expected, str(version), remedy))
+    if {key: type(value) for key, value in manifest.items()} != _ENTRIES:
+        raise corrupt(path, "a manifest with other entries")
+    if manifest["step"] != step:
+        raise corrupt(path, f"the checkpoint of step {manifest['step']}")
+    return manifest
