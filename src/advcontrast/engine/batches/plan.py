@@ -44,17 +44,11 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Indices of the batches of every epoch.
+    """Indices of the batches of every epoch; ``batch_size``, ``seed`` and ``groups`` are those of :func:`fit`.
 
     Every epoch is a permutation of all samples that depends only on the seed and the epoch, cut into batches of one
     size. The last batch is filled up with the first samples of the permutation; data smaller than a batch are one
     batch. Processes take turns within a batch, so that all of them get the same number of samples.
-
-    Args:
-        samples: number of samples.
-        batch_size: samples a step, of all processes together.
-        seed: of the permutations.
-        groups: group of each sample, ``[samples]``: every batch then holds its share of each group.
     """
 
     samples: int

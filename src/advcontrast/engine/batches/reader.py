@@ -28,19 +28,18 @@ class DataReader:
     """A data set that :func:`~advcontrast.engine.fit` reads while it trains, with the settings of how.
 
     Worker processes read ahead, in the order that the seed of :func:`fit` gives. Their number affects only the time:
-    the weights are bit-identical, also after a run was interrupted in the middle of an epoch. Random numbers that a
-    sample draws, in a data set that augments, depend only on the seed and the step.
+    the weights are bit-identical, also after an interruption in the middle of an epoch. Random numbers that a sample
+    draws, in a data set that augments, depend only on the seed, the step and the sample.
 
-    At most ``workers * prefetch + 1`` batches are in memory. A slow disk slows the training. A disk that gives no
-    sample at all for ``timeout`` seconds, or a worker that dies, ends it with an error that names the sample; the next
-    call of ``fit`` continues from the last checkpoint.
+    At most ``workers * prefetch + 1`` batches are in memory. A disk that gives no sample at all for ``timeout``
+    seconds, or a worker that dies, ends the training with an error that names the sample; the next call of ``fit``
+    continues from the last checkpoint.
 
     Args:
         dataset: a map-style data set, as :class:`advcontrast.data.ImageStream`: each sample is a tensor, or a tuple of
             tensors and numbers, all of one shape and dtype. A method ``fingerprint()`` that returns a string lets a
             resume detect other samples.
-        workers: processes that read; 0 reads between the steps, in the process that trains, where nothing can be timed
-            out.
+        workers: processes that read; 0 reads between the steps, in the process that trains, without a timeout.
         timeout: seconds without a sample from any worker after which they are taken to hang, > 0.
         prefetch: batches that each worker reads ahead, at least 1.
 
@@ -78,16 +77,12 @@ class WorkerSource:
     """Source of batches that the workers of a :class:`DataReader` read."""
 
     def __init__(self, reader: DataReader) -> None:
-        self._reader, self._dataset = reader, reader.dataset
-        self._workers, self._timeout = reader.workers, reader.timeout
-
-    @property
-    def lengths(self) -> list[int]:
-        """Number of samples, in a list of one."""
-        return [len(self._reader)]
+        self._reader, self._dataset, self._workers = reader, reader.dataset, reader.workers
+        self._processes: list[BaseProcess] = []  # of the workers
+        self.lengths = [len(reader)]
 
     def identity(self) -> str:
-        """Return class and length of the data set, and a digest of its samples if one is known without reading them."""
+        """Return a description of the samples."""
         return _identity(self._dataset)
 
     @contextmanager
@@ -104,29 +99,22 @@ class WorkerSource:
         steps = range(epochs.start * plan.steps + skip, epochs.stop * plan.steps)
         indices = plan.run(epochs, torch.device("cpu"), skip=skip)
         requests = (BatchRequest(step, chosen.tolist()) for step, chosen in zip(steps, indices, strict=True))
-        processes: list[BaseProcess] = []
-        loading = self._load(batches, requests, len(steps), processes, pin=device.type == "cuda")
+        loading = self._load(batches, requests, len(steps), pin=device.type == "cuda")
         try:
             yield (self._received(batch, device) for batch in loading)
         except RuntimeError as error:
             # PyTorch raises this at any instant at which a worker dies.
-            if dead := self._death(batches, processes):
+            if dead := self._death(batches):
                 raise dead from error
             raise
         finally:
             loading.close()
-            _kill(processes)
+            self._kill()
 
     def _load(
-        self,
-        batches: BatchDataset,
-        requests: Iterator[BatchRequest],
-        number: int,
-        processes: list[BaseProcess],
-        *,
-        pin: bool,
+        self, batches: BatchDataset, requests: Iterator[BatchRequest], number: int, *, pin: bool
     ) -> Generator[Any, None, None]:
-        """Yield the batches; the workers that read them are appended to ``processes``."""
+        """Yield the batches, and start the workers that read them."""
         if self._workers == 0:
             yield from map(batches.__getitem__, requests)
             return
@@ -141,25 +129,25 @@ class WorkerSource:
                 prefetch_factor=self._reader.prefetch,
                 collate_fn=_unchanged,
                 worker_init_fn=batches.start_worker,
-                timeout=self._timeout,
+                timeout=self._reader.timeout,
                 pin_memory=pin,
                 generator=torch.Generator(),  # the global one belongs to the training
             )
             try:
                 only = [iter(loader)]
             except (AttributeError, TypeError, OSError, RuntimeError) as error:
-                remedy = "Define what it holds in a module, so that it can be pickled, or pass DataReader workers=0"
-                got = f"{type(error).__name__}: {error}".rstrip(".")
                 expected = f"{type_name(self._dataset)} to be taken over by {self._workers} worker processes"
+                got = f"{type(error).__name__}: {error}".rstrip(".")
+                remedy = "Define what it holds in a module, so that it can be pickled, or pass DataReader workers=0"
                 raise RuntimeError(complaint("fit", expected, got, remedy)) from error
-        processes += {child for child in multiprocessing.active_children() if child.daemon} - before
+        self._processes += {child for child in multiprocessing.active_children() if child.daemon} - before
         try:
             for _ in range(number):
-                yield self._next(only, batches, processes)
+                yield self._next(only, batches)
         finally:
             only.clear()  # the only reference to the iterator, even in tracebacks: its finaliser ends the workers
 
-    def _next(self, only: list[Any], batches: BatchDataset, processes: list[BaseProcess]) -> Any:
+    def _next(self, only: list[Any], batches: BatchDataset) -> Any:
         """Wait for the next batch as long as any worker reads samples."""
         while True:
             count, since = int(batches.at[:, 1].sum()), time.monotonic()
@@ -169,26 +157,31 @@ class WorkerSource:
                 error = error.with_traceback(None)
                 if not isinstance(error, Exception):
                     raise error
-                late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self._timeout
+                late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self._reader.timeout
                 if not late:
                     # A dying worker can break off a message in many ways, shortly before it is found dead.
-                    ended = wait([process.sentinel for process in processes], _PATIENCE)
-                    for process in processes:
+                    ended = wait([process.sentinel for process in self._processes], _PATIENCE)
+                    for process in self._processes:
                         if process.sentinel in ended:
                             process.join(_PATIENCE)
-                if dead := self._death(batches, processes):
+                if dead := self._death(batches):
                     raise dead from error
                 if not late:
                     raise error
                 if int(batches.at[:, 1].sum()) == count:  # else the disk is slow
                     with _without_sigchld():
-                        _kill(processes)
-                    processes.clear()
-                    at = " and ".join(self._sample(index) for index in batches.at[:, 0].tolist() if index >= 0)
+                        self._kill()
+                    self._processes.clear()
+                    at = " and ".join(self._sample(i) for i in batches.at[:, 0].tolist() if i >= 0) or "nothing"
+                    expected = f"a sample from any of {self._workers} workers within {self._reader.timeout:g} s"
                     remedy = "Look at the disk, or pass DataReader a longer timeout; the last checkpoint is good"
-                    expected = f"a sample from any of {self._workers} workers within {self._timeout:g} s"
-                    got = f"none while they read {at or 'nothing'}"
-                    raise RuntimeError(complaint("fit", expected, got, remedy)) from error
+                    raise RuntimeError(complaint("fit", expected, f"none while they read {at}", remedy)) from error
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join(_PATIENCE)
 
     def _received(self, batch: LoadedBatch | WorkerError, device: torch.device) -> tuple[Batch, int | None]:
         if isinstance(batch, WorkerError):
@@ -204,28 +197,19 @@ class WorkerSource:
         path = f" ({str(self._dataset.path(index))!r})" if isinstance(self._dataset, ImageStream) else ""
         return f"sample {index}{path}"
 
-    def _death(self, batches: BatchDataset, processes: list[BaseProcess]) -> RuntimeError | None:
+    def _death(self, batches: BatchDataset) -> RuntimeError | None:
         """Return the error for a worker that has died, if one has."""
-        dead = next((process for process in processes if not process.is_alive()), None)
+        dead = next((process for process in self._processes if not process.is_alive()), None)
         if dead is None:
             return None
         code = dead.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        got = f"one of {self._workers} {how}"
-        for index, _, number in batches.at.tolist():
-            if number == dead.pid and index >= 0:
-                got += f" while it read {self._sample(index)}"
+        read = [index for index, _, number in batches.at.tolist() if number == dead.pid and index >= 0]
+        got = f"one of {self._workers} {how}" + (f" while it read {self._sample(read[0])}" if read else "")
         remedy = "Memory may be short: try fewer workers. The next run resumes from the last checkpoint"
         if code == -signal.SIGBUS:
             remedy = "Shared memory may be short, see df /dev/shm; enlarge it, or pass DataReader workers=0"
         return RuntimeError(complaint("fit", "the workers that read the data to live", got, remedy))
-
-
-def _kill(processes: list[BaseProcess]) -> None:
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join(_PATIENCE)
 
 
 @contextmanager
@@ -246,7 +230,8 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _identity(dataset: Any) -> str:
-    known = getattr(dataset, "fingerprint", None)
+    """Return class and length of a data set, and a digest of its samples if one is known without reading them."""
+    about, known = "", getattr(dataset, "fingerprint", None)
     if callable(known):
         about = f" {known()}"
     elif isinstance(dataset, TensorDataset):
@@ -255,6 +240,4 @@ def _identity(dataset: Any) -> str:
         about = f" {digest(torch.as_tensor(dataset.indices))[:16]} of {_identity(dataset.dataset)}"
     elif isinstance(dataset, ConcatDataset):
         about = f" of {', '.join(map(_identity, dataset.datasets))}"
-    else:
-        about = ""
     return f"{type_name(dataset)} of {len(dataset)} samples{about}"

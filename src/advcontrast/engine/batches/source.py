@@ -24,14 +24,10 @@ class TensorSource:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors
-
-    @property
-    def lengths(self) -> list[int]:
-        """The number of samples of each tensor."""
-        return [len(tensor) if tensor.dim() else 0 for tensor in self.tensors]
+        self.lengths = [len(tensor) if tensor.dim() else 0 for tensor in tensors]
 
     def identity(self) -> str:
-        """Return the shapes and a digest of all values."""
+        """Return a description of the samples."""
         return fingerprint(self.tensors)
 
     @contextmanager

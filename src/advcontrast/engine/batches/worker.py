@@ -58,11 +58,6 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
 
     Random numbers that a sample draws depend on the seed, the step and the sample, not on the process.
 
-    Args:
-        dataset: data set of samples.
-        seed: of the numbers that samples draw.
-        workers: number of processes that will read.
-
     Attributes:
         at: int64 ``[max(1, workers), 3]``, in memory that all processes share: for each worker the sample that it
             reads, or -1; the number of samples that it has read; its process number.
@@ -96,9 +91,8 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
             at[0] = index
             reseed(int(digest(f"{self.seed} {request.step} {index}")[:8], 16))
             try:
-                sample, reason = (
-                    self.dataset.read(index) if isinstance(self.dataset, ImageStream) else (self.dataset[index], None)
-                )
+                data = self.dataset
+                sample, reason = data.read(index) if isinstance(data, ImageStream) else (data[index], None)
             except UnreadableImageError:
                 raise
             except Exception as error:
