@@ -63,13 +63,10 @@ def _warn_once(text: str) -> None:
 
 
 class _Sink:
-    """File open for writing that hashes its content, and keeps the first error of the disk.
-
-    A serialiser in C++ may replace that error by one of its own.
-    """
+    """New file that hashes its content and keeps the first error of the disk, which torch.save may replace."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o666)
         self._pending = bytearray()
         self.digest, self.size = hashlib.sha256(), 0
         self.error: OSError | None = None
@@ -83,7 +80,7 @@ class _Sink:
     def flush(self) -> None:
         try:
             while self._pending:
-                written = os.write(self._descriptor, self._pending)
+                written = os.write(self.descriptor, self._pending)
                 self.digest.update(self._pending[:written])
                 self.size += written
                 del self._pending[:written]
@@ -91,24 +88,14 @@ class _Sink:
             self.error = self.error or error
             raise
 
-    def sync(self) -> None:
-        """Wait until everything is on the disk."""
-        self.flush()
-        os.fsync(self._descriptor)
-
     def close(self) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
-    """Write a new file and wait until it is on the disk.
+    """Write a new file, wait until it is on the disk, and return its size and SHA-256.
 
-    Args:
-        path: the file, which must not exist; a link counts as a file.
-        produce: writes to the object that it is given, by its ``write`` method.
-
-    Returns:
-        Size and SHA-256 of the content.
+    ``path`` must not exist, not even as a link. ``produce`` calls the ``write`` method of its argument.
 
     Raises:
         OSError: the disk refused, even if ``produce`` raised another error because of it.
@@ -116,7 +103,8 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
     sink = _Sink(path)
     try:
         produce(sink)
-        sink.sync()
+        sink.flush()
+        os.fsync(sink.descriptor)
     except Exception as error:
         if sink.error is None or isinstance(error, OSError):
             raise
@@ -127,11 +115,7 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
 
 
 def replace(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file atomically: afterwards it holds all parts, or its content is unchanged.
-
-    Raises:
-        OSError: the disk refused.
-    """
+    """Write a file atomically: afterwards it holds all parts, or its content is unchanged and ``OSError`` is raised."""
     draft = path.with_name(f".{secrets.token_hex(8)}.partial")  # unpredictable: it cannot be created first
     try:
         write(draft, lambda file: [file.write(part) for part in parts])
@@ -162,13 +146,10 @@ def flush_folder(path: Path) -> None:
 
 @contextmanager
 def only_process(path: Path) -> Iterator[Callable[[], bool]]:
-    """Hold the lock file ``path`` inside the block.
+    """Hold the lock file ``path`` inside the block; yield a function that returns whether it is still the locked one.
 
     The system releases the lock when the process ends for any reason, even if processes that it has forked are still
     running. On a file system without locks nothing is locked, and a warning is issued.
-
-    Yields:
-        A function that returns whether ``path`` is still the file that was locked, and locked by this process.
 
     Raises:
         BlockingIOError: another process holds the lock; the message is its name.
@@ -203,14 +184,12 @@ def _lock(file: IO[bytes], path: Path) -> None:
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    try:
-        same = os.path.samestat(os.fstat(file.fileno()), path.lstat())
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    if same:
-        with suppress(OSError):
-            os.utime(path)  # some clusters delete files that were not touched for weeks
-    return same
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if os.path.samestat(os.fstat(file.fileno()), path.lstat()):
+            with suppress(OSError):
+                os.utime(path)  # some clusters delete files that were not touched for weeks
+            return True
+    return False
 
 
 def _forget_locks() -> None:

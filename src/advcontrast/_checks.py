@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, NoneType
 from typing import Any, TypeVar
 
 import torch
@@ -100,6 +100,13 @@ def check_callable(owner: str, name: str, value: Any, *, remedy: str) -> None:
         raise TypeError(complaint(owner, f"{name} to be callable", type_name(value), remedy))
 
 
+def check_type(owner: str, name: str, value: Any, *kinds: type, remedy: str) -> None:
+    """Require an instance of one of a few classes."""
+    if not isinstance(value, kinds):
+        names = ["None" if kind is NoneType else kind.__name__ for kind in kinds]
+        raise TypeError(complaint(owner, f"{name} to be of type {' or '.join(names)}", type_name(value), remedy))
+
+
 def check_path(owner: str, name: str, value: Any, *, remedy: str) -> Path:
     """Require a string or a path, and return the path with a leading ``~`` expanded."""
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
@@ -167,10 +174,9 @@ def check_copyable(owner: str, model: nn.Module) -> None:
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
             if not name.endswith(("_hooks", "_compiled_call_impl")) and _captures(value, modules, set()):
-                where = f"{prefix}.{name}".removeprefix(".")
+                got = f"one in {f'{prefix}.{name}'.removeprefix('.')!r} that does"
                 remedy = "A copy would run the modules of the original: make it a method, or an nn.Module"
-                expected = "functions that do not hold modules of the model"
-                raise RuntimeError(complaint(owner, expected, f"one in {where!r} that does", remedy))
+                raise RuntimeError(complaint(owner, "functions that do not hold modules of the model", got, remedy))
 
 
 def _uncopyable(model: nn.Module, kept: dict[int, Any]) -> Iterator[str]:
@@ -205,9 +211,8 @@ def check_tensor(
     """Require a tensor of one of ``dtypes``; ``None`` stands for every real floating dtype."""
     kinds = "floating point" if dtypes is None else " or ".join(str(dtype) for dtype in dtypes)
     rule = f"{name} to be a {kinds} tensor"
-    if not isinstance(value, Tensor):
-        raise TypeError(complaint(owner, rule, type_name(value), remedy))
-    if not (value.is_floating_point() if dtypes is None else value.dtype in dtypes):
+    good = isinstance(value, Tensor) and (value.is_floating_point() if dtypes is None else value.dtype in dtypes)
+    if not good:
         raise TypeError(complaint(owner, rule, type_name(value), remedy))
     if value.layout != torch.strided:
         raise TypeError(complaint(owner, f"{name} to be a dense tensor", str(value.layout), "Call to_dense() on it"))
@@ -223,9 +228,8 @@ def check_one_device(owner: str, **tensors: Tensor) -> None:
     """Require tensors, passed under the names of the arguments, to be on one device."""
     devices = [tensor.device for tensor in tensors.values()]
     if any(device != devices[0] for device in devices):
-        expected = f"{' and '.join(tensors)} on one device"
-        remedy = "Move them to the device of the model"
-        raise ValueError(complaint(owner, expected, " and ".join(map(str, devices)), remedy))
+        got, remedy = " and ".join(map(str, devices)), "Move them to the device of the model"
+        raise ValueError(complaint(owner, f"{' and '.join(tensors)} on one device", got, remedy))
 
 
 def check_logits(owner: str, tensors: dict[str, Tensor], *, least: int = 2, remedy: str) -> None:
@@ -287,8 +291,7 @@ def readable(tensor: Tensor) -> bool:
 def check_finite(owner: str, name: str, value: Tensor, *, everywhere: bool = False, remedy: str) -> None:
     """Require finite values, where they are :func:`readable` or ``everywhere``."""
     if (everywhere or readable(value)) and not bool(torch.isfinite(value).all()):
-        bad = int((~torch.isfinite(value)).sum())
-        got = f"{bad} non-finite of {value.numel()} values"
+        got = f"{int((~torch.isfinite(value)).sum())} non-finite of {value.numel()} values"
         raise ValueError(complaint(owner, f"{name} to be finite", got, remedy))
 
 

@@ -32,7 +32,7 @@ class ProgressBar:
     def __init__(
         self, total: int | None, *, unit: str, shown: bool | None, done: int = 0, title: str | None = None
     ) -> None:
-        self._bar: Any = None
+        self.bar: Any = None  # of tqdm, unless it is hidden
         self._due = 0.0
         if shown is None:
             shown = getattr(sys.stderr, "isatty", lambda: False)()  # standard error may be None, or a user's writer
@@ -43,32 +43,27 @@ class ProgressBar:
         except ImportError:
             return
         bar = tqdm(total=total, initial=done, unit=unit, desc=title)
-        self._bar = None if bar.disable else bar
-
-    @property
-    def disable(self) -> bool:
-        """Whether the bar is hidden."""
-        return self._bar is None
+        self.bar = None if bar.disable else bar
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def update(self, text: Callable[[], str] | None = None) -> None:
         """Count an update, and show ``text()`` behind the bar.
 
         ``text`` may wait for the device: it is called every two seconds, and only if the bar is shown.
         """
-        if self._bar is not None:
-            self._bar.update()
+        if self.bar is not None:
+            self.bar.update()
             if text is not None and time.monotonic() >= self._due:
                 self.set_postfix_str(text())
                 self._due = time.monotonic() + _SECONDS
 
     def set_postfix_str(self, text: str) -> None:
         """Show a text behind the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(text)
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)

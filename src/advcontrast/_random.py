@@ -51,12 +51,9 @@ def reseed(seed: int, *devices: torch.device) -> None:
 
 
 def branch_off(state: dict[str, Any], rank: int, *devices: torch.device) -> int:
-    """Seed every generator from a captured state and the number of a process that joins a run.
+    """Seed every generator from a captured state and the number of a process that joins a run; return the seed.
 
     Its stream differs from those of the other processes, and from those of earlier processes with this number.
-
-    Returns:
-        The seed.
     """
     seed = int(digest(repr((rank, state["torch"].tolist(), state["python"])))[:16], 16)
     reseed(seed, *devices)
@@ -78,11 +75,9 @@ def generators(owner: object) -> dict[str, torch.Generator]:
             continue
         seen.add(id(value))
         if isinstance(value, torch.Generator):
-            found[name.replace("_modules.", "")] = value
+            found[name.removeprefix(".").replace("_modules.", "")] = value
         else:
-            left += [
-                (f"{name}.{key}".removeprefix("."), held) for key, held in _held(value) if not isinstance(held, _PLAIN)
-            ]
+            left += [(f"{name}.{key}", held) for key, held in _held(value) if not isinstance(held, _PLAIN)]
     return found
 
 
@@ -103,11 +98,7 @@ def _held(value: Any) -> Iterable[tuple[Any, Any]]:
 
 @contextmanager
 def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
-    """Restore every global generator on exit, those of all devices included.
-
-    Args:
-        seed: seed of all of them in the context; ``None`` leaves them unchanged.
-    """
+    """Restore every global generator on exit, those of all devices included; seed them first if a seed is given."""
     devices = _in_use()
     before = capture(*devices)
     try:

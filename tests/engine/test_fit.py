@@ -109,7 +109,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
 
 
 def test_accumulation_is_refused_where_the_loss_compares_samples():
-    with pytest.raises(ValueError, match=r"^fit: expected accumulate to be 1 for ACLTrainer, .*, got 2"):
+    with pytest.raises(ValueError, match=r"^fit: expected accumulate to be 1"):
         train(acl(), images(), accumulate=2)
 
 

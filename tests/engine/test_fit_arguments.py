@@ -89,7 +89,7 @@ def test_learner_without_parameters_to_train_is_refused(learner):
 
 
 def test_learner_that_is_no_module_is_refused():
-    with pytest.raises(TypeError, match=r"^fit: expected model to be an nn.Module, got function. "):
+    with pytest.raises(TypeError, match=r"^fit: expected model to be an nn.Module"):
         fit(lambda x: x.sum(), images(), epochs=1)
 
 
@@ -145,7 +145,7 @@ def test_metric_to_select_by_that_nobody_reports():
 
 @pytest.mark.parametrize("returned", [None, 0.5, [0.5], {"score": None}, {"score": "high"}, {"score": torch.ones(2)}])
 def test_evaluation_that_returns_something_else_is_named(returned):
-    with pytest.raises((TypeError, ValueError), match=r"^fit: expected evaluate to return .*, got .*\."):
+    with pytest.raises((TypeError, ValueError), match=r"^fit: expected evaluate to return "):
         train(Separable(), evaluate=lambda epoch: returned)
 
 
@@ -186,7 +186,7 @@ def test_learner_that_returns_something_else_is_named(change):
 
     learner = Other()
     before = weights(learner)
-    with pytest.raises((TypeError, ValueError), match=r"^fit: expected .*, got .*\."):
+    with pytest.raises((TypeError, ValueError), match=r"^fit: expected the learner to return "):
         train(learner)
     assert same(weights(learner), before)
 
@@ -204,7 +204,7 @@ def test_nan_metric_is_never_the_best():
 
 def test_an_optimizer_of_another_network_is_refused():
     learner = Separable()
-    message = "fit: expected an optimizer of the parameters of the learner, got SGD of other parameters. "
+    message = "fit: expected an optimizer of the parameters of the learner"
     with pytest.raises(ValueError, match=f"^{message}"):
         train(learner, optimizer=torch.optim.SGD(Separable().parameters(), lr=0.1))
     learner.model[0].requires_grad_(False)
@@ -216,7 +216,7 @@ def test_an_optimizer_of_another_network_is_refused():
 def test_an_optimizer_of_a_module_beside_the_learner_is_refused_until_the_learner_holds_it():
     learner, beside = Separable(), nn.Linear(3, 3)
     optimizer = torch.optim.SGD([*learner.parameters(), *beside.parameters()], lr=0.1)
-    message = "fit: expected an optimizer of the parameters of the learner alone, got SGD with 2 other tensors. "
+    message = "fit: expected an optimizer of the parameters of the learner alone"
     with pytest.raises(ValueError, match=f"^{message}"):
         train(learner, optimizer=optimizer)
     learner.beside = beside
@@ -225,7 +225,7 @@ def test_an_optimizer_of_a_module_beside_the_learner_is_refused_until_the_learne
 
 def test_an_optimizer_that_needs_a_closure_is_refused():
     learner = Separable()
-    message = "fit: expected an optimizer that needs no closure, got LBFGS. "
+    message = "fit: expected an optimizer that needs no closure"
     with pytest.raises(TypeError, match=f"^{message}"):
         train(learner, optimizer=torch.optim.LBFGS(learner.parameters()))
     assert learner.seen == []

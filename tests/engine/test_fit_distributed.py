@@ -205,20 +205,19 @@ def refused_on_a_rank(settings, n):
         (
             {"batch_size": 3},
             22,
-            "fit: expected batch_size to be an int >= 4, got 3. A batch has at least two",
+            "fit: expected batch_size to be an int >= 4",
         ),
         (
             {"batch_size": 5},
             22,
-            "fit: expected batch_size to be a multiple of 2 processes, got 5. All processes take equal shares.",
+            "fit: expected batch_size to be a multiple of 2 processes",
         ),
         (
             {},
             7,
-            "fit: expected a batch that 2 processes can share equally, got one of all 7 samples. "
-            "Pass a batch_size of at most that, and a multiple of the processes.",
+            "fit: expected a batch that 2 processes can share equally",
         ),
-        ({}, 3, "fit: expected data of one length, at least 4, got lengths [3, 3]. Pass the images as a tensor"),
+        ({}, 3, "fit: expected data of one length, at least 4"),
     ],
 )
 def test_two_samples_a_process_are_the_least_and_all_have_as_many(ranks, settings, n, message):

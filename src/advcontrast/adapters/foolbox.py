@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_bounds, check_module, check_real, complaint, type_name
+from .._checks import check_bounds, check_module, check_real, check_type, complaint
 from .._types import Objective
 from ..attacks.pgd import explains_calls
 from ..evaluation.inputs import device_of
@@ -52,8 +52,7 @@ class FoolboxAttack:
     eps: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.attack, Attack):
-            raise TypeError(complaint("FoolboxAttack", "an attack", type_name(self.attack), "Pass one of foolbox"))
+        check_type("FoolboxAttack", "attack", self.attack, Attack, remedy="Pass one of foolbox")
         check_real("FoolboxAttack", "eps", self.eps, low=0, remedy="For images in [0, 1] it is usually 8/255")
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:

@@ -6,20 +6,21 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_device, check_path, complaint, type_name
+from .._checks import check_device, check_path, check_type, complaint
 from .._deprecated import warn
 from .._random import preserve_rng_state
 from ..evaluation import ResultCard
 from ..models import Normalize, backbone
 from ..models.normalize import input_layer
-from ._folder import saving
-from ._plain import fill, plain_copy
+from ._export import plain_copy, saving
 
 try:
     from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
@@ -27,7 +28,6 @@ try:
 except ImportError as error:
     needed, remedy = "huggingface_hub and safetensors", "Call pip install huggingface_hub safetensors"
     raise ImportError(complaint("adapters.hub", needed, "no such package", remedy)) from error
-
 
 _BUILT_BY = "It was built by `HubEncoder("
 _TEXT = """# {title}
@@ -51,7 +51,13 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 
     def __init__(self, name: str, *, branch: str | None = None, normalize: Any = None, **settings: Any) -> None:
         super().__init__()
-        self.encoder, self.num_features, self.config = _network("HubEncoder", name, branch, normalize, settings)
+        check_type("HubEncoder", "branch", branch, str, NoneType, remedy='For example "adv"')
+        given = tuple(normalize) if isinstance(normalize, list) else normalize  # as JSON has it
+        layer = None if given is None else input_layer("HubEncoder", given, 3)
+        self.encoder, self.num_features = backbone(name, **settings)
+        path, usual = next((path, part) for path, part in self.encoder.named_modules() if type(part) is Normalize)
+        self.encoder.set_submodule(path, layer := layer or usual)
+        self.config = {"name": name, "branch": branch, "normalize": layer.values, **dict(sorted(settings.items()))}
         self._hub_mixin_config = self.config
 
     @classmethod
@@ -61,7 +67,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         layer = next((part for part in plain.modules() if type(part) is Normalize), Normalize())
         with preserve_rng_state(), torch.device("cpu"):  # what is drawn is replaced
             hub = cls(name, branch=branch, normalize=layer.values, **settings)
-        fill("HubEncoder.from_encoder", hub.encoder, plain, f"what backbone makes of {name!r} and the settings")
+        _fill("HubEncoder.from_encoder", hub.encoder, plain, f"what backbone makes of {name!r} and the settings")
         return hub.eval()
 
     @classmethod
@@ -97,13 +103,11 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         self._check(owner, config, model_card_kwargs)
         unused = settings.keys() - {"push_to_hub", "repo_id"}
         if unused and not settings.get("push_to_hub"):
-            expected, remedy = (
-                "other arguments with push_to_hub=True",
-                "Leave them out; HubEncoder.from_encoder takes the branch",
-            )
-            raise TypeError(complaint(owner, expected, ", ".join(sorted(unused)), remedy))
+            expected, got = "other arguments with push_to_hub=True", ", ".join(sorted(unused))
+            raise TypeError(complaint(owner, expected, got, "HubEncoder.from_encoder takes the branch"))
         readme = folder / "README.md"
-        if readme.is_file() and _is_of_another(readme.read_text(encoding="utf-8"), self.config):
+        card = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+        if _BUILT_BY in card and _call(self.config) not in card:
             got, remedy = "the card of another encoder", "Remove it, or save into another folder"
             raise ValueError(complaint(owner, f"{str(readme)!r} to be of this encoder", got, remedy))
         with saving(owner, folder):
@@ -119,21 +123,35 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 
     def _check(self, owner: str, config: Any, model_card_kwargs: Mapping[str, Any] | None) -> None:
         """Require an encoder that :meth:`from_pretrained` can load, before anything is written."""
-        if not isinstance(model_card_kwargs, Mapping | None):
-            remedy = 'For example {"license": "mit"}'
-            raise TypeError(complaint(owner, "model_card_kwargs to be a dict", type_name(model_card_kwargs), remedy))
+        remedy = 'For example {"license": "mit"}'
+        check_type(owner, "model_card_kwargs", model_card_kwargs, Mapping, NoneType, remedy=remedy)
         if config is not None and _as_json(config) != _as_json(self.config):
             remedy = "Leave it out; pass further facts as model_card_kwargs"
             raise ValueError(complaint(owner, f"config to be None or {self.config!r}", repr(config), remedy))
         with preserve_rng_state(), torch.device("cpu"):
             built = type(self)(**self.config)
-        fill(owner, built, self, "the encoder that its config builds")
+        _fill(owner, built, self, "the encoder that its config builds")
         self.generate_model_card(**(model_card_kwargs or {}))
 
     def generate_model_card(self, *, result: ResultCard | None = None, **metadata: Any) -> Any:
         """Return the card; ``save_pretrained(folder, model_card_kwargs={"result": ..., "license": ...})`` writes it."""
+        check_type("HubEncoder", "result", result, ResultCard, NoneType, remedy="Pass what ResultCard.read returns")
+        branch = self.config["branch"]
+        if result is not None and None not in (result.branch, branch) and result.branch != branch:
+            expected, remedy = f"result of branch {branch!r}", "Pass the result of the branch that is saved"
+            raise ValueError(complaint("HubEncoder", expected, repr(result.branch), remedy))
+        text = _TEXT.format(
+            title=self.config["name"] + (f", branch {branch!r}" if branch else ""),
+            features=self.num_features,
+            call=_call(self.config),
+            results="No figures were given with it.\n" if result is None else _results(result),
+        )
         data = self._hub_mixin_info.model_card_data.to_dict() | metadata  # type: ignore[no-untyped-call]
-        return _model_card("HubEncoder", self.config, self.num_features, result, data)
+        try:
+            return ModelCard(f"---\n{ModelCardData(**data).to_yaml()}\n---\n\n{text}")
+        except Exception as error:  # of YAML, of pickle, or of huggingface_hub
+            rule, remedy = "metadata that a model card can hold", "Pass strings, numbers, and lists of them"
+            raise ValueError(complaint("HubEncoder", rule, " ".join(str(error).split()), remedy)) from error
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> HubEncoder:
@@ -172,8 +190,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         if not isinstance(config, Mapping) or "name" not in config:
             raise _no_config(owner, repr(config))
         if strict is not True:
-            remedy = "Leave it out: all weights are needed"
-            raise ValueError(complaint(owner, "strict to be True", repr(strict), remedy))
+            raise ValueError(complaint(owner, "strict to be True", repr(strict), "All weights are needed"))
         device = check_device(owner, map_location)
         remedy = "Leave it out: the files hold one encoder. For a branch of the repository pass revision"
         download = inspect.signature(super()._from_pretrained).parameters
@@ -181,8 +198,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             if name not in config:
                 raise TypeError(complaint(owner, f"settings among {list(config)}", repr(name), remedy))
             if _as_json(settings[name]) != _as_json(config[name]):
-                expected = f"{name} to be {config[name]!r}, as in its config"
-                raise ValueError(complaint(owner, expected, repr(settings[name]), remedy))
+                raise ValueError(complaint(owner, f"{name} to be {config[name]!r}", repr(settings[name]), remedy))
         with preserve_rng_state(), torch.device("cpu"):
             # With map_location the mixin would load the file there, but leave the network on the CPU.
             return super()._from_pretrained(strict=True, map_location="cpu", **settings).to(device)
@@ -213,56 +229,24 @@ def _no_config(owner: str, got: str) -> ValueError:
     return ValueError(complaint(owner, "a config.json with the name of an encoder", got, remedy))
 
 
+def _fill(owner: str, model: nn.Module, source: nn.Module, expected: str) -> None:
+    """Load ``model`` with the state of a network that has the same layers, settings and dtypes, or raise."""
+    # Constants and paddings are not part of a state.
+    for theirs, ours in zip_longest(repr(source).splitlines(), repr(model).splitlines(), fillvalue="nothing"):
+        if theirs != ours:
+            got, remedy = f"{theirs.strip()} instead of {ours.strip()}", "Pass what it was made with, and no head"
+            raise ValueError(complaint(owner, expected, got, remedy))
+    state = model.state_dict()
+    for name, tensor in source.state_dict().items():
+        if tensor.dtype != state[name].dtype:
+            got, remedy = f"{name} in {tensor.dtype}", "Pass encoder.float(), and evaluate that"
+            raise ValueError(complaint(owner, f"{name} in {state[name].dtype}", got, remedy))
+    model.load_state_dict(source.state_dict())
+
+
 def _as_json(value: Any) -> str:
     """Return a setting as ``config.json`` has it, where tuples are lists."""
     return json.dumps(value, sort_keys=True, default=repr)
-
-
-def _network(
-    owner: str, name: str, branch: str | None, normalize: Any, settings: Mapping[str, Any]
-) -> tuple[nn.Module, int, dict[str, Any]]:
-    """Return the network, the number of its features, and the config."""
-    if not isinstance(branch, str | None):
-        raise TypeError(complaint(owner, "branch to be a name or None", type_name(branch), 'For example "adv"'))
-    given = tuple(normalize) if isinstance(normalize, list) else normalize  # as JSON has it
-    own = None if given is None else input_layer(owner, given, 3)
-    encoder, features = backbone(name, **settings)
-    path, usual = next((path, part) for path, part in encoder.named_modules() if type(part) is Normalize)
-    encoder.set_submodule(path, own or usual)
-    return (
-        encoder,
-        features,
-        {"name": name, "branch": branch, "normalize": (own or usual).values, **dict(sorted(settings.items()))},
-    )
-
-
-def _model_card(
-    owner: str, config: Mapping[str, Any], features: int, result: ResultCard | None, metadata: Mapping[str, Any]
-) -> Any:
-    """Return the card, with ``metadata`` in front; figures come from ``result`` and nowhere else."""
-    if result is not None and not isinstance(result, ResultCard):
-        remedy = "Pass what ResultCard.read returns"
-        raise TypeError(complaint(owner, "result to be a ResultCard", type_name(result), remedy))
-    branch = config["branch"]
-    if result is not None and None not in (result.branch, branch) and result.branch != branch:
-        expected, remedy = f"result of branch {branch!r}", "Pass the result of the branch that is saved"
-        raise ValueError(complaint(owner, expected, repr(result.branch), remedy))
-    text = _TEXT.format(
-        title=config["name"] + (f", branch {branch!r}" if branch else ""),
-        features=features,
-        call=_call(config),
-        results="No figures were given with it.\n" if result is None else _results(result),
-    )
-    try:
-        return ModelCard(f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n{text}")
-    except Exception as error:  # of YAML, of pickle, or of huggingface_hub
-        rule, remedy = "metadata that a model card can hold", "Pass strings, numbers, and lists of them"
-        raise ValueError(complaint(owner, rule, " ".join(str(error).split()), remedy)) from error
-
-
-def _is_of_another(card: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a card is one that this adapter wrote for another encoder."""
-    return _BUILT_BY in card and _call(config) not in card
 
 
 def _call(config: Mapping[str, Any]) -> str:

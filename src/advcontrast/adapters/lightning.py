@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_module, complaint, type_name
+from .._checks import check_callable, check_module, check_type, complaint
 from ..engine.fit import check_parameters
 
 try:
@@ -34,10 +34,7 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
     def __init__(self, learner: nn.Module, *, optimizer: Callable[..., Any], schedule: Any = lambda _: 1.0) -> None:
         check_module("LightningLearner", learner)
         for name, function in {"optimizer": optimizer, "schedule": schedule}.items():
-            if not callable(function):
-                raise TypeError(
-                    complaint("LightningLearner", f"{name} to be callable", type_name(function), "Pass a function")
-                )
+            check_callable("LightningLearner", name, function, remedy="Pass a function")
         super().__init__()
         self.learner, self._optimizer, self._schedule = learner, optimizer, schedule
         idle: list[str] = getattr(learner, "_ddp_params_and_buffers_to_ignore", [])
@@ -59,9 +56,8 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
     def configure_optimizers(self) -> Any:
         """Return the optimizer, and the schedule to ask after every step."""
         optimizer = self._optimizer(self.parameters())
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            remedy = "Return one of torch.optim, such as SGD(parameters, lr=0.1)"
-            raise TypeError(complaint("LightningLearner", "an optimizer", type_name(optimizer), remedy))
+        remedy = "Return one of torch.optim, such as SGD(parameters, lr=0.1)"
+        check_type("LightningLearner", "the optimizer", optimizer, torch.optim.Optimizer, remedy=remedy)
         check_parameters("LightningLearner", self, optimizer)
         for group in optimizer.param_groups:
             group.pop("initial_lr", None)  # of an earlier scheduler, which LambdaLR would take for the rate

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _deprecated
-from .._checks import check_module, complaint, type_name
+from .._checks import check_callable, check_module, check_type, complaint
 from ..functional.nt_xent import check_embeddings
 from ..norm import DualNorm
 
@@ -27,7 +27,8 @@ class PairsAsLabels(nn.Module):
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.loss = _callable("PairsAsLabels", loss)
+        check_callable("PairsAsLabels", "loss", loss, remedy="Pass a loss of embeddings and labels")
+        self.loss = loss
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the loss of two views, ``[N, D]`` each."""
@@ -48,9 +49,8 @@ class TrainOnlyMemoryBank(nn.Module):
         super().__init__()
         if model is not None:
             check_module("TrainOnlyMemoryBank", model)
-        if not isinstance(loss, nn.Module):
-            remedy = "Pass the module that holds the memory, not a function around it"
-            raise TypeError(complaint("TrainOnlyMemoryBank", "loss to be an nn.Module", type_name(loss), remedy))
+        remedy = "Pass the module that holds the memory, not a function around it"
+        check_type("TrainOnlyMemoryBank", "loss", loss, nn.Module, remedy=remedy)
         if any("forward" in vars(part) for part in loss.modules()):
             rule, got = "loss with the forward method of its class", "one set on the instance, which a copy would share"
             raise ValueError(complaint("TrainOnlyMemoryBank", rule, got, "Define it in a subclass"))
@@ -61,12 +61,6 @@ class TrainOnlyMemoryBank(nn.Module):
         loss = self.loss if self.training else deepcopy(self.loss.active)
         value: Tensor = loss(z1, z2)
         return value
-
-
-def _callable(owner: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    if not callable(loss):
-        raise TypeError(complaint(owner, "loss to be callable", type_name(loss), "Pass a loss such as NTXentLoss()"))
-    return loss
 
 
 _deprecated.serve_old_names(__name__)

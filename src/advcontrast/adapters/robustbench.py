@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import _deprecated
-from .._checks import check_finite, check_real, check_tensor, check_within, complaint, type_name
+from .._checks import check_finite, check_real, check_tensor, check_type, check_within, complaint, type_name
 from .._random import preserve_rng_state
 from ..evaluation import ResultCard
 from ..evaluation.inputs import checked_logits, device_of, refuse_probabilities
 from ..models.normalize import Normalize, Statistics, input_layer
-from ._plain import plain_copy
+from ._export import plain_copy
 
 __all__ = ["export_plain", "robustbench_model_info"]
 
@@ -35,13 +35,12 @@ def export_plain(
     plain: nn.Module = plain_copy(owner, model, branch)
     check_tensor(owner, "images", images, remedy="Convert 8-bit images with images.float() / 255")
     if images.dim() != 4 or not images.numel():
-        got, remedy = f"{list(images.shape)}", "Pass a few images of the test set"
-        raise ValueError(complaint(owner, "images of shape [N, C, H, W] with N >= 1", got, remedy))
+        expected, remedy = "images of shape [N, C, H, W] with N >= 1", "Pass a few images of the test set"
+        raise ValueError(complaint(owner, expected, f"{list(images.shape)}", remedy))
     check_within(owner, "images", images, (0.0, 1.0), remedy="Pass images of the test set as they are")
     if normalize is not None:
         if any(isinstance(module, Normalize) for module in plain.modules()):
-            remedy = "Leave out normalize, as the model normalises by itself"
-            raise ValueError(complaint(owner, "a model without Normalize", "one with it", remedy))
+            raise ValueError(complaint(owner, "a model without Normalize", "one with it", "Leave out normalize"))
         plain = nn.Sequential(input_layer(owner, normalize, images.shape[1]), plain).to(device_of(plain)).eval()
     x, labels = images.to(device_of(plain)), torch.zeros(len(images), dtype=torch.int64)
     with preserve_rng_state(), torch.no_grad():
@@ -62,9 +61,7 @@ def robustbench_model_info(figures: ResultCard | Mapping[str, float], *, eps: fl
     """
     owner = "robustbench_model_info"
     if isinstance(figures, ResultCard) and len(figures.seeds) != 1:
-        raise ValueError(
-            complaint(owner, "a card of one run", f"{len(figures.seeds)} runs", "Pass the card of one model")
-        )
+        raise ValueError(complaint(owner, "a card of one run", f"{len(figures.seeds)} runs", "Pass one for each model"))
     found = {k: r.mean for k, r in figures.results.items()} if isinstance(figures, ResultCard) else figures
     if not isinstance(found, Mapping) or not {"TA", "AA"} <= found.keys():
         got = ", ".join(map(str, found)) or "none" if isinstance(found, Mapping) else type_name(found)
@@ -73,12 +70,10 @@ def robustbench_model_info(figures: ResultCard | Mapping[str, float], *, eps: fl
     check_real(owner, "AA", found["AA"], low=0, high=float(found["TA"]), remedy="No attack helps; see that both agree")
     check_real(owner, "eps", eps, low=0, above=True, remedy="Pass the radius in units of pixels, such as 8 / 255")
     if about.keys() != _KINDS.keys():
-        raise TypeError(
-            complaint(owner, ", ".join(_KINDS), ", ".join(about) or "none of them", "Pass these and no others")
-        )
+        got = ", ".join(about) or "none of them"
+        raise TypeError(complaint(owner, ", ".join(_KINDS), got, "Pass these and no others"))
     for name, kind in _KINDS.items():
-        if not isinstance(about[name], kind):
-            raise TypeError(complaint(owner, f"{name} to be a {kind.__name__}", type_name(about[name]), "Pass one"))
+        check_type(owner, name, about[name], kind, remedy="Pass one")
     pixels = round(255 * eps) if eps < 1 else 0
     radius = f"{pixels}/255" if pixels and abs(255 * eps - pixels) < 1e-6 else f"{eps:g}"
     clean, robust = (f"{100 * found[name]:.2f}" for name in ("TA", "AA"))

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._checks import check_int, complaint, type_name
+from .._checks import check_int, check_type, complaint, type_name
 from .._random import preserve_rng_state
 from ..models import Normalize
-from ._folder import new_folder
-from ._plain import plain_copy
+from ._export import new_folder, plain_copy
 
 try:
     import timm
@@ -64,8 +63,7 @@ def _checked(owner: str, network: Any) -> Any:
 def _describe(network: Any, constants: Sequence[Any] | None, size: int | None, labels: Any) -> dict[str, Any]:
     """Change the config of a pretrained network to that of one with other weights; return what to write beside it.
 
-    ``constants`` are the mean and the deviation that images are normalised by, if they are; ``size`` is the side of the
-    images, or None for that of the architecture; ``labels`` are the names of the classes, or None.
+    ``constants`` are the mean and the deviation that images are normalised by, if they are.
     """
     config = network.pretrained_cfg
     if size is not None:
@@ -77,24 +75,18 @@ def _describe(network: Any, constants: Sequence[Any] | None, size: int | None, l
         config.pop(name, None)
     if labels is None:
         return {}
-    rule, remedy = f"labels to be {network.num_classes} names in a tuple", "Pass one for each class, in their order"
-    others = (
-        [label for label in labels if not isinstance(label, str)] if isinstance(labels, (tuple, list)) else [labels]
-    )
-    if others:
-        raise TypeError(complaint("save_timm", rule, type_name(others[0]), remedy))
+    remedy = "Pass the names of the classes in their order"
+    check_type("save_timm", "labels", labels, tuple, list, remedy=remedy)
+    for label in labels:
+        check_type("save_timm", "each of labels", label, str, remedy=remedy)
     if len(labels) != network.num_classes:
-        raise ValueError(complaint("save_timm", rule, f"{len(labels)}", remedy))
+        raise ValueError(complaint("save_timm", f"{network.num_classes} labels", str(len(labels)), remedy))
     config.pop("label_descriptions", None)  # of the names before
     return {"label_names": list(labels)}
 
 
 def _write(network: Any, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write a network and what is known ``about`` it, load it, and compare outputs and state bit for bit.
-
-    Raises:
-        ValueError: what timm loads is not the same, or cannot be loaded or written.
-    """
+    """Write a network and what is known ``about`` it, load it, and require outputs and state to be bit-identical."""
     first = next(network.parameters())
     try:
         timm.models.save_for_hf(network, str(folder), model_config=dict(about), safe_serialization=True)

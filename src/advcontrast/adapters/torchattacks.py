@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _deprecated
-from .._checks import check_module, complaint, type_name
+from .._checks import check_callable, check_module, complaint
 from .._types import Objective
 from ..attacks import ClassificationObjective
 from ..attacks.pgd import explains_calls
@@ -31,8 +31,7 @@ class AsTorchattack:
     branch: str | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.attack):
-            raise TypeError(complaint("AsTorchattack", "an attack", type_name(self.attack), "Pass PGDAttack(...)"))
+        check_callable("AsTorchattack", "attack", self.attack, remedy="Pass PGDAttack(...)")
         check_module("AsTorchattack", self.model)
         with attack_context(self.model, self.branch):
             """There is such a branch."""
@@ -55,11 +54,8 @@ class TorchattacksAttack:
         """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
         model, x, y = model_and_labels("TorchattacksAttack", objective, x, generator)
         if getattr(self.attack, "model", None) is not model or self.attack.normalization_used is not None:
-            expected, remedy = (
-                "an attack on raw images and on the model that is attacked",
-                "Build it with that very model",
-            )
-            raise ValueError(complaint("TorchattacksAttack", expected, repr(self.attack), remedy))
+            expected, got = "an attack on raw images and on the model that is attacked", repr(self.attack)
+            raise ValueError(complaint("TorchattacksAttack", expected, got, "Build it with that very model"))
         self.attack.set_device(x.device)
         with attack_context(model), seeded(generator):
             adv: Tensor = self.attack(x.clone(), y.clone())

@@ -104,7 +104,7 @@ class Endless(Dataset):
 
 @pytest.mark.parametrize("data", [Endless(), [1, 2], stream_of_none(), images()])
 def test_reader_takes_map_style_data_sets(data):
-    with pytest.raises(TypeError, match=r"^DataReader: expected a map-style data set, got "):
+    with pytest.raises(TypeError, match=r"^DataReader: expected a map-style data set"):
         DataReader(data)
 
 

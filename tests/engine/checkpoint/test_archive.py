@@ -206,7 +206,7 @@ def test_a_failed_read_back_removes_nothing(tmp_path, monkeypatch, damage):
         """Corrupt data as a failing disk or memory does."""
         if sink.size > 1000:
             (os.ftruncate if damage == "lost" else os.pwrite)(
-                sink._descriptor, *((500,) if damage == "lost" else (b"!", 500))
+                sink.descriptor, *((500,) if damage == "lost" else (b"!", 500))
             )
         real(sink)
 
@@ -235,9 +235,7 @@ def test_a_state_too_large_for_this_machine_is_not_called_damaged(tmp_path, monk
         raise error
 
     monkeypatch.setattr(archive, "read", read)
-    with pytest.raises(
-        CheckpointError, match=r"^Checkpoint: expected to read .*step-00000002, got .* \(errno \d+\)\. "
-    ):
+    with pytest.raises(CheckpointError, match=r"^Checkpoint: expected to read .*step-00000002"):
         checkpoint.load()
 
 

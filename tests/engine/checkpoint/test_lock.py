@@ -164,7 +164,7 @@ def test_a_folder_that_is_not_the_one_that_was_locked_is_not_written_to(tmp_path
         checkpoint.save(1, {"run": "A"})
         deed(checkpoint.folder)
         before = sorted(tmp_path.rglob("*"))
-        message = f"Checkpoint: expected {checkpoint.folder} to be the folder that this process has locked, got another"
+        message = f"Checkpoint: expected {checkpoint.folder} to be the folder that this process has locked"
         with pytest.raises(CheckpointError, match=f"^{re.escape(message)}"):
             checkpoint.save(2, {"run": "A"})
         assert sorted(tmp_path.rglob("*")) == before

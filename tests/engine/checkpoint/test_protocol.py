@@ -184,7 +184,7 @@ def test_a_state_that_cannot_be_written_leaves_earlier_ones_and_is_swept_away(tm
 
 @pytest.mark.parametrize("value", [None, 3, "ab", [1, 2]], ids=repr)
 def test_a_state_that_is_no_mapping_is_refused_before_anything_is_written(tmp_path, value):
-    with pytest.raises(TypeError, match=r"^Checkpoint: expected state to be a .*, got (NoneType|int|str|list)"):
+    with pytest.raises(TypeError, match=r"^Checkpoint: expected state to be a dict"):
         Checkpoint(tmp_path / "run").save(1, value)
     assert not (tmp_path / "run").exists()
 

@@ -68,10 +68,7 @@ def raise_version(checkpoint, step):
 
 def later_format(checkpoint, step):
     where = re.escape(str(checkpoint.path(step)))
-    return (
-        rf"^Checkpoint: expected format version 1 or older in {where}, got 2\. "
-        r"Install a newer advcontrast\.$"
-    )
+    return rf"^Checkpoint: expected format version 1 or older in {where}"
 
 
 def test_a_newest_checkpoint_of_a_later_format_is_not_passed_over(checkpoint):

@@ -1,7 +1,8 @@
-"""A folder that appears when it is complete, and not before."""
+"""Exports to other libraries: copies of networks with single norms, and folders that appear when they are complete."""
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import secrets
@@ -9,9 +10,28 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from .._atomic_io import flush_folder, writing
-from .._checks import check_path, complaint
+from .._checks import check_copyable, check_path, complaint
+from ..norm import DualNorm
+from ..surgery import export_branch
+from ..surgery.modules import check_surgery, check_values
+
+
+def plain_copy(owner: str, model: nn.Module, branch: str | None) -> Any:
+    """Return a copy of ``model`` in eval mode, with one branch only; ``branch`` is ``None`` if it has single norms."""
+    check_surgery(owner, model)
+    branches = next((module.branches for module in model.modules() if isinstance(module, DualNorm)), ())
+    if bool(branches) != (branch is not None):
+        expected = f"branch to be one of {', '.join(map(repr, branches))}" if branches else "branch to be None"
+        remedy = 'Choose one, such as branch="adv"' if branches else "Leave it out, as the model has no dual norms"
+        raise ValueError(complaint(owner, expected, repr(branch), remedy))
+    check_values(owner, "model", model.state_dict(), remedy="Load its weights first")
+    check_copyable(owner, model)
+    return (copy.deepcopy(model) if branch is None else export_branch(model, branch)).eval()
 
 
 @contextmanager
