@@ -100,13 +100,6 @@ def check_callable(owner: str, name: str, value: Any, *, remedy: str) -> None:
         raise TypeError(complaint(owner, f"{name} to be callable", type_name(value), remedy))
 
 
-def check_type(owner: str, name: str, value: Any, *kinds: type, remedy: str) -> None:
-    """Require an instance of one of a few classes."""
-    if not isinstance(value, kinds):
-        names = ["None" if kind is NoneType else kind.__name__ for kind in kinds]
-        raise TypeError(complaint(owner, f"{name} to be of type {' or '.join(names)}", type_name(value), remedy))
-
-
 def check_path(owner: str, name: str, value: Any, *, remedy: str) -> Path:
     """Require a string or a path, and return the path with a leading ``~`` expanded."""
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
@@ -139,7 +132,8 @@ def check_device(owner: str, value: Any) -> torch.device:
 def check_type(owner: str, name: str, value: Any, kinds: type | tuple[type, ...], *, remedy: str) -> None:
     """Require an instance of one of ``kinds``."""
     if not isinstance(value, kinds):
-        names = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        each = kinds if isinstance(kinds, tuple) else (kinds,)
+        names = " or ".join("None" if kind is NoneType else kind.__name__ for kind in each)
         raise TypeError(complaint(owner, f"{name} to be of type {names}", type_name(value), remedy))
 
 

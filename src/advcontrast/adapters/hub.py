@@ -51,7 +51,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 
     def __init__(self, name: str, *, branch: str | None = None, normalize: Any = None, **settings: Any) -> None:
         super().__init__()
-        check_type("HubEncoder", "branch", branch, str, NoneType, remedy='For example "adv"')
+        check_type("HubEncoder", "branch", branch, (str, NoneType), remedy='For example "adv"')
         given = tuple(normalize) if isinstance(normalize, list) else normalize  # as JSON has it
         layer = None if given is None else input_layer("HubEncoder", given, 3)
         self.encoder, self.num_features = backbone(name, **settings)
@@ -124,7 +124,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
     def _check(self, owner: str, config: Any, model_card_kwargs: Mapping[str, Any] | None) -> None:
         """Require an encoder that :meth:`from_pretrained` can load, before anything is written."""
         remedy = 'For example {"license": "mit"}'
-        check_type(owner, "model_card_kwargs", model_card_kwargs, Mapping, NoneType, remedy=remedy)
+        check_type(owner, "model_card_kwargs", model_card_kwargs, (Mapping, NoneType), remedy=remedy)
         if config is not None and _as_json(config) != _as_json(self.config):
             remedy = "Leave it out; pass further facts as model_card_kwargs"
             raise ValueError(complaint(owner, f"config to be None or {self.config!r}", repr(config), remedy))
@@ -135,7 +135,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 
     def generate_model_card(self, *, result: ResultCard | None = None, **metadata: Any) -> Any:
         """Return the card; ``save_pretrained(folder, model_card_kwargs={"result": ..., "license": ...})`` writes it."""
-        check_type("HubEncoder", "result", result, ResultCard, NoneType, remedy="Pass what ResultCard.read returns")
+        check_type("HubEncoder", "result", result, (ResultCard, NoneType), remedy="Pass what ResultCard.read returns")
         branch = self.config["branch"]
         if result is not None and None not in (result.branch, branch) and result.branch != branch:
             expected, remedy = f"result of branch {branch!r}", "Pass the result of the branch that is saved"

@@ -76,7 +76,7 @@ def _describe(network: Any, constants: Sequence[Any] | None, size: int | None, l
     if labels is None:
         return {}
     remedy = "Pass the names of the classes in their order"
-    check_type("save_timm", "labels", labels, tuple, list, remedy=remedy)
+    check_type("save_timm", "labels", labels, (tuple, list), remedy=remedy)
     for label in labels:
         check_type("save_timm", "each of labels", label, str, remedy=remedy)
     if len(labels) != network.num_classes:

@@ -277,7 +277,7 @@ def _check_data(learner: nn.Module, source: Source, batch_size: int, groups: Ten
 
 def _check_optimizer(learner: nn.Module, optimizer: Any, schedule: Any) -> None:
     remedy = "Pass the optimizer itself, such as LARS(learner.parameters(), lr=5.0)"
-    check_type(_OWNER, "optimizer", optimizer, Optimizer, NoneType, remedy=remedy)
+    check_type(_OWNER, "optimizer", optimizer, (Optimizer, NoneType), remedy=remedy)
     if optimizer is not None:
         closure = signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
@@ -306,7 +306,7 @@ def _check_training(
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
     check_choice(_OWNER, "amp", amp, ("off", "bf16", "fp16"))
     check_bool(_OWNER, "compile", compiled, remedy="True compiles learner.model")
-    check_type(_OWNER, "ema", ema, EMA, NoneType, remedy="Pass EMA(learner.model, decay=0.999)")
+    check_type(_OWNER, "ema", ema, (EMA, NoneType), remedy="Pass EMA(learner.model, decay=0.999)")
     if (ema is not None or compiled) and not isinstance(getattr(learner, "model", None), nn.Module):
         remedy = "Hold the network in an attribute of that name"
         raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", remedy))
@@ -319,7 +319,7 @@ def _check_training(
 def _check_evaluation(evaluate: Any, select: Any) -> None:
     if evaluate is not None:
         check_callable(_OWNER, "evaluate", evaluate, remedy="Pass a function, or None")
-    check_type(_OWNER, "select", select, str, NoneType, remedy="Pass the name of a metric")
+    check_type(_OWNER, "select", select, (str, NoneType), remedy="Pass the name of a metric")
     if select is not None and "test" in re.split("[^a-z]+", select.lower()):
         remedy = "Select on validation images, and look at the test images once, at the end"
         raise ValueError(complaint(_OWNER, "a metric of validation images to select by", repr(select), remedy))
