@@ -94,18 +94,11 @@ MODULES = _table(_MOVED_MODULES, _RENAMED_MODULES)
 NAMES = _table(_MOVED_NAMES, _RENAMED_NAMES)
 
 
-class _Constant:
-    """Schedule that keeps the learning rate."""
-
-    def __call__(self, _: int) -> float:
-        return 1.0
-
-
 #: Names without a successor: what to use instead, and an object that works until the next release.
-REMOVED: dict[str, tuple[str, Any]] = {
-    "advcontrast.engine.Constant": ("schedule=1.0 in fit", _Constant),
-    "advcontrast.engine.schedules.Constant": ("schedule=1.0 in fit", _Constant),
-}
+REMOVED: dict[str, tuple[str, Any]] = dict.fromkeys(
+    ("advcontrast.engine.Constant", "advcontrast.engine.schedules.Constant"),
+    ("schedule=1.0 in fit", lambda: lambda _: 1.0),
+)
 
 
 def warn(old: str, new: str, *, stacklevel: int) -> None:

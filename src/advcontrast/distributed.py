@@ -38,22 +38,18 @@ def init_from_torchrun(timeout: float) -> None:
     check_real(_OWNER, "timeout", timeout, low=0, above=True, remedy="Pass seconds")
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        remedy = "Start the script with torchrun, or do not call this"
-        raise RuntimeError(complaint(_OWNER, "a process that torchrun has started", f"no {missing[0]}", remedy))
+        raise RuntimeError(complaint(_OWNER, "a process of torchrun", f"no {missing[0]}", "Start it with torchrun"))
     if dist.is_initialized():
-        raise RuntimeError(
-            complaint(_OWNER, "no process group yet", "one", "Call this once, instead of init_process_group")
-        )
+        raise RuntimeError(complaint(_OWNER, "no process group yet", "one", "Do not call init_process_group"))
     # If it is imported after the group is made, as DDP does, this module holds the group until the interpreter exits,
     # and the threads of a group that was not destroyed before may then abort the process.
     import torch.distributed.nn.functional  # noqa: F401
 
     patience = timedelta(seconds=timeout)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
-    environment = os.environ
-    if environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE"):
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         # The store still holds the addresses of the last attempt. On several machines no count of attempts is shared.
-        attempt = f"attempt {environment.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     dist.init_process_group(store=store, rank=rank, world_size=world_size, timeout=patience)
 
@@ -99,10 +95,9 @@ def broadcast_(tensors: Iterable[Tensor]) -> None:
 
 @contextmanager
 def explain_lost_peer(owner: str, remedy: str) -> Iterator[None]:
-    """Explain the error of a collective in the block if another process has ended or does not respond.
+    """Explain the NCCL or Gloo error of a collective in the block if another process has ended or does not respond.
 
-    Otherwise the user sees a raw NCCL or Gloo error. How long a process waits is the ``timeout`` of
-    ``torch.distributed.init_process_group``.
+    How long a process waits is the ``timeout`` of ``torch.distributed.init_process_group``.
     """
     try:
         yield
@@ -110,9 +105,8 @@ def explain_lost_peer(owner: str, remedy: str) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(part in str(error) for part in _TRANSPORT):
             raise
         late = "imed out" in str(error) or "timeout" in str(error).lower()
-        got = "no response from another" if late else "an end of the connection to another"
-        expected = f"all {world_size()} processes to go on together"
-        raise RuntimeError(complaint(owner, expected, f"{got} on process {rank()}", remedy)) from error
+        got = f"{'no response from' if late else 'an end of the connection to'} another on process {rank()}"
+        raise RuntimeError(complaint(owner, f"all {world_size()} processes to go on together", got, remedy)) from error
 
 
 class _AllGather(torch.autograd.Function):
@@ -134,18 +128,11 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """Stack the equally shaped tensors of all ranks along a new first dimension, with gradient.
+    """Stack the equally shaped tensors of all ranks to ``[world_size, *tensor.shape]``, with gradient.
 
     The backward pass sums over the ranks. If rank r then computes the loss ``L_r``, its parameters receive the gradient
     of ``sum_r L_r``, and averaging over the ranks, as DDP does, gives the gradient of the mean of the ``L_r``.
-
-    Args:
-        tensor: any shape, the same on every rank.
-
-    Returns:
-        A tensor of shape ``[world_size, *tensor.shape]``.
     """
     if world_size() == 1:
         return tensor.unsqueeze(0)
-    gathered: Tensor = _AllGather.apply(tensor)
-    return gathered
+    return _AllGather.apply(tensor)  # type: ignore[no-any-return]

@@ -147,14 +147,14 @@ def test_what_is_no_classifier_is_refused(function, error, message):
         (
             {"images": images()[0]},
             ValueError,
-            "export_plain: expected images of shape [N, C, H, W] with N >= 1",
+            "export_plain: expected images [N, C, H, W]",
         ),
         (
             {"images": images(0)},
             ValueError,
-            "export_plain: expected images of shape [N, C, H, W] with N >= 1",
+            "export_plain: expected images [N, C, H, W]",
         ),
-        ({"images": torch.tensor(0.5)}, ValueError, "export_plain: expected images of shape [N, C, H, W] with N >= 1"),
+        ({"images": torch.tensor(0.5)}, ValueError, "export_plain: expected images [N, C, H, W]"),
         ({"images": images() * torch.nan}, ValueError, "export_plain: expected images to be finite"),
         (
             {"model": resnet18(10, width=2, normalize=None), "branch": None, "normalize": ((0.5,) * 3, (0.0,) * 3)},
@@ -296,15 +296,15 @@ def test_robustbench_benchmarks_it(robustbench, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("statistics", "error", "got"),
+    ("statistics", "error"),
     [
-        (((0.5, 0.5, 0.5),), ValueError, "1 items"),
-        ("cifar10", TypeError, "str"),
-        (((0.5,), (0.5,)), ValueError, "1 numbers"),
+        (((0.5, 0.5, 0.5),), ValueError),
+        ("cifar10", TypeError),
+        (((0.5,), (0.5,)), ValueError),
     ],
 )
-def test_a_normalisation_of_other_form_is_refused(statistics, error, got):
-    with pytest.raises(error, match=rf"^export_plain: expected normalize .*, got {got}\. "):
+def test_a_normalisation_of_other_form_is_refused(statistics, error):
+    with pytest.raises(error, match=r"^export_plain: expected normalize "):
         export_plain(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2), normalize=statistics)
 
 

@@ -139,7 +139,7 @@ def test_schedule_that_returns_no_rate_is_named_before_a_step(rate, error, got):
 
 
 def test_metric_to_select_by_that_nobody_reports():
-    with pytest.raises(ValueError, match=r"^fit: expected a metric 'score' .* 'loss', 'accuracy', 'robust'\]"):
+    with pytest.raises(ValueError, match=r"^fit: expected a metric 'score', got .* 'loss', 'accuracy', 'robust'\]"):
         train(Separable(), select="score", evaluate=lambda epoch: {"robust": 0.5})
 
 

@@ -35,8 +35,7 @@ def export_plain(
     plain: nn.Module = plain_copy(owner, model, branch)
     check_tensor(owner, "images", images, remedy="Convert 8-bit images with images.float() / 255")
     if images.dim() != 4 or not images.numel():
-        expected, remedy = "images of shape [N, C, H, W] with N >= 1", "Pass a few images of the test set"
-        raise ValueError(complaint(owner, expected, f"{list(images.shape)}", remedy))
+        raise ValueError(complaint(owner, "images [N, C, H, W] with N >= 1", f"{list(images.shape)}", "Pass some"))
     check_within(owner, "images", images, (0.0, 1.0), remedy="Pass images of the test set as they are")
     if normalize is not None:
         if any(isinstance(module, Normalize) for module in plain.modules()):
@@ -48,8 +47,7 @@ def export_plain(
         refuse_probabilities(owner, plain, x, logits)
     check_finite(owner, "the logits", logits.cpu(), remedy="Look for a division by zero in the model")
     if not torch.equal(logits, again):
-        remedy = "Take out what draws random numbers; robustbench ranks deterministic models only"
-        raise ValueError(complaint(owner, "the same logits twice", "others the second time", remedy))
+        raise ValueError(complaint(owner, "the same logits twice", "others", "Take out what draws random numbers"))
     return plain
 
 
@@ -70,8 +68,7 @@ def robustbench_model_info(figures: ResultCard | Mapping[str, float], *, eps: fl
     check_real(owner, "AA", found["AA"], low=0, high=float(found["TA"]), remedy="No attack helps; see that both agree")
     check_real(owner, "eps", eps, low=0, above=True, remedy="Pass the radius in units of pixels, such as 8 / 255")
     if about.keys() != _KINDS.keys():
-        got = ", ".join(about) or "none of them"
-        raise TypeError(complaint(owner, ", ".join(_KINDS), got, "Pass these and no others"))
+        raise TypeError(complaint(owner, ", ".join(_KINDS), ", ".join(about) or "none", "Pass these and no others"))
     for name, kind in _KINDS.items():
         check_type(owner, name, about[name], kind, remedy="Pass one")
     pixels = round(255 * eps) if eps < 1 else 0

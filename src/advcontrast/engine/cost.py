@@ -44,8 +44,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     """
     check_module(_OWNER, learner)
     if not isinstance(getattr(learner, "model", None), nn.Module):
-        remedy = "Hold the network in an attribute of that name"
-        raise ValueError(complaint(_OWNER, "learner.model", "none", remedy))
+        raise ValueError(complaint(_OWNER, "learner.model", "none", "Hold the network in an attribute of that name"))
     check_copyable(_OWNER, learner)
     learner = copy.deepcopy(learner)
     model = learner.get_submodule("model")
@@ -64,8 +63,8 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
             inputs, named = seen[0]
             model(*inputs, **named)
     if not forward.operations:
-        remedy = "Count the passes by hand"
-        raise ValueError(complaint(_OWNER, "learner.model with convolutions or matrix products", "none", remedy))
+        expected = "learner.model with convolutions or matrix products"
+        raise ValueError(complaint(_OWNER, expected, "none", "Count the passes by hand"))
     passes: float = step.operations / (forward.operations / len(inputs[0])) / len(batch[0])
     return passes
 

@@ -241,7 +241,6 @@ def _parts(batch: Batch, number: int, memory_format: torch.memory_format) -> lis
 
 
 def _check_learner(learner: Any) -> None:
-    """Require a module with parameters to train."""
     check_module(_OWNER, learner)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", "Unfreeze some of them"))
@@ -256,12 +255,11 @@ def _check_data(learner: nn.Module, source: Source, batch_size: int, groups: Ten
     check_int(_OWNER, "batch_size", batch_size, low=2 * world, remedy="A batch has at least two samples a process")
     samples = lengths[0]
     if batch_size % world:
-        expected, remedy = f"batch_size to be a multiple of {world} processes", "All processes take equal shares"
-        raise ValueError(complaint(_OWNER, expected, repr(batch_size), remedy))
+        rule = f"batch_size to be a multiple of {world} processes"
+        raise ValueError(complaint(_OWNER, rule, repr(batch_size), "All processes take equal shares"))
     if samples < batch_size and samples % world:
-        expected = f"a batch that {world} processes can share equally"
-        remedy = "Pass a batch_size of at most that, and a multiple of the processes"
-        raise ValueError(complaint(_OWNER, expected, f"one of all {samples} samples", remedy))
+        expected, got = f"a batch that {world} processes can share equally", f"one of all {samples} samples"
+        raise ValueError(complaint(_OWNER, expected, got, "Pass a smaller batch_size, a multiple of the processes"))
     if groups is not None:
         remedy = "Pass the number of its group for each sample"
         check_tensor(_OWNER, "groups", groups, (torch.int64,), remedy=remedy)
@@ -308,8 +306,7 @@ def _check_training(
     check_bool(_OWNER, "compile", compiled, remedy="True compiles learner.model")
     check_type(_OWNER, "ema", ema, (EMA, NoneType), remedy="Pass EMA(learner.model, decay=0.999)")
     if (ema is not None or compiled) and not isinstance(getattr(learner, "model", None), nn.Module):
-        remedy = "Hold the network in an attribute of that name"
-        raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", remedy))
+        raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", "Assign the network to it"))
     if accumulate > 1 and getattr(learner, "couples_samples", False):
         expected = f"accumulate to be 1 for {type_name(learner)}, whose loss compares all images of a batch"
         remedy = "Save memory with NTXentLoss(tile=), activation checkpointing or more processes instead"

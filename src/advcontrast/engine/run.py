@@ -208,8 +208,7 @@ class Run:
                 remedy = "Pass a function of the step as schedule, instead of a scheduler of PyTorch for example"
                 raise RuntimeError(complaint(_OWNER, "evaluate to leave the learning rates alone", "others", remedy))
         if select is not None and select not in row and not self.history:
-            remedy = "Let evaluate return it, after the first epoch at least"
-            raise ValueError(complaint(_OWNER, f"a metric {select!r} to select by", str(list(row)), remedy))
+            raise ValueError(complaint(_OWNER, f"a metric {select!r}", str(list(row)), "Let evaluate return it"))
         if select is not None and select in row:
             value = -math.inf if math.isnan(row[select]) else row[select]
             if self.best is None or value > self.best["value"]:
@@ -301,7 +300,6 @@ class Run:
                 generator.manual_seed((seed + 1 + i) % 2**63)
 
     def _own_states(self) -> dict[str, Tensor]:
-        """Return the states of the generators that the learner holds."""
         return {name: generator.get_state() for name, generator in _random.generators(self.learner).items()}
 
     def _set_own_states(self, states: Mapping[str, Tensor]) -> None:
@@ -358,8 +356,7 @@ def _kind(output: Any) -> str:
 def _numbers(metrics: Any) -> Row:
     """Require an evaluation to return numbers by name."""
     if not isinstance(metrics, Mapping):
-        remedy = "Return them as in {'val_ra': 0.5}"
-        raise TypeError(complaint(_OWNER, "evaluate to return a dict of metrics", type_name(metrics), remedy))
+        raise TypeError(complaint(_OWNER, "evaluate to return a dict", type_name(metrics), "Return {'val_ra': 0.5}"))
     for name, value in metrics.items():
         one = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
         if not isinstance(name, str) or not one:

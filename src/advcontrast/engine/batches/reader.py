@@ -18,7 +18,7 @@ from ..._checks import check_int, check_real, complaint, type_name
 from ..._digest import digest
 from ...data.stream import ImageStream
 from .plan import Plan
-from .worker import Batch, BatchDataset, BatchRequest, LoadedBatch, WorkerError
+from .worker import Batch, BatchDataset, LoadedBatch, WorkerError
 
 _OWNER = "DataReader"
 _PATIENCE = 5.0  # seconds that a process has to end
@@ -98,7 +98,7 @@ class WorkerSource:
         batches = BatchDataset(self._dataset, plan.seed, self._workers)
         steps = range(epochs.start * plan.steps + skip, epochs.stop * plan.steps)
         indices = plan.run(epochs, torch.device("cpu"), skip=skip)
-        requests = (BatchRequest(step, chosen.tolist()) for step, chosen in zip(steps, indices, strict=True))
+        requests = ((step, chosen.tolist()) for step, chosen in zip(steps, indices, strict=True))
         loading = self._load(batches, requests, len(steps), pin=device.type == "cuda")
         try:
             yield (self._received(batch, device) for batch in loading)
@@ -111,10 +111,7 @@ class WorkerSource:
             loading.close()
             self._kill()
 
-    def _load(
-        self, batches: BatchDataset, requests: Iterator[BatchRequest], number: int, *, pin: bool
-    ) -> Generator[Any, None, None]:
-        """Yield the batches, and start the workers that read them."""
+    def _load(self, batches: BatchDataset, requests: Any, number: int, *, pin: bool) -> Generator[Any, None, None]:
         if self._workers == 0:
             yield from map(batches.__getitem__, requests)
             return

@@ -63,8 +63,7 @@ def source_of(data: Any) -> Source:
     tensors = [data] if isinstance(data, Tensor) else list(data)
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            remedy = f"Pass torch.as_tensor(data[{i}])"
-            raise TypeError(complaint(_OWNER, f"data[{i}] to be a tensor", type_name(tensor), remedy))
+            raise TypeError(complaint(_OWNER, f"data[{i}] to be a tensor", type_name(tensor), "Call torch.as_tensor"))
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             # One such value would stay in the running statistics of a batch norm for ever.

@@ -25,13 +25,6 @@ _OWNER = "fit"
 _POLL = 1.0  # seconds between two looks at the parent process
 
 
-class BatchRequest(NamedTuple):
-    """Samples of one step of a run."""
-
-    step: int
-    indices: list[int]
-
-
 class LoadedBatch(NamedTuple):
     """Batch, and for each sample that another one replaces its index and the reason."""
 
@@ -54,7 +47,7 @@ class WorkerError(NamedTuple):
 
 
 class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
-    """Data set of whole batches.
+    """Data set of whole batches, whose keys are a step and the samples of it.
 
     Random numbers that a sample draws depend on the seed, the step and the sample, not on the process.
 
@@ -74,22 +67,22 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
             signal.signal(number, signal.SIG_IGN)
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def __getitem__(self, request: BatchRequest) -> LoadedBatch | WorkerError:
+    def __getitem__(self, request: tuple[int, list[int]]) -> LoadedBatch | WorkerError:
         worker = get_worker_info()
         at = self.at[0 if worker is None else worker.id]
         try:
             with preserve_rng_state():  # with workers=0, reading must not advance the generators of the training
-                return self._load(request, at)
+                return self._load(*request, at)
         except Exception as error:
             return WorkerError(type(error), str(error), traceback.format_exc())
         finally:
             at[0] = -1
 
-    def _load(self, request: BatchRequest, at: Tensor) -> LoadedBatch:
+    def _load(self, step: int, indices: list[int], at: Tensor) -> LoadedBatch:
         samples, replaced = [], []
-        for index in request.indices:
+        for index in indices:
             at[0] = index
-            reseed(int(digest(f"{self.seed} {request.step} {index}")[:8], 16))
+            reseed(int(digest(f"{self.seed} {step} {index}")[:8], 16))
             try:
                 data = self.dataset
                 sample, reason = data.read(index) if isinstance(data, ImageStream) else (data[index], None)
@@ -102,7 +95,7 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
                 replaced.append((index, reason))
             samples.append(_tensors(index, sample))
             at[1] += 1
-        return LoadedBatch(_stacked(request.indices, samples), replaced)
+        return LoadedBatch(_stacked(indices, samples), replaced)
 
 
 def _end_with_parent() -> None:
@@ -115,7 +108,6 @@ def _end_with_parent() -> None:
 
 
 def _tensors(index: int, sample: Any) -> Batch:
-    """Return a sample as tensors."""
     parts = tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)
     others = [type_name(part) for part in parts if not isinstance(part, (Tensor, Real))]
     if others or not parts:

@@ -90,8 +90,7 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     )
     if type(value) is OrderedDict and (attributes := vars(value)):
         if attributes.keys() != {"_metadata"}:
-            expected, got = f"{where} to have no attributes", ", ".join(attributes)
-            raise TypeError(complaint(_OWNER, expected, got, "Save them as entries"))
+            raise TypeError(complaint(_OWNER, f"{where} without attributes", ", ".join(attributes), "Save entries"))
         entries._metadata = plain(attributes["_metadata"], f"{where}._metadata", depth + 1)  # of load_state_dict
     return entries
 

@@ -279,7 +279,6 @@ class Checkpoint:
 
 
 def _manifest(step: int, size: int, sha256: str) -> bytes:
-    """Return the manifest of a state of ``size`` bytes."""
     manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "bytes": size, "sha256": sha256}
     manifest["torch"] = torch.__version__
     return json.dumps({**manifest, "seal": _seal(manifest)}, indent=1).encode()
@@ -291,7 +290,6 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 
 def _read_manifest(path: Path, step: int) -> dict[str, Any]:
-    """Read and verify the manifest."""
     with (path / _MANIFEST).open("rb") as file:
         manifest = json.loads(file.read(_LARGEST_MANIFEST))
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
