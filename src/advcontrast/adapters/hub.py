@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_device, check_path, check_type, complaint
+from .._checks import check_device, check_path, check_type, complaint, type_name
 from .._deprecated import warn
 from .._random import preserve_rng_state
 from ..evaluation import ResultCard
