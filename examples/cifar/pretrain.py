@@ -1,7 +1,8 @@
-"""Pre-train an encoder without labels: ACL in its four modes, SimCLR (mode S2S), and the baseline Selfie.
+"""Pre-train an encoder without labels: ACL in its four modes, SimCLR (mode S2S), later methods, the baseline Selfie.
 
     python examples/cifar/pretrain.py --mode DS --out runs/DS                     # CIFAR-10, downloaded into ./data
     python examples/cifar/pretrain.py --mode DS --preset fast --amp bf16 --out runs/DS-fast
+    python examples/cifar/pretrain.py --method deacl --teacher runs/S2S/final.safetensors --out runs/DeACL
     torchrun --nproc-per-node=2 examples/cifar/pretrain.py --mode DS --out runs/DS    # docs/guides/scale.rst has more
 
 Presets: ``code`` has the settings of the authors' code, ``paper`` those of their text (SimCLR's head and crop, and its
@@ -10,6 +11,8 @@ optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with t
 takes three longer steps, ``single`` one from a random start, ``warm`` one from where the last batch ended, ``free``
 none beside the training step, on batches that come four times in a row, ``progressive`` one, three and then five.
 The cost of a preset is printed before it runs; ``docs/guides/speed.rst`` has the accuracy that it loses.
+``--method`` takes the settings of the paper of a method (``--preset paper``), or shorter ones (``fast``). Methods that
+learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
 
 The images of ``--data`` are all used, without labels. With ``--stream PATH`` those below PATH are used instead, which
 may be more than fit into memory and need no classes; ``--data`` is then for the linear classifier alone. The card has
@@ -19,7 +22,6 @@ if there are two sets. Wall time and accuracy at full size: not yet run.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from functools import partial
 
@@ -30,14 +32,14 @@ from torch import nn
 from _common.attacks import CHEAPER, attack_of, mean_cost, watch
 from _common.classifiers import linear_probe
 from _common.flags import Common, flag, start
-from _common.images import Images, load, streamed
-from _common.load_models import BATCH, join, network_of, new_encoder
+from _common.images import load, streamed
+from _common.load_models import BATCH, network_of, new_encoder
+from _common.methods import METHODS, Parts, presets
 from _common.run_folder import begin, say
-from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn, export_branch
-from advcontrast.augment import Replay
+from advcontrast import PGDAttack
 from advcontrast.engine import fit, steps_per_epoch
 from advcontrast.evaluation import accuracy, robust_accuracy
-from advcontrast.models import acl_head, simclr_head
+from advcontrast.norm import DualNorm
 from advcontrast.optim import LARS, WarmupCosine
 from advcontrast.surgery import convert_sync_batchnorm
 from baselines.selfie import RECIPE as SELFIE
@@ -47,14 +49,16 @@ CODE = {"epochs": 1000, "batch_size": 512}
 PAPER = {**CODE, "lr": 2.0, "head": "simclr", "min_area": 0.08, "spare_norms": True}
 FAST = {**CODE, "epochs": 100, "attack_steps": 3, "attack_step": 0.5}
 PRESETS = {"code": CODE, "paper": PAPER, "fast": FAST, "selfie": SELFIE}
-PRESETS |= {name: {**CODE, **changes} for name, changes in CHEAPER.items()}
+PRESETS |= {name: {**CODE, **changes} for name, changes in CHEAPER.items()} | presets()
 
 
 @dataclass(kw_only=True)
 class Settings(Common):
     """Flags of pre-training; their defaults are those of the authors' code."""
 
-    mode: str = flag("DS", "streams to train on, or the baseline Selfie", "S2S", "A2A", "A2S", "DS", "selfie")
+    method: str = flag("acl", "method of pre-training", *METHODS)
+    teacher: str = flag("", "final.safetensors of a standard encoder, for methods that learn from one")
+    mode: str = flag("DS", "streams of ACL, or the baseline Selfie", "S2S", "A2A", "A2S", "DS", "selfie")
     norms: str = flag("auto", "batch norms; auto: dual for A2S and DS, as in the paper", "auto", "single", "dual")
     sync_norms: bool = flag(False, "batch norms of all processes together, on accelerators")
     head: str = flag("acl", "projection head", "acl", "simclr")
@@ -82,8 +86,9 @@ def main(settings: Settings) -> None:
     encoder, features = new_encoder(settings, images)
     data = streamed(settings, images.size) if settings.stream else images.everything.x
     steps = settings.epochs * steps_per_epoch(len(data), settings.batch_size)
-    dual = settings.norms == "dual" or (settings.norms == "auto" and settings.mode in ("A2S", "DS"))
-    learner = learner_of(settings, encoder, features, images, steps, dual=dual).to(device)
+    parts = Parts(settings, images, encoder, features, attack_of(settings, steps), steps)
+    build = selfie if settings.mode == "selfie" else METHODS[settings.method].build
+    learner = build(parts).to(device)
     if settings.sync_norms:
         if device.type == "cpu" and dist.is_initialized():
             expected = "an accelerator, as SyncBatchNorm does not train on a CPU"
@@ -115,32 +120,21 @@ def main(settings: Settings) -> None:
     last["images_per_second"] = len(history) * len(data) / sum(row["seconds"] for row in history)
     if settings.stream:
         last["stream"] = f"ImageStream of {len(data)} samples {data.dataset.fingerprint()[:16]}"
-    trained = export_branch(learner.model.encoder, "adv") if dual else learner.model.encoder
+    trained = learner.encoder().encoder if settings.mode != "selfie" else learner.model.encoder
     classifier = linear_probe(trained, features, images)
     attack, test = PGDAttack(eps=settings.radius, step_size=settings.step, steps=20), list(images.test.batches(BATCH))
     verdicts = {"TA": accuracy(classifier, test), "RA": robust_accuracy(classifier, test, attack)}
+    dual = any(isinstance(module, DualNorm) for module in learner.model.modules())
     network = network_of(settings, norms="dual" if dual else "single", mode=settings.mode)
     training = {**last, "cost": cost}
     run.finish(learner.model, network, images.test, verdicts, attacks={"RA": attack}, training=training)
 
 
-def learner_of(
-    settings: Settings, encoder: nn.Module, features: int, images: Images, steps: int, *, dual: bool
-) -> nn.Module:
-    """Return the learner of adversarial contrastive learning, or of Selfie."""
-    attack = attack_of(settings, steps)
-    if settings.mode == "selfie":
-        if dual:
-            raise ValueError("--norms: expected auto or single for Selfie, got dual. Its network has one branch.")
-        return SelfieLearner(encoder, attack=attack)
-    head = acl_head(features) if settings.head == "acl" else simclr_head(features)
-    model = convert_to_dual_bn(join(encoder, head)) if dual else join(encoder, head)
-    views = ContrastivePairAugment(images.size, strength=settings.strength, min_area=settings.min_area)
-    augment = Replay(views, times=settings.replays)
-    loss = NTXentLoss(settings.temperature, gather=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of single norms, which were asked for
-        return ACLTrainer(model, loss=loss, attack=attack, augment=augment, mode=settings.mode)
+def selfie(parts: Parts) -> SelfieLearner:
+    """Return the learner of Selfie."""
+    if parts.settings.norms == "dual":
+        raise ValueError("--norms: expected auto or single for Selfie, got dual. Its network has one branch.")
+    return SelfieLearner(parts.encoder, attack=parts.attack)
 
 
 def optimizer_of(settings: Settings, learner: nn.Module) -> torch.optim.Optimizer:

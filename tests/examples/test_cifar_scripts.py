@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from advcontrast import PGDAttack
 from advcontrast.data import train_validation_split
 from advcontrast.engine import Checkpoint, steps_per_epoch
 from advcontrast.evaluation import ResultCard
@@ -456,8 +457,16 @@ def test_pretraining_has_the_numbers_of_the_paper():
 def test_pretraining_crops_as_its_flag_asks_without_a_transform():
     given = settings_of("pretrain", "--preset", "paper")
     images = SimpleNamespace(size=32)
-    learner = module("pretrain").learner_of(given, resnet18(0, width=2), 16, images, 100, dual=True)
+    pretrain = module("pretrain")
+    learner = pretrain.METHODS["acl"].build(pretrain.Parts(given, images, resnet18(0, width=2), 16, PGDAttack(), 100))
     assert repr(learner.augment.augment) == "ContrastivePairAugment(32, strength=1.0, min_area=0.08, transform=None)"
+
+
+def test_a_method_has_presets_of_its_own():
+    given = settings_of("pretrain", "--method", "deacl", "--lr", "0.1")
+    assert (given.epochs, given.batch_size, given.lr) == (100, 256, 0.1)
+    assert settings_of("pretrain", "--method", "deacl", "--preset", "fast").epochs == 20
+    assert settings_of("pretrain", "--method", "acl").epochs == 1000
 
 
 def test_the_fast_preset_costs_a_tenth():

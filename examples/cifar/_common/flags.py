@@ -88,7 +88,9 @@ def parse(kind: type[Settings], presets: Mapping[str, Mapping[str, Any]], text: 
             options |= {"type": float if f.default is None else type(f.default), "choices": choices}
         parser.add_argument(f"--{f.name.replace('_', '-')}", **options)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not MISSING}
-    preset = given.get("preset", next(iter(presets)))
+    # A method has presets of its own.
+    names = (f"{given.get('method')}-{given.get('preset', 'paper')}", given.get("preset", next(iter(presets))))
+    preset = next(name for name in names if name in presets)
     settings = kind(**{**presets[preset], **given, "preset": preset})
     if settings.batch_size < 2 and settings.batch_size != presets[preset].get("batch_size", 0):
         parser.error(f"expected --batch-size of at least 2, got {settings.batch_size}.")

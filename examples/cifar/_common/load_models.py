@@ -50,19 +50,20 @@ def network_of(settings: Common, **more: Any) -> dict[str, Any]:
     return {"arch": settings.arch, "width": settings.width, "torch": torch.__version__, **more}
 
 
-def encoder_from(settings: Any, images: Images) -> nn.Module:
-    """Return the encoder that ``--encoder`` names, with single or dual norms as it was trained."""
+def encoder_from(settings: Any, images: Images, flag: str = "encoder") -> nn.Module:
+    """Return the encoder that a flag names, with single or dual norms as it was trained."""
     encoder, _ = new_encoder(settings, images)
-    if settings.encoder == "random":
+    path = getattr(settings, flag)
+    if path == "random":
         return encoder.to(images.test.x.device)
-    weights, about = read("encoder", settings.encoder)
-    _require_network("encoder", settings, about)
+    weights, about = read(flag, path)
+    _require_network(flag, settings, about)
     if about.get("norms") == "dual":
         encoder = convert_to_dual_bn(encoder)
-    else:
-        say(f"{settings.encoder} has single batch norms: --branch makes no difference.")
+    elif flag == "encoder":
+        say(f"{path} has single batch norms: --branch makes no difference.")
     own = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
-    _load(encoder, own, "encoder")
+    _load(encoder, own, flag)
     return encoder.to(images.test.x.device)
 
 
@@ -130,7 +131,7 @@ def read(flag: str, path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        remedy = "Make it with pretrain.py" if flag == "encoder" else "Make it with finetune.py"
+        remedy = "Make it with pretrain.py" if flag in ("encoder", "teacher") else "Make it with finetune.py"
         raise ValueError(f"--{flag}: expected a final.safetensors, got {path} ({reason}). {remedy}.") from error
 
 

@@ -1,0 +1,30 @@
+"""Every method of pre-training runs by its name, and what it writes can be fine-tuned."""
+
+import pytest
+
+from advcontrast.evaluation import ResultCard
+from tests.examples.cifar import TINY, inside, module
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    assert inside("pretrain", *TINY, "--mode", "S2S", "--out", out) == 0
+    return out / "final.safetensors"
+
+
+METHODS = [name for name in module("pretrain").METHODS if name != "acl"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_an_encoder(name, teacher, tmp_path):
+    assert inside("pretrain", *TINY, "--method", name, "--teacher", teacher, "--out", tmp_path / "run") == 0
+    card = ResultCard.read(tmp_path / "run" / "card.json")
+    assert card.settings["flags"]["preset"] == f"{name}-paper"
+    encoder = tmp_path / "run" / "final.safetensors"
+    assert inside("linear", *TINY, "--encoder", encoder, "--out", tmp_path / "linear") == 0
+
+
+def test_a_method_without_its_teacher_is_refused(tmp_path, capsys):
+    assert inside("pretrain", *TINY, "--method", "deacl", "--out", tmp_path) == 2
+    assert "pretrain.py: --teacher: expected the final.safetensors" in capsys.readouterr().err
