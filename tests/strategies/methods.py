@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import DeACL, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, DeACL, ProFeAT, RoCL
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -34,6 +34,10 @@ def acl(norm, **settings):
     return ACLTrainer(student(norm), **{"loss": NTXentLoss(gather=True), "attack": FEW, **settings})
 
 
+def amoc(norm, **settings):
+    return AMOC(student(norm), **{"queue": 12, "decay": 0.9, "attack": FEW, **settings})
+
+
 def deacl(norm, **settings):
     return DeACL(student(norm), teacher(), **{"attack": FEW, **settings})
 
@@ -52,6 +56,8 @@ def rocl(norm, **settings):
 METHODS = {
     "ACL": Method(acl),
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
+    "AMOC": Method(amoc),
+    "AMOC released": Method(lambda norm, **settings: amoc(norm, released=True, **settings)),
     "DeACL": Method(deacl, views=1),
     "ProFeAT": Method(profeat),
     "RoCL": Method(rocl),

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from advcontrast import ACLTrainer
 from advcontrast.functional import nt_xent
-from advcontrast.strategies import DeACL, Distillation, Invariance, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, DeACL, Distillation, Invariance, ProFeAT, RoCL
 from tests.strategies.methods import Constant, Given, Identity, known, norms
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -18,6 +18,23 @@ def test_nt_xent():
     z = [known(v).flatten(1) for v in range(4)]
     assert nt_xent(z[0], z[1]).item() == pytest.approx(0.9642490370, **CLOSE)
     assert nt_xent(z[2], z[3]).item() == pytest.approx(0.8564001222, **CLOSE)
+
+
+@pytest.mark.parametrize(("released", "clean"), [(False, 0.5841466393), (True, 1.3102461748)])
+def test_amoc(released, clean):
+    """The released code has the own keys among the negatives."""
+    learner = AMOC(Identity(), queue=8 if released else 4, released=released, attack=Given(known(2)))
+    for queue, v in ((learner.queue, 4), (learner.queue_adv, 3)):
+        earlier = F.normalize(known(v).detach().flatten(1), dim=1)
+        queue.rows = earlier.repeat(queue.size // 4, 1)
+    q, k = known(0), known(1)
+    out = learner(q, k)
+    assert out.terms["loss_clean"].item() == pytest.approx(clean, **CLOSE)
+    if not released:
+        assert out.terms["loss_adv"].item() == pytest.approx(0.9432469984, **CLOSE)
+        assert out.loss.item() == pytest.approx(0.7636968189, **CLOSE)
+    out.loss.backward()
+    assert norms(k) == [0]
 
 
 def test_deacl():

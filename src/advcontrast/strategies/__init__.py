@@ -1,6 +1,7 @@
 """Training strategies, one paper a file: modules whose forward pass returns a loss."""
 
 from .acl import ACLOutput, ACLTrainer
+from .amoc import AMOC
 from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
 from .deacl import DeACL
 from .learner import ContrastiveLearner, Part, StepOutput
@@ -13,6 +14,7 @@ from .terms import Distillation, Invariance
 from .trades import TRADESTrainer
 
 __all__ = [
+    "AMOC",
     "ACLOutput",
     "ACLTrainer",
     "AdversarialTrainer",

@@ -25,6 +25,7 @@ from .._checks import (
     type_name,
 )
 from .._digest import digest
+from ..functional.nt_xent import unit_rows
 from .learner import Block
 
 
@@ -182,59 +183,75 @@ class Momentum(Block):
 class Queue(Block):
     """The last embeddings of earlier batches, scaled to length one, as further negatives.
 
-    It starts with random directions. Embeddings that are pushed are gathered over all processes, and enter at the end
-    of the forward pass of the learner in train mode, so that an image never is its own negative.
+    It starts with fixed random directions. Embeddings that are pushed are gathered over all processes, and enter at the
+    end of the forward pass of the learner in train mode, so that an image never is its own negative. The embeddings are
+    extra state, since their length is known from the first ones only.
 
     Args:
         size: number of embeddings, at least that of a batch.
-        dim: length D of an embedding.
+        dim: length D of an embedding; by default that of the first ones.
 
     Attributes:
-        rows: the embeddings, ``[size, D]``, the latest first.
+        rows: the embeddings, ``[size, D]``, the latest first, or ``None`` before the first step where ``dim`` is.
 
     Raises:
-        ValueError: a number < 1, or, on a push, more embeddings than the queue holds.
+        ValueError: a number < 1, or, in use, more embeddings than the queue holds or of another length.
         TypeError: an argument of the wrong kind.
 
     Example:
         >>> from advcontrast.strategies import Queue
-        >>> queue = Queue(3, 2)
+        >>> queue = Queue(3)
         >>> queue.push(torch.tensor([[3.0, 0.0]]))
         >>> queue.advance()
-        >>> queue.rows[0].tolist()
+        >>> queue.read(torch.ones(1, 2))[0].tolist()
         [1.0, 0.0]
     """
 
-    rows: Tensor
-
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int | None = None) -> None:
         check_int("Queue", "size", size, low=1, remedy="MoCo uses 65536")
-        check_int("Queue", "dim", dim, low=1, remedy="Pass the length of an embedding")
+        if dim is not None:
+            check_int("Queue", "dim", dim, low=1, remedy="None takes that of the first embeddings")
         super().__init__()
-        self.register_buffer("rows", F.normalize(torch.randn(size, dim), dim=1))
-        self._pushed: Tensor | None = None
+        self.size = size
+        self.rows: Tensor | None = None if dim is None else self._directions(dim)
+        self._next: Tensor | None = None
+
+    def read(self, z: Tensor) -> Tensor:
+        """Return the embeddings of earlier batches, ``[size, D]``, to compare with embeddings ``[N, D]``."""
+        check_tensor("Queue", "z", z, remedy="Pass embeddings")
+        dim = z.shape[-1] if self.rows is None else self.rows.shape[1]
+        if z.dim() != 2 or len(z) * distributed.world_size() > self.size or z.shape[1] != dim:
+            expected = f"at most {self.size} embeddings of length {dim} in all processes"
+            raise ValueError(complaint("Queue", expected, f"{list(z.shape)}", "Build a longer queue, or pass fewer"))
+        rows = self._directions(dim) if self.rows is None else self.rows
+        return rows.to(unit_rows(z.detach()))
 
     @torch.no_grad()
     def push(self, z: Tensor) -> None:
         """Let embeddings ``[N, D]`` enter at the end of the step, in place of the oldest ones."""
-        check_tensor("Queue", "z", z, remedy="Pass embeddings")
-        z = F.normalize(distributed.all_gather(z.detach()).flatten(0, 1).to(self.rows.dtype), dim=1)
-        if z.dim() != 2 or len(z) > len(self.rows) or z.shape[1] != self.rows.shape[1]:
-            expected = f"at most {len(self.rows)} embeddings of length {self.rows.shape[1]}"
-            raise ValueError(complaint("Queue", expected, f"{list(z.shape)}", "Build a longer queue, or pass fewer"))
-        self._pushed = z
+        rows = self.read(z)
+        pushed = distributed.all_gather(unit_rows(z)).flatten(0, 1)
+        self._next = torch.cat([pushed, rows])[: self.size]
 
-    @torch.no_grad()
     def advance(self) -> None:
         """Let the embeddings enter that were pushed."""
-        if self._pushed is not None:
-            # A new tensor: the backward pass of this step needs the old one.
-            self.rows = torch.cat([self._pushed, self.rows])[: len(self.rows)].contiguous()
-            self._pushed = None
+        if self._next is not None:
+            self.rows, self._next = self._next, None
+
+    def get_extra_state(self) -> dict[str, Tensor | None]:
+        """Return the embeddings for the state dict."""
+        return {"rows": self.rows}
+
+    def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
+        """Load the embeddings from a state dict."""
+        self.rows = state["rows"]
 
     def extra_repr(self) -> str:
-        """Show the shape."""
-        return f"size={len(self.rows)}, dim={self.rows.shape[1]}"
+        """Show the size."""
+        return f"size={self.size}"
+
+    def _directions(self, dim: int) -> Tensor:
+        return F.normalize(torch.randn(self.size, dim, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
 class Scheduled(nn.Module):
