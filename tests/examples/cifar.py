@@ -1,5 +1,6 @@
 """How the tests run the scripts of examples/cifar: as a process of their own, or, faster, in this one."""
 
+import importlib
 import json
 import os
 import runpy
@@ -53,6 +54,12 @@ def scripts_importable():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(CIFAR)
         yield patch
+
+
+def module(name):
+    """Return a script as a module."""
+    with scripts_importable():
+        return importlib.import_module(name)
 
 
 def inside(script, *flags):

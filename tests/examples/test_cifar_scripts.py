@@ -1,7 +1,6 @@
 """The CIFAR scripts on few images: what they write, how they continue, what they select, which numbers they have."""
 
 import csv
-import importlib
 import json
 import signal
 import sys
@@ -29,8 +28,8 @@ from tests.examples.cifar import (
     flags_of,
     inside,
     interrupted,
+    module,
     process,
-    scripts_importable,
     training,
     weights,
 )
@@ -59,11 +58,6 @@ def branch_of(out, branch):
 def embedded_labels():
     with np.load(CIFAR.parent / "data" / "fashion-mini.npz") as file:
         return torch.from_numpy(file["train_labels"]).long()
-
-
-def module(name):
-    with scripts_importable():
-        return importlib.import_module(name)
 
 
 def settings_of(script, *flags):
