@@ -71,9 +71,7 @@ class CorruptionAccuracy:
         missing = [name for name in names if set(self.verdicts.get(name, ())) != set(_SEVERITIES)]
         if missing:
             expected, got = f"{len(names)} corruptions at 5 severities each", f"all but {', '.join(missing)}"
-            raise ValueError(
-                complaint(f"CorruptionAccuracy.{owner}", expected, got, "Evaluate the others, or use mean")
-            )
+            raise ValueError(complaint(f"CorruptionAccuracy.{owner}", expected, got, "Use mean, or evaluate them"))
         return fmean(self.by_corruption[name] for name in names)
 
 
@@ -166,9 +164,7 @@ def corrupted(
     for argument, given in (("names", names), ("severities", severities)):
         check_type(owner, argument, given, (tuple, list), remedy="The default is all there are")
         if not given:
-            raise ValueError(
-                complaint(owner, f"{argument} to hold at least one", "none", "The default is all there are")
-            )
+            raise ValueError(complaint(owner, f"{argument} to hold at least one", "none", "The default is all of them"))
     check_int(owner, "seed", seed, low=0, remedy="Any number will do; note it with the result")
     corruptions = [Corruption(name, severity=severity) for name in names for severity in severities]
     target = torch.device(device)

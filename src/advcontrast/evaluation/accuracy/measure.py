@@ -9,17 +9,7 @@ from torch import Tensor, nn
 
 from ..._checks import check_shape, complaint
 from ...attacks import ClassificationObjective
-from ..inputs import (
-    branch_in_use,
-    check_attack,
-    checked_batches,
-    checked_logits,
-    generator_or_default,
-    model_output,
-    perturbed,
-    prepared_for_evaluation,
-    refuse_probabilities,
-)
+from .. import inputs
 
 _NON_FINITE = 2  # a verdict; 0 is wrong and 1 is right
 
@@ -77,7 +67,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
         0.75
     """
     correct = verdicts_on("accuracy", model, batches, lambda _x, y, logits, _source: [verdict(logits, y)])
-    return Accuracy(correct[0], branch=branch_in_use(model))
+    return Accuracy(correct[0], branch=inputs.branch_in_use(model))
 
 
 def robust_accuracy(
@@ -115,14 +105,14 @@ def robust_accuracy(
         0.75
     """
     owner = "robust_accuracy"
-    check_attack(owner, attack)
+    inputs.check_attack(owner, attack)
     unchanged: list[Tensor] = []
 
     def judge(x: Tensor, y: Tensor, logits: Tensor, source: torch.Generator) -> list[Tensor]:
         clean = verdict(logits, y)
-        adv = perturbed(owner, attack, ClassificationObjective(model, y), x, source)
+        adv = inputs.perturbed(owner, attack, ClassificationObjective(model, y), x, source)
         unchanged.append(torch.stack([clean == 1, (adv == x).reshape(len(x), -1).all(1)]))
-        return [torch.where(clean == 1, verdict(model_output(owner, model, adv), y), clean)]
+        return [torch.where(clean == 1, verdict(inputs.model_output(owner, model, adv), y), clean)]
 
     correct = verdicts_on(owner, model, batches, judge, generator)[0]
     right, same = torch.cat(unchanged, 1).cpu()
@@ -130,7 +120,7 @@ def robust_accuracy(
         remedy = "Look for zero gradients with gradient_masking, and check that the attack takes steps"
         got = f"the same {int(right.sum())} images that are classified correctly"
         warnings.warn(complaint(owner, "attack to change images", got, remedy), UserWarning, stacklevel=2)
-    return Accuracy(correct, branch=branch_in_use(model))
+    return Accuracy(correct, branch=inputs.branch_in_use(model))
 
 
 def verdicts_on(
@@ -148,14 +138,14 @@ def verdicts_on(
     on the device and read together at the end. ``shape`` is that which an image must have.
     """
     found: list[Tensor] = []
-    with prepared_for_evaluation(owner, model) as device:
-        source = generator_or_default(owner, generator, device)
-        for x, y, readable_y in checked_batches(owner, batches, device):
+    with inputs.prepared_for_evaluation(owner, model) as device:
+        source = inputs.generator_or_default(owner, generator, device)
+        for x, y, readable_y in inputs.checked_batches(owner, batches, device):
             fits = shape is None or x.shape[1:] == shape
             check_shape(owner, "images", x, f"[N, *{shape}]", fits, remedy="Resize the images")
-            logits = checked_logits(owner, model, x, readable_y)
+            logits = inputs.checked_logits(owner, model, x, readable_y)
             if not found:
-                refuse_probabilities(owner, model, x, logits)
+                inputs.refuse_probabilities(owner, model, x, logits)
             found.append(torch.stack(list(judge(x, y, logits, source))))
     result = torch.cat(found, 1).cpu()
     if bad := int((result == _NON_FINITE).any(0).sum()):

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
@@ -245,11 +246,8 @@ class ResultCard:
             document = _parse(where.read_bytes())
             card = cls(**_fields(document))
             # What follows from the rest, digests included, is computed again: one comparison finds every change.
-            found, expected = (
-                {key: json.dumps(entry, sort_keys=True) for key, entry in entries.items()}
-                for entries in (document, json.loads(card.to_json()))
-            )
-            differing = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+            expected = json.loads(card.to_json())
+            differing = sorted(key for key in {*document, *expected} if document.get(key) != expected.get(key))
             if differing:
                 rule = f"{', '.join(differing)} to follow from the rest of the card"
                 raise ValueError(complaint(_READER, rule, "something else", _DAMAGED))
@@ -307,14 +305,13 @@ def _seed(name: str, value: Any) -> int:
     return int(value)
 
 
-def _number(name: str, value: Any) -> float:
-    check_real(_OWNER, name, value, remedy="Leave out values that could not be computed")
+def _number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    remedy = "Leave out values that could not be computed, and pass accuracies as fractions, not in percent"
+    check_real(_OWNER, name, value, low=low, high=high, remedy=remedy)
     return float(value)
 
 
-def _fraction(name: str, value: Any) -> float:
-    check_real(_OWNER, name, value, low=0, high=1, remedy="Pass accuracies as fractions, not in percent")
-    return float(value)
+_fraction = partial(_number, low=0, high=1)
 
 
 def _plain(name: str, value: Any, depth: int = 0) -> Any:

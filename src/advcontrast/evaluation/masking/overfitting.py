@@ -51,8 +51,7 @@ def catastrophic_overfitting(
 
     A network trained with attacks of one step can lose all robustness within one epoch while its training loss falls:
     the loss surface becomes steep only where one step does not reach. One step then gains far less than many. The
-    losses are measured on a copy in eval mode, for the same views and random starts. The learner, which may have been
-    trained with any attack, and the global random state do not change.
+    losses are measured on a copy in eval mode, for the same views and random starts; the global random state is kept.
 
     Args:
         learner: a module as for :func:`advcontrast.engine.fit`, with the attribute ``attack``.

@@ -198,7 +198,8 @@ def _train(
 
     learner = _learner(protocol, model, train.x.shape[-1]) if make_learner is None else make_learner(model)
     # The loop compares the attributes of the learner when it resumes a run: refuse another encoder.
-    learner.began_with = fingerprint(own), validation and validation.fingerprint()
+    state = digest(*(f"{name} {value}\n" for name, value in _digests(own).items()))[:16]
+    learner.began_with = state, validation and validation.fingerprint()
     # Before the features are compared, since they depend on the memory format in the last bits; the loop does the same.
     choose_memory_format(model)
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
@@ -292,11 +293,6 @@ def _validate(
 def _digests(model: nn.Module) -> dict[str, str]:
     named = {"parameter": model.named_parameters(), "buffer": model.named_buffers()}
     return {f"{kind} {name}": digest(tensor) for kind, tensors in named.items() for name, tensor in tensors}
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return a digest of all parameters and buffers, 16 hexadecimal digits."""
-    return digest(*(f"{name} {value}\n" for name, value in _digests(model).items()))[:16]
 
 
 def _features(encoder: nn.Module, images: Tensor) -> str:

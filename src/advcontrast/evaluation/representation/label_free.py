@@ -10,15 +10,8 @@ from torch import Tensor, nn
 from ..._checks import check_finite, check_iterable, check_shape, check_tensor, complaint
 from ..._types import Objective
 from ...attacks import PGDAttack
+from ...functional import representation
 from ...functional.nt_xent import alignment
-from ...functional.representation import (
-    breakaway_risk,
-    effective_rank,
-    margin_ratio,
-    nearest_neighbour_accuracy,
-    overlap_risk,
-    uniformity,
-)
 from ..inputs import check_attack, check_images, generator_or_default, model_output, perturbed, prepared_for_evaluation
 
 _OWNER = "label_free_robustness"
@@ -125,18 +118,18 @@ def label_free_robustness(
                 adv = checked_features(_OWNER, encoder, nearer)
                 drawn.append((clean[one], clean[other], adv, adv.roll(half, 0)))
         clean, adv = (torch.cat(part) for part in zip(*everything, strict=True))
-        margins = margin_ratio(*(torch.cat(part) for part in zip(*drawn, strict=True)))
+        margins = representation.margin_ratio(*(torch.cat(part) for part in zip(*drawn, strict=True)))
         return LabelFreeRobustness(
             distance=torch.linalg.vector_norm(adv - clean, dim=1).mean().item(),
-            breakaway_risk=breakaway_risk(clean, adv).item(),
-            nearest_neighbour_accuracy=nearest_neighbour_accuracy(clean, adv).item(),
-            overlap_risk=overlap_risk(margins).item(),
+            breakaway_risk=representation.breakaway_risk(clean, adv).item(),
+            nearest_neighbour_accuracy=representation.nearest_neighbour_accuracy(clean, adv).item(),
+            overlap_risk=representation.overlap_risk(margins).item(),
             margin=margins.median().item(),
             alignment=alignment(clean, adv).item(),
-            uniformity_clean=uniformity(clean).item(),
-            uniformity_adv=uniformity(adv).item(),
-            effective_rank_clean=effective_rank(clean).item(),
-            effective_rank_adv=effective_rank(adv).item(),
+            uniformity_clean=representation.uniformity(clean).item(),
+            uniformity_adv=representation.uniformity(adv).item(),
+            effective_rank_clean=representation.effective_rank(clean).item(),
+            effective_rank_adv=representation.effective_rank(adv).item(),
         )
 
 
