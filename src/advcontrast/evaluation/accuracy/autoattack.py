@@ -39,8 +39,7 @@ class AutoAttackResult(Accuracy):
     """Verdicts under AutoAttack; ``accuracy`` is the robust accuracy AA.
 
     Attributes:
-        correct: whether each image is classified correctly with and without every attack, bool ``[N]`` on the CPU, in
-            the order of the batches.
+        correct: whether each image is classified correctly with and without every attack, bool ``[N]`` on the CPU.
         clean: whether each image is classified correctly as it is, bool ``[N]``.
         broken_by: the index in ``attacks`` of the attack that changed the verdict of each image, -1 for images that are
             robust and -2 for those that are wrong without an attack, int8 ``[N]``.

@@ -24,8 +24,7 @@ class RobustCurve:
     Attributes:
         parameter: the setting that was varied, ``"eps"``, ``"steps"`` or ``"restarts"``.
         values: its values, ascending.
-        correct: whether each sample was still classified correctly at each value, bool ``[K, N]`` on the CPU, samples
-            in the order of the batches. A column never turns from false to true.
+        correct: whether each sample was still classified correctly at each value, bool ``[K, N]`` on the CPU.
 
     Example:
         >>> RobustCurve("eps", (0.0, 0.1), torch.tensor([[True, True], [False, True]])).accuracies

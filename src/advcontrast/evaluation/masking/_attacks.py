@@ -1,7 +1,6 @@
 """Attacks and losses that :func:`gradient_masking` compares with the attack of the user."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,7 @@ def sign_search(
     """Search for the signs of the strongest perturbation without gradients, one forward pass a query.
 
     Every pixel moves as far as the ball reaches: by ``eps`` (``"linf"``), or all equally far (``"l2"``). ``propose``
-    gets the best signs so far, the fraction of queries made and the generator. The best signs are those with the
-    largest margin, which unlike the cross-entropy is not rounded to zero where a classifier is certain.
+    gets the best signs so far, those with the largest margin, the fraction of queries made and the generator.
     """
     ball = BALLS[norm](x, eps, (0.0, 1.0))
     signs, best = torch.zeros_like(x), torch.full_like(objective.y, -torch.inf, dtype=torch.float32)
@@ -139,18 +137,10 @@ def with_finite_gradient(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return a model whose gradient is zero where it has none or one that is not finite."""
 
     def logits(x: Tensor) -> Tensor:
-        x = _FiniteGradient.apply(x)
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))  # type: ignore[no-untyped-call]
         output: Tensor = model(x)
         return output + (0 * x.flatten(1).sum(1, keepdim=True)).to(output.dtype)
 
     return logits
-
-
-class _FiniteGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.nan_to_num(0.0, 0.0, 0.0)

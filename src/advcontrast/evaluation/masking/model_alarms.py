@@ -20,8 +20,7 @@ ROUNDING = 1e-4
 def train_mode(model: nn.Module) -> Alarm:
     """Raise an alarm if any module of a model is in train mode.
 
-    Everything in this package evaluates in eval mode. Code that does not would attack batch statistics and dropout, and
-    update the running statistics.
+    In train mode other code would attack batch statistics and dropout, and update the running statistics.
 
     Args:
         model: the network, in the mode of the evaluation.
@@ -68,9 +67,8 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
 def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
     """Raise an alarm if the output for an image depends on its batch in eval mode, by more than rounding.
 
-    This happens if a norm uses batch statistics in eval mode too. The result of an attack on one image then depends on
-    the others. Arguments and errors are those of :func:`randomised_output`. The images are passed once with a copy of
-    themselves and once with their negatives, in batches of twice their number.
+    This happens if a norm uses batch statistics in eval mode too. Arguments and errors are those of
+    :func:`randomised_output`. The images are passed once with a copy of themselves and once with their negatives.
 
     Example:
         >>> batch_dependence(torch.nn.BatchNorm1d(3, track_running_stats=False), torch.rand(4, 3)).raised
@@ -92,9 +90,8 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
 def probability_output(model: nn.Module, images: Tensor) -> Alarm:
     """Raise an alarm if all outputs are nonnegative and sum to 1 for each image: probabilities instead of logits.
 
-    The cross-entropy of a softmax of a softmax is almost flat. Functions of this package that attack refuse such a
-    model, except :func:`~advcontrast.evaluation.gradient_masking`. Arguments and errors are those of
-    :func:`randomised_output`. Black images are passed as well.
+    The cross-entropy of a softmax of a softmax is almost flat: attacks of this package refuse such a model. Black
+    images are passed as well. Arguments and errors are those of :func:`randomised_output`.
 
     Example:
         >>> probability_output(torch.nn.Softmax(1), torch.rand(4, 3)).raised

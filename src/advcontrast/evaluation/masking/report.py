@@ -129,8 +129,6 @@ def gradient_masking(
 
     References:
         Athalye et al., "Obfuscated Gradients Give a False Sense of Security", ICML 2018.
-
-        Carlini et al., "On Evaluating Adversarial Robustness", 2019.
     """
     check_module(_OWNER, model)
     if surrogate is not None:
@@ -162,9 +160,7 @@ def _read(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], images: int, device: torch.device
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Return a few images, and those of the first ``images`` that are classified correctly, with their labels."""
-    read: list[Tensor] = []
-    correct: list[tuple[Tensor, Tensor]] = []
-    left = images
+    read, correct, left = [], [], images
     for every_x, every_y, readable_y in checked_batches(_OWNER, batches, device):
         x, y = every_x[:left], every_y[:left]
         logits = checked_logits(_OWNER, model, x, readable_y[:left])
@@ -176,8 +172,7 @@ def _read(
         left -= len(x)
         if not left:
             break
-    count = sum(len(y) for _, y in correct)
-    if count < 2:
+    if (count := sum(len(y) for _, y in correct)) < 2:
         expected = "at least two images that are classified correctly"
         raise ValueError(complaint(_OWNER, expected, f"{count} of {images - left}", "Look at the accuracy first"))
     return read[0][:_SOME], [(x, y) for x, y in correct if len(y)]

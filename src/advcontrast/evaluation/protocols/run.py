@@ -138,8 +138,8 @@ def run_protocol(
 def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
     """Raise at the end of the block unless an encoder is bit-identical to before.
 
-    Parameters, all buffers, and the features of some images in eval mode are compared. The latter finds modules that
-    change with each call. Memory format and device must not change, as sums are then rounded differently.
+    Parameters, all buffers, and the features of some images in eval mode are compared. Memory format and device must
+    not change, as sums are then rounded differently.
 
     Args:
         encoder: maps images to a tensor.

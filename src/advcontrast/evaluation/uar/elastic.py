@@ -27,8 +27,8 @@ class ElasticAttack:
 
     with :math:`G` a Gaussian kernel. The search for :math:`f` is that of :class:`~advcontrast.PGDAttack` in the
     L-infinity norm, around zero; models, modes and random states are treated as there. With ``eps=0`` the result is
-    ``x``. Kang et al. give ``eps`` on a grid whose outermost points lie 2 units apart: theirs is ours times
-    H / (H - 1).
+    ``x``. In the paper (see :func:`~advcontrast.evaluation.uar.uar`) the outermost points of the grid lie 2 units
+    apart: its ``eps`` is ours times H / (H - 1).
 
     Args:
         eps: largest displacement in either direction, at least 0, in pixels.
@@ -52,8 +52,6 @@ class ElasticAttack:
         [0.5, 0.75, 1.0]
 
     References:
-        Kang et al., "Testing Robustness Against Unforeseen Adversaries", 2019.
-
         Xiao et al., "Spatially Transformed Adversarial Examples", ICLR 2018.
     """
 

@@ -20,14 +20,13 @@ _OWNER = "FrankWolfeAttack"
 class FrankWolfeAttack:
     r"""Perturb a few pixels of each image so that an objective grows as much as possible: the L1 attack of UAR.
 
-    The perturbation is a point of the L1 ball that keeps the image within the bounds. From a start drawn from there,
-    ``steps`` times
+    The perturbation is a point of the L1 ball that keeps the image within the bounds. From a start, ``steps`` times
 
     .. math:: \delta_{k+1} = \delta_k + \frac{1}{k + 1} (s_k - \delta_k)
 
     for k from 0 on, with :math:`s_k` the point of that set that maximises the objective's linear approximation: the
-    pixels with the largest gradient are pushed to the bounds, one after the other, until the budget is used up. So the
-    result is the mean of the :math:`s_k`, without a step size or a projection.
+    pixels with the largest gradient are pushed to the bounds, one after the other, until the budget is used up. The
+    result is the mean of the :math:`s_k`.
 
     The budget of a sample is reduced by the most that rounding its pixels can add, 4e-4 for float32 CIFAR images, so
     the L1 norm of the perturbation does not exceed ``eps`` after rounding either. Models, modes and random states are
@@ -35,7 +34,7 @@ class FrankWolfeAttack:
 
     Args:
         eps: radius of the ball, at least 0: the sum of the absolute changes of all values of an image in the units of
-            the images. Kang et al. count in 0 to 255: their 195 is 195/255 here.
+            the images. The paper, see :func:`~advcontrast.evaluation.uar.uar`, counts in 0 to 255.
         steps: number of steps, at least 0; each costs one forward and one backward pass.
         random_start: whether to take the first gradient at a point drawn uniformly from the ball and moved into the
             bounds, instead of at the image.
@@ -55,8 +54,6 @@ class FrankWolfeAttack:
         [1.0, 0.25, 0.5]
 
     References:
-        Kang et al., "Testing Robustness Against Unforeseen Adversaries", 2019.
-
         Frank and Wolfe, "An algorithm for quadratic programming", Naval Research Logistics Quarterly 1956.
     """
 

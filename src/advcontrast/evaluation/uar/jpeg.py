@@ -60,9 +60,9 @@ class JPEGAttack:
     more than 2. Coding averages the colours of 2 x 2 pixels: with ``eps=0`` the result is :math:`D(E(x))`, not ``x``.
 
     Args:
-        eps: radius of the ball of coefficients of an image, at least 0, in half quantisation steps, as in the paper.
-        step_size: length of a step, positive, in the same unit; None stands for eps / sqrt(steps), as in the paper.
-            The steps of ``"l1"`` have no size.
+        eps: radius of the ball of coefficients of an image, at least 0, in half quantisation steps, as in the paper,
+            see :func:`~advcontrast.evaluation.uar.uar`.
+        step_size: length of a step, positive, in the same unit, not for ``"l1"``; None stands for eps / sqrt(steps).
         steps: number of steps, at least 0; each costs one forward and one backward pass.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``, of all coefficients of an image together.
         random_start: whether to start at coefficients drawn from the ball instead of at those of the image.
@@ -80,9 +80,6 @@ class JPEGAttack:
         >>> x = attack(lambda x: (luma * x).sum(1).mean(), torch.full((1, 3, 16, 16), 0.5))
         >>> round(((luma * x).sum(1).mean().item() - 0.5) * 255, 3)
         1.0
-
-    References:
-        Kang et al., "Testing Robustness Against Unforeseen Adversaries", 2019.
     """
 
     eps: float = 0.5
