@@ -113,6 +113,7 @@ class Protocol:
         check_choice(_OWNER, "branch", self.branch, BRANCHES)
         check_choice(_OWNER, "augment", self.augment, get_args(Augment))
         check_choice(_OWNER, "select", self.select, get_args(Select))
+        check_bool(_OWNER, "frozen", self.frozen, remedy="True for SLF and ALF")
         check_bool(_OWNER, "nesterov", self.nesterov, remedy="Pass one of the two")
         check_int(_OWNER, "epochs", self.epochs, low=1, remedy="Pass the length of the training")
         check_int(_OWNER, "batch_size", self.batch_size, low=2, remedy="Pass the number of images a step")
