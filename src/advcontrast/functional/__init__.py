@@ -1,11 +1,10 @@
 """Losses, metrics and image operations as pure functions of tensors."""
 
 from .. import _deprecated
-from .cosine import cosine
 from .distillation import distillation
 from .divergence import kl_divergence, trades
 from .margin import dlr, targeted_dlr
-from .nt_xent import alignment, nt_xent
+from .nt_xent import alignment, cosine, nt_xent
 from .projection import linf_box
 from .representation import (
     breakaway_risk,

@@ -53,8 +53,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
 def alignment(z1: Tensor, z2: Tensor) -> Tensor:
     r"""Return the mean squared distance of the pairs on the unit sphere, :math:`E \lVert \hat z_1 - \hat z_2 \rVert^2`.
 
-    The scalar is in [0, 4]: 0 where both views of every image coincide, about 2 for unrelated ones. Embeddings
-    ``[N, D]``, N at least 1, and errors are as for :func:`nt_xent`. Reference: Wang and Isola, ICML 2020.
+    The scalar is in [0, 4]: 0 where both views of every image coincide, about 2 for unrelated ones. Embeddings and
+    errors are as for :func:`nt_xent`, but one pair is enough. Reference: Wang and Isola, ICML 2020.
 
     Example:
         >>> alignment(torch.eye(4), 3 * torch.eye(4)).item()
@@ -62,6 +62,21 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
     """
     check_embeddings("alignment", z1, z2, least=1)
     return (unit_rows(z1) - unit_rows(z2)).square().sum(1).mean()
+
+
+def cosine(z1: Tensor, z2: Tensor) -> Tensor:
+    r"""Return the mean cosine similarity of N pairs of embeddings, a scalar in [-1, 1].
+
+    .. math:: \frac{1}{N} \sum_i \frac{z_{1i} \cdot z_{2i}}{\lVert z_{1i} \rVert \lVert z_{2i} \rVert}
+
+    Embeddings, errors, dtypes and rows of zeros are as for :func:`nt_xent`, but one pair is enough.
+
+    Example:
+        >>> cosine(torch.eye(4), 3 * torch.eye(4)).item()
+        1.0
+    """
+    check_embeddings("cosine", z1, z2, least=1)
+    return (unit_rows(z1) * unit_rows(z2)).sum(1).mean()
 
 
 def check_settings(owner: str, temperature: float, tile: int | None) -> None:

@@ -18,7 +18,7 @@ _ROWS = 512  # of the N x N distances, in memory at a time
 def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
     r"""Return the probability that an attack takes an image closer to another image than to itself.
 
-    With :math:`c_i` the features of image i and :math:`a_i` those of the image under an attack that drives them away,
+    With :math:`c_i` the features of image i and :math:`a_i` those under an attack that drives them away,
 
     .. math:: \frac{1}{N (N - 1)} \sum_{i \ne j} [\lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert]
 
@@ -33,8 +33,8 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
         adv: features of the same images under attack, row by row, ``[N, D]``.
 
     Raises:
-        ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, devices differ, or values are not finite. Values
-            are checked on every device, since a comparison with NaN would count as robust.
+        ValueError: shapes or devices differ, shapes are not ``[N, D]``, N < 2, D < 1 or, on any device, a value is not
+            finite: a comparison with NaN would count as robust.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -69,8 +69,6 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
         TypeError: an argument of the wrong kind.
 
     Example:
-        Of three images, at 0, 1 and 3, the first moves to 2, closer to both others.
-
         >>> clean, adv = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[2.0], [1.0], [3.0]])
         >>> round(nearest_neighbour_accuracy(clean, adv).item(), 4)
         0.6667
@@ -79,8 +77,8 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
     check_int(owner, "top", top, low=1, remedy="1 asks for the nearest")
     closer = _closer(owner, clean, adv)
     if top >= len(closer):
-        remedy = "All N images are always among the nearest N"
-        raise ValueError(complaint(owner, f"top below the number of images, {len(closer)}", repr(top), remedy))
+        expected = f"top below the number of images, {len(closer)}"
+        raise ValueError(complaint(owner, expected, repr(top), "All images are among the nearest N"))
     return (closer < top).double().mean()
 
 
@@ -95,17 +93,14 @@ def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -
     It is 1 if the attacks achieve nothing, and negative if x' comes closer to x than x itself can move: the reachable
     sets overlap, and no distance to c separates the images. Exchange the images,
     ``margin_ratio(other, clean, adv_other, adv)``, for the margin seen from x'. Where c and c' are equal up to 1e-5 of
-    their length, the margin is 1 by definition. The result is a float64 tensor ``[N]``.
+    their length, the margin is 1 by definition. The result is a float64 tensor ``[N]``. Errors are those of
+    :func:`breakaway_risk`, but one pair is enough.
 
     Args:
         clean: the c above, ``[N, D]``, floating point, N at least 1.
         other: the c' above, ``[N, D]``.
         adv: the a above, ``[N, D]``.
         adv_other: the a' above, ``[N, D]``.
-
-    Raises:
-        ValueError: shapes differ or are not ``[N, D]``, N < 1, D < 1, or values that are not finite.
-        TypeError: an argument of the wrong kind.
 
     Example:
         Images at 0 and 1, each moved by 1/4 towards the other: 3/4 - 1/4.
@@ -169,11 +164,10 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
         -4.0
     """
     check_real("uniformity", "t", t, low=0, above=True, remedy="2 is usual")
-    (z,) = _comparable("uniformity", {"z": z}, least=2)
-    unit = unit_rows(z)
+    unit = unit_rows(_comparable("uniformity", {"z": z}, least=2)[0])
     potentials = []
     for start, distances in _blocks(unit, unit):
-        itself = torch.arange(start, start + len(distances), device=z.device)[:, None]
+        itself = torch.arange(start, start + len(distances), device=unit.device)[:, None]
         potentials.append((-t * distances.square()).scatter(1, itself, -math.inf).logsumexp(1))
     return torch.cat(potentials).logsumexp(0) - math.log(len(z) * (len(z) - 1))
 

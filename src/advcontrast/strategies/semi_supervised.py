@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_classes, check_logits, complaint, type_name
+from .._checks import check_classes, check_logits, check_type
 from ..losses import SemiSupervisedLoss
 from .acl import ACLOutput
 from .supervised import AdversarialTrainer, batch_accuracy
@@ -19,13 +19,8 @@ class SemiSupervisedTrainer(AdversarialTrainer):
     model before the attacked ones. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
-        model: as for :class:`AdversarialTrainer`.
+        model: as for :class:`AdversarialTrainer`, like ``attack``, ``augment`` and the errors.
         loss: ``loss(clean_logits, adv_logits, labels, teacher_logits)``, by default ``SemiSupervisedLoss()``.
-        attack: as for :class:`AdversarialTrainer`.
-        augment: as for :class:`StandardTrainer`.
-
-    Raises:
-        TypeError: an argument of the wrong kind.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
@@ -43,9 +38,8 @@ class SemiSupervisedTrainer(AdversarialTrainer):
         attack: Callable[..., Tensor] | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if loss is not None and not isinstance(loss, nn.Module):
-            remedy = "Pass SemiSupervisedLoss(...), or None"
-            raise TypeError(complaint(type(self).__name__, "loss to be an nn.Module", type_name(loss), remedy))
+        if loss is not None:
+            check_type(type(self).__name__, "loss", loss, nn.Module, remedy="Pass SemiSupervisedLoss(...), or None")
         super().__init__(model, attack=attack, augment=augment)
         self.loss = SemiSupervisedLoss() if loss is None else loss
 
@@ -59,12 +53,7 @@ class SemiSupervisedTrainer(AdversarialTrainer):
             teacher_logits: a standard-trained classifier's logits of the images without augmentation, ``[N, C]``.
 
         Returns:
-            The loss, and the accuracy of this batch in [0, 1], on labels or the teacher's classes: ``"train_ta"`` on
-            clean images, ``"train_ra"`` on attacked ones.
-
-        Raises:
-            ValueError: shapes do not fit, devices differ or, on the CPU, a label is out of its range.
-            TypeError: an argument of the wrong kind.
+            The loss, and the accuracies of :meth:`StandardTrainer.forward`, on labels or the teacher's classes.
         """
         targets = targets_of(labels, teacher_logits)
         x = self._augmented(images, labels, lowest=-1)

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from .._checks import (
     check_module,
     check_one_device,
     check_tensor,
+    check_type,
     check_within,
     complaint,
 )
@@ -28,6 +28,8 @@ from .._modes import buffers_kept
 from ..attacks import PGDAttack, under_attack
 from ..norm import DualNorm
 from .acl import ACLOutput
+
+_FLOATS = "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip()"
 
 
 class StandardTrainer(nn.Module):
@@ -117,7 +119,7 @@ class StandardTrainer(nn.Module):
 
     def _augmented(self, images: Tensor, labels: Tensor, *, lowest: int = 0) -> Tensor:
         owner, remedy = type(self).__name__, "Pass one class index an image"
-        _check_images(owner, images, augmented=self.augment is None)
+        check_type(owner, "images", images, Tensor, remedy=_FLOATS)
         check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
         if labels.dim() != 1 or labels.shape != images.shape[:1] or len(labels) == 0:
             expected = "images of shape [N, ...] and labels of shape [N] with N >= 1"
@@ -125,7 +127,7 @@ class StandardTrainer(nn.Module):
         check_within(owner, "labels", labels, (lowest, math.inf), remedy=remedy)
         if self.augment is not None:
             images = self.augment(images)
-            _check_images(owner, images, augmented=True)
+        check_tensor(owner, "images", images, remedy=_FLOATS)
         warn_of_channels_last(self.model, images)
         return images
 
@@ -147,15 +149,11 @@ class AdversarialTrainer(StandardTrainer):
     al., ICLR 2018.
 
     Args:
-        model: as for :class:`StandardTrainer`, differentiable.
+        model: as for :class:`StandardTrainer`, like ``augment``, ``frozen`` and the errors; differentiable.
         attack: ``attack(objective, x)`` to perturbed images, by default PGD with 10 steps of 2/255 in an L-infinity
             ball of 8/255.
-        augment: as for :class:`StandardTrainer`.
-        frozen: as for :class:`StandardTrainer`.
-
-    Raises:
-        ValueError: ``frozen`` for a model without a part ``encoder``.
-        TypeError: an argument of the wrong kind.
+        augment: ``augment(images)`` to float images.
+        frozen: whether to train the head only.
 
     Example:
         Class 0 leads by the difference of two pixels, 0.4, and under an attack that moves both by 0.1, by 0.2.
@@ -192,8 +190,7 @@ class AdversarialTrainer(StandardTrainer):
     def attacked(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """Attack float images ``[N, ...]`` in [0, 1], with the model in eval mode.
 
-        The objective maps logits ``[N, C]`` to a value for each image, ``[N]``, that the attack maximises. Anything but
-        a function raises a ``TypeError``.
+        The objective, a function, maps logits ``[N, C]`` to a value for each image, ``[N]``, that the attack maximises.
         """
         remedy = "Pass a function such as lambda logits: loss(logits, y)"
         check_callable(type(self).__name__, "objective", objective, remedy=remedy)
@@ -202,7 +199,7 @@ class AdversarialTrainer(StandardTrainer):
 
     def eval_logits(self, x: Tensor) -> Tensor:
         """Return the logits ``[N, C]`` of float images ``[N, ...]`` with the model in eval mode, without a gradient."""
-        _check_images(type(self).__name__, x, augmented=True)
+        check_tensor(type(self).__name__, "images", x, remedy=_FLOATS)
         with under_attack(self.model):
             logits: Tensor = self.model(x.clone())  # a model may change its input in place
         return logits
@@ -227,12 +224,6 @@ class _TrainingObjective:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.errors(self.model(x), self.y)
-
-
-def _check_images(owner: str, x: Any, *, augmented: bool) -> None:
-    if augmented or not isinstance(x, Tensor):
-        remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment=CropFlip()"
-        check_tensor(owner, "images", x, remedy=remedy)
 
 
 def batch_accuracy(logits: Tensor, labels: Tensor) -> Tensor:

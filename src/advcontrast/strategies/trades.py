@@ -19,15 +19,8 @@ class TRADESTrainer(AdversarialTrainer):
     attacked ones. Reference: Zhang et al., ICML 2019.
 
     Args:
-        model: as for :class:`AdversarialTrainer`.
-        attack: as for :class:`AdversarialTrainer`.
-        augment: as for :class:`StandardTrainer`.
+        model: as for :class:`AdversarialTrainer`, like ``attack``, ``augment``, ``frozen`` and the errors.
         beta: weight of the divergence, at least 0; the authors' 6.
-        frozen: as for :class:`StandardTrainer`.
-
-    Raises:
-        ValueError: beta < 0, or ``frozen`` for a model without a part ``encoder``.
-        TypeError: an argument of the wrong kind.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
