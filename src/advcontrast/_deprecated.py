@@ -26,7 +26,7 @@ _RENAMED_MODULES = {
     "attacks.progressive": "attacks.stateful",
     "attacks.target": "attacks.context",
     "augment.images": "functional.image",
-    "augment.formulas": "augment._corruption_ops",
+    "augment.formulas": "augment.corruptions",
     "engine.arguments": "engine.fit",
     "engine.identity": "engine.run_settings",
     "engine.manifest": "engine.checkpoint.protocol",

@@ -57,8 +57,7 @@ class ClassificationObjective:
             ValueError: the output has another shape or, on the CPU, a label is out of range.
             TypeError: ``x`` is not a floating point tensor.
         """
-        training = sum(part.training for part in self.model.modules()) if isinstance(self.model, nn.Module) else 0
-        if training:
+        if isinstance(self.model, nn.Module) and (training := sum(part.training for part in self.model.modules())):
             got = f"{training} of its modules in train mode"
             remedy = "Attack it inside under_attack(model), or call model.eval() before"
             raise RuntimeError(complaint(_OWNER, "a model in eval mode", got, remedy))

@@ -15,16 +15,13 @@ def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
     """Put networks into eval mode and freeze their parameters for an attack, and restore them on exit.
 
     Eval mode keeps running statistics and turns dropout off; without ``requires_grad`` no weight gradients are
-    computed. Buffers that a forward pass updates even in eval mode, such as those of quantisation observers, are
-    restored too. Every module, parameter and buffer gets back its own mode, flag and value, also after an exception.
-    Plain attributes, such as a counter that is a Python int, are not restored.
+    computed. Every module, parameter and buffer gets back its own mode, flag and value, also after an exception, and so
+    do buffers that change even in eval mode, such as those of quantisation observers. Plain attributes, such as a
+    counter that is a Python int, are not restored.
 
     Args:
-        model: the network.
+        model: the network, an ``nn.Module``; anything else is a ``TypeError``.
         *others: every other module that takes part, such as a loss with layers.
-
-    Raises:
-        TypeError: an argument is not an ``nn.Module``.
 
     Warns:
         UserWarning: the weights are channels last, and a convolution of the model crashes PyTorch in that format.

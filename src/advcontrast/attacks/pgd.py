@@ -85,9 +85,9 @@ class PGDAttack:
         random_start: whether to start at a point drawn from the ball instead of at the image. An objective that
             compares the perturbed image with the image itself has no gradient at the image, and needs the random start.
         bounds: smallest and largest pixel value. Infinite bounds serve inputs without limits, such as text embeddings.
-        restarts: ``None`` makes one run and returns its last iterate, as ACL does. A number makes as many runs and
-            returns the strongest of all iterates, for one more forward pass a run: for each sample its own where the
-            objective is per sample, the whole batch of the largest value where it is a scalar.
+        restarts: ``None`` makes one run and returns its last iterate, as ACL does. A number makes as many runs, of one
+            more forward pass, and returns the strongest of all iterates: for each sample its own, or where the
+            objective is a scalar the batch with the largest value.
         minimize: whether to shrink the objective instead, for example the loss of a target class.
 
     Raises:
@@ -126,9 +126,8 @@ class PGDAttack:
         """Return adversarial versions of the images ``x``.
 
         Args:
-            objective: a function of images like ``x`` that returns a value for each sample, ``[N]``, or a scalar, which
-                is best a mean over the batch. It is called ``steps`` times, and ``restarts * (steps + 1)`` times with
-                restarts.
+            objective: a function of images like ``x`` that returns a value for each sample, ``[N]``, or a scalar, best
+                a mean over the batch. It is called ``steps`` or, with restarts, ``restarts * (steps + 1)`` times.
             x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is clamped).
             generator: source of the random start, on the device of ``x``; by default the global one of that device.
             start: images like ``x`` to start from instead, projected onto the ball, for example of an earlier attack.
@@ -138,9 +137,8 @@ class PGDAttack:
 
         Raises:
             ValueError: ``x`` has no sample dimension, or ``start`` has another shape; the objective returns another
-                shape, or a value that does not depend on its argument. On the CPU also: ``x`` leaves the bounds, or
-                ``x``, ``start``, the objective or its gradient is not finite (not checked on an accelerator, which
-                reading values would stall).
+                shape, or a value that does not depend on its argument. On the CPU, where reading values stalls nothing,
+                also: ``x`` leaves the bounds, or ``x``, ``start``, the objective or its gradient is not finite.
             TypeError: an argument of the wrong kind, such as half precision or uint8 images.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)

@@ -31,7 +31,7 @@ class ContrastivePairAugment:
             function they are not detected. The overshoot of bicubic interpolation is clamped.
 
     Raises:
-        ValueError: size < 1, strength or min_area out of range, or one of them passed with a transform.
+        ValueError: a number out of its range, or ``strength`` or ``min_area`` with a transform.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -55,16 +55,16 @@ class ContrastivePairAugment:
         if transform is not None:
             remedy = "Pass a function of an image batch, or None for SimCLR's recipe"
             check_callable(_OWNER, "transform", transform, remedy=remedy)
-        for name, value, default in (("strength", strength, 1.0), ("min_area", min_area, 0.1)):
-            if transform is not None and value != default:
-                remedy = f"Set the {name} inside the transform"
-                raise ValueError(complaint(_OWNER, f"no {name} with a transform", repr(value), remedy))
+            for name, value, default in (("strength", strength, 1.0), ("min_area", min_area, 0.1)):
+                if value != default:
+                    remedy = f"Set the {name} inside the transform"
+                    raise ValueError(complaint(_OWNER, f"no {name} with a transform", repr(value), remedy))
         self.size, self.strength, self.min_area, self.transform = size, strength, min_area, transform
         self._recipe = SimCLRAugment(size, strength=strength, min_area=min_area)
 
     def __repr__(self) -> str:
-        recipe = f"{self.size}, strength={self.strength}, min_area={self.min_area}"
-        return f"{_OWNER}({recipe}, transform={self.transform!r})"
+        settings = f"strength={self.strength}, min_area={self.min_area}, transform={self.transform!r}"
+        return f"{_OWNER}({self.size}, {settings})"
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return two random views of every image.

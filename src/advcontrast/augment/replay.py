@@ -15,9 +15,9 @@ class Replay(nn.Module):
     """Return the views of one batch for several calls, and ignore the images of the calls between.
 
     Training on each batch ``times`` times in a row lets the perturbations of :class:`advcontrast.attacks.FreeAttack`
-    grow. Every ``times``-th batch of a loop is used, so ``times`` epochs use each image about once. Views that are
-    still to be returned are in the state dict, so that a resumed run continues with them. Only for learners without
-    labels, which would not match. Reference: Shafahi et al., NeurIPS 2019.
+    grow. Every ``times``-th batch of a loop is used, so ``times`` epochs use each image about once. The views are in
+    the state dict, so that a resumed run continues with them. Only for learners without labels, which would not match.
+    Reference: Shafahi et al., NeurIPS 2019.
 
     Args:
         augment: creates the views, for example ``ContrastivePairAugment(32)``.
@@ -37,18 +37,15 @@ class Replay(nn.Module):
         check_callable(_OWNER, "augment", augment, remedy="Pass ContrastivePairAugment(size)")
         check_int(_OWNER, "times", times, low=1, remedy="The authors' best for CIFAR-10 is 8")
         super().__init__()
-        self.augment = augment
-        self.times = times
-        self._left = 0
-        self._views: Any = None
+        self.augment, self.times = augment, times
+        self._left, self._views = 0, None
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Any:
         """Return the stored views, or new ones of ``x``; arguments and errors are those of ``augment``."""
         if not self._left:
             self._views = self.augment(x, **({} if generator is None else {"generator": generator}))
             self._left = self.times
-        self._left -= 1
-        views = self._views
+        self._left, views = self._left - 1, self._views
         if not self._left:
             self._views = None
         return views

@@ -70,10 +70,8 @@ class SimCLRAugment:
         TypeError: an argument of the wrong kind.
 
     Example:
-        >>> augment = SimCLRAugment(32)
-        >>> images = torch.zeros(8, 3, 40, 40, dtype=torch.uint8)
-        >>> parameters = augment.draw(8, 40, 40, generator=torch.Generator().manual_seed(0))
-        >>> augment.apply(images, parameters).shape
+        >>> augment, images = SimCLRAugment(32), torch.zeros(8, 3, 40, 40, dtype=torch.uint8)
+        >>> augment.apply(images, augment.draw(8, 40, 40, generator=torch.Generator().manual_seed(0))).shape
         torch.Size([8, 3, 32, 32])
     """
 

@@ -9,8 +9,8 @@ from .._checks import check_classes, check_logits, check_real
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
     r"""Return the divergence :math:`\mathrm{KL}(p \,\|\, q)` of each sample, ``[N]`` in nats, >= 0 up to rounding.
 
-    The distributions :math:`p` and :math:`q` are the softmax of two sets of logits. The computation uses their
-    logarithms, so value and gradients are finite at any scale of the logits.
+    The distributions :math:`p` and :math:`q` are the softmax of two sets of logits. Value and gradients are finite at
+    any scale of the logits.
 
     Args:
         logits: logits of p, ``[N, C]``; for TRADES those of the clean images.

@@ -110,8 +110,8 @@ def check_images(owner: str, x: Tensor, *, overshoot: float = 0.0) -> None:
     remedy = "Convert with torchvision.transforms.functional.pil_to_tensor, and stack to a batch"
     check_tensor(owner, "x", x, (torch.uint8, torch.float32, torch.float64), remedy=remedy)
     if x.dim() != 4 or x.shape[1] not in (1, 3) or 0 in x.shape[2:]:
-        expected = "x of shape [N, C, H, W] with C = 1 or 3"
-        raise ValueError(complaint(owner, expected, f"{list(x.shape)}", "Pass a batch of gray or RGB images"))
+        expected, remedy = "x of shape [N, C, H, W] with C = 1 or 3", "Pass a batch of gray or RGB images"
+        raise ValueError(complaint(owner, expected, f"{list(x.shape)}", remedy))
     if x.is_floating_point():
         remedy = "Pass uint8, or divide by 255; normalise inside the model"
         check_within(owner, "x", x, (0.0 - overshoot, 1.0 + overshoot), remedy=remedy)

@@ -13,10 +13,10 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
     .. math:: \mathrm{DLR} = \frac{\max_{i \ne y} z_i - z_y}{z_{\pi_1} - z_{\pi_3}}
 
-    which is negative, and at least -1, for a sample that is classified correctly, and positive for one that is not.
-    Unlike the cross-entropy it is invariant to shift and positive scale of the logits, so its gradient does not vanish
-    for confident predictions. Where the three largest logits are equal it is undefined; the numerator is returned
-    instead, which is 0 if ``y`` is one of the three. Reference: Croce and Hein, ICML 2020.
+    which is in [-1, 0) for a sample that is classified correctly, and positive for one that is not. Unlike the
+    cross-entropy it is invariant to shift and positive scale of the logits, so its gradient does not vanish for
+    confident predictions. Where the three largest logits are equal, the numerator is returned, which is 0 if ``y`` is
+    one of the three. Reference: Croce and Hein, ICML 2020.
 
     Args:
         logits: ``[N, C]`` with C at least 3; half precision is computed in float32.

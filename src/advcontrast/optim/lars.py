@@ -64,13 +64,8 @@ class LARS(Optimizer):
         trust: float = 1e-3,
         exclude_1d: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust": trust,
-            "exclude_1d": exclude_1d,
-        }
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        defaults |= {"trust": trust, "exclude_1d": exclude_1d}
         _check_settings(defaults)
         check_iterable(_OWNER, "params", params, remedy=_PARAMS)
         found: list[Any] = list(params)  # an iterator can be read only once

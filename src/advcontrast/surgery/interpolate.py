@@ -33,8 +33,7 @@ def interpolate_branches(
     Args:
         model: a network with dual norms.
         weights: a weight for each branch by its name, in [0, 1], 0 for branches that are left out. They add up to 1.
-        loader: batches of images to estimate the statistics from; ``None`` interpolates them. Norms without statistics,
-            such as layer norms, need none.
+        loader: batches of images to estimate the statistics from, if there are any; ``None`` interpolates them.
 
     Raises:
         ValueError: a weight out of its range, weights that do not add up to 1, a branch that a dual norm does not have,

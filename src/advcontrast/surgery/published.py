@@ -72,8 +72,8 @@ def load_published(
       ``model.conv1.padding = (2, 2)``. It has single norms and may be converted afterwards.
 
     Here ``resnet18`` is that of :mod:`advcontrast.models`; any network with the names of torchvision's works. The
-    layouts are those that the authors' code writes. Reference: Luo et al., ICLR 2023 (DynACL). Fan et al., "When Does
-    Contrastive Learning Preserve Adversarial Robustness from Pretraining to Finetuning?", NeurIPS 2021 (AdvCL). Zhang
+    layouts are those that the authors' code writes. References: Luo et al., ICLR 2023 (DynACL); Fan et al., "When Does
+    Contrastive Learning Preserve Adversarial Robustness from Pretraining to Finetuning?", NeurIPS 2021 (AdvCL); Zhang
     et al., "Decoupled Adversarial Contrastive Learning for Self-supervised Adversarial Robustness", ECCV 2022 (DeACL).
 
     Args:
@@ -103,8 +103,7 @@ def load_published(
     _check_layout(layout, state_dict)
     branches = _check_branches(model, state_dict, remedy)
     _check_stem(model, facts.padding)
-    bare = [(name.removeprefix("module.").removeprefix(facts.encoder), value) for name, value in state_dict.items()]
-    named = [(_translate(name, branches), value) for name, value in bare]
+    named = [(_translate(name, facts.encoder, branches), value) for name, value in state_dict.items()]
     common = [name for name, _ in named if name in own]
     left_out = tuple(prefix for prefix in facts.others if not any(name.startswith(prefix) for name in common))
     named = [(name, value) for name, value in named if not name.startswith(left_out)]
@@ -182,17 +181,16 @@ def _other_statistics(model: nn.Module, published: Mapping[str, Tensor | None]) 
     layers = [layer.values for layer in model.modules() if type(layer) is Normalize]
     for index, name in enumerate(_STATISTICS):
         if name in published:
-            value = published[name]
-            theirs = _digits(None if value is None else value.flatten().tolist())
+            value, theirs = published[name], _digits(published[name])
             dtype = None if value is None else value.dtype  # a file may be in half precision
-            rounded = [_digits(torch.tensor(values[index], dtype=dtype).tolist()) for values in layers]
-            for own in rounded or [_digits(None)]:
+            rounded = [_digits(torch.tensor(values[index], dtype=dtype)) for values in layers]
+            for own in rounded or ["none"]:
                 if theirs != own:
                     yield f"{name} {theirs} for {own}"
 
 
-def _digits(numbers: Sequence[float] | None) -> str:
-    return "none" if numbers is None else str([round(number, 6) for number in numbers])
+def _digits(numbers: Tensor | None) -> str:
+    return "none" if numbers is None else str([round(number, 6) for number in numbers.flatten().tolist()])
 
 
 def _fill(
@@ -220,8 +218,8 @@ def _fill(
     model.load_state_dict(own)
 
 
-def _translate(name: str, branches: Sequence[str]) -> str:
-    name = f".{name.removeprefix('module.')}"
+def _translate(name: str, encoder: str, branches: Sequence[str]) -> str:
+    name = f".{name.removeprefix('module.').removeprefix(encoder).removeprefix('module.')}"
     for number, branch in enumerate(branches):
         name = name.replace(f".bn_list.{number}.", f".{branch}.")
     return name.replace(".downsample.conv.", ".downsample.0.").replace(".downsample.bn.", ".downsample.1.")[1:]
