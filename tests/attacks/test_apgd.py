@@ -220,7 +220,7 @@ def test_standing_still_is_no_rise():
     assert run.size.item() == 0.5
 
 
-# What is returned.
+# The returned images.
 
 
 @pytest.mark.parametrize("steps", [1, 10])

@@ -1,4 +1,4 @@
-"""What every implementation of a step of adversarial contrastive learning must fulfil."""
+"""Invariants of a step of adversarial contrastive learning, for any implementation."""
 
 import warnings
 from typing import NamedTuple

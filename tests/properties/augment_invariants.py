@@ -1,4 +1,4 @@
-"""What every implementation of SimCLR's recipe, and of pairs of views, must fulfil."""
+"""Invariants of SimCLR's recipe, and of pairs of views, for any implementation."""
 
 import math
 from functools import cache

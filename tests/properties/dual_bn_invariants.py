@@ -1,4 +1,4 @@
-"""What dual batch norms promise, as functions of an implementation and a case that raise AssertionError."""
+"""Invariants of dual batch norms, as functions of an implementation and a case that raise AssertionError."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""What holds of every right implementation of NT-Xent: functions that raise AssertionError where it does not."""
+"""Invariants of NT-Xent, as functions that raise AssertionError where an implementation breaks one."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""What holds of every right implementation of PGD: functions that raise AssertionError where it does not.
+"""Invariants of PGD, as functions that raise AssertionError where an implementation breaks one.
 
 An implementation is called with the settings of ``PGDAttack`` and returns an attack.
 """

@@ -431,7 +431,7 @@ def train(step, parameters, n=2):
 
 
 class Lit(nn.Module):
-    """What a Lightning module looks like to the trainer."""
+    """Stand-in for a Lightning module."""
 
     def __init__(self, acl):
         super().__init__()
@@ -442,7 +442,7 @@ class Lit(nn.Module):
 
 
 class Prepared(nn.Module):
-    """What accelerate makes of a module: a wrapper that forwards calls."""
+    """Wrapper that forwards calls, as accelerate makes it."""
 
     def __init__(self, module):
         super().__init__()

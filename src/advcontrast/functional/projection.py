@@ -80,7 +80,7 @@ def _rounded_down(number: float, like: Tensor) -> float:
 def _edge(x: Tensor, way: float) -> Tensor:
     """Return the outermost numbers of the dtype of ``x`` between it and the exact sum of ``x`` and ``way``."""
     total = x + way
-    # What rounding the sum has lost, exactly (Knuth's two-sum): (x - (total - back)) + (way - back).
+    # The part that rounding the sum has lost, exactly (Knuth's two-sum): (x - (total - back)) + (way - back).
     back = total - x
     lost = (back - total).add_(x).sub_(back.sub_(way)).sign_()
     # Where rounding went too far, the next number inwards. Selecting it takes longer than arithmetic on signs.
