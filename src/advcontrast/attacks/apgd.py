@@ -134,16 +134,17 @@ class APGDAttack:
             return [partial(value_of, _OWNER, objective, scalar=False)]
         with torch.no_grad():
             logits = objective.logits(best.image)
-        if logits.shape[1] < _LEAST_CLASSES[self.loss]:
-            expected = f"a model of at least {_LEAST_CLASSES[self.loss]} classes for {self.loss!r}"
-            raise ValueError(complaint(_OWNER, expected, f"{logits.shape[1]}", "Choose another loss"))
+        classes, least = logits.shape[1], _LEAST_CLASSES[self.loss]
+        if classes < least:
+            expected = f"a model of at least {least} classes for {self.loss!r}"
+            raise ValueError(complaint(_OWNER, expected, str(classes), "Choose another loss"))
         check_finite(_OWNER, "the logits of the images", logits, remedy="Check the model on the unperturbed images")
         best.gain.masked_fill_(logits.argmax(1) != objective.y, math.inf)
         if self.loss != "dlr-targeted":
             return [_ClassifierLoss(objective, self.loss)]
         others = logits.scatter(1, objective.y[:, None], -math.inf).argsort(stable=True, dim=1, descending=True)
-        targets = others[:, : min(self.targets, logits.shape[1] - 1)]
-        return [_ClassifierLoss(objective, self.loss, target) for target in targets.unbind(1)]
+        targets = others[:, : min(self.targets, classes - 1)].unbind(1)
+        return [_ClassifierLoss(objective, self.loss, target) for target in targets]
 
     def _run(self, loss: Objective, x: Tensor, start: Tensor, left: Tensor, best: _Best) -> None:
         """Run the steps from a start for the samples ``left``, and update the best images."""

@@ -7,16 +7,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int, check_real, check_type, complaint, readable, source_device
-from ..functional.image import (
-    adjust,
-    as_floats,
-    check_images,
-    crop_and_resize,
-    height_width,
-    luma,
-    rotate_hue,
-    to_device,
-)
+from ..functional import image
 
 _OWNER = "SimCLRAugment"
 _RATIO = (3 / 4, 4 / 3)
@@ -76,7 +67,7 @@ class SimCLRAugment:
     """
 
     def __init__(self, size: int | tuple[int, int] = 32, *, strength: float = 1.0, min_area: float = 0.1) -> None:
-        height_width(_OWNER, size)
+        image.height_width(_OWNER, size)
         check_real(_OWNER, "strength", strength, low=0, high=1, remedy="1 is the full recipe")
         check_real(_OWNER, "min_area", min_area, low=0, high=1, above=True, remedy="0.1 is that of the ACL code")
         self.size, self.strength, self.min_area = size, strength, min_area
@@ -98,7 +89,7 @@ class SimCLRAugment:
             ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1].
             TypeError: ``x`` or ``generator`` is of the wrong kind.
         """
-        check_images(_OWNER, x)
+        image.check_images(_OWNER, x)
         return self._apply(x, self.draw(len(x), x.shape[2], x.shape[3], generator=generator))
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
@@ -144,7 +135,7 @@ class SimCLRAugment:
         Images and errors are those of a call; other parameters are a ``ValueError``. The views are differentiable with
         respect to float images.
         """
-        check_images(_OWNER, x)
+        image.check_images(_OWNER, x)
         remedy = "Draw them with draw(n, height, width) for these images"
         check_type(_OWNER, "parameters", parameters, ViewParameters, remedy=remedy)
         if len(parameters.top) != len(x):
@@ -158,7 +149,7 @@ class SimCLRAugment:
     def _apply(self, x: Tensor, p: ViewParameters) -> Tensor:
         """Return a view for each row of the parameters, which may be those of several views of the images in turn."""
         n, channels, height, width = x.shape
-        size = height_width(_OWNER, self.size)
+        size = image.height_width(_OWNER, self.size)
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         views = torch.empty(
             (len(p.top), channels, *size),
@@ -174,19 +165,21 @@ class SimCLRAugment:
         kinds, places = (2 * turns + p.gray).sort(stable=True)
         amounts = torch.stack([p.brightness, p.contrast, p.saturation, p.hue], 1).gather(1, p.order).to(views.dtype)
         drawn = (p.top, p.left, p.height, p.width, p.flip, p.order, amounts)
-        fields = (to_device(field, x.device) for field in (places, *(field[places] for field in drawn)))
+        fields = (image.to_device(field, x.device) for field in (places, *(field[places] for field in drawn)))
         batches = zip(*(torch.split(field, most) for field in (kinds, *fields)), strict=True)
         with torch.autocast(x.device.type, enabled=False):
             for kind, place, top, left, rows, columns, flip, order, amount in batches:
-                images = as_floats(x.index_select(0, place % n))
-                crops = crop_and_resize(images, top, left, rows, columns, size, flip).clamp_(0, 1)
+                images = image.as_floats(x.index_select(0, place % n))
+                crops = image.crop_and_resize(images, top, left, rows, columns, size, flip).clamp_(0, 1)
                 first = 0
                 for turn, (colourful, gray) in enumerate(kind.bincount(minlength=10).view(5, 2).tolist()):
                     if colourful + gray:
                         middle, last = first + colourful, first + colourful + gray
                         view = _recoloured(crops[first:last], order[first:last], amount[first:last], turn)
                         views.index_copy_(0, place[first:middle], view[:colourful])
-                        views.index_copy_(0, place[middle:last], luma(view[colourful:]).expand(-1, channels, -1, -1))
+                        views.index_copy_(
+                            0, place[middle:last], image.luma(view[colourful:]).expand(-1, channels, -1, -1)
+                        )
                         first = last
         return views
 
@@ -195,9 +188,9 @@ def _recoloured(x: Tensor, order: Tensor, amount: Tensor, turn: int) -> Tensor:
     """Apply the four operations of each image in its order; ``turn`` is the common slot of the hue."""
     for slot in range(4) if turn != _NEVER else ():
         if slot != turn:
-            x = adjust(x, order[:, slot], amount[:, slot])
+            x = image.adjust(x, order[:, slot], amount[:, slot])
         elif x.shape[1] == 3:
-            x = rotate_hue(x, amount[:, slot])
+            x = image.rotate_hue(x, amount[:, slot])
     return x
 
 

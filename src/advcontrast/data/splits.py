@@ -45,13 +45,12 @@ def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
     """Choose the images that keep their label at random, the same number of each class, and return sorted indices.
 
     Args:
-        labels: classes of the images, int64 ``[N]``, with C different values.
+        labels: classes of the images, int64 ``[N]`` on any device, with C different values, N at least 1.
         fraction: of the N images, in (0, 1]; round(fraction * N / C) of each class are chosen, and 1 chooses all.
         seed: of the choice, at least 0. Subsets of different fractions are unrelated.
 
     Raises:
-        ValueError: the fraction is out of range, asks for no image of a class or for more than the smallest class has,
-            or ``labels`` is empty or not one-dimensional.
+        ValueError: a number or a shape out of range, or no image of a class, or more than the smallest class has.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -84,8 +83,7 @@ def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tens
     The elements of a group have random order, and element r of n, counted from 0, is placed at (r + 1/2) / n of the
     length. If a group is the share s of all elements, and there are G groups, any L consecutive elements have L s of
     it, give or take 1 + (G - 2) s: of two groups, at most one too many or too few. Batches of B from the start on are
-    exact where B s is a whole number for every group: of 4,500 labelled and 40,500 other images, every 250 have 25
-    labelled ones.
+    exact where B s is a whole number for every group: of 4,500 labelled and 40,500 others, every 250 have 25 labelled.
 
     Args:
         groups: group of each element, int64 ``[N]`` on any device, which is that of the result; any numbers.

@@ -20,12 +20,13 @@ _OWN: dict[str, Callable[..., ResNet | WideResNet]] = {
     "resnet50": resnet50,
     "wide_resnet34_10": wide_resnet34_10,
 }
+_LIBRARIES = ("torchvision", "timm")
 # Otherwise both return a tuple in train mode, and warn about the initialisation of their weights.
 _TORCHVISION_SETTINGS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 
 
 def backbone(name: str, *, width: int | None = None, small_images: bool = True) -> tuple[nn.Module, int]:
-    """Return an untrained encoder and the number of its features.
+    """Return an untrained encoder, from images ``[N, 3, H, W]`` to features ``[N, F]``, and F.
 
     A name is looked up in this package (``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"wide_resnet34_10"``), then
     in torchvision, then in timm; ``"torchvision/resnet18"`` and ``"timm/resnet18"`` choose the library. Networks of
@@ -37,12 +38,9 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
         small_images: whether to give a ResNet of torchvision or timm the stem of :func:`cifar_stem`. Other networks are
             not changed, and may not take small images.
 
-    Returns:
-        The encoder, from images ``[N, 3, H, W]`` to features ``[N, F]``, and F.
-
     Raises:
-        ValueError: the name is unknown, the network has no classifier to remove or no flat features, ``width`` is below
-            1 or passed for the network of another library, or ``small_images`` is off for one of this package.
+        ValueError: the name is unknown, the network has no classifier to remove or no flat features, ``width`` is < 1
+            or for the network of another library, or ``small_images`` is off for one of this package.
         TypeError: an argument of the wrong kind.
         ImportError: the library in the name is not installed.
 
@@ -76,7 +74,7 @@ def _find(name: str) -> tuple[str, str]:
     libraries, known, wanted = ([prefix], [], rest) if explicit else (list(_LIBRARIES), list(_OWN), name)
     for library in libraries:
         try:
-            names = _LIBRARIES[library]()
+            names = _names(library)
         except ImportError as error:
             if explicit:
                 expected, remedy = f"{library} to be installed", f"Install it with pip install {library}"
@@ -92,19 +90,14 @@ def _find(name: str) -> tuple[str, str]:
     raise ValueError(complaint("backbone", expected, repr(name), remedy + hint))
 
 
-def _torchvision_names() -> list[str]:
+def _names(library: str) -> list[str]:
+    if library == "timm":
+        import timm
+
+        return timm.list_models()
     from torchvision import models
 
     return list(models.list_models(module=models))
-
-
-def _timm_names() -> list[str]:
-    import timm
-
-    return timm.list_models()
-
-
-_LIBRARIES = {"torchvision": _torchvision_names, "timm": _timm_names}
 
 
 def _from_torchvision(name: str) -> nn.Module:

@@ -17,11 +17,10 @@ _OWNER = "EMA"
 class EMA:
     r"""Exponential moving average of the parameters of a model.
 
-    The average starts as a copy of the model, and each :meth:`update`, the first one included, makes it
-    :math:`\bar\theta \leftarrow m\, \bar\theta + (1 - m)\, \theta` with the decay :math:`m`. (The first update of
-    :class:`torch.optim.swa_utils.AveragedModel` copies the model instead.) Buffers, such as the statistics of batch
-    norms, are copied: they are averages already. Evaluate ``ema.model``; it is in eval mode, requires no gradients and
-    shares no memory with the original.
+    The average starts as a copy of the model, and each :meth:`update`, unlike the first of
+    :class:`torch.optim.swa_utils.AveragedModel`, makes it :math:`m\, \bar\theta + (1 - m)\, \theta` with the decay
+    :math:`m`. Buffers, such as the statistics of batch norms, are copied: they are averages already. Evaluate
+    ``ema.model``; it is in eval mode, requires no gradients and shares no memory with the original.
 
     Args:
         model: the network to follow, on its final device.
@@ -51,8 +50,7 @@ class EMA:
         check_real(_OWNER, "decay", decay, low=0, high=1, remedy="0.999 is usual")
         check_copyable(_OWNER, model)
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.decay = decay
-        self.updates = 0
+        self.decay, self.updates = decay, 0
 
     def __repr__(self) -> str:
         return f"EMA({type(self.model).__name__}, decay={self.decay})"

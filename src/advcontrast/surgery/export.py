@@ -14,7 +14,7 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
     """Return a deep copy of ``model`` with the plain norms of one branch.
 
     The copy has the architecture, the state-dict keys and the modes of the network before conversion, and bit-identical
-    outputs to that branch. ``model`` is not changed.
+    outputs to that branch.
 
     Args:
         model: a network with dual norms.
