@@ -236,7 +236,6 @@ class _Run:
         self._reset_counts()
 
     def keep(self, which: Tensor) -> None:
-        """Drop all other samples."""
         self.here, self.best = (Iterate(*(part[which] for part in it)) for it in (self.here, self.best))
         self.previous, self.size, self.halved = self.previous[which], self.size[which], self.halved[which]
         self.rises, self.last_best = self.rises[which], self.last_best[which]
@@ -268,10 +267,8 @@ class _ClassifierLoss:
         logits, y = self.objective.logits(image), self.objective.y
         if self.target is not None:
             loss = targeted_dlr(logits, y, self.target)
-        elif self.loss == "dlr":
-            loss = dlr(logits, y)
         else:
-            loss = F.cross_entropy(logits, y, reduction="none")
+            loss = dlr(logits, y) if self.loss == "dlr" else F.cross_entropy(logits, y, reduction="none")
         check_finite(_OWNER, "the value of the objective", loss, remedy="Check the model on the unperturbed images")
         return loss.masked_fill(logits.argmax(1) != y, math.inf)
 

@@ -70,9 +70,8 @@ class PGDAttack:
 
     The attack knows nothing of models: the caller sets the mode, the batch-norm branch and autocast. It does not change
     flags, buffers, ``.grad`` or, given a generator, the global random state, and it works under ``no_grad`` and
-    ``inference_mode``. Objectives may couple the samples of a batch, as a contrastive loss of both views does.
-
-    The constraint holds in exact arithmetic: no coordinate (``"linf"``), and no sample's Euclidean norm (``"l2"``),
+    ``inference_mode``. Objectives may couple the samples of a batch, as a contrastive loss of both views does. The
+    constraint holds in exact arithmetic: no coordinate (``"linf"``), and no sample's Euclidean norm (``"l2"``),
     exceeds ``eps``. Half precision cannot represent that (a step of bfloat16 near 1 is 1/256), so images are float32 or
     float64; put autocast around the model instead. The loss is scaled internally, so that small gradients survive half
     precision. References: Madry et al., ICLR 2018; Jiang et al., NeurIPS 2020.

@@ -42,11 +42,9 @@ class _PerturbationState(nn.Module):
         return kept.to(x.device) if kept is not None and fits else None
 
     def get_extra_state(self) -> dict[str, Tensor | None]:
-        """Return the perturbations for the state dict."""
         return {"perturbations": self._perturbations}
 
     def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
-        """Load the perturbations from a state dict."""
         self._perturbations = state["perturbations"]
 
 
@@ -149,8 +147,7 @@ class FreeAttack(_PerturbationState):
             x = x.detach().clone()
             ball, perturbation = BALLS[self.norm](x, self.eps, self.bounds), self.recall(x)
             point = ball.random_point(generator) if perturbation is None else ball.project(x + perturbation)
-            lengths = ball.lengths(self.step_size)
-            image = point.clone().requires_grad_()
+            lengths, image = ball.lengths(self.step_size), point.clone().requires_grad_()
         self.keep(point - x)
 
         def step(gradient: Tensor) -> None:
@@ -170,8 +167,8 @@ class FreeAttack(_PerturbationState):
 class ProgressiveAttack(nn.Module):
     """Run each of several attacks for a number of calls, and the last one from then on.
 
-    One step is enough against a network early in training; more steps pay off later. Training makes one call a step,
-    and every call counts. The count is in the state dict, so that a resumed run continues with the right attack.
+    One step is enough against a network early in training; more steps pay off later. Every call counts. The count is in
+    the state dict, so that a resumed run continues with the right attack.
 
     Args:
         stages: pairs (calls, attack): for how many calls to run an attack, at least 1, and ``None`` for the last one.

@@ -55,8 +55,7 @@ def image_folder(
         unreadable: ``"raise"`` an error for a file that is broken, empty, missing, not an image or above 8 bits a
             channel, a folder that cannot be listed, and a link that cannot be followed; or ``"skip"`` it and warn.
         tolerance: the largest share of the images that may be left out, in [0, 1]; beyond it an error is raised.
-        outside_links: whether links may lead out of ``root``. By default they raise an error, as an untrusted data set
-            could link to any file of this machine.
+        outside_links: whether links may lead out of ``root``, which in an untrusted data set could be any file.
         progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only, for more
             than 1000 images.
 
@@ -65,8 +64,8 @@ def image_folder(
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         UnreadableImageError: an image is unreadable, or claims more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; where
             they are skipped, there are too many, or all of a class.
-        ValueError: an argument out of its range, a link that leads out of the folder or in a circle, or only folders
-            with the names of splits, such as ``train`` and ``test``.
+        ValueError: an argument out of its range, a link out of the folder or in a circle, or only folders with the
+            names of splits, such as ``train`` and ``test``.
         TypeError: an argument of the wrong kind.
     """
     check_settings(_OWNER, size, unreadable, tolerance, outside_links)
@@ -109,9 +108,7 @@ def _by_class(root: Path, found: dict[str, list[str]], unusable: list[str]) -> d
         got = f"those of splits: {', '.join(map(repr, classes))}"
         remedy = "Pass one of them, which holds a folder for each class"
         raise ValueError(complaint(_OWNER, f"folders of classes in {str(root)!r}", got, remedy))
-    for name, own in classes.items():
-        if own:
-            continue
+    for name in [name for name, own in classes.items() if not own]:
         unlisted = [folder for folder in unusable if Path(folder).parts[0] == name]
         if unlisted:
             got = f"folders in {str(root)!r} that cannot be listed: {', '.join(map(repr, unlisted))}"

@@ -40,8 +40,8 @@ def convert_to_dual_bn(
 
     Args:
         model: any network.
-        norms: class or classes of the norms to convert, found by ``isinstance``, with subclasses such as those with a
-            fused activation. By default all batch norms; ``(nn.LayerNorm, nn.GroupNorm)`` converts those.
+        norms: class or classes of the norms to convert, with their subclasses. By default all batch norms;
+            ``(nn.LayerNorm, nn.GroupNorm)`` converts those.
         branches: names of the branches, at least two. The first one keeps the original parameters. Trainers of
             this library use ``"clean"`` and ``"adv"``; switch to others with :func:`bn_branch`.
         split: the part that each branch has separately: ``"both"`` affine parameters and running statistics, as in the
