@@ -70,7 +70,7 @@ class ContrastivePairAugment:
         """Return two random views of every image.
 
         Args:
-            x: images as for :meth:`SimCLRAugment.__call__`.
+            x: images as for :class:`advcontrast.augment.SimCLRAugment`.
             generator: source of all randomness, by default the global one of the CPU. A ``transform`` draws from the
                 global random states; with a generator these are seeded from it for the call, and restored.
 
