@@ -17,6 +17,9 @@ def elsewhere(tensor):
 
 
 CASES = [
+    ("coding_rate", lambda: F.coding_rate(None)),
+    ("coding_rate", lambda: F.coding_rate(Z[0])),
+    ("coding_rate", lambda: F.coding_rate(Z, 0)),
     ("distillation", lambda: F.distillation(LOGITS, LOGITS, 0)),
     ("distillation", lambda: F.distillation(LOGITS, LOGITS, 1e-31)),
     ("semi_supervised", lambda: F.semi_supervised(LOGITS, LOGITS, Y, LOGITS, temperature=1e-31)),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import AMOC, DeACL, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, DeACL, ProFeAT, RoCL
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -38,6 +38,10 @@ def amoc(norm, **settings):
     return AMOC(student(norm), **{"queue": 12, "decay": 0.9, "attack": FEW, **settings})
 
 
+def cfamc(norm, **settings):
+    return CFAMC(student(norm), **{"attack": FEW, **settings})
+
+
 def deacl(norm, **settings):
     return DeACL(student(norm), teacher(), **{"attack": FEW, **settings})
 
@@ -58,6 +62,7 @@ METHODS = {
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
     "AMOC": Method(amoc),
     "AMOC released": Method(lambda norm, **settings: amoc(norm, released=True, **settings)),
+    "CFAMC": Method(cfamc, views=3),
     "DeACL": Method(deacl, views=1),
     "ProFeAT": Method(profeat),
     "RoCL": Method(rocl),

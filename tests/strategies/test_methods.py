@@ -210,5 +210,5 @@ def test_the_wrong_number_of_tensors_is_refused_before_anything_moves(name):
     before = {name: value.clone() for name, value in state(learner).items()}
     x = batch(method)[0]
     with pytest.raises((TypeError, ValueError), match=rf"^{type(learner).__name__}(\.forward\(\)|: expected)"):
-        learner(*[x] * (method.views + 2))
+        learner(*[x] * (1 if learner.views is None else method.views + 2))
     assert same(before, state(learner))

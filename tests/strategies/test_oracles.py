@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from advcontrast import ACLTrainer
 from advcontrast.functional import nt_xent
-from advcontrast.strategies import AMOC, DeACL, Distillation, Invariance, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, DeACL, Distillation, Invariance, ProFeAT, RoCL
 from tests.strategies.methods import Constant, Given, Identity, known, norms
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -35,6 +35,19 @@ def test_amoc(released, clean):
         assert out.loss.item() == pytest.approx(0.7636968189, **CLOSE)
     out.loss.backward()
     assert norms(k) == [0]
+
+
+def test_cfamc():
+    out = CFAMC(Identity(), attack=Given(*(known(v) for v in range(3))))(*(known(5) for _ in range(3)))
+    assert out.terms["loss_invariance"].item() == pytest.approx(-0.8971560335, **CLOSE)
+    assert out.terms["loss_coding"].item() == pytest.approx(-2.3185468125, **CLOSE)
+    assert out.loss.item() == pytest.approx(-181.7497535129, rel=0, abs=1e-8)
+
+
+def test_the_attack_of_cfamc_maximises_the_loss():
+    attack = Given(*(known(5) for _ in range(3)))
+    CFAMC(Identity(), attack=attack)(*(known(v) for v in range(3)))
+    assert attack.values[0].item() == pytest.approx(-181.7497535129, rel=0, abs=1e-8)
 
 
 def test_deacl():

@@ -2,6 +2,7 @@
 
 from .corruptions import CORRUPTIONS, Corruption
 from .crop_flip import CropFlip
+from .multi_view import MultiView
 from .pair import ContrastivePairAugment
 from .replay import Replay
 from .simclr import SimCLRAugment, ViewParameters
@@ -11,6 +12,7 @@ __all__ = [
     "ContrastivePairAugment",
     "Corruption",
     "CropFlip",
+    "MultiView",
     "Replay",
     "SimCLRAugment",
     "ViewParameters",

@@ -1,6 +1,8 @@
 """Losses, metrics and image operations as pure functions of tensors."""
 
 from .. import _deprecated
+from .coding_rate import coding_rate
+from .cosine import cosine
 from .distillation import distillation
 from .divergence import kl_divergence, trades
 from .margin import dlr, targeted_dlr
@@ -19,6 +21,7 @@ from .semi_supervised import semi_supervised
 __all__ = [
     "alignment",
     "breakaway_risk",
+    "coding_rate",
     "cosine",
     "distillation",
     "dlr",

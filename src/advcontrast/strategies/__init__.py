@@ -3,6 +3,7 @@
 from .acl import ACLOutput, ACLTrainer
 from .amoc import AMOC
 from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
+from .cfamc import CFAMC
 from .deacl import DeACL
 from .learner import ContrastiveLearner, Part, StepOutput
 from .profeat import ProFeAT
@@ -15,6 +16,7 @@ from .trades import TRADESTrainer
 
 __all__ = [
     "AMOC",
+    "CFAMC",
     "ACLOutput",
     "ACLTrainer",
     "AdversarialTrainer",

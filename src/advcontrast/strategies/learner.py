@@ -73,7 +73,8 @@ class ContrastiveLearner(nn.Module):
 
     Class attributes, which a subclass may override:
 
-    - ``views``: number of views. Called with as many tensors, the learner uses them as they are.
+    - ``views``: number of views, ``None`` for two or more. Called with as many tensors, the learner uses them as they
+      are.
     - ``labelled``: whether targets follow the images or views.
     - ``branches``: branches of dual norms that the strategy uses.
     - ``normalised``: whether the loss is a weighted mean.
@@ -92,7 +93,7 @@ class ContrastiveLearner(nn.Module):
         TypeError: an argument of the wrong kind.
     """
 
-    views: ClassVar[int] = 2
+    views: ClassVar[int | None] = 2
     labelled: ClassVar[bool] = False
     normalised: ClassVar[bool] = True
     branches: tuple[str, ...] = ("clean", "adv")
@@ -238,27 +239,31 @@ class ContrastiveLearner(nn.Module):
                 raise ValueError(complaint(owner, "images and targets", f"{len(batch)} tensors", remedy))
             *batch, targets = batch  # type: ignore[assignment]
         images, views = None, tuple(batch)
-        if len(views) == 1 and (self.augment is not None or self.views > 1):
+        count = self.views or "two or more"
+        if len(views) == 1 and (self.augment is not None or self.views != 1):
             if self.augment is None:
                 remedy = "Pass both views, or build the trainer with augment=ContrastivePairAugment(size)"
                 raise ValueError(
-                    complaint(owner, "x2" if self.views == 2 else f"{self.views} views", "None and no augment", remedy)
+                    complaint(owner, "x2" if self.views == 2 else f"{count} views", "None and no augment", remedy)
                 )
             images = as_floats(views[0]) if isinstance(views[0], Tensor) else None
             made = self.augment(views[0], **source)
             views = tuple(made) if isinstance(made, (tuple, list)) else (made,)
-            if len(views) != self.views:
-                expected = f"augment to return {'a pair' if self.views == 2 else f'{self.views} views'}"
-                remedy = f"Return {self.views} batches of views, row i of each of image i"
+            if not self._takes(len(views)):
+                expected = f"augment to return {'a pair' if self.views == 2 else f'{count} views'}"
+                remedy = f"Return {count} batches of views, row i of each of image i"
                 raise ValueError(complaint(owner, expected, type_name(made), remedy))
-        elif len(views) != self.views:
-            expected, remedy = f"{self.views} views of each image, or the images", "Pass each view as one tensor"
+        elif not self._takes(len(views)):
+            expected, remedy = f"{count} views of each image, or the images", "Pass each view as one tensor"
             raise ValueError(complaint(owner, expected, f"{len(views)} tensors", remedy))
         self._check_views(views)
         if images is None and any(getattr(term, "needs_images", False) for term in getattr(self, "terms", ())):
             remedy = "Call the learner with images, and build it with augment="
             raise ValueError(complaint(owner, "images, which a term compares with the views", "views alone", remedy))
         return Step(self, views, images=images, targets=targets, source=source)
+
+    def _takes(self, views: int) -> bool:
+        return views > 1 if self.views is None else views == self.views
 
     def _check_views(self, views: tuple[Any, ...]) -> None:
         owner, first = type(self).__name__, views[0]
