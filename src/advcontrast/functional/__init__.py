@@ -2,7 +2,6 @@
 
 from .. import _deprecated
 from .coding_rate import coding_rate
-from .cosine import cosine
 from .distillation import distillation
 from .divergence import kl_divergence, trades
 from .margin import dlr, targeted_dlr
