@@ -198,7 +198,7 @@ class ResultCard:
         return {metric: _result(correct) for metric, correct in self.verdicts.items()}
 
     def to_json(self) -> str:
-        """Return the text of the file, sorted, so that equal cards are equal texts."""
+        """Return the text of the file; equal cards give equal texts."""
         document = {
             **vars(self),
             "format": _FORMAT,

@@ -57,8 +57,7 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
     It must fall by more than a hundredth of its size and three standard errors of the difference over the images.
 
     Args:
-        losses: the loss of each image under attack, ``[N]``, for at least two values of a setting that strengthens the
-            attack, such as the number of steps or the radius.
+        losses: the loss of each image under attack, ``[N]``, for at least two values of a setting, such as the radius.
         parameter: the name of that setting.
 
     Raises:
@@ -120,8 +119,7 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
     """Raise an alarm if more than a twentieth of the images survive an attack that may change them into any other.
 
     Args:
-        unbounded: the verdicts under an attack whose ball holds every image, best of images that are classified
-            correctly without it.
+        unbounded: the verdicts under an attack whose ball holds every image, on correctly classified images.
 
     Raises:
         TypeError: an argument of the wrong kind.

@@ -37,10 +37,7 @@ class Overfitting:
 
     @property
     def alarm(self) -> bool:
-        """Whether one step reaches less than a quarter of the gain, and the gain exceeds a tenth of the loss.
-
-        On a contrastive loss one step usually reaches about half of the gain of ten.
-        """
+        """Whether one step reaches below a quarter of the gain (half is usual) and the gain is over a tenth of the loss."""
         return self.share < 0.25 and self.strong - self.clean > 0.1 * abs(self.clean)
 
 

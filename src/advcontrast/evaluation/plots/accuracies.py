@@ -23,9 +23,7 @@ _LABELS = {"eps": "radius of the attack", "steps": "steps of the attack", "resta
 
 
 def plot_curves(curves: Mapping[str, RobustCurve | CurveRecord]) -> Figure:
-    """Draw accuracy against the radius, steps or restarts of an attack.
-
-    Radii that are all multiples of 1/255 are shown as such. Numbers of steps and restarts stand on a logarithmic axis.
+    """Draw accuracy against the radius, in 1/255 if all fit, or on a logarithmic axis against the steps or restarts.
 
     Args:
         curves: by label, all along the same parameter. With eps, the point at 0 is the clean accuracy.

@@ -23,8 +23,7 @@ class BranchGap:
     """Difference between the branches of dual batch norms; every number is 0 where they are equal.
 
     Attributes:
-        features: one minus the cosine of the features that both branches give to an image, the mean over the images, in
-            [0, 2].
+        features: mean over the images of one minus the cosine of the features of both branches, in [0, 2].
         statistics: divergence of the running statistics, at least 0.
         affine: distance of the scales and shifts relative to their own length, in [0, 2].
     """
@@ -79,11 +78,8 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
         # On the CPU values can be checked before a number is returned.
         clean, adv = (torch.cat(part).cpu() for part in zip(*features, strict=True))
         # Half the squared distance of two unit vectors is one minus their cosine, without its cancellation near 1.
-        return BranchGap(
-            features=alignment(clean, adv).item() / 2,
-            statistics=_statistics_gap(norms),
-            affine=_affine_gap(model),
-        )
+        gap = alignment(clean, adv).item() / 2
+        return BranchGap(features=gap, statistics=_statistics_gap(norms), affine=_affine_gap(model))
 
 
 def _statistics_gap(norms: list[DualNorm]) -> float:

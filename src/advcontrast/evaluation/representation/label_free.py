@@ -25,8 +25,7 @@ class LabelFreeRobustness:
     to one point has the best possible risks, accuracy and margin, but an effective rank of 1 and a uniformity of 0.
 
     Attributes:
-        distance: Euclidean distance between the features of an image and those of the image driven away from itself,
-            the mean over the images, at least 0 and in the units of the features.
+        distance: mean Euclidean distance between the features of an image and of the image driven away from itself.
         breakaway_risk: probability that an image is driven closer to another image than to itself, in [0, 1].
         nearest_neighbour_accuracy: fraction of images whose nearest clean features are their own, in [0, 1].
         overlap_risk: probability that two images that are drawn to each other change places, in [0, 1].
@@ -75,8 +74,7 @@ def label_free_robustness(
             metrics = dataclasses.asdict(label_free_robustness(acl.model, [images]))
 
     Args:
-        encoder: maps images in [0, 1], the normalisation inside, to features ``[N, D]``; with or without the projection
-            head.
+        encoder: maps images in [0, 1], the normalisation inside, to features ``[N, D]``.
         batches: images ``[N, ...]``, floating point in [0, 1], or pairs of them and something that is ignored, such as
             labels. Walked once; moved to the device of the encoder. All features are held until the end.
         attack: a callable such as ``PGDAttack``, called as ``attack(objective, x, generator=generator)`` with an
@@ -89,8 +87,8 @@ def label_free_robustness(
         TypeError: an argument of the wrong kind, such as uint8 images.
 
     Example:
-        Features that are the four pixels themselves. Every pixel moves by 1/8, so the image by 1/4. The two images are
-        1 apart and draw nearer by 1/4 each: 3/4 - 1/4 is left.
+        Four pixels as features, each of which moves by 1/8, so the image by 1/4. Two images 1 apart draw nearer by 1/4
+        each: 3/4 - 1/4 is left.
 
         >>> images = torch.tensor([[0.25] * 4, [0.75] * 4])
         >>> attack = PGDAttack(eps=0.125, step_size=0.125, steps=4)
