@@ -37,7 +37,7 @@ class Overfitting:
 
     @property
     def alarm(self) -> bool:
-        """Whether one step reaches below a quarter of the gain (half is usual) and the gain is over a tenth of the loss."""
+        """Whether one step reaches less than a quarter of the gain, which exceeds a tenth of the loss; half is usual."""
         return self.share < 0.25 and self.strong - self.clean > 0.1 * abs(self.clean)
 
 
