@@ -37,7 +37,10 @@ class Overfitting:
 
     @property
     def alarm(self) -> bool:
-        """Whether one step reaches less than a quarter of the gain, which exceeds a tenth of the loss; half is usual."""
+        """Whether one step reaches less than a quarter of the gain, which exceeds a tenth of the loss.
+
+        On a contrastive loss one step usually reaches about half.
+        """
         return self.share < 0.25 and self.strong - self.clean > 0.1 * abs(self.clean)
 
 
