@@ -128,7 +128,7 @@ def test_missing_files_are_named_at_once(archive):
 )
 def test_a_file_with_something_else_is_named_at_once(archive, content, got):
     np.save(archive / "saturate.npy", content)
-    message = f"cifar10_c: expected uint8 [10, 32, 32, 3] in saturate.npy, got {got}. "
+    message = f"cifar10_c: expected uint8 [10, 32, 32, 3] in saturate.npy, got {got}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         cifar10_c(archive)
 

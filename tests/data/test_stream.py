@@ -116,7 +116,7 @@ def test_a_data_loader_reads_it(root):
 
 @pytest.mark.parametrize("index", [-1, 5, 6])
 def test_there_is_nothing_beyond_the_last_image(root, index):
-    message = f"ImageStream: expected index to be an int from 0 to 4, got {index}. "
+    message = f"ImageStream: expected index to be an int from 0 to 4, got {index}"
     with pytest.raises(IndexError, match=f"^{re.escape(message)}"):
         ImageStream(root)[index]
 
@@ -422,7 +422,7 @@ def test_image_folder_takes_no_other_word_for_links(root):
 def test_no_folder(tmp_path, what):
     if what == "a file":
         (tmp_path / "data").touch()
-    message = f"ImageStream: expected a folder at {str(tmp_path / 'data')!r}, got {what}. "
+    message = f"ImageStream: expected a folder at {str(tmp_path / 'data')!r}, got {what}"
     with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}"):
         ImageStream(tmp_path / "data")
 

@@ -304,7 +304,7 @@ def test_pairs_need_negatives(pairs):
     ],
 )
 def test_wrong_temperature(temperature, error, got):
-    message = f"nt_xent: expected temperature to be a finite number > 0, got {got}. SimCLR uses 0.5 for CIFAR-10."
+    message = f"nt_xent: expected temperature to be a finite number > 0, got {got}"
     with pytest.raises(error, match=re.escape(message)):
         nt_xent(GOOD, GOOD, temperature)
 
@@ -314,7 +314,7 @@ def test_wrong_temperature(temperature, error, got):
     [(0, ValueError, "0"), (-1, ValueError, "-1"), (2.5, TypeError, "float"), (True, TypeError, "bool")],
 )
 def test_wrong_tile(tile, error, got):
-    message = f"nt_xent: expected tile to be an int >= 1, got {got}. None computes all similarities at once."
+    message = f"nt_xent: expected tile to be an int >= 1, got {got}"
     with pytest.raises(error, match=re.escape(message)):
         nt_xent(GOOD, GOOD, tile=tile)
 
