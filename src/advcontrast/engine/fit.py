@@ -46,7 +46,7 @@ from .batches.source import Source, source_of
 from .batches.worker import Batch
 from .run import Row, Run
 from .run_folder import RunFolder
-from .run_settings import run_settings, weights_of
+from .run_settings import run_settings, shown, weights_of
 from .signals import termination
 
 _OWNER = "fit"
@@ -69,6 +69,7 @@ def fit(
     schedule: Callable[[int], float] | float | None = None,
     seed: int = 0,
     groups: Tensor | None = None,
+    select_data: Callable[[int, nn.Module], Tensor | None] | None = None,
     accumulate: int = 1,
     amp: Literal["off", "bf16", "fp16"] = "off",
     ema: EMA | None = None,
@@ -119,6 +120,9 @@ def fit(
         seed: of the order of the samples. Everything else draws from torch's global generators, which are never
             seeded here.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
+        select_data: ``select_data(epoch, learner)``, the indices int64 ``[M]`` of the samples of an epoch, counted from
+            1, or ``None`` for all. Every process calls it, the indices of the first one count. An epoch has as many
+            steps as its samples fill, and ``schedule``, which must be given, counts the steps that are taken.
         accumulate: number of parts into which each batch is cut to save memory; their gradients are added up. Refused
             for a learner whose loss compares the samples of a batch with each other.
         amp: ``"bf16"`` or ``"fp16"`` runs the learner under autocast; fp16 with a gradient scaler.
@@ -168,7 +172,7 @@ def fit(
     _check_learner(learner)
     source = source_of(data)
     _check_data(learner, source, batch_size, groups)
-    _check_optimizer(learner, optimizer, schedule)
+    _check_optimizer(learner, optimizer, schedule, select_data)
     _check_training(learner, epochs, seed, accumulate, amp, ema, compile)
     _check_evaluation(evaluate, select)
     _check_output(learner, folder, save_every, tensorboard, progress)
@@ -181,7 +185,7 @@ def fit(
     schedule = WarmupCosine(steps, warmup=min(10 * plan.steps, steps // 10)) if schedule is None else schedule
     settings: dict[str, Any] = run_settings(learner, source.identity(), groups, optimizer, schedule, ema)
     settings |= {"epochs": epochs, "steps": steps, "batch_size": batch_size, "accumulate": accumulate, "seed": seed}
-    settings |= {"select": select, "amp": amp}
+    settings |= {"select": select, "amp": amp, "select_data": shown(select_data)}
     run = Run(learner, optimizer, schedule, amp, ema, settings)
     run.broadcast_initial_state()
     run_folder = RunFolder(folder, tensorboard=tensorboard)
@@ -197,14 +201,20 @@ def fit(
         request = stack.enter_context(termination(deferred=folder is not None))
         bar = stack.enter_context(ProgressBar(steps, unit="step", shown=progress if first else False, done=run.step))
         done = len(run.history)
-        left = source.batches(plan, run.device, epochs=range(done, epochs), skip=run.step - done * plan.steps)
-        batches = stack.enter_context(left)
+        reading = stack.enter_context(ExitStack())
         if compile and done < epochs:
             learner.get_submodule("model").compile()
         wrapped = DistributedDataParallel(learner) if distributed.world_size() > 1 else learner
         after = ""
         for epoch in range(done + 1, epochs + 1):
-            started, last = time.monotonic(), epoch * plan.steps
+            started = time.monotonic()
+            planned = plan if select_data is None else run.plan_epoch(plan, select_data)
+            if epoch == done + 1 or select_data is not None:
+                reading.close()
+                ahead = range(epoch - 1, epochs if select_data is None else epoch)
+                left = source.batches(planned, run.device, epochs=ahead, skip=run.step - run.epoch_start)
+                batches = reading.enter_context(left)
+            last = run.epoch_start + planned.steps
             learner.train()
             for batch, replaced in islice(batches, last - run.step):
                 run.take_step(_parts(batch, accumulate, memory_format), wrapped)
@@ -273,7 +283,7 @@ def _check_data(learner: nn.Module, source: Source, batch_size: int, groups: Ten
                 raise ValueError(complaint(_OWNER, "an accelerator for SyncBatchNorm", f"{name} on the CPU", remedy))
 
 
-def _check_optimizer(learner: nn.Module, optimizer: Any, schedule: Any) -> None:
+def _check_optimizer(learner: nn.Module, optimizer: Any, schedule: Any, select_data: Any) -> None:
     remedy = "Pass the optimizer itself, such as LARS(learner.parameters(), lr=5.0)"
     check_type(_OWNER, "optimizer", optimizer, (Optimizer, NoneType), remedy=remedy)
     if optimizer is not None:
@@ -294,6 +304,12 @@ def _check_optimizer(learner: nn.Module, optimizer: Any, schedule: Any) -> None:
     elif schedule is not None:
         remedy = "Pass a function of the step that returns the fraction of the learning rate, a number, or None"
         check_callable(_OWNER, "schedule", schedule, remedy=remedy)
+    if select_data is not None:
+        remedy = "Pass a function of the epoch and the learner, or None"
+        check_callable(_OWNER, "select_data", select_data, remedy=remedy)
+        if schedule is None:
+            remedy = "The number of steps depends on the selection; 1.0 keeps the learning rate"
+            raise ValueError(complaint(_OWNER, "a schedule with select_data", "None", remedy))
 
 
 def _check_training(

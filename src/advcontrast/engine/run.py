@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .. import _random, distributed
-from .._checks import check_real, complaint, readable, type_name
+from .._checks import check_real, check_within, complaint, readable, type_name
 from .._digest import digest
 from ..optim.ema import EMA
+from .batches.plan import Plan
 from .checkpoint.errors import CheckpointMismatchError
 from .run_settings import change, differences, extra_of, on_cpu
 
@@ -92,6 +93,7 @@ class Run:
         means: of the current epoch.
         history: one row for each finished epoch.
         best: epoch, value and weights of the best epoch so far.
+        selected: indices of the samples of the current epoch, ``None`` for all.
     """
 
     learner: nn.Module
@@ -105,6 +107,7 @@ class Run:
     means: Means = field(default_factory=Means)
     history: list[Row] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    selected: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.modules = [self.learner] if self.ema is None else [self.learner, self.ema.model]
@@ -220,6 +223,21 @@ class Run:
         self.means = Means()
         return row
 
+    @property
+    def epoch_start(self) -> int:
+        """The step at which the current epoch began."""
+        return int(self.history[-1]["step"]) if self.history else 0
+
+    def plan_epoch(self, plan: Plan, select_data: Callable[[int, nn.Module], Any]) -> Plan:
+        """Return the plan of the samples of the next epoch; an epoch that is resumed keeps those that were selected."""
+        if self.step == self.epoch_start:
+            own = self._own_states()
+            with _random.preserve_rng_state():
+                chosen = select_data(len(self.history) + 1, self.learner)
+            self._set_own_states(own)
+            self.selected = _indices(distributed.broadcast_object(chosen), plan)
+        return plan if self.selected is None else plan.subset(self.selected)
+
     def load_best(self) -> None:
         """Load the weights of the best epoch, and those of the average, if one was selected."""
         if self.best is not None:
@@ -255,6 +273,7 @@ class Run:
             "means": distributed.all_gather_object(self.means.state()),
             "history": self.history,
             "best": self.best,
+            "selected": self.selected,
             "random": distributed.all_gather_object({**_random.capture(self.device), "own": own}),
             "extra": distributed.all_gather_object(on_cpu(extra_of(learner))),
             "threads": torch.get_num_threads(),
@@ -290,6 +309,7 @@ class Run:
             self.ema.load_state_dict(state["ema"])
         self.step, self.rates = state["step"], state["rates"]
         self.history, self.best = list(state["history"]), state["best"]
+        self.selected = state["selected"]
         self.means = Means.from_states(state["means"], self.device)
         if rank < len(streams):
             _random.restore(streams[rank], self.device)
@@ -320,6 +340,21 @@ class Run:
                 for loss in losses:
                     _require_finite_everywhere("a finite loss", loss.item(), f"step {self.step + 1}")
                 raise _not_finite(expected, norm, f"step {self.step + 1}")
+
+
+def _indices(chosen: Any, plan: Plan) -> Tensor | None:
+    """Require ``None`` or indices of samples that all processes can share."""
+    if chosen is None:
+        return None
+    least, remedy = 2 * distributed.world_size(), "Return an int64 tensor of indices into data, or None for all"
+    indices = torch.as_tensor(chosen).cpu()
+    if indices.dtype != torch.int64:
+        raise TypeError(complaint(_OWNER, "select_data to return int64 indices", type_name(indices), remedy))
+    if indices.dim() != 1 or len(indices) < least or (len(indices) < plan.batch_size and len(indices) % (least // 2)):
+        expected = f"select_data to return at least {least} indices, which all processes share equally"
+        raise ValueError(complaint(_OWNER, expected, f"shape {list(indices.shape)}", remedy))
+    check_within(_OWNER, "the indices of select_data", indices, (0, plan.samples - 1), remedy=remedy)
+    return indices
 
 
 def _extend(rates: str, rate: float) -> str:

@@ -22,8 +22,8 @@ def run_settings(
 ) -> dict[str, str | None]:
     """Return the settings of a run that follow from its parts, as plain data."""
     return {
-        "learner": f"{type(learner).__name__}({_text(learner.extra_repr())})",
-        "modules": _text(learner),
+        "learner": f"{type(learner).__name__}({shown(learner.extra_repr())})",
+        "modules": shown(learner),
         "frozen": str(
             {name: part.fingerprint() for name, part in learner.named_modules() if hasattr(part, "fingerprint")}
         ),
@@ -31,8 +31,8 @@ def run_settings(
         "data": data,
         "groups": None if groups is None else fingerprint([groups]),
         "optimizer": f"{type(optimizer).__name__} {_hyperparameters(optimizer)}",
-        "schedule": _text(schedule if callable(schedule) else float(schedule)),
-        "ema": _text(ema),
+        "schedule": shown(schedule if callable(schedule) else float(schedule)),
+        "ema": shown(ema),
     }
 
 
@@ -77,11 +77,11 @@ def change(name: str, ours: Any, theirs: Any) -> str:
 
 def _hyperparameters(optimizer: Optimizer) -> str:
     """Return the settings of each group, without the ``initial_lr`` that PyTorch's schedulers add."""
-    shown = [{k: v for k, v in group.items() if k not in ("params", "initial_lr")} for group in optimizer.param_groups]
+    groups = [{k: v for k, v in group.items() if k not in ("params", "initial_lr")} for group in optimizer.param_groups]
     # The repr of a tensor would be rounded.
-    return _text([{k: v.tolist() if isinstance(v, Tensor) else v for k, v in group.items()} for group in shown])
+    return shown([{k: v.tolist() if isinstance(v, Tensor) else v for k, v in group.items()} for group in groups])
 
 
-def _text(value: Any) -> str:
-    """Return the ``repr`` without memory addresses, which differ between processes."""
+def shown(value: Any) -> str:
+    """Return the ``repr`` of a value without memory addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-f]+", "", value if isinstance(value, str) else repr(value))

@@ -3,8 +3,10 @@
 The number of processes changes which process sees a sample, but not the samples of a batch.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -55,6 +57,12 @@ class Plan:
     batch_size: int
     seed: int
     groups: Tensor | None = None
+    chosen: Tensor | None = None  # the samples, where they are some of the data only
+
+    def subset(self, chosen: Tensor) -> Plan:
+        """Return the plan of some of the samples."""
+        groups = None if self.groups is None else self.groups[chosen]
+        return replace(self, samples=len(chosen), groups=groups, chosen=chosen)
 
     @property
     def steps(self) -> int:
@@ -66,8 +74,10 @@ class Plan:
         # The generator takes 32 bits. A sum of both numbers would give one run the orders of another, an epoch later.
         generator = torch.Generator().manual_seed(int(digest(f"{self.seed} {epoch}")[:8], 16))
         if self.groups is None:
-            return torch.randperm(self.samples, generator=generator)
-        return interleave(self.groups, generator=generator)
+            order = torch.randperm(self.samples, generator=generator)
+        else:
+            order = interleave(self.groups, generator=generator)
+        return order if self.chosen is None else self.chosen[order]
 
     def batches(self, epoch: int, device: torch.device, *, skip: int = 0) -> list[Tensor]:
         """Return the indices that this process takes in each step of an epoch, without the first ``skip`` steps."""
