@@ -48,12 +48,16 @@ class CorruptionAccuracy:
 
     @property
     def mean_all(self) -> float:
-        """The mean over the 19 corruptions of CIFAR-10-C as in the ACL paper; a ValueError if one was not evaluated."""
+        """The mean over the 19 corruptions of CIFAR-10-C, at all severities, as in the ACL paper.
+
+        Raises:
+            ValueError: one of them was not evaluated.
+        """
         return self._mean_over("mean_all", CIFAR10_C)
 
     @property
     def mean_main(self) -> float:
-        """The same over the usual 15 corruptions, as on most leaderboards."""
+        """The same over the usual 15 corruptions, as on most leaderboards, with the same error."""
         return self._mean_over("mean_main", CIFAR10_C_MAIN)
 
     def __repr__(self) -> str:

@@ -57,7 +57,8 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
     It must fall by more than a hundredth of its size and three standard errors of the difference over the images.
 
     Args:
-        losses: the loss of each image under attack, ``[N]``, for at least two values of a setting, such as the radius.
+        losses: the loss of each image under attack, ``[N]``, for at least two values of a setting that strengthens the
+            attack, such as the number of steps or the radius.
         parameter: the name of that setting.
 
     Raises:

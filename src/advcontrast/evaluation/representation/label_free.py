@@ -25,7 +25,8 @@ class LabelFreeRobustness:
     to one point has the best possible risks, accuracy and margin, but an effective rank of 1 and a uniformity of 0.
 
     Attributes:
-        distance: mean Euclidean distance between the features of an image and of the image driven away from itself.
+        distance: mean Euclidean distance between the features of an image and those of the image driven away from
+            itself, at least 0 and in the units of the features.
         breakaway_risk: probability that an image is driven closer to another image than to itself, in [0, 1].
         nearest_neighbour_accuracy: fraction of images whose nearest clean features are their own, in [0, 1].
         overlap_risk: probability that two images that are drawn to each other change places, in [0, 1].
@@ -74,7 +75,7 @@ def label_free_robustness(
             metrics = dataclasses.asdict(label_free_robustness(acl.model, [images]))
 
     Args:
-        encoder: maps images in [0, 1], the normalisation inside, to features ``[N, D]``.
+        encoder: maps images in [0, 1], normalisation inside, to features ``[N, D]``, with or without projection head.
         batches: images ``[N, ...]``, floating point in [0, 1], or pairs of them and something that is ignored, such as
             labels. Walked once; moved to the device of the encoder. All features are held until the end.
         attack: a callable such as ``PGDAttack``, called as ``attack(objective, x, generator=generator)`` with an
