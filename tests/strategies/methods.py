@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import AMOC, CFAMC, DeACL, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, TARO, DeACL, ProFeAT, RoCL
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -57,6 +57,13 @@ def rocl(norm, **settings):
     return RoCL(student(norm), **{"attack": FEW, **settings})
 
 
+def taro(norm, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        predictor = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 5)).double()
+    return TARO(student(norm), predictor, **{"attack": FEW, **settings})
+
+
 METHODS = {
     "ACL": Method(acl),
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
@@ -67,6 +74,8 @@ METHODS = {
     "ProFeAT": Method(profeat),
     "RoCL": Method(rocl),
     "RoCL released": Method(lambda norm, **settings: rocl(norm, released=True, **settings)),
+    "TARO": Method(taro),
+    "TARO released": Method(lambda norm, **settings: taro(norm, released=True, **settings)),
 }
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from advcontrast import ACLTrainer
 from advcontrast.functional import nt_xent
-from advcontrast.strategies import AMOC, CFAMC, DeACL, Distillation, Invariance, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, TARO, DeACL, Distillation, Invariance, ProFeAT, RoCL
 from tests.strategies.methods import Constant, Given, Identity, known, norms
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -133,3 +133,17 @@ def test_the_attack_of_rocl_moves_the_first_view_away_from_the_second():
     attack = Given(known(0))
     RoCL(Identity(), attack=attack)(known(2), known(1))
     assert attack.values[0].item() == pytest.approx(0.8524076, abs=1e-7)  # NT-Xent of Z2 and Z1
+
+
+def test_taro():
+    z, p = [known(v) for v in (1, 2, 3)], [known(v) for v in range(3)]
+
+    class Predictor(nn.Module):
+        def forward(self, z):
+            return torch.cat(p).flatten(1) if len(z) == 12 else z
+
+    out = TARO(Identity(), Predictor(), attack=Given(*z[1:]))(z[0], known(5))
+    assert out.loss.item() == pytest.approx(-1.9030908753, **CLOSE)
+    out.loss.backward()
+    assert norms(*z) == [0, 0, 0]  # embeddings are targets
+    assert all(norms(*p))

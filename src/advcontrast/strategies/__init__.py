@@ -11,12 +11,14 @@ from .rocl import RoCL
 from .semi_supervised import SemiSupervisedTrainer
 from .step import Step
 from .supervised import AdversarialTrainer, StandardTrainer
+from .taro import TARO
 from .terms import Distillation, Invariance
 from .trades import TRADESTrainer
 
 __all__ = [
     "AMOC",
     "CFAMC",
+    "TARO",
     "ACLOutput",
     "ACLTrainer",
     "AdversarialTrainer",
