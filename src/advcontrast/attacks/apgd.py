@@ -56,7 +56,7 @@ class APGDAttack:
     AutoAttack's ``apgd-ce``; ``loss="dlr-targeted"`` is its ``apgd-t``. Reference: Croce and Hein, ICML 2020.
 
     Args:
-        eps: as for ``PGDAttack``, like ``norm`` and ``bounds``.
+        eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
         steps: number of steps of a run, at least 0. A run has one forward pass more, and a classifier is evaluated on
             the images themselves before all runs.
         norm: ``"linf"`` or ``"l2"``.
@@ -99,12 +99,12 @@ class APGDAttack:
         Args:
             objective: a :class:`ClassificationObjective`, or a function of images like ``x`` that returns a value for
                 each sample, ``[N]``, which is called ``restarts * (steps + 1)`` times.
-            x: images as for ``PGDAttack``, whose result and errors this attack has, too.
+            x: images; they, the result and the errors are as for ``PGDAttack``.
             generator: source of the random starts, on the device of ``x``; by default the global one of that device.
 
         Raises:
-            ValueError: the loss needs a classifier, or one with more classes. What is not finite and cannot be checked
-                on an accelerator makes the result of the sample NaN there.
+            ValueError: the loss needs a classifier, or one with more classes. On an accelerator the result of a sample
+                whose values are not finite is NaN instead.
             RuntimeError: a module of the classifier is in train mode.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)

@@ -45,13 +45,12 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
     .. math:: \frac{z_t - z_y}{z_{\pi_1} - (z_{\pi_3} + z_{\pi_4}) / 2}
 
-    which is positive only where the sample is misclassified, not necessarily as the target. Invariances, arguments and
-    errors are those of :func:`dlr`, but C is at least 4, and where the four largest logits are equal, the numerator is
-    returned instead.
+    which is positive only where the sample is misclassified, not necessarily as the target. Invariances and errors are
+    those of :func:`dlr`; where the four largest logits are equal, the numerator is returned.
 
     Args:
-        logits: as above.
-        y: as for :func:`dlr`.
+        logits: ``[N, C]`` as for :func:`dlr`, but with C at least 4.
+        y: classes of the samples, as for :func:`dlr`.
         target: target classes, int64 ``[N]`` in [0, C); on the CPU one that is the class itself is a ``ValueError``.
 
     Example:

@@ -149,11 +149,11 @@ class AdversarialTrainer(StandardTrainer):
     al., ICLR 2018.
 
     Args:
-        model: as for :class:`StandardTrainer`, like ``augment``, ``frozen`` and the errors; differentiable.
+        model: as for :class:`StandardTrainer`, whose errors this trainer has too; differentiable.
         attack: ``attack(objective, x)`` to perturbed images, by default PGD with 10 steps of 2/255 in an L-infinity
             ball of 8/255.
-        augment: ``augment(images)`` to float images.
-        frozen: whether to train the head only.
+        augment: as for :class:`StandardTrainer`.
+        frozen: as for :class:`StandardTrainer`.
 
     Example:
         Class 0 leads by the difference of two pixels, 0.4, and under an attack that moves both by 0.1, by 0.2.
