@@ -248,3 +248,14 @@ def test_every_generator_is_none_by_default_and_by_position_comes_last(call):
     by_position = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     assert parameters["generator"].default is None
     assert "generator" not in by_position[:-1]
+
+
+def test_whole_numbers_are_compared_exactly():
+    with pytest.raises(ValueError, match="^Me: expected a within bounds"):
+        _checks.check_within("Me", "a", torch.tensor([10_000_000]), (0, 9_999_999), remedy="Do this")
+
+
+@pytest.mark.parametrize(("kinds", "names"), [(int, "int"), ((list, tuple), "list or tuple")])
+def test_a_type_is_named(kinds, names):
+    with pytest.raises(TypeError, match=f"^Me: expected a to be of type {names}, got str"):
+        _checks.check_type("Me", "a", "text", kinds, remedy="Do this")
