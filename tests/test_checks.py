@@ -251,7 +251,7 @@ def test_every_generator_is_none_by_default_and_by_position_comes_last(call):
 
 
 def test_whole_numbers_are_compared_exactly():
-    with pytest.raises(ValueError, match="^Me: expected a within bounds"):
+    with pytest.raises(ValueError, match=r"^Me: expected a within bounds"):
         _checks.check_within("Me", "a", torch.tensor([10_000_000]), (0, 9_999_999), remedy="Do this")
 
 
