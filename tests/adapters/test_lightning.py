@@ -200,10 +200,10 @@ def test_a_mode_with_an_idle_branch_trains_under_ddp_with_its_default_flags(tmp_
         (lambda: LightningLearner(1, optimizer=SGD), "LightningLearner: expected model to be an nn.Module"),
         (
             lambda: LightningLearner(nn.ReLU(), optimizer=3),
-            "expected optimizer to be callable, got int. Pass a function.",
+            "expected optimizer to be callable",
         ),
-        (lambda: LightningLearner(nn.ReLU(), optimizer=SGD, schedule=3), "expected schedule to be callable, got int. "),
-        (lambda: LightningLearner(nn.ReLU(), optimizer=SGD, schedule=0), "expected schedule to be callable, got int. "),
+        (lambda: LightningLearner(nn.ReLU(), optimizer=SGD, schedule=3), "expected schedule to be callable"),
+        (lambda: LightningLearner(nn.ReLU(), optimizer=SGD, schedule=0), "expected schedule to be callable"),
         (
             lambda: LightningLearner(nn.ReLU(), optimizer=list).configure_optimizers(),
             "LightningLearner: expected the optimizer to be",
@@ -249,7 +249,7 @@ def test_without_lightning_the_adapter_says_what_to_install():
         "import sys; sys.modules.update(lightning=None, pytorch_lightning=None); import advcontrast.adapters.lightning"
     )
     done = run("-c", code)
-    assert "ImportError: advcontrast.adapters.lightning: expected lightning, got " in done.stderr
+    assert "ImportError: advcontrast.adapters.lightning: expected lightning" in done.stderr
     assert "Install it with pip install lightning." in done.stderr
 
 

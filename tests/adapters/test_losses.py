@@ -12,7 +12,7 @@ from advcontrast.adapters.losses import PairsAsLabels, TrainOnlyMemoryBank
 lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed")
 metric = pytest.importorskip("pytorch_metric_learning.losses", reason="pytorch-metric-learning is not installed")
 
-# What lightly itself does in its DCLWLoss.
+# As lightly itself does in its DCLWLoss.
 pytestmark = pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")
 
 MODES = ("S2S", "A2A", "A2S", "DS")

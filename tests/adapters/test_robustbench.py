@@ -1,4 +1,4 @@
-"""What is exported for robustbench is a plain classifier, and robustbench takes it."""
+"""Exports for robustbench are plain classifiers, which robustbench takes."""
 
 import copy
 import dataclasses

@@ -283,8 +283,8 @@ def test_a_bare_attack_of_theirs_is_told_from_ours(model, labels):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.full((12,), 9), "labels within bounds [0, 4], got values in [9, 9]"),
-        (torch.zeros(3, dtype=torch.int64), "12 labels, one an image, got [3]. Pass labels [N]."),
+        (torch.full((12,), 9), "labels within bounds [0, 4]"),
+        (torch.zeros(3, dtype=torch.int64), "12 labels, one an image"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_the_attack(labels, message):

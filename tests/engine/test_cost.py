@@ -139,5 +139,5 @@ def test_network_with_nothing_to_count_is_refused():
 
 def test_batch_that_the_learner_cannot_take_is_refused():
     text = "forward_equivalents: expected a batch that the learner can train on"
-    with pytest.raises(ValueError, match=rf"^{re.escape(text)}.+\. Pass a batch of what fit passes to it\.$"):
+    with pytest.raises(ValueError, match=f"^{text}"):
         forward_equivalents(learner("S2S", 0), *(view.double() for view in views()))

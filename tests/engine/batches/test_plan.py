@@ -130,9 +130,9 @@ def test_skipped_steps_are_the_same_for_any_number_of_processes(shared):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 4), "samples to be an int >= 1, got 0. Pass the length of the data."),
-        ((-3, 4), "samples to be an int >= 1, got -3. Pass the length of the data."),
-        ((4, 0), "batch_size to be an int >= 1, got 0. Pass the samples of all processes in a step."),
+        ((0, 4), "samples to be an int >= 1"),
+        ((-3, 4), "samples to be an int >= 1"),
+        ((4, 0), "batch_size to be an int >= 1"),
     ],
 )
 def test_numbers_below_one_are_refused(arguments, message):

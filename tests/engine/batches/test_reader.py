@@ -52,25 +52,25 @@ class Sampled(Dataset):
         (
             lambda i: PIL.Image.new("RGB", (8, 8)),
             TypeError,
-            r"sample \d+ to be tensors and numbers, got Image\. .* advcontrast\.data\.ImageStream\(",
+            r"sample \d+ to be tensors and numbers",
         ),
-        (lambda i: "image", TypeError, r"sample \d+ to be tensors and numbers, got str"),
-        (lambda i: None, TypeError, r"sample \d+ to be tensors and numbers, got NoneType"),
-        (lambda i: (), ValueError, r"sample \d+ to be tensors and numbers, got none"),
+        (lambda i: "image", TypeError, r"sample \d+ to be tensors and numbers"),
+        (lambda i: None, TypeError, r"sample \d+ to be tensors and numbers"),
+        (lambda i: (), ValueError, r"sample \d+ to be tensors and numbers"),
         (
             lambda i: torch.full((3, 8, 8), torch.nan),
             ValueError,
-            r"sample \d+ to be finite, got 192 values that are not",
+            r"sample \d+ to be finite",
         ),
         (
             lambda i: torch.zeros(3, 8, 8 + i),
             ValueError,
-            r"sample \d+ to be float32 \[3, 8, \d+\] like sample \d+, got float32 \[.*\]",
+            r"sample \d+ to be float32 \[3, 8, \d+\] like sample \d+",
         ),
         (
             lambda i: (torch.zeros(2), i) if i else torch.zeros(2),
             ValueError,
-            r"sample \d+ to be .* like sample \d+, got .*",
+            r"sample \d+ to be .* like sample \d+",
         ),
     ],
 )
@@ -92,8 +92,7 @@ def stream_of_none():
 @pytest.mark.parametrize("make", [stream_of_none, lambda: DataLoader(TensorDataset(images()))])
 def test_what_has_an_order_of_its_own_is_refused(make):
     data = make()
-    message = f"^fit: expected data to be tensors or a map-style data set, got {type(data).__name__}"
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=r"^fit: expected data to be tensors or a map-style data set"):
         fit(Pictures(), data, epochs=1)
 
 
@@ -114,12 +113,12 @@ def test_reader_takes_map_style_data_sets(data):
         (
             {"workers": -1},
             ValueError,
-            "expected workers to be an int >= 0, got -1. 0 reads in the process that trains.",
+            "expected workers to be an int >= 0",
         ),
-        ({"workers": 1.0}, TypeError, "expected workers to be an int >= 0, got float. 0 reads in the process that tr"),
-        ({"timeout": 0}, ValueError, "expected timeout to be a finite number > 0, got 0. Pass seconds."),
-        ({"timeout": None}, TypeError, "expected timeout to be a finite number > 0, got NoneType. Pass seconds."),
-        ({"prefetch": 0}, ValueError, "expected prefetch to be an int >= 1, got 0. Pass the batches that each worker"),
+        ({"workers": 1.0}, TypeError, "expected workers to be an int >= 0"),
+        ({"timeout": 0}, ValueError, "expected timeout to be a finite number > 0"),
+        ({"timeout": None}, TypeError, "expected timeout to be a finite number > 0"),
+        ({"prefetch": 0}, ValueError, "expected prefetch to be an int >= 1"),
     ],
 )
 def test_wrong_argument(settings, error, message):
@@ -129,6 +128,5 @@ def test_wrong_argument(settings, error, message):
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_a_data_set_of_too_few_samples_is_refused(n):
-    message = f"fit: expected data of one length, at least 2, got lengths [{n}]. "
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+    with pytest.raises(ValueError, match=r"^fit: expected data of one length"):
         fit(Pictures(), Sampled(lambda i: torch.zeros(3, 8, 8), n), epochs=1)

@@ -126,13 +126,10 @@ def test_a_tensor_that_claims_more_than_its_record_holds_is_refused(checkpoint):
         checkpoint.read(1)
 
 
-@pytest.mark.parametrize(
-    ("value", "name"), [([1, 2], "list"), (torch.ones(2), "torch.float32"), (None, "NoneType"), (3, "int")]
-)
-def test_a_state_that_is_no_dict_is_refused(checkpoint, value, name):
+@pytest.mark.parametrize("value", [[1, 2], torch.ones(2), None, 3], ids=["list", "tensor", "nothing", "int"])
+def test_a_state_that_is_no_dict_is_refused(checkpoint, value):
     forge(checkpoint, 1, saved(value))
-    message = f"expected a good checkpoint in {checkpoint.path(1)}, got a {name} instead of a dict. Delete that folder."
-    with pytest.raises(CheckpointCorruptError, match=f"^Checkpoint: {re.escape(message)}$"):
+    with pytest.raises(CheckpointCorruptError, match=r"^Checkpoint: expected a good checkpoint .* instead of a dict"):
         checkpoint.read(1)
 
 

@@ -109,7 +109,7 @@ def test_an_equal_state_is_recognised_whatever_the_strides_are(tmp_path, x):
         Checkpoint(tmp_path).save(1, {"x": x})
 
 
-# What would not come back.
+# Values that could not be read back.
 
 
 class Mode(Enum):
@@ -195,7 +195,7 @@ def test_a_learner_that_cannot_be_saved_is_refused_before_it_trains(tmp_path):
     assert learner.seen == []
 
 
-# What was written is read before anything is removed.
+# A checkpoint is read back before an older one is removed.
 
 
 @pytest.mark.parametrize("damage", ["lost", "changed"])

@@ -75,7 +75,7 @@ def test_killed_while_a_damaged_checkpoint_is_replaced(tmp_path):
 
 
 class InPlace(io.RawIOBase):
-    """What ``open(path, "wb", buffering=0)`` returns, with writes that the harness sees."""
+    """File of ``open(path, "wb", buffering=0)`` whose writes the harness sees."""
 
     def __init__(self, path):
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

