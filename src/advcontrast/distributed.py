@@ -65,10 +65,7 @@ def rank() -> int:
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """Return the small picklable ``value`` of every rank, in the order of the ranks.
-
-    The call waits for all ranks. An error that one rank has found can so be raised in all of them.
-    """
+    """Return the small picklable ``value`` of every rank, in the order of the ranks. The call waits for all ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()

@@ -31,7 +31,7 @@ from tests.engine.learners import (
         (torch.tensor(3), ValueError, "data of one length, at least 2"),
         (np.zeros((4, 3, 8, 8)), TypeError, "data to be tensors"),
         ((images(4), [0, 1, 2, 3]), TypeError, "data[1] to be a tensor"),
-        ("images", TypeError, "data to be tensors or a data set"),
+        ("images", TypeError, "data to be tensors"),
         (None, TypeError, "data to be tensors"),
         (7, TypeError, "data to be tensors"),
     ],

@@ -1,6 +1,5 @@
 """Sources of batches: tensors on the device, or a data set that is read during training."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -16,7 +15,7 @@ from .reader import DataReader, WorkerSource
 from .worker import Batch
 
 _OWNER = "fit"
-_REMEDY = "Pass the images as a tensor [N, C, H, W], or with labels as (images, labels): x and y of an ImageSet"
+_REMEDY = "Pass a tensor [N, C, H, W] or (images, labels); of a folder image_folder(path).x or ImageStream(path)"
 
 
 class TensorSource:
@@ -55,9 +54,6 @@ def source_of(data: Any) -> Source:
         raise TypeError(complaint(_OWNER, "data to be tensors or a map-style data set", type_name(data), remedy))
     if isinstance(data, (DataReader, Dataset)):
         return WorkerSource(data if isinstance(data, DataReader) else DataReader(data))
-    if isinstance(data, (str, os.PathLike)):
-        remedy = "Pass image_folder(path).x, or ImageStream(path) to read it during training"
-        raise TypeError(complaint(_OWNER, "data to be tensors or a data set", f"the path {str(data)!r}", remedy))
     if not isinstance(data, (Tensor, tuple, list)):
         raise TypeError(complaint(_OWNER, "data to be tensors", type_name(data), _REMEDY))
     tensors = [data] if isinstance(data, Tensor) else list(data)

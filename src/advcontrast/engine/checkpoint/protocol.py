@@ -175,12 +175,7 @@ class Checkpoint:
     def read(self, step: int) -> dict[str, Any]:
         """Verify the checkpoint of one step and return its state.
 
-        Raises:
-            CheckpointCorruptError: it is damaged, or not written by this library, or not there.
-            CheckpointVersionError: it was written by a later version of this library.
-            CheckpointError: it may be good, but the disk or the system refuses to read it.
-            ValueError: step < 0.
-            TypeError: the step is not an int.
+        The errors are those of :meth:`path` and :meth:`load`; a missing checkpoint counts as a damaged one.
         """
         return self._read(self.path(step), step)
 
