@@ -17,6 +17,9 @@ def elsewhere(tensor):
 
 
 CASES = [
+    ("high_frequency", lambda: F.high_frequency(None)),
+    ("high_frequency", lambda: F.high_frequency(Z[0])),
+    ("high_frequency", lambda: F.high_frequency(Z, -1)),
     ("coding_rate", lambda: F.coding_rate(None)),
     ("coding_rate", lambda: F.coding_rate(Z[0])),
     ("coding_rate", lambda: F.coding_rate(Z, 0)),

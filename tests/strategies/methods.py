@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import AMOC, CFAMC, TARO, DeACL, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, ProFeAT, RoCL
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -32,6 +32,13 @@ def teacher():
 
 def acl(norm, **settings):
     return ACLTrainer(student(norm), **{"loss": NTXentLoss(gather=True), "attack": FEW, **settings})
+
+
+def advcl(norm, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        heads = [nn.Linear(5, classes).double() for classes in (2, 3)]
+    return AdvCL(student(norm, branches=("clean", "adv", "adv_ce")), heads, **{"attack": FEW, **settings})
 
 
 def amoc(norm, **settings):
@@ -67,6 +74,7 @@ def taro(norm, **settings):
 METHODS = {
     "ACL": Method(acl),
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
+    "AdvCL": Method(advcl, views=3, targets=lambda n: torch.arange(2 * n).view(n, 2) % 2),
     "AMOC": Method(amoc),
     "AMOC released": Method(lambda norm, **settings: amoc(norm, released=True, **settings)),
     "CFAMC": Method(cfamc, views=3),

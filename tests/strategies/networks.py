@@ -6,7 +6,7 @@ from torch import nn
 from advcontrast import convert_to_dual_bn
 
 
-def network(norm="dual", *, dtype=torch.float32, seed=0):
+def network(norm="dual", *, dtype=torch.float32, seed=0, branches=("clean", "adv")):
     """Return a network for images ``[N, 3, 6, 6]`` whose batch norms are ``"dual"``, ``"single"`` or absent (``None``).
 
     All norms start from the same random scales and statistics, so that a mistaken branch shows once they have moved.
@@ -22,7 +22,7 @@ def network(norm="dual", *, dtype=torch.float32, seed=0):
             nn.BatchNorm1d(5, dtype=dtype) if norm else nn.Identity(),
         )
         if norm == "dual":
-            convert_to_dual_bn(model)
+            convert_to_dual_bn(model, branches=branches)
         return model
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from advcontrast import ACLTrainer
 from advcontrast.functional import nt_xent
-from advcontrast.strategies import AMOC, CFAMC, TARO, DeACL, Distillation, Invariance, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, Distillation, Invariance, ProFeAT, RoCL
 from tests.strategies.methods import Constant, Given, Identity, known, norms
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -147,3 +147,19 @@ def test_taro():
     out.loss.backward()
     assert norms(*z) == [0, 0, 0]  # embeddings are targets
     assert all(norms(*p))
+
+
+def test_advcl():
+    """The model returns the known embeddings of its images; those of the high frequencies are given."""
+    z = [known(v) for v in (2, 0, 1, 3)]
+    z_adv, z1, z2, high = z
+
+    class Views(Identity):
+        def forward(self, x):
+            return torch.cat([high if len(each) == 4 and not each.any() else each for each in x.split(4)]).flatten(1)
+
+    labels = torch.zeros(4, 1, dtype=torch.int64)
+    learner = AdvCL(Views(), [nn.Linear(3, 2).double()], weight=0, attack=Given(z_adv, known(5)))
+    constant = torch.ones_like(z_adv, requires_grad=False)
+    out = learner(z1, z2, constant, labels)
+    assert out.loss.item() == pytest.approx(16.1964874906, rel=0, abs=1e-8)

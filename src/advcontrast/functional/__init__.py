@@ -4,6 +4,7 @@ from .. import _deprecated
 from .coding_rate import coding_rate
 from .distillation import distillation
 from .divergence import kl_divergence, trades
+from .frequency import high_frequency
 from .margin import dlr, targeted_dlr
 from .nt_xent import alignment, cosine, nt_xent
 from .projection import linf_box
@@ -25,6 +26,7 @@ __all__ = [
     "distillation",
     "dlr",
     "effective_rank",
+    "high_frequency",
     "kl_divergence",
     "linf_box",
     "margin_ratio",

@@ -1,6 +1,7 @@
 """Training strategies, one paper a file: modules whose forward pass returns a loss."""
 
 from .acl import ACLOutput, ACLTrainer
+from .advcl import AdvCL
 from .amoc import AMOC
 from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
 from .cfamc import CFAMC
@@ -21,6 +22,7 @@ __all__ = [
     "TARO",
     "ACLOutput",
     "ACLTrainer",
+    "AdvCL",
     "AdversarialTrainer",
     "ContrastiveLearner",
     "DeACL",

@@ -1,11 +1,14 @@
 """Contrast of several views of each image, which several methods share."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..functional import high_frequency
 from ..functional.nt_xent import unit_rows
+from .step import Step
 
 
 def view_losses(*z: Tensor, temperature: float = 0.5, detach_keys: bool = False) -> Tensor:
@@ -28,3 +31,20 @@ def view_losses(*z: Tensor, temperature: float = 0.5, detach_keys: bool = False)
         log_p = (anchors @ keys.T / temperature).masked_fill(itself, -math.inf).log_softmax(1)
         losses = -log_p.view(views, n, views, n).diagonal(dim1=1, dim2=3).mean(-1)
         return losses.masked_fill(torch.eye(views, dtype=torch.bool, device=losses.device), 0)
+
+
+def four_views(step: Step, radius: float, loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    """Return the embeddings of the attacked images, of two views of them, and of their high frequencies.
+
+    The views of the step are the two views and the images. The attack maximises ``loss`` of the four embeddings over
+    the first ones, through the adversarial branch; the others are fixed meanwhile, and pass through the clean branch,
+    each in a forward pass of its own.
+    """
+    x1, x2, x = step.views
+    clean = x1, x2, high_frequency(x, radius).to(x)
+    fixed = step.still("clean", *clean)
+    (x_adv,) = step.perturb(lambda z: loss(z, *fixed), "adv", x)
+    step.z["adv"] = step.embed("adv", x_adv)
+    z1, z2, high = (z for view in clean for z in step.embed("clean", view))
+    step.z["clean"] = z1, z2
+    return *step.z["adv"], z1, z2, high
