@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, DynACL, ProFeAT, RoCL
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -53,6 +53,10 @@ def deacl(norm, **settings):
     return DeACL(student(norm), teacher(), **{"attack": FEW, **settings})
 
 
+def dynacl(norm, **settings):
+    return DynACL(student(norm), **{"steps": 4, "every": 2, "attack": FEW, **settings})
+
+
 def profeat(norm, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -79,6 +83,7 @@ METHODS = {
     "AMOC released": Method(lambda norm, **settings: amoc(norm, released=True, **settings)),
     "CFAMC": Method(cfamc, views=3),
     "DeACL": Method(deacl, views=1),
+    "DynACL": Method(dynacl),
     "ProFeAT": Method(profeat),
     "RoCL": Method(rocl),
     "RoCL released": Method(lambda norm, **settings: rocl(norm, released=True, **settings)),

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from advcontrast import ACLTrainer
 from advcontrast.functional import nt_xent
-from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, Distillation, Invariance, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, Distillation, DynACL, Invariance, ProFeAT, RoCL
 from tests.strategies.methods import Constant, Given, Identity, known, norms
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -62,6 +62,23 @@ def test_the_attack_of_deacl_moves_away_from_the_teacher():
     attack = Given(known(2))
     DeACL(Identity(), Constant(known(1)), attack=attack)(known(0))
     assert -attack.values[0].item() == pytest.approx(0.8291483123, **CLOSE)  # the mean cosine of Z0 and Z1
+
+
+def test_dynacl():
+    views, adv = (known(0), known(1)), (known(2), known(3))
+    attack = Given(*adv, *adv)
+    learner = DynACL(Identity(), steps=10, every=2, attack=attack)
+    assert learner(*views).loss.item() == pytest.approx((0.9642490370 + 0.8564001222) / 2, **CLOSE)
+    assert attack.values[0].item() == pytest.approx(0.9642490370, **CLOSE)
+    learner.load_state_dict({**learner.state_dict(), "_clock._extra_state": {"calls": 6}})  # w = 0.4
+    loss = learner.eval()(*views).loss
+    assert loss.item() == pytest.approx(0.8887547967, **CLOSE)
+    loss.backward()
+    leaves = known(0), known(2)
+    clean, attacked = (nt_xent(z.flatten(1), known(v).detach().flatten(1)) for z, v in zip(leaves, (1, 3), strict=True))
+    (0.3 * clean + 0.7 * attacked).backward()
+    assert norms(views[0], adv[0]) == pytest.approx(norms(*leaves), **CLOSE)
+    assert learner.momentum.model.weight.grad is None
 
 
 class Table(nn.Module):

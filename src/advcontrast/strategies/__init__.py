@@ -6,6 +6,7 @@ from .amoc import AMOC
 from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
 from .cfamc import CFAMC
 from .deacl import DeACL
+from .dynacl import DynACL, Ramp
 from .learner import ContrastiveLearner, Part, StepOutput
 from .profeat import ProFeAT
 from .rocl import RoCL
@@ -27,12 +28,14 @@ __all__ = [
     "ContrastiveLearner",
     "DeACL",
     "Distillation",
+    "DynACL",
     "Frozen",
     "Invariance",
     "Momentum",
     "Part",
     "ProFeAT",
     "Queue",
+    "Ramp",
     "RoCL",
     "Scheduled",
     "SemiSupervisedTrainer",
