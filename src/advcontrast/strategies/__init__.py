@@ -9,6 +9,7 @@ from .deacl import DeACL
 from .dynacl import DynACL, Ramp
 from .learner import ContrastiveLearner, Part, StepOutput
 from .profeat import ProFeAT
+from .pseudo_labels import pseudo_labels
 from .rocl import RoCL
 from .semi_supervised import SemiSupervisedTrainer
 from .step import Step
@@ -44,4 +45,5 @@ __all__ = [
     "Step",
     "StepOutput",
     "TRADESTrainer",
+    "pseudo_labels",
 ]

@@ -78,7 +78,7 @@ class DynACL(ACLTrainer):
     The paper's settings for CIFAR-10: E = 1000 epochs, K = 50, NT-Xent at temperature 0.5, PGD with 5 steps of 2/255 in
     8/255, batches of 512, LARS with rate 5 and weight decay 1e-6, 10 epochs of warm-up and a cosine. The released code
     takes :math:`\lfloor e / K \rfloor` for w, and after an interruption the strength of the epoch at which it resumes.
-    A step costs 28 forward passes an image, that of DS 32. DynACL++ continues with :func:`pseudo_labels`. AIR is
+    A step costs 28 forward passes an image, that of DS 32. DynACL++ continues as :doc:`/api/methods` shows. AIR is
     ``ACLTrainer(model, alpha=Ramp(E, K), augment=Scheduled(make, Staircase(1, 0, E, K)), terms=[Invariance()])``.
     Reference: Luo et al., ICLR 2023.
 
