@@ -50,6 +50,30 @@ def test_running_statistics_do_not_move():
     assert torch.equal(model[1].running_mean, before)
 
 
+class Counting(nn.Module):
+    """A layer that counts its images in eval mode too, in the same tensor and in a new one."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("same", torch.zeros(()))
+        self.register_buffer("new", torch.zeros(()))
+
+    def forward(self, x):
+        self.same += len(x)
+        self.new = self.new + len(x)
+        return x
+
+
+def test_buffers_that_move_in_eval_mode_are_restored():
+    model = Counting()
+    same, new = model.same, model.new
+    with under_attack(model):
+        model(torch.rand(4, 2))
+    assert model.same is same
+    assert model.new is new
+    assert same == new == 0
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(TypeError, match="under_attack: expected model to be"), under_attack(flags):
         pass

@@ -65,9 +65,10 @@ def size_of_bytearray(count):
     return program.done()
 
 
-def bytearray_of(count):
+def zeros(kind, count):
+    """Return the pickle of a call that makes ``count`` zero bytes."""
     program = Program()
-    program.name("builtins bytearray")
+    program.name(kind)
     program.number(count)
     program.tuple(1)
     program.call()
@@ -114,17 +115,22 @@ def many(code, count):
     return program.done()
 
 
-def many_ordered(count):
+def many_made(kind, count):
+    """Return the pickle of a list of many empty dicts of a kind that is called."""
     program = Program()
     program._put(b"]")
     program.code += b"("
     name = None
     for _ in range(count):
         if name is None:
-            name = program.name("collections OrderedDict")
+            name = program.name(kind)
         else:
             program.get(name)
-        program.code += b")"
+        if kind == "collections Counter":
+            program._put(b"}")
+            program.tuple(1)
+        else:
+            program.code += b")"
         program.call()
     program.code += b"e"
     return program.done()

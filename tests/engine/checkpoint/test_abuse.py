@@ -172,7 +172,8 @@ def test_a_pickle_that_is_written_by_hand_is_read(checkpoint):
 N = 1 << 34  # what is allocated for this is noticed
 BOMBS = {
     "torch.Size of a bytearray": bombs.size_of_bytearray(N),
-    "a bytearray": bombs.bytearray_of(N),
+    "a bytearray": bombs.zeros("builtins bytearray", N),
+    "zero bytes": bombs.zeros("__builtin__ bytes", N),
     "torch.Size again and again": bombs.repeated("torch Size", 1000),
     "bytes again and again": bombs.repeated("_codecs encode", 1000),
     "a claim of bytes": bombs.Program().code + b"\x8e" + N.to_bytes(8, "little"),
@@ -218,7 +219,8 @@ def test_objects_that_are_not_plain_data_are_not_built(checkpoint, name):
 STRUCTURES = {
     "lists": bombs.many(b"]", 50_000),
     "dicts": bombs.many(b"}", 50_000),
-    "ordered dicts": bombs.many_ordered(50_000),
+    "ordered dicts": bombs.many_made("collections OrderedDict", 50_000),
+    "counters": bombs.many_made("collections Counter", 50_000),
     "numbers": bombs.many(b"J\x00\x00\x01\x00", 50_000),
     "texts": bombs.many("X\x03\x00\x00\x00€".encode(), 50_000),
 }
