@@ -27,7 +27,7 @@ class ElasticAttack:
 
     with :math:`G` a Gaussian kernel. The search for :math:`f` is that of :class:`~advcontrast.PGDAttack` in the
     L-infinity norm, around zero; models, modes and random states are treated as there. With ``eps=0`` the result is
-    ``x``. In the paper (see :func:`~advcontrast.evaluation.uar.uar`) the outermost points of the grid lie 2 units
+    ``x``. In the paper (see :func:`~advcontrast.evaluation.uar`) the outermost points of the grid lie 2 units
     apart: its ``eps`` is ours times H / (H - 1).
 
     Args:

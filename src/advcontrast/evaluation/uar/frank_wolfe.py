@@ -34,7 +34,7 @@ class FrankWolfeAttack:
 
     Args:
         eps: radius of the ball, at least 0: the sum of the absolute changes of all values of an image in the units of
-            the images. The paper, see :func:`~advcontrast.evaluation.uar.uar`, counts in 0 to 255, and its program
+            the images. The paper, see :func:`~advcontrast.evaluation.uar`, counts in 0 to 255, and its program
             takes the mean over the pixels: 195 is 195/255 here and 0.0635 there, on CIFAR.
         steps: number of steps, at least 0; each costs one forward and one backward pass.
         random_start: whether to take the first gradient at a point drawn uniformly from the ball and moved into the

@@ -61,7 +61,7 @@ class JPEGAttack:
 
     Args:
         eps: radius of the ball of coefficients of an image, at least 0, in half quantisation steps, as in the paper,
-            see :func:`~advcontrast.evaluation.uar.uar`.
+            see :func:`~advcontrast.evaluation.uar`.
         step_size: length of a step, positive, in the same unit, not for ``"l1"``; None stands for eps / sqrt(steps).
         steps: number of steps, at least 0; each costs one forward and one backward pass.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``, of all coefficients of an image together.
