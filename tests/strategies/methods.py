@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, DynACL, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, AInfoNCE, DeACL, DynACL, ProFeAT, RoCL
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -39,6 +39,14 @@ def advcl(norm, **settings):
         torch.manual_seed(4)
         heads = [nn.Linear(5, classes).double() for classes in (2, 3)]
     return AdvCL(student(norm, branches=("clean", "adv", "adv_ce")), heads, **{"attack": FEW, **settings})
+
+
+def ainfonce(norm, **settings):
+    return AInfoNCE(student(norm), **{"attack": FEW, **settings})
+
+
+def hard_negatives(norm, **settings):
+    return ainfonce(norm, gamma=lambda step: step / 9, hard_negatives=(0.1, 1), **settings)
 
 
 def amoc(norm, **settings):
@@ -79,6 +87,8 @@ METHODS = {
     "ACL": Method(acl),
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
     "AdvCL": Method(advcl, views=3, targets=lambda n: torch.arange(2 * n).view(n, 2) % 2),
+    "AInfoNCE": Method(ainfonce, views=3),
+    "AInfoNCE, hard negatives": Method(hard_negatives, views=3),
     "AMOC": Method(amoc),
     "AMOC released": Method(lambda norm, **settings: amoc(norm, released=True, **settings)),
     "CFAMC": Method(cfamc, views=3),

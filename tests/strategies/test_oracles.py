@@ -7,7 +7,19 @@ from torch.nn import functional as F
 
 from advcontrast import ACLTrainer
 from advcontrast.functional import nt_xent
-from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, Distillation, DynACL, Invariance, ProFeAT, RoCL
+from advcontrast.strategies import (
+    AMOC,
+    CFAMC,
+    TARO,
+    AdvCL,
+    AInfoNCE,
+    DeACL,
+    Distillation,
+    DynACL,
+    Invariance,
+    ProFeAT,
+    RoCL,
+)
 from tests.strategies.methods import Constant, Given, Identity, known, norms
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -166,17 +178,60 @@ def test_taro():
     assert all(norms(*p))
 
 
+class WithHighFrequencies(Identity):
+    """A network that returns given embeddings for the high frequencies of constant images, which are zero."""
+
+    def __init__(self, high):
+        super().__init__()
+        self.high = high
+
+    def forward(self, x):
+        return super().forward(torch.cat([each if each.any() else self.high for each in x.split(4)]))
+
+
+#: Constant images of one pixel.
+FLAT = torch.ones(4, 3, 1, 1, dtype=torch.float64)
+
+
 def test_advcl():
-    """The model returns the known embeddings of its images; those of the high frequencies are given."""
-    z = [known(v) for v in (2, 0, 1, 3)]
-    z_adv, z1, z2, high = z
-
-    class Views(Identity):
-        def forward(self, x):
-            return torch.cat([high if len(each) == 4 and not each.any() else each for each in x.split(4)]).flatten(1)
-
+    z_adv, z1, z2, high = (known(v) for v in (2, 0, 1, 3))
     labels = torch.zeros(4, 1, dtype=torch.int64)
-    learner = AdvCL(Views(), [nn.Linear(3, 2).double()], weight=0, attack=Given(z_adv, known(5)))
-    constant = torch.ones_like(z_adv, requires_grad=False)
-    out = learner(z1, z2, constant, labels)
+    heads = [nn.Linear(3, 2).double()]
+    learner = AdvCL(WithHighFrequencies(high), heads, weight=0, attack=Given(z_adv, known(5)))
+    out = learner(z1, z2, FLAT, labels)
     assert out.loss.item() == pytest.approx(16.1964874906, rel=0, abs=1e-8)
+
+
+def ainfonce(**settings):
+    """Return the loss of known embeddings, and the gradients of the attacked ones and of a clean view."""
+    z_adv, z1, z2, high = (known(v) for v in (2, 0, 1, 3))
+    loss = AInfoNCE(WithHighFrequencies(high), attack=Given(z_adv), **settings)(z1, z2, FLAT).loss
+    loss.backward()
+    return loss.item(), z_adv.grad, z1.grad
+
+
+@pytest.mark.parametrize(
+    ("settings", "value"),
+    [
+        ({}, 17.6718723404),
+        ({"gamma": 0.5, "weight": 1}, 16.1964874906),
+        ({"gamma": None, "weight": 1}, 16.1964874906),
+        ({"gamma": None, "weight": 1, "released": True}, 16.2655862376),
+        ({"gamma": None, "weight": 1, "released": True, "hard_negatives": (0.1, 1)}, 20.5647094068),
+        ({"weight": 0.7, "released": True, "hard_negatives": (0.1, 1)}, 17.6642999544),
+    ],
+)
+def test_ainfonce(settings, value):
+    """The released code adds 1e-9 to the weights of hard negatives."""
+    assert ainfonce(**settings)[0] == pytest.approx(value, rel=0, abs=1e-6 if "hard_negatives" in settings else 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "adv", "clean"),
+    [(0.0, 3.219519, 0.0), (0.2, 2.575615, 0.610638), (0.5, 1.609759, 1.526596), (1.0, 0.0, 3.053191)],
+)
+def test_gradients_across_the_branches_of_ainfonce(gamma, adv, clean):
+    """The loss is linear in the weight of these pairs, which the reference adds up instead of averaging."""
+    with_them, without = (ainfonce(gamma=gamma, weight=weight)[1:] for weight in (1, 0))
+    found = [(a - b).norm().item() for a, b in zip(with_them, without, strict=True)]
+    assert found == pytest.approx([0.5 / 0.07 / 6 / 4 * adv, 0.5 / 0.07 / 6 / 4 * clean], abs=1e-5)

@@ -2,6 +2,7 @@
 
 from .acl import ACLOutput, ACLTrainer
 from .advcl import AdvCL
+from .ainfonce import AInfoNCE
 from .amoc import AMOC
 from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
 from .cfamc import CFAMC
@@ -24,6 +25,7 @@ __all__ = [
     "TARO",
     "ACLOutput",
     "ACLTrainer",
+    "AInfoNCE",
     "AdvCL",
     "AdversarialTrainer",
     "ContrastiveLearner",

@@ -29,8 +29,17 @@ def view_losses(*z: Tensor, temperature: float = 0.5, detach_keys: bool = False)
         keys = anchors.detach() if detach_keys else anchors
         itself = torch.eye(views * n, dtype=torch.bool, device=anchors.device)
         log_p = (anchors @ keys.T / temperature).masked_fill(itself, -math.inf).log_softmax(1)
-        losses = -log_p.view(views, n, views, n).diagonal(dim1=1, dim2=3).mean(-1)
-        return losses.masked_fill(torch.eye(views, dtype=torch.bool, device=losses.device), 0)
+        return pair_means(-log_p, views)
+
+
+def pair_means(losses: Tensor, views: int) -> Tensor:
+    """Return the means over the images of the losses ``[V N, V N]`` of anchors and partners, ``[V, V]``.
+
+    The diagonal, where anchor and partner are the same, is zero.
+    """
+    n = len(losses) // views
+    means = losses.view(views, n, views, n).diagonal(dim1=1, dim2=3).mean(-1)
+    return means.masked_fill(torch.eye(views, dtype=torch.bool, device=means.device), 0)
 
 
 def four_views(step: Step, radius: float, loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:

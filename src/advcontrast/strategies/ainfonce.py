@@ -1,0 +1,147 @@
+"""A-InfoNCE: asymmetric adversarial contrast (Yu et al., ECCV 2022)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_bool, check_real, complaint
+from ..functional.nt_xent import unit_rows
+from .contrast import four_views, pair_means, view_losses
+from .learner import ContrastiveLearner, Part, Weight
+from .step import Step
+
+_TEMPERATURE = 0.5
+
+
+class AInfoNCE(ContrastiveLearner):
+    r"""Contrast attacked images with clean views so that these hardly move towards the attacked ones.
+
+    The views and their branches are those of :class:`~advcontrast.strategies.AdvCL`, without pseudo-labels: attacked
+    images :math:`a` on the adversarial branch, and on the clean one views :math:`c`, high frequencies among them. With
+    :math:`\ell(i, j)` the cross-entropy at temperature 0.5 of anchors i with partners j among all other embeddings,
+
+    .. math:: L = \frac{0.5}{0.07 \cdot 12} \Big[ \sum_{c \ne c'} \ell(c, c') + 2 w \sum_c
+        \big( \gamma\, \ell(c, \mathrm{sg}(a)) + (1 - \gamma)\, \ell(a, \mathrm{sg}(c)) \big) \Big]
+
+    where sg detaches partners and negatives: attacked images are inferior positives, by which clean views are drawn
+    with weight :math:`\gamma` only. The attack maximises the plain contrast of :class:`~advcontrast.strategies.AdvCL`.
+
+    With hard negatives, :math:`\ell` is :math:`-\log\big(e_{ij} / (p_i + n_i)\big)` with exponentials e of the
+    similarities, :math:`p_i` their mean over the partners of anchor i, and for its M negatives k
+
+    .. math:: n_i = \max\Big( \frac{1}{1 - \tau} \Big[ M \frac{\sum_k e_{ik}^{1 + \beta}}{\sum_k e_{ik}^\beta} -
+        \tau M p_i \Big], M e^{-1 / 0.5} \Big)
+
+    The paper's settings for CIFAR-10, beside those of AdvCL: 400 epochs, w = 1.2 and :math:`\gamma` = 0.2, which
+    approaches 0.5 from epoch 30 on as attacked features come near clean ones; or hard negatives (0.12, 1) alone; or
+    both, with w = 0.7. The released code divides by the sums of columns, takes the mean of the weights over zeros for
+    the partners too, and bounds :math:`n_i` by M. Without :math:`\gamma` it takes :math:`\ell(a, c)` in both
+    directions. A step costs 25 forward passes an image.
+
+    Args:
+        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out, normally with dual norms.
+        gamma: in [0, 1], or a function of the training step; ``None`` makes the contrast symmetric, without sg.
+        weight: w above, at least 0, or a function of the training step.
+        hard_negatives: ``None``, or the pair of the prior :math:`\tau` of a negative to be a partner, in [0, 1), and
+            the concentration :math:`\beta`, at least 0.
+        released: whether to take the forms of the released code.
+        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` to two views and the images, such as ``MultiView(ContrastivePairAugment(32),
+            CropFlip())``; without it the learner is called with these.
+        terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
+
+    Raises:
+        ValueError: a number out of its range, also one that a schedule returns, or a dual norm without the branches
+            ``"clean"`` and ``"adv"``.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        If all embeddings are equal, each of the 12 pairs of four views of two images costs log 7.
+
+        >>> from advcontrast.strategies import AInfoNCE
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Threshold(2.0, 1.0))  # returns ones
+        >>> learner = AInfoNCE(model, weight=1, attack=lambda objective, x: x)
+        >>> x = torch.rand(2, 3, 4, 4)
+        >>> round(learner(x, x, x).loss.item(), 3) == round(0.5 / 0.07 * math.log(7), 3)
+        True
+    """
+
+    views, normalised = 3, False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        gamma: Weight | None = 0.2,
+        weight: Weight = 1.2,
+        hard_negatives: tuple[float, float] | None = None,
+        released: bool = False,
+        attack: Callable[..., Tensor] | None = None,
+        augment: Callable[..., Any] | None = None,
+        terms: Iterable[nn.Module] = (),
+    ) -> None:
+        check_bool("AInfoNCE", "released", released, remedy="True takes the forms of the released code")
+        if hard_negatives is not None:
+            remedy = "The paper takes (0.12, 1.0)"
+            if not isinstance(hard_negatives, (tuple, list)) or len(hard_negatives) != 2:
+                expected = "hard_negatives to be a pair (prior, concentration)"
+                raise TypeError(complaint("AInfoNCE", expected, repr(hard_negatives), remedy))
+            prior, concentration = hard_negatives
+            check_real("AInfoNCE", "the prior of hard_negatives", prior, low=0, high=1, remedy=remedy)
+            check_real("AInfoNCE", "1 - the prior of hard_negatives", 1 - prior, low=0, above=True, remedy=remedy)
+            check_real("AInfoNCE", "the concentration of hard_negatives", concentration, low=0, remedy=remedy)
+        super().__init__(model, attack=attack, augment=augment, terms=terms)
+        self.gamma = None if gamma is None else self.weight("gamma", gamma, remedy="The paper takes 0.2")
+        self._gamma_now()
+        self.adv_weight = self.weight("weight", weight, remedy="The paper takes 1.2")
+        self.hard_negatives, self.released = hard_negatives, released
+
+    def parts(self, step: Step) -> Iterator[Part]:
+        """Yield the asymmetric contrast of the four views."""
+        gamma = self._gamma_now()
+        z = four_views(step, 8, lambda *z: view_losses(*step.gather(*z)).sum())
+        z = step.gather(*z)
+        losses = self._losses(*z)
+        from_adv, to_adv = losses[0, 1:].sum(), losses[1:, 0].sum()
+        if gamma is not None:
+            detached = self._losses(*z, detach_keys=True)
+            across = 2 * (gamma * detached[1:, 0].sum() + (1 - gamma) * detached[0, 1:].sum())
+        else:
+            across = 2 * from_adv if self.released else from_adv + to_adv
+        total = losses[1:, 1:].sum() + self.now(self.adv_weight) * across
+        yield Part("contrast", _TEMPERATURE / 0.07 * total / 12)
+
+    def _gamma_now(self) -> float | None:
+        if self.gamma is None:
+            return None
+        gamma = self.now(self.gamma)
+        check_real("AInfoNCE", "gamma", gamma, low=0, high=1, remedy="The paper takes 0.2")
+        return gamma
+
+    def _losses(self, *z: Tensor, detach_keys: bool = False) -> Tensor:
+        """Return the loss of each ordered pair of views, ``[4, 4]``."""
+        if self.hard_negatives is None:
+            return view_losses(*z, temperature=_TEMPERATURE, detach_keys=detach_keys)
+        (prior, concentration), views, n = self.hard_negatives, len(z), len(z[0])
+        with torch.autocast(z[0].device.type, enabled=False):
+            anchors = torch.cat([unit_rows(each) for each in z])
+            logits = anchors @ (anchors.detach() if detach_keys else anchors).T / _TEMPERATURE
+            image = torch.arange(n, device=logits.device).repeat(views)
+            partner = (image[:, None] == image).fill_diagonal_(False)
+            negative = image[:, None] != image
+            positive = (logits.exp() * partner).sum(1) / (views - 1)
+            weights = (concentration * logits).exp() * negative
+            count = (n - 1) * views
+            if self.released:
+                negatives = (weights * logits.exp() / weights.mean(1)).sum(1)
+                least, shape = float(count), (1, -1)
+            else:
+                negatives = count * (weights * logits.exp()).sum(1) / weights.sum(1)
+                least, shape = count * math.exp(-1 / _TEMPERATURE), (-1, 1)
+            sums = positive + ((negatives - prior * count * positive) / (1 - prior)).clamp(min=least)
+            return pair_means(sums.log().view(shape) - logits, views)

@@ -1,0 +1,78 @@
+"""Hard negatives, schedules and errors of A-InfoNCE."""
+
+import math
+
+import pytest
+import torch
+
+from advcontrast.strategies import AInfoNCE
+from tests.strategies.methods import FEW, METHODS, Identity, batch, known, student
+from tests.strategies.test_methods import same, state
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
+METHOD = METHODS["AInfoNCE"]
+
+
+def loop(z, prior, beta):
+    """Return the loss of each pair of views with hard negatives, from the formula."""
+    unit = [each / each.norm(dim=1, keepdim=True) for each in z]
+    views, n = len(z), len(z[0])
+    losses = torch.zeros(views, views, dtype=torch.float64)
+    for a in range(views):
+        for i in range(n):
+            e = [[math.exp(float(unit[a][i] @ unit[b][j]) / 0.5) for j in range(n)] for b in range(views)]
+            partners = [e[b][i] for b in range(views) if b != a]
+            others = [e[b][j] for b in range(views) for j in range(n) if j != i]
+            count, p = len(others), sum(partners) / len(partners)
+            mean = sum(x ** (1 + beta) for x in others) / sum(x**beta for x in others)
+            hard = max((count * mean - prior * count * p) / (1 - prior), count * math.exp(-2))
+            for b in range(views):
+                losses[a, b] += 0 if a == b else -math.log(e[b][i] / (p + hard)) / n
+    return losses
+
+
+@pytest.mark.parametrize(("prior", "beta"), [(0.1, 1), (0.0, 0.5), (0.4, 2)])
+def test_hard_negatives(prior, beta):
+    z = [known(v).detach().flatten(1) for v in (2, 0, 1, 3)]
+    losses = AInfoNCE(Identity(), hard_negatives=(prior, beta))._losses(*z)
+    expected = loop(z, prior, beta)
+    torch.testing.assert_close(losses, expected, rtol=0, atol=1e-12)
+    if (prior, beta) == (0.1, 1):  # the reference adds up 1e-9 too, and has adv to clean in both directions
+        total = expected[1:, 1:].sum() + 2 * expected[0, 1:].sum()
+        assert 0.5 / 0.07 / 12 * total.item() == pytest.approx(18.8326759091, abs=1e-7)
+
+
+def test_gamma_follows_its_schedule():
+    x, values = batch(METHOD), []
+    learner = AInfoNCE(student(None), gamma=lambda step: step / 2, attack=FEW)
+    for step in range(3):
+        values.append(learner(*x).loss.item())
+        assert values[-1] == AInfoNCE(student(None), gamma=step / 2, attack=FEW)(*x).loss.item()
+    assert len({*values}) == 3
+
+
+def test_a_schedule_that_leaves_the_range_is_refused_before_anything_moves():
+    learner = METHOD.make("dual", gamma=lambda step: 2.0 * step)
+    learner(*batch(METHOD))
+    before = {name: value.clone() for name, value in state(learner).items()}
+    with pytest.raises(ValueError, match=r"^AInfoNCE: expected gamma"):
+        learner(*batch(METHOD))
+    assert same(before, state(learner))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "argument"),
+    [
+        ({"gamma": 1.5}, ValueError, "gamma"),
+        ({"gamma": "0.2"}, TypeError, "gamma"),
+        ({"weight": -1}, ValueError, "weight"),
+        ({"released": 1}, TypeError, "released"),
+        ({"hard_negatives": 0.1}, TypeError, "hard_negatives"),
+        ({"hard_negatives": (0.1,)}, TypeError, "hard_negatives"),
+        ({"hard_negatives": (1.0, 1)}, ValueError, "1 - the prior"),
+        ({"hard_negatives": (0.1, -1)}, ValueError, "the concentration"),
+    ],
+)
+def test_wrong_settings(settings, error, argument):
+    with pytest.raises(error, match=f"^AInfoNCE: expected {argument}"):
+        AInfoNCE(Identity(), **settings)
