@@ -22,28 +22,25 @@ if there are two sets. Wall time and accuracy at full size: not yet run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from _common.attacks import CHEAPER, attack_of, mean_cost, watch
+from _common.attacks import CHEAPER, evaluation_of, mean_cost
 from _common.classifiers import linear_probe
 from _common.flags import Common, flag, start
 from _common.images import load, streamed
-from _common.load_models import BATCH, network_of, new_encoder
-from _common.methods import METHODS, Parts, presets
+from _common.load_models import BATCH, network_of
+from _common.methods import METHODS, batch_of, optimizer_of, prepared, presets
 from _common.run_folder import begin, say
 from advcontrast import PGDAttack
-from advcontrast.engine import fit, steps_per_epoch
+from advcontrast.engine import fit
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.norm import DualNorm
-from advcontrast.optim import LARS, WarmupCosine
+from advcontrast.optim import WarmupCosine
 from advcontrast.surgery import convert_sync_batchnorm
 from baselines.selfie import RECIPE as SELFIE
-from baselines.selfie import SelfieLearner
 
 CODE = {"epochs": 1000, "batch_size": 512}
 PAPER = {**CODE, "lr": 2.0, "head": "simclr", "min_area": 0.08, "spare_norms": True}
@@ -76,19 +73,22 @@ class Settings(Common):
     attack_step: float = flag(0.25, "length of an attack step, as a fraction of the radius")
     stream: str = flag("", "folder of images, flat or nested, to read while training on them instead of --data's")
     unreadable: str = flag("raise", "files of --stream that are no images", "raise", "skip")
+    passes: float = flag(0.0, "forward passes an image of the whole run, which then sets the epochs; 0 for --epochs")
+    monitor: int = flag(0, "validation images for the accuracy of nearest neighbours after each epoch; 0 for none")
     workers: int = flag(4, "processes of each process that read --stream")
 
 
 def main(settings: Settings) -> None:
     """Pre-train, and write the encoder with its head."""
     images = load(settings)
-    device = images.everything.x.device
-    encoder, features = new_encoder(settings, images)
     data = streamed(settings, images.size) if settings.stream else images.everything.x
-    steps = settings.epochs * steps_per_epoch(len(data), settings.batch_size)
-    parts = Parts(settings, images, encoder, features, attack_of(settings, steps), steps)
-    build = selfie if settings.mode == "selfie" else METHODS[settings.method].build
-    learner = build(parts).to(device)
+    parts, learner = prepared(settings, images, len(data))
+    if settings.passes:
+        cost = mean_cost(learner, batch_of(parts), parts.steps)
+        settings = replace(settings, epochs=max(1, round(settings.passes / cost)))
+        torch.manual_seed(settings.seed)
+        parts, learner = prepared(settings, images, len(data))
+    device, steps = images.everything.x.device, parts.steps
     if settings.sync_norms:
         if device.type == "cpu" and dist.is_initialized():
             expected = "an accelerator, as SyncBatchNorm does not train on a CPU"
@@ -98,18 +98,17 @@ def main(settings: Settings) -> None:
     run = begin(settings, images)
     if run is None:
         return
-    cost = mean_cost(learner, images.everything.x[: settings.batch_size], steps)
+    cost = mean_cost(learner, batch_of(parts), steps)
     say(f"{settings.out}: {cost:.1f} forward passes an image and epoch; SimCLR takes 6, ACL with PGD-5 takes 32")
-    single_step = settings.attack_steps == 1 and settings.mode != "S2S"
     history = fit(
         learner,
-        data,
+        data if parts.targets is None else (data, parts.targets),
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         optimizer=optimizer,
         schedule=WarmupCosine(steps, warmup=min(settings.warmup, settings.epochs // 10) * steps // settings.epochs),
         seed=settings.seed,
-        evaluate=partial(watch, settings, learner, images) if single_step else None,
+        evaluate=evaluation_of(settings, learner, images),
         folder=run.folder,
         save_every=settings.save_every or None,
         amp=settings.amp,
@@ -120,32 +119,16 @@ def main(settings: Settings) -> None:
     last["images_per_second"] = len(history) * len(data) / sum(row["seconds"] for row in history)
     if settings.stream:
         last["stream"] = f"ImageStream of {len(data)} samples {data.dataset.fingerprint()[:16]}"
-    trained = learner.encoder().encoder if settings.mode != "selfie" else learner.model.encoder
-    classifier = linear_probe(trained, features, images)
+    shipped = learner.model if settings.mode == "selfie" else learner.encoder()
+    classifier = linear_probe(shipped.encoder, parts.features, images)
     attack, test = PGDAttack(eps=settings.radius, step_size=settings.step, steps=20), list(images.test.batches(BATCH))
     verdicts = {"TA": accuracy(classifier, test), "RA": robust_accuracy(classifier, test, attack)}
-    dual = any(isinstance(module, DualNorm) for module in learner.model.modules())
+    # ACL's encoders are used through either branch, those of other methods through the one that their paper ships.
+    final = learner.model if settings.method == "acl" else shipped
+    dual = any(isinstance(module, DualNorm) for module in final.modules())
     network = network_of(settings, norms="dual" if dual else "single", mode=settings.mode)
     training = {**last, "cost": cost}
-    run.finish(learner.model, network, images.test, verdicts, attacks={"RA": attack}, training=training)
-
-
-def selfie(parts: Parts) -> SelfieLearner:
-    """Return the learner of Selfie."""
-    if parts.settings.norms == "dual":
-        raise ValueError("--norms: expected auto or single for Selfie, got dual. Its network has one branch.")
-    return SelfieLearner(parts.encoder, attack=parts.attack)
-
-
-def optimizer_of(settings: Settings, learner: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer, with the momentum of the ACL code."""
-    parameters, lr, decay = learner.parameters(), settings.lr, settings.weight_decay
-    if settings.optimizer == "lars":
-        return LARS(parameters, lr, weight_decay=decay, exclude_1d=settings.spare_norms)
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr, weight_decay=decay)
-    nesterov = settings.optimizer == "nesterov"
-    return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=decay, nesterov=nesterov)
+    run.finish(final, network, images.test, verdicts, attacks={"RA": attack}, training=training)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
-"""Attacks of pre-training: the presets that spend less on them, their cost, and a check of single-step attacks."""
+"""Attacks of pre-training: the presets that spend less on them, their cost, and what is measured during training."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from advcontrast import PGDAttack
 from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart
 from advcontrast.engine import forward_equivalents
 from advcontrast.evaluation import catastrophic_overfitting
+from advcontrast.evaluation.representation import knn_monitor
+from advcontrast.norm import DualNorm
 
 from .images import Images
+from .load_models import BATCH
 from .run_folder import say
 
 CHEAPER = {
@@ -43,17 +48,17 @@ def attack_of(settings: Any, steps: int) -> Callable[..., Tensor]:
     return pgd
 
 
-def mean_cost(learner: nn.Module, batch: Tensor, steps: int) -> float:
+def mean_cost(learner: nn.Module, batch: tuple[Tensor, ...], steps: int) -> float:
     """Return the forward passes for each image and step, on average over a run of so many steps."""
-    batch = batch[:COUNTED]
+    batch = tuple(part[:COUNTED] for part in batch)
     if not isinstance(learner.attack, ProgressiveAttack):
-        return forward_equivalents(learner, batch)
+        return forward_equivalents(learner, *batch)
     cost, taken = 0.0, 0
     for calls, _ in learner.attack.stages:
         stage = copy.deepcopy(learner)
         stage.attack.set_extra_state({"calls": taken})
         more = steps - taken if calls is None else min(calls, steps - taken)
-        cost += more / steps * forward_equivalents(stage, batch)
+        cost += more / steps * forward_equivalents(stage, *batch)
         taken += more
     return cost
 
@@ -67,3 +72,16 @@ def watch(settings: Any, learner: nn.Module, images: Images, epoch: int) -> dict
             "the gain of ten. The training loss is meaningless from here: take more steps, or an earlier checkpoint."
         )
     return {"one_step_share": found.share}
+
+
+def evaluation_of(settings: Any, learner: nn.Module, images: Images) -> Callable[[int], dict[str, float]] | None:
+    """Return what is measured after each epoch."""
+    if settings.monitor:
+        attack = PGDAttack(eps=settings.radius, step_size=settings.step, steps=10)
+        branch = "adv" if any(isinstance(module, DualNorm) for module in learner.model.modules()) else None
+        neighbours, few = images.train.batches(BATCH), images.validation.subset(torch.arange(settings.monitor))
+        options = {"attack": attack, "branch": branch, "k": min(50, len(images.train))}
+        return knn_monitor(learner.model.encoder, list(neighbours), list(few.batches(BATCH)), **options)
+    if settings.attack_steps == 1 and settings.mode != "S2S":
+        return partial(watch, settings, learner, images)
+    return None

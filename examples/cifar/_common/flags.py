@@ -41,7 +41,7 @@ class Common:
     epochs: int = flag(0, "passes over the training images")
     batch_size: int = flag(0, "images a step, of all processes together")
     arch: str = flag(
-        "resnet18", "network: resnet18, resnet34, resnet50, wide_resnet34_10, or a torchvision or timm name"
+        "resnet18", "network: resnet18, resnet34, resnet50, wide_resnet34_10, quickstart, or a torchvision or timm name"
     )
     width: int = flag(0, "channels of the network's first stage; 0 for the usual number")
     limit: int = flag(0, "use the first so many training images of a seeded shuffle; 0 for all")

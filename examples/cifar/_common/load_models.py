@@ -33,6 +33,12 @@ def join(encoder: nn.Module, head: nn.Module) -> nn.Sequential:
 
 def new_encoder(settings: Common, images: Images) -> tuple[nn.Module, int]:
     """Return an untrained encoder and its number of features."""
+    if settings.arch == "quickstart":
+        sys.path.append(str(Path(__file__).parents[2]))
+        from quickstart import Encoder
+
+        encoder = Encoder(3)
+        return encoder, encoder.features
     encoder, features = backbone(settings.arch, width=settings.width or None, small_images=images.size <= 64)
     try:
         with torch.no_grad():
@@ -63,7 +69,7 @@ def encoder_from(settings: Any, images: Images, flag: str = "encoder") -> nn.Mod
     elif flag == "encoder":
         say(f"{path} has single batch norms: --branch makes no difference.")
     own = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
-    _load(encoder, own, flag)
+    load_weights(encoder, own, flag)
     return encoder.to(images.test.x.device)
 
 
@@ -73,7 +79,7 @@ def classifier_from(settings: Any, images: Images) -> nn.Sequential:
     _require_network("model", settings, about)
     encoder, features = new_encoder(settings, images)
     model = join(encoder, nn.Linear(features, images.classes))
-    _load(model, weights, "model")
+    load_weights(model, weights, "model")
     return model.to(images.test.x.device).eval()
 
 
@@ -109,7 +115,7 @@ def any_classifier(path: str, settings: Any) -> Classifier:
     task = load_task(Quickstart(**about["settings"]))  # its images come with it, whatever --data names
     images = task.test.subset(first(len(task.test), settings.test_limit, settings.seed, "--test-limit"))
     model = new_classifier(task)
-    _load(model, weights, "model")
+    load_weights(model, weights, "model")
     return Classifier(model.eval(), images, task.eps if settings.eps is None else settings.eps, about["branch"])
 
 
@@ -147,7 +153,7 @@ def _require_network(flag: str, settings: Common, about: Mapping[str, Any]) -> N
         raise ValueError(f"--{flag}: expected a network of {flags}, got {got}. Pass the flags it was trained with.")
 
 
-def _load(model: nn.Module, weights: Mapping[str, Tensor], flag: str) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], flag: str) -> None:
     """Load weights into a network, all or none."""
     shapes, stored = ({name: list(w.shape) for name, w in part.items()} for part in (model.state_dict(), weights))
     wrong = [name for name in {**shapes, **stored} if shapes.get(name) != stored.get(name)]

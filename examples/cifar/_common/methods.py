@@ -6,21 +6,28 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, convert_to_dual_bn, export_branch
-from advcontrast.augment import CropFlip, Replay
+from advcontrast.attacks import FreeAttack
+from advcontrast.augment import CropFlip, MultiView, Replay, SimCLRAugment
+from advcontrast.engine import steps_per_epoch
 from advcontrast.models import acl_head, simclr_head
 from advcontrast.norm import DualNorm
-from advcontrast.strategies import DeACL
+from advcontrast.optim import LARS
+from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, Invariance, ProFeAT, RoCL
+from baselines.selfie import SelfieLearner
 
+from .attacks import attack_of
 from .images import Images
-from .load_models import encoder_from, join
+from .load_models import encoder_from, join, load_weights, new_encoder, read
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parts:
     """What a learner is built from."""
 
@@ -31,16 +38,27 @@ class Parts:
     attack: Callable[..., Tensor]
     steps: int
 
-    def network(self, *, dual: bool) -> nn.Module:
+    def network(self, *, dual: bool = True, branches: tuple[str, ...] = ("clean", "adv")) -> nn.Module:
         """Return the encoder with its projection head."""
         head = acl_head if self.settings.head == "acl" else simclr_head
         model = join(self.encoder, head(self.features))
-        return convert_to_dual_bn(model) if dual else model
+        return convert_to_dual_bn(model, branches=branches) if dual else model
 
     def pair(self, strength: float | None = None) -> ContrastivePairAugment:
         """Return the augmentation to pairs of views."""
         strength = self.settings.strength if strength is None else strength
         return ContrastivePairAugment(self.images.size, strength=strength, min_area=self.settings.min_area)
+
+    @cached_property
+    def targets(self) -> Tensor | None:
+        """The pseudo-labels that follow the images, for methods that take some."""
+        make = METHODS[self.settings.method].targets
+        return None if make is None else make(self)
+
+    @property
+    def crop_flip(self) -> CropFlip:
+        """The augmentation of supervised training, which shifts by an eighth of the side."""
+        return CropFlip(padding=max(1, self.images.size // 8))
 
     def teacher(self) -> nn.Module:
         """Return the encoder that ``--teacher`` names, with the norms of its clean branch."""
@@ -51,6 +69,14 @@ class Parts:
         dual = any(isinstance(module, DualNorm) for module in found.modules())
         return (export_branch(found, "clean") if dual else found).eval()
 
+    def projector(self) -> nn.Module:
+        """Return the projection head of the teacher."""
+        weights, _ = read("teacher", self.settings.teacher)
+        head = (acl_head if self.settings.head == "acl" else simclr_head)(self.features)
+        own = {name.removeprefix("head."): w for name, w in weights.items() if name.startswith("head.")}
+        load_weights(head, own, "teacher")
+        return head.eval()
+
     def student(self) -> tuple[nn.Module, nn.Module]:
         """Return a copy of the teacher, to train, and the teacher, each with the part ``encoder``."""
         teacher = join(self.teacher(), nn.Identity()).eval()
@@ -59,11 +85,19 @@ class Parts:
 
 @dataclass(frozen=True)
 class Method:
-    """A method: how to build its learner, and its paper's flags; ``fast`` overrides them."""
+    """A method.
+
+    Attributes:
+        build: returns its learner.
+        paper: flags with the settings of its paper.
+        fast: flags that override them for a short run.
+        targets: returns the pseudo-labels that follow the images, for methods that take some.
+    """
 
     build: Callable[[Parts], nn.Module]
     paper: Mapping[str, Any]
     fast: Mapping[str, Any]
+    targets: Callable[[Parts], Tensor] | None = None
 
 
 def acl(parts: Parts, **settings: Any) -> ACLTrainer:
@@ -76,16 +110,88 @@ def acl(parts: Parts, **settings: Any) -> ACLTrainer:
         return ACLTrainer(model, loss=NTXentLoss(flags.temperature, gather=True), attack=parts.attack, **settings)
 
 
+def air(parts: Parts) -> ACLTrainer:
+    """Return the learner of ACL in the mode DS with the terms of AIR."""
+    return acl(parts, mode="DS", terms=[Invariance()])
+
+
 def deacl(parts: Parts) -> DeACL:
-    """Return the learner of DeACL, whose student starts as a copy of the teacher."""
+    """Return the learner of DeACL."""
     student, teacher = parts.student()
-    return DeACL(student, teacher, attack=parts.attack, augment=CropFlip(padding=max(1, parts.images.size // 8)))
+    return DeACL(student, teacher, attack=parts.attack, augment=parts.crop_flip)
 
 
+def profeat(parts: Parts) -> ProFeAT:
+    """Return the learner of ProFeAT; the teacher's view is cropped and flipped, that of the student is stronger."""
+    student, teacher = parts.student()
+    strong = SimCLRAugment(parts.images.size, strength=0.5, min_area=0.5)
+    augment = MultiView(parts.crop_flip, strong)
+    return ProFeAT(student, parts.projector(), teacher, attack=parts.attack, augment=augment)
+
+
+def rocl(parts: Parts) -> RoCL:
+    """Return the learner of RoCL."""
+    return RoCL(parts.network(dual=False), attack=parts.attack, augment=parts.pair())
+
+
+def amoc(parts: Parts) -> AMOC:
+    """Return the learner of AMOC, whose queues hold at most half of the images."""
+    queue = min(32768, max(parts.settings.batch_size, len(parts.images.everything) // 2))
+    return AMOC(parts.network(), queue=queue, attack=parts.attack, augment=parts.pair())
+
+
+def advcl(parts: Parts) -> AdvCL:
+    """Return the learner of AdvCL."""
+    model = parts.network(branches=AdvCL.branches)
+    width = model(torch.zeros(2, 3, parts.images.size, parts.images.size)).shape[1]
+    heads = [nn.Linear(width, clusters) for clusters in CLUSTERS]
+    return AdvCL(model, heads, attack=parts.attack, augment=MultiView(parts.pair(), parts.crop_flip))
+
+
+def clusters_of_teacher(parts: Parts) -> Tensor:
+    """Return pseudo-labels ``[N, K]``, clusters of the features of the teacher."""
+    encoder, images = parts.teacher(), parts.images.everything.x
+    return torch.stack([pseudo_labels(encoder, images, clusters) for clusters in CLUSTERS], 1)
+
+
+def taro(parts: Parts) -> TARO:
+    """Return the learner of TARO, with a predictor of two layers."""
+    model = parts.network(dual=False)
+    width = model(torch.zeros(2, 3, parts.images.size, parts.images.size)).shape[1]
+    predictor = nn.Sequential(nn.Linear(width, width // 4), nn.BatchNorm1d(width // 4), nn.ReLU())
+    predictor.append(nn.Linear(width // 4, width))
+    return TARO(model, predictor, attack=parts.attack, augment=parts.pair())
+
+
+def cfamc(parts: Parts) -> CFAMC:
+    """Return the learner of CF-AMC, with four crops of each image and the free attack."""
+    crops = MultiView(*4 * [SimCLRAugment(parts.images.size, strength=parts.settings.strength, min_area=0.08)])
+    attack = FreeAttack(eps=parts.settings.radius, step_size=parts.settings.radius * 0.3 or 0.01)
+    augment = Replay(crops, times=parts.settings.replays)
+    return CFAMC(parts.network(dual=False), attack=attack, augment=augment)
+
+
+def selfie(parts: Parts) -> SelfieLearner:
+    """Return the learner of Selfie."""
+    if parts.settings.norms == "dual":
+        raise ValueError("--norms: expected auto or single for Selfie, got dual. Its network has one branch.")
+    return SelfieLearner(parts.encoder, attack=parts.attack)
+
+
+CLUSTERS = (2, 10, 50, 100)  # of the pseudo-labels of AdvCL
 SGD = {"optimizer": "sgd", "lr": 0.5, "weight_decay": 5e-4, "batch_size": 256}
+ACL = {"epochs": 1000, "batch_size": 512}
+FAST = {"epochs": 100, "attack_steps": 3, "attack_step": 0.5}
 METHODS = {
-    "acl": Method(acl, {"epochs": 1000, "batch_size": 512}, {"epochs": 100, "attack_steps": 3, "attack_step": 0.5}),
+    "acl": Method(acl, ACL, FAST),
+    "advcl": Method(advcl, {**SGD, "batch_size": 512, "weight_decay": 1e-4, "epochs": 1000}, FAST, clusters_of_teacher),
+    "air": Method(air, ACL, FAST),
+    "amoc": Method(amoc, {**SGD, "lr": 0.1, "epochs": 200}, {"epochs": 40}),
+    "cfamc": Method(cfamc, {**SGD, "lr": 0.3, "batch_size": 100, "epochs": 10, "replays": 3}, {"epochs": 3}),
     "deacl": Method(deacl, {**SGD, "epochs": 100}, {"epochs": 20}),
+    "profeat": Method(profeat, {**SGD, "weight_decay": 3e-4, "epochs": 100}, {"epochs": 20}),
+    "rocl": Method(rocl, {**ACL, "lr": 1.5, "attack_steps": 7, "attack_step": 0.223}, FAST),
+    "taro": Method(taro, {**SGD, "lr": 0.06, "batch_size": 512, "epochs": 800, "attack_steps": 10}, FAST),
 }
 
 
@@ -97,3 +203,30 @@ def presets() -> dict[str, dict[str, Any]]:
             found[f"{name}-paper"] = {**method.paper, "method": name}
             found[f"{name}-fast"] = {**method.paper, **method.fast, "method": name}
     return found
+
+
+def optimizer_of(settings: Any, learner: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of all weights that are trained, with the momentum of the ACL code."""
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    lr, decay = settings.lr, settings.weight_decay
+    if settings.optimizer == "lars":
+        return LARS(parameters, lr, weight_decay=decay, exclude_1d=settings.spare_norms)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr, weight_decay=decay)
+    nesterov = settings.optimizer == "nesterov"
+    return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=decay, nesterov=nesterov)
+
+
+def prepared(settings: Any, images: Images, samples: int) -> tuple[Parts, nn.Module]:
+    """Return the parts of the learner, and the learner on the device of the images."""
+    encoder, features = new_encoder(settings, images)
+    steps = settings.epochs * steps_per_epoch(samples, settings.batch_size)
+    parts = Parts(settings, images, encoder, features, attack_of(settings, steps), steps)
+    build = selfie if settings.mode == "selfie" else METHODS[settings.method].build
+    return parts, build(parts).to(images.everything.x.device)
+
+
+def batch_of(parts: Parts) -> tuple[Tensor, ...]:
+    """Return a batch of what the learner is trained on."""
+    batch = parts.images.everything.x[: parts.settings.batch_size]
+    return (batch,) if parts.targets is None else (batch, parts.targets[: len(batch)])
