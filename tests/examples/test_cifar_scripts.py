@@ -410,7 +410,7 @@ def test_the_radius_is_that_of_the_images_unless_it_is_given(flags, radius):
 
 
 def test_a_radius_of_0_leaves_the_images_alone(tmp_path):
-    assert module("pretrain").attack_of(settings_of("pretrain", "--eps", "0"), 100).eps == 0
+    assert module("_common.attacks").attack_of(settings_of("pretrain", "--eps", "0"), 100).eps == 0
     assert inside("linear", *TINY, "--train", "adversarial", "--eps", "0", "--out", tmp_path) == 0
     results = card(tmp_path).results
     assert results["RA"] == results["TA"]
@@ -420,7 +420,7 @@ def test_pretraining_has_the_numbers_of_the_code():
     given = settings_of("pretrain")
     assert (given.epochs, given.batch_size, given.optimizer, given.lr) == (1000, 512, "lars", 5.0)
     assert (given.temperature, given.head, given.min_area) == (0.5, "acl", 0.1)
-    attack = module("pretrain").attack_of(given, 100)
+    attack = module("_common.attacks").attack_of(given, 100)
     assert (attack.eps, attack.step_size, attack.steps) == pytest.approx((8 / 255, 2 / 255, 5))
     assert settings_of("pretrain", "--preset", "code") == given
 
@@ -451,8 +451,8 @@ def test_pretraining_has_the_numbers_of_the_paper():
 def test_pretraining_crops_as_its_flag_asks_without_a_transform():
     given = settings_of("pretrain", "--preset", "paper")
     images = SimpleNamespace(size=32)
-    pretrain = module("pretrain")
-    learner = pretrain.METHODS["acl"].build(pretrain.Parts(given, images, resnet18(0, width=2), 16, PGDAttack(), 100))
+    methods = module("_common.methods")
+    learner = methods.METHODS["acl"].build(methods.Parts(given, images, resnet18(0, width=2), 16, PGDAttack(), 100))
     assert repr(learner.augment.augment) == "ContrastivePairAugment(32, strength=1.0, min_area=0.08, transform=None)"
 
 

@@ -82,6 +82,6 @@ def evaluation_of(settings: Any, learner: nn.Module, images: Images) -> Callable
         neighbours, few = images.train.batches(BATCH), images.validation.subset(torch.arange(settings.monitor))
         options = {"attack": attack, "branch": branch, "k": min(50, len(images.train))}
         return knn_monitor(learner.model.encoder, list(neighbours), list(few.batches(BATCH)), **options)
-    if settings.attack_steps == 1 and settings.mode != "S2S":
+    if settings.attack_steps == 1 and settings.mode != "S2S" and not getattr(learner, "labelled", False):
         return partial(watch, settings, learner, images)
     return None

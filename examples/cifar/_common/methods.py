@@ -19,7 +19,21 @@ from advcontrast.engine import steps_per_epoch
 from advcontrast.models import acl_head, simclr_head
 from advcontrast.norm import DualNorm
 from advcontrast.optim import LARS
-from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, DeACL, Invariance, ProFeAT, RoCL
+from advcontrast.strategies import (
+    AMOC,
+    CFAMC,
+    TARO,
+    AdvCL,
+    DeACL,
+    DynACL,
+    Invariance,
+    ProFeAT,
+    Ramp,
+    RoCL,
+    Scheduled,
+    Staircase,
+    pseudo_labels,
+)
 from baselines.selfie import SelfieLearner
 
 from .attacks import attack_of
@@ -110,9 +124,17 @@ def acl(parts: Parts, **settings: Any) -> ACLTrainer:
         return ACLTrainer(model, loss=NTXentLoss(flags.temperature, gather=True), attack=parts.attack, **settings)
 
 
+def dynacl(parts: Parts) -> DynACL:
+    """Return the learner of DynACL."""
+    return DynACL(parts.network(), steps=parts.steps, attack=parts.attack, augment=parts.pair)
+
+
 def air(parts: Parts) -> ACLTrainer:
-    """Return the learner of ACL in the mode DS with the terms of AIR."""
-    return acl(parts, mode="DS", terms=[Invariance()])
+    """Return the learner of AIR: the terms of AIR on the schedules of DynACL, without its momentum encoder."""
+    every = max(1, parts.steps // 20)
+    augment = Scheduled(parts.pair, Staircase(1.0, 0.0, parts.steps, every))
+    alpha = Ramp(parts.steps, every)
+    return acl(parts, mode="DS", alpha=alpha, augment=augment, terms=[Invariance()])
 
 
 def deacl(parts: Parts) -> DeACL:
@@ -144,14 +166,18 @@ def advcl(parts: Parts) -> AdvCL:
     """Return the learner of AdvCL."""
     model = parts.network(branches=AdvCL.branches)
     width = model(torch.zeros(2, 3, parts.images.size, parts.images.size)).shape[1]
-    heads = [nn.Linear(width, clusters) for clusters in CLUSTERS]
+    heads = [nn.Linear(width, clusters) for clusters in clusters_of(parts)]
     return AdvCL(model, heads, attack=parts.attack, augment=MultiView(parts.pair(), parts.crop_flip))
 
 
-def clusters_of_teacher(parts: Parts) -> Tensor:
+def teacher_clusters(parts: Parts) -> Tensor:
     """Return pseudo-labels ``[N, K]``, clusters of the features of the teacher."""
-    encoder, images = parts.teacher(), parts.images.everything.x
-    return torch.stack([pseudo_labels(encoder, images, clusters) for clusters in CLUSTERS], 1)
+    return pseudo_labels(parts.teacher(), parts.images.everything.x, clusters_of(parts))
+
+
+def clusters_of(parts: Parts) -> list[int]:
+    """Return the numbers of clusters, without those that have hardly any images each."""
+    return [clusters for clusters in (2, 10, 50, 100) if clusters <= len(parts.images.everything) // 4]
 
 
 def taro(parts: Parts) -> TARO:
@@ -178,16 +204,16 @@ def selfie(parts: Parts) -> SelfieLearner:
     return SelfieLearner(parts.encoder, attack=parts.attack)
 
 
-CLUSTERS = (2, 10, 50, 100)  # of the pseudo-labels of AdvCL
 SGD = {"optimizer": "sgd", "lr": 0.5, "weight_decay": 5e-4, "batch_size": 256}
 ACL = {"epochs": 1000, "batch_size": 512}
 FAST = {"epochs": 100, "attack_steps": 3, "attack_step": 0.5}
 METHODS = {
     "acl": Method(acl, ACL, FAST),
-    "advcl": Method(advcl, {**SGD, "batch_size": 512, "weight_decay": 1e-4, "epochs": 1000}, FAST, clusters_of_teacher),
+    "advcl": Method(advcl, {**SGD, "batch_size": 512, "weight_decay": 1e-4, "epochs": 1000}, FAST, teacher_clusters),
     "air": Method(air, ACL, FAST),
     "amoc": Method(amoc, {**SGD, "lr": 0.1, "epochs": 200}, {"epochs": 40}),
     "cfamc": Method(cfamc, {**SGD, "lr": 0.3, "batch_size": 100, "epochs": 10, "replays": 3}, {"epochs": 3}),
+    "dynacl": Method(dynacl, ACL, FAST),
     "deacl": Method(deacl, {**SGD, "epochs": 100}, {"epochs": 20}),
     "profeat": Method(profeat, {**SGD, "weight_decay": 3e-4, "epochs": 100}, {"epochs": 20}),
     "rocl": Method(rocl, {**ACL, "lr": 1.5, "attack_steps": 7, "attack_step": 0.223}, FAST),
