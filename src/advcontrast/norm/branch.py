@@ -104,7 +104,7 @@ def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.
         TypeError: ``model`` is not an ``nn.Module``.
         RuntimeError: on entry, where activation checkpointing recomputes a function that uses a norm on both sides of
-            the switch.
+            the switch; or under the stance ``skip_guard_eval_unsafe=True`` of ``torch.compiler``.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
@@ -124,7 +124,8 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
 
     Raises:
         ValueError, TypeError: as for :func:`bn_branch`.
-        RuntimeError: called inside a backward pass, as by a checkpointed function.
+        RuntimeError: called inside a backward pass, as by a checkpointed function, or under the stance
+            ``skip_guard_eval_unsafe=True`` of ``torch.compiler``.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
