@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import AMOC, CFAMC, TARO, AdvCL, AInfoNCE, DeACL, DynACL, ProFeAT, RoCL
+from advcontrast.strategies import AMOC, CFAMC, DAQSDP, TARO, AdvCL, AInfoNCE, DeACL, DynACL, ProFeAT, RoCL
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -57,6 +57,10 @@ def cfamc(norm, **settings):
     return CFAMC(student(norm), **{"attack": FEW, **settings})
 
 
+def daqsdp(norm, **settings):
+    return DAQSDP(student(norm, branches=DAQSDP.branches), teacher(), **{"attack": FEW, **settings})
+
+
 def deacl(norm, **settings):
     return DeACL(student(norm), teacher(), **{"attack": FEW, **settings})
 
@@ -92,6 +96,7 @@ METHODS = {
     "AMOC": Method(amoc),
     "AMOC released": Method(lambda norm, **settings: amoc(norm, released=True, **settings)),
     "CFAMC": Method(cfamc, views=3),
+    "DAQSDP": Method(daqsdp),
     "DeACL": Method(deacl, views=1),
     "DynACL": Method(dynacl),
     "ProFeAT": Method(profeat),

@@ -10,6 +10,7 @@ from advcontrast.functional import nt_xent
 from advcontrast.strategies import (
     AMOC,
     CFAMC,
+    DAQSDP,
     TARO,
     AdvCL,
     AInfoNCE,
@@ -60,6 +61,13 @@ def test_the_attack_of_cfamc_maximises_the_loss():
     attack = Given(*(known(5) for _ in range(3)))
     CFAMC(Identity(), attack=attack)(*(known(v) for v in range(3)))
     assert attack.values[0].item() == pytest.approx(-181.7497535129, rel=0, abs=1e-8)
+
+
+def test_daqsdp():
+    teacher, attack = Constant(known(1), known(2)), Given(known(2), known(3))
+    assert DAQSDP(Identity(), teacher, attack=attack)(known(0), known(1)).loss.item() == pytest.approx(
+        -1.8074901032, **CLOSE
+    )
 
 
 def test_deacl():

@@ -6,6 +6,7 @@ from .ainfonce import AInfoNCE
 from .amoc import AMOC
 from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
 from .cfamc import CFAMC
+from .daqsdp import DAQSDP, perturbed_weights
 from .deacl import DeACL
 from .dynacl import DynACL, Ramp
 from .learner import ContrastiveLearner, Part, StepOutput
@@ -22,6 +23,7 @@ from .trades import TRADESTrainer
 __all__ = [
     "AMOC",
     "CFAMC",
+    "DAQSDP",
     "TARO",
     "ACLOutput",
     "ACLTrainer",
@@ -47,5 +49,6 @@ __all__ = [
     "Step",
     "StepOutput",
     "TRADESTrainer",
+    "perturbed_weights",
     "pseudo_labels",
 ]

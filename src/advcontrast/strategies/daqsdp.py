@@ -1,0 +1,164 @@
+"""DAQ-SDP: two augmentations of different strength in the distillation of a robust encoder (NeurIPS 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_callable, check_module, check_real
+from ..functional import cosine
+from .blocks import check_teacher_output, frozen_teacher
+from .learner import ContrastiveLearner, Part, Weight
+from .step import Step
+
+
+class DAQSDP(ContrastiveLearner):
+    r"""Distil a standard self-supervised teacher into a robust student, on weak and strong views with branches each.
+
+    The loss is half that of :class:`~advcontrast.strategies.DeACL` for each of two streams, with a weak and a strong
+    view x of each image,
+
+    .. math:: L = \frac12 \sum_{x} -\cos\big(S(x), T(x)\big) - w \cos\big(S(x'), S(x)\big), \quad
+        x' = \arg\max_{x'} -\cos\big(S(x'), T(x)\big)
+
+    averaged over the batch. The student has four branches, ``"clean"`` and ``"adv"`` for the weak views and
+    ``"strong_clean"`` and ``"strong_adv"`` for the strong ones. Each attack runs through the adversarial branch of its
+    stream in eval mode. In training each of the four batches passes through the student on its own; gradients flow
+    through both arguments of the second term. The branch ``"adv"`` is the product. The student usually starts as a
+    copy of the teacher, ``convert_to_dual_bn(copy.deepcopy(teacher), branches=DAQSDP.branches)``.
+
+    The paper's settings for CIFAR-10: pad-and-crop and flip for weak views, TrivialAugment before them for strong ones;
+    PGD with 5 steps of 2/255 in 8/255; batches of 256, SGD with rate 0.5, momentum 0.9 and weight decay 5e-4, 100
+    epochs with 10 epochs of warm-up and a cosine; :func:`~advcontrast.strategies.perturbed_weights` from epoch 60 on,
+    for the loss of the weak stream; ResNet-34 and larger, as smaller networks gain little. The released code has a
+    first convolution with padding 2. A step costs 34 forward passes an image.
+
+    Args:
+        model: the student: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out.
+        teacher: a network with outputs of the same size, in eval mode; it is frozen.
+        robust: w above, at least 0, or a function of the training step.
+        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` to a weak and a strong view, such as ``MultiView(CropFlip(), strong)``; without it
+            the learner is called with these.
+        terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
+
+    Raises:
+        ValueError: as for :class:`~advcontrast.strategies.DeACL`, or a dual norm that lacks one of the branches.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        A student that equals the teacher, without an attack, is at the minimum -1 - w.
+
+        >>> from advcontrast.strategies import DAQSDP
+        >>> learner = DAQSDP(torch.nn.Flatten(), torch.nn.Flatten().eval(), attack=lambda objective, x: x)
+        >>> weak, strong = torch.rand(2, 4, 3, 4, 4)
+        >>> round(learner(weak, strong).loss.item(), 4)
+        -3.0
+    """
+
+    normalised = False
+    branches = ("clean", "adv", "strong_clean", "strong_adv")
+    couples_samples = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module,
+        *,
+        robust: Weight = 2.0,
+        attack: Callable[..., Tensor] | None = None,
+        augment: Callable[..., Any] | None = None,
+        terms: Iterable[nn.Module] = (),
+    ) -> None:
+        super().__init__(model, attack=attack, augment=augment, terms=terms)
+        self.teacher = frozen_teacher("DAQSDP", teacher, model)
+        self.robust = self.weight("robust", robust, remedy="The paper takes 2")
+
+    def parts(self, step: Step) -> Iterator[Part]:
+        """Yield, for each stream, the distance from the teacher and that of the attacked view from the clean one."""
+        weak, strong = step.views
+        yield from self._stream(step, weak, "clean", "adv")
+        yield from self._stream(step, strong, "strong_clean", "strong_adv")
+
+    def _branch_to_ship(self) -> str:
+        return "adv"
+
+    def _stream(self, step: Step, x: Tensor, clean: str, adv: str) -> Iterator[Part]:
+        target = self.teacher(x)
+
+        def away_from_teacher(z: Tensor) -> Tensor:
+            check_teacher_output("DAQSDP", z, target)
+            return -cosine(z, target)
+
+        (x_adv,) = step.perturb(away_from_teacher, adv, x)
+        (z,), (z_adv,) = step.z[clean], step.z[adv] = step.embed(clean, x), step.embed(adv, x_adv)
+        yield Part(clean, -cosine(z, target), 0.5)
+        yield Part(adv, -cosine(z_adv, z), self.now(self.robust) / 2)
+
+
+@contextmanager
+def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: float = 0.002) -> Iterator[None]:
+    r"""Perturb the weights of a network so that a loss grows, and restore them on exit.
+
+    Adversarial weight perturbation adds to each parameter with two or more dimensions, with the gradient g of the loss,
+
+    .. math:: \theta \leftarrow \theta + \gamma \lVert \theta \rVert \frac{g}{\lVert g \rVert}
+
+    A training step has its forward and backward pass inside the block, and its optimizer step after it, so that the
+    gradients of the perturbed weights change the original ones. Buffers and the gradients of the parameters stay as
+    they are; each process takes the gradient of its own images. It is for loops of your own:
+    :func:`~advcontrast.engine.fit` does not call it. Reference: Wu et al., NeurIPS 2020.
+
+    Args:
+        model: the network.
+        loss: a function without arguments to a scalar, which runs the network. One that calls a learner in train mode
+            counts as a step of its schedules, momentum networks and queues.
+        gamma: :math:`\gamma` above, at least 0: 0.002 in DAQ-SDP.
+
+    Raises:
+        ValueError: gamma < 0.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        The gradient is (1, 0), so the weights (3, 4) with norm 5 move by (0.5, 0).
+
+        >>> from advcontrast.strategies import perturbed_weights
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = model.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+        >>> x = torch.tensor([[1.0, 0.0]])
+        >>> with perturbed_weights(model, lambda: model(x).sum(), gamma=0.1):
+        ...     model(x).sum().backward()
+        ...     model.weight.tolist()
+        [[3.5, 4.0]]
+        >>> model.weight.tolist(), model.weight.grad.tolist()
+        ([[3.0, 4.0]], [[1.0, 0.0]])
+    """
+    owner = "perturbed_weights"
+    check_module(owner, model)
+    check_callable(owner, "loss", loss, remedy="Pass a function without arguments")
+    check_real(owner, "gamma", gamma, low=0, remedy="DAQ-SDP takes 0.002")
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.dim() > 1]
+    buffers = [*model.buffers()]
+    statistics, originals = ([tensor.detach().clone() for tensor in tensors] for tensors in (buffers, weights))
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+    try:
+        with torch.no_grad():
+            _copy(buffers, statistics)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    length = gradient.norm()
+                    weight.add_(gradient * (gamma * weight.norm() / length.masked_fill(length == 0, 1)))
+        yield
+    finally:
+        _copy(weights, originals)
+
+
+@torch.no_grad()
+def _copy(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
