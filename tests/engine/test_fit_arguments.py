@@ -70,6 +70,9 @@ def test_wrong_data(data, error, message):
         ({"save_every": 5}, ValueError, "a folder"),
         ({"tensorboard": True}, ValueError, "a folder"),
         ({"save_every": 0}, ValueError, "save_every"),
+        ({"log_every": 0}, ValueError, "log_every"),
+        ({"log_every": 2.0}, TypeError, "log_every"),
+        ({"after_step": 1}, TypeError, "after_step"),
     ],
 )
 def test_wrong_argument(settings, error, argument):

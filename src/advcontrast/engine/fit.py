@@ -74,12 +74,14 @@ def fit(
     amp: Literal["off", "bf16", "fp16"] = "off",
     ema: EMA | None = None,
     compile: bool = False,  # noqa: A002 (the field's word)
+    after_step: Callable[[int], object] | None = None,
     # Evaluation
     evaluate: Callable[[int], Mapping[str, float]] | None = None,
     select: str | None = None,
     # Output
     folder: str | os.PathLike[str] | None = None,
     save_every: int | None = None,
+    log_every: int | None = None,
     tensorboard: bool = False,
     progress: bool | None = None,
 ) -> list[Row]:
@@ -89,7 +91,7 @@ def fit(
     of each tensor of ``data`` and returns a loss and a dict of scalars to report. The learner owns augmentation and
     attack; ``fit`` owns the loop only.
 
-    The keyword arguments form three groups, *training* (``epochs`` to ``compile``), *evaluation* (``evaluate`` and
+    The keyword arguments form three groups, *training* (``epochs`` to ``after_step``), *evaluation* (``evaluate`` and
     ``select``) and *output* (``folder`` to ``progress``). Most runs set a few of the first group and ``folder``.
 
     With a ``folder`` the run can be interrupted. Called again with the same arguments, ``fit`` continues; a complete
@@ -129,15 +131,23 @@ def fit(
         ema: average of ``learner.model`` to update after each step.
         compile: whether to compile ``learner.model`` in place, each graph once: in ``evaluate``, where batches may have
             another size, it runs uncompiled.
+        after_step: ``after_step(step)``, called in every process after each optimizer step with the number of steps
+            taken, for an average of your own or a limit on the weights. A resumed run restores the learner only: assign
+            the modules that ``after_step`` changes to attributes of it, with ``requires_grad_(False)``.
         evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it. It
             must leave the learning rates of the optimizer alone, which are those of ``schedule``.
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
             must return it after the first epoch, and may leave it out after others; NaN counts as the lowest value. A
             name with the word "test" in it is refused: a score on images that selected the model does not test it.
-        folder: where to keep ``checkpoints/``, ``metrics.csv`` and ``tensorboard/``.
+        folder: where to keep ``checkpoints/``, ``metrics.csv`` with a row for each epoch, ``steps.csv`` and
+            ``tensorboard/``.
         save_every: steps between checkpoints, beside those at the end of each epoch.
+        log_every: steps between reports of the means of loss and terms over the steps since the last report: on the
+            progress bar, as a line of the log, in ``steps.csv``, and as ``steps/...`` in TensorBoard. By default only
+            epochs are reported.
         tensorboard: whether to write the metrics for TensorBoard too.
-        progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only.
+        progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only. Without
+            ``log_every`` it shows the mean loss of the epoch so far.
 
     Returns:
         A row for each epoch: its number, the steps taken, learning rate, seconds, the means of the loss and of the
@@ -173,9 +183,9 @@ def fit(
     source = source_of(data)
     _check_data(learner, source, batch_size, groups)
     _check_optimizer(learner, optimizer, schedule, select_data)
-    _check_training(learner, epochs, seed, accumulate, amp, ema, compile)
+    _check_training(learner, epochs, seed, accumulate, amp, ema, compile, after_step)
     _check_evaluation(evaluate, select)
-    _check_output(learner, folder, save_every, tensorboard, progress)
+    _check_output(learner, folder, save_every, log_every, tensorboard, progress)
 
     # Prepare
     memory_format = choose_memory_format(learner)
@@ -218,9 +228,20 @@ def fit(
             learner.train()
             for batch, replaced in islice(batches, last - run.step):
                 run.take_step(_parts(batch, accumulate, memory_format), wrapped)
+                if after_step is not None:
+                    after_step(run.step)
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
-                bar.update(lambda: f"loss {run.means.loss():.4g}{after}")  # noqa: B023 (called at once)
+                if log_every is None:
+                    bar.update(lambda: f"loss {run.means.loss():.4g}{after}")  # noqa: B023 (called at once)
+                else:
+                    bar.update()
+                    if run.step % log_every == 0:
+                        row = run.log_steps()
+                        run_folder.report_steps(run)
+                        bar.set_postfix_str(f"loss {row['loss']:.4g}{after}")
+                        if first:
+                            _LOG.info(_line(row))
                 # The last step of an epoch is saved together with the row of the epoch.
                 if run.step < last:
                     alone = wrapped is learner
@@ -233,7 +254,7 @@ def fit(
                 row = run.end_epoch(started, evaluate, select)
             run_folder.save(run)
             run_folder.report(run)
-            line = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "seconds"))
+            line = _line({name: value for name, value in row.items() if name not in ("step", "seconds")})
             bar.set_postfix_str(line)
             after = f" after {line}"
             if first:
@@ -242,6 +263,12 @@ def fit(
                 request.exit()
     run.load_best()
     return run.history
+
+
+def _line(row: Row) -> str:
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+    )
 
 
 def _parts(batch: Batch, number: int, memory_format: torch.memory_format) -> list[Batch]:
@@ -313,13 +340,15 @@ def _check_optimizer(learner: nn.Module, optimizer: Any, schedule: Any, select_d
 
 
 def _check_training(
-    learner: nn.Module, epochs: int, seed: int, accumulate: int, amp: str, ema: Any, compiled: bool
+    learner: nn.Module, epochs: int, seed: int, accumulate: int, amp: str, ema: Any, compiled: bool, after_step: Any
 ) -> None:
     for name, number in (("epochs", epochs), ("accumulate", accumulate)):
         check_int(_OWNER, name, number, low=1, remedy="Pass a number of at least 1")
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
     check_choice(_OWNER, "amp", amp, ("off", "bf16", "fp16"))
     check_bool(_OWNER, "compile", compiled, remedy="True compiles learner.model")
+    if after_step is not None:
+        check_callable(_OWNER, "after_step", after_step, remedy="Pass a function of the step, or None")
     check_type(_OWNER, "ema", ema, (EMA, NoneType), remedy="Pass EMA(learner.model, decay=0.999)")
     if (ema is not None or compiled) and not isinstance(getattr(learner, "model", None), nn.Module):
         raise ValueError(complaint(_OWNER, "learner.model to average or compile", "none", "Assign the network to it"))
@@ -338,11 +367,14 @@ def _check_evaluation(evaluate: Any, select: Any) -> None:
         raise ValueError(complaint(_OWNER, "a metric of validation images to select by", repr(select), remedy))
 
 
-def _check_output(learner: nn.Module, folder: Any, save_every: Any, tensorboard: Any, progress: Any) -> None:
+def _check_output(
+    learner: nn.Module, folder: Any, save_every: Any, log_every: Any, tensorboard: Any, progress: Any
+) -> None:
     check_bool(_OWNER, "tensorboard", tensorboard, remedy="True writes folder/tensorboard")
     check_progress(_OWNER, progress)
-    if save_every is not None:
-        check_int(_OWNER, "save_every", save_every, low=1, remedy="Pass a number of steps, or None")
+    for name, steps in (("save_every", save_every), ("log_every", log_every)):
+        if steps is not None:
+            check_int(_OWNER, name, steps, low=1, remedy="Pass a number of steps, or None")
     if folder is None:
         if tensorboard or save_every is not None:
             raise ValueError(complaint(_OWNER, "a folder to write to", "None", "Pass folder="))

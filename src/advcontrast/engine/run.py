@@ -92,6 +92,8 @@ class Run:
         rates: digest of the fractions that the schedule returned in these steps.
         means: of the current epoch.
         history: one row for each finished epoch.
+        recent: means since the last row of ``log``.
+        log: rows of means over ``log_every`` steps.
         best: epoch, value and weights of the best epoch so far.
         selected: indices of the samples of the current epoch, ``None`` for all.
     """
@@ -106,6 +108,8 @@ class Run:
     rates: str = ""
     means: Means = field(default_factory=Means)
     history: list[Row] = field(default_factory=list)
+    recent: Means = field(default_factory=Means)
+    log: list[Row] = field(default_factory=list)
     best: dict[str, Any] | None = None
     selected: Tensor | None = None
 
@@ -160,7 +164,8 @@ class Run:
                 # Zero times inf is NaN: the gradients carry it to every process.
                 share = loss.new_tensor(len(part[0]) / samples) + 0 * losses[-1]
                 self.scaler.scale(loss * share).backward()
-            self.means.add({"loss": loss, **terms}, len(part[0]))
+            for means in (self.means, self.recent):
+                means.add({"loss": loss, **terms}, len(part[0]))
         if not self.scaler.is_enabled():
             gradients = [parameter.grad for parameter in self.learner.parameters() if parameter.grad is not None]
             self._require_finite("finite gradients", gradients, losses)
@@ -198,7 +203,7 @@ class Run:
         self.require_finite()
         epoch = len(self.history) + 1
         row: Row = {"epoch": epoch, "step": self.step, "seconds": round(time.monotonic() - started, 2)}
-        row |= {"lr": float(self.optimizer.param_groups[0]["lr"]), **self.means.result()}
+        row |= {"lr": self._lr(), **self.means.result()}
         for module in self.modules:
             distributed.broadcast_(module.buffers())
         if evaluate is not None:
@@ -221,6 +226,13 @@ class Run:
                     self.best["ema"] = copy.deepcopy(self.ema.state_dict())
         self.history.append(row)
         self.means = Means()
+        return row
+
+    def log_steps(self) -> Row:
+        """Append the means over the steps since the last row to the log, and return the row."""
+        row: Row = {"epoch": len(self.history) + 1, "step": self.step, "lr": self._lr(), **self.recent.result()}
+        self.log.append(row)
+        self.recent = Means()
         return row
 
     @property
@@ -272,6 +284,8 @@ class Run:
             "rates": self.rates,
             "means": distributed.all_gather_object(self.means.state()),
             "history": self.history,
+            "recent": distributed.all_gather_object(self.recent.state()),
+            "log": self.log,
             "best": self.best,
             "selected": self.selected,
             "random": distributed.all_gather_object({**_random.capture(self.device), "own": own}),
@@ -311,6 +325,7 @@ class Run:
         self.history, self.best = list(state["history"]), state["best"]
         self.selected = state["selected"]
         self.means = Means.from_states(state["means"], self.device)
+        self.recent, self.log = Means.from_states(state["recent"], self.device), list(state["log"])
         if rank < len(streams):
             _random.restore(streams[rank], self.device)
             self._set_own_states(streams[rank]["own"])
@@ -318,6 +333,9 @@ class Run:
             seed = _random.branch_off(streams[0], rank, self.device)
             for i, generator in enumerate(_random.generators(self.learner).values()):
                 generator.manual_seed((seed + 1 + i) % 2**63)
+
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _own_states(self) -> dict[str, Tensor]:
         return {name: generator.get_state() for name, generator in _random.generators(self.learner).items()}

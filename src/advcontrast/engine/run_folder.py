@@ -53,8 +53,10 @@ class RunFolder:
                 run.restore(found[1], str(checkpoint.path(found[0])))
 
             def begin() -> None:
-                if found is not None:
-                    write_csv(folder / "metrics.csv", run.history)  # without rows after the checkpoint
+                if found is not None:  # without rows after the checkpoint
+                    write_csv(folder / "metrics.csv", run.history)
+                    if run.log or (folder / "steps.csv").exists():
+                        write_csv(folder / "steps.csv", run.log)
                 if self._tensorboard:
                     self._writer = stack.enter_context(_tensorboard_writer(folder / "tensorboard", run.step))
 
@@ -71,16 +73,25 @@ class RunFolder:
 
     def report(self, run: Run) -> None:
         """Write the row of the last epoch."""
-        if self._checkpoint is not None:
-            folder = self._checkpoint.folder.parent
-            _on_rank_0(lambda: self._report(folder, run))
+        self._report("metrics.csv", run.history, "")
 
-    def _report(self, folder: Path, run: Run) -> None:
-        write_csv(folder / "metrics.csv", run.history)
-        if self._writer is not None:
-            with writing(folder / "tensorboard"):
-                for name, value in run.history[-1].items():
-                    self._writer.add_scalar(name, value, run.step)
+    def report_steps(self, run: Run) -> None:
+        """Write the last row of the log."""
+        self._report("steps.csv", run.log, "steps/")
+
+    def _report(self, table: str, rows: Sequence[Row], prefix: str) -> None:
+        if self._checkpoint is None:
+            return
+        folder = self._checkpoint.folder.parent
+
+        def write() -> None:
+            write_csv(folder / table, rows)
+            if self._writer is not None:
+                with writing(folder / "tensorboard"):
+                    for name, value in rows[-1].items():
+                        self._writer.add_scalar(prefix + name, value, int(rows[-1]["step"]))
+
+        _on_rank_0(write)
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
