@@ -12,6 +12,7 @@ from .dynacl import DynACL, Ramp
 from .learner import ContrastiveLearner, Part, StepOutput
 from .profeat import ProFeAT
 from .pseudo_labels import pseudo_labels
+from .rcs import RobustCoreset
 from .rocl import RoCL
 from .semi_supervised import SemiSupervisedTrainer
 from .step import Step
@@ -42,6 +43,7 @@ __all__ = [
     "Queue",
     "Ramp",
     "RoCL",
+    "RobustCoreset",
     "Scheduled",
     "SemiSupervisedTrainer",
     "Staircase",
