@@ -5,9 +5,24 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torchvision.models import VisionTransformer
 
-from advcontrast import ACLTrainer, NTXentLoss, PGDAttack
-from advcontrast.strategies import AMOC, CFAMC, DAQSDP, TARO, AdvCL, AInfoNCE, DeACL, DynACL, ProFeAT, RoCL
+from advcontrast import ACLTrainer, NTXentLoss, PGDAttack, convert_to_dual_bn
+from advcontrast.strategies (
+    AMOC,
+    CFAMC,
+    DAQSDP,
+    FARE,
+    TARO,
+    AdvCL,
+    AInfoNCE,
+    DeACL,
+    DynACL,
+    ProFeAT,
+    RoCL,
+    SimCLIP,
+    TeCoA,
+)
 from tests.strategies.networks import network
 
 #: An attack without randomness, so that two processes can repeat what one does.
@@ -69,6 +84,24 @@ def dynacl(norm, **settings):
     return DynACL(student(norm), **{"steps": 4, "every": 2, "attack": FEW, **settings})
 
 
+def fare(norm, **settings):
+    return FARE(student(norm), teacher(), **{"attack": FEW, **settings})
+
+
+def vit(norm, seed=0):
+    """Return a transformer for images ``[N, 3, 6, 6]`` with layer norms, dual ones for ``"dual"``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8, "num_classes": 5}
+        model = VisionTransformer(image_size=6, patch_size=3, **sizes).double()
+        nn.init.normal_(model.heads.head.weight, std=0.1)  # zeros otherwise
+    return convert_to_dual_bn(model, norms=nn.LayerNorm) if norm == "dual" else model
+
+
+def fare_vit(norm, **settings):
+    return FARE(vit(norm), vit(None, seed=1).eval(), **{"clean": 1.0, "drift": 0.01, "attack": FEW, **settings})
+
+
 def profeat(norm, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -87,6 +120,20 @@ def taro(norm, **settings):
     return TARO(student(norm), predictor, **{"attack": FEW, **settings})
 
 
+def simclip(norm, **settings):
+    return SimCLIP(student(norm), teacher(), **{"attack": FEW, **settings})
+
+
+def tecoa(norm, **settings):
+    prototypes = torch.cos(torch.arange(15.0, dtype=torch.float64)).view(3, 5)
+    return TeCoA(student(norm), prototypes, **{"attack": FEW, **settings})
+
+
+def tecoa_vit(norm, **settings):
+    prototypes = torch.cos(torch.arange(15.0, dtype=torch.float64)).view(3, 5)
+    return TeCoA(vit(norm), prototypes, **{"attack": FEW, **settings})
+
+
 METHODS = {
     "ACL": Method(acl),
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
@@ -99,11 +146,16 @@ METHODS = {
     "DAQSDP": Method(daqsdp),
     "DeACL": Method(deacl, views=1),
     "DynACL": Method(dynacl),
+    "FARE": Method(fare, views=1),
+    "FARE on a transformer": Method(fare_vit, views=1),
     "ProFeAT": Method(profeat),
     "RoCL": Method(rocl),
     "RoCL released": Method(lambda norm, **settings: rocl(norm, released=True, **settings)),
+    "SimCLIP": Method(simclip, views=1),
     "TARO": Method(taro),
     "TARO released": Method(lambda norm, **settings: taro(norm, released=True, **settings)),
+    "TeCoA": Method(tecoa, views=1, targets=lambda n: torch.arange(n) % 3),
+    "TeCoA on a transformer": Method(tecoa_vit, views=1, targets=lambda n: torch.arange(n) % 3),
 }
 
 

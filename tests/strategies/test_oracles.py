@@ -11,6 +11,7 @@ from advcontrast.strategies import (
     AMOC,
     CFAMC,
     DAQSDP,
+    FARE,
     TARO,
     AdvCL,
     AInfoNCE,
@@ -20,6 +21,8 @@ from advcontrast.strategies import (
     Invariance,
     ProFeAT,
     RoCL,
+    SimCLIP,
+    TeCoA,
 )
 from tests.strategies.methods import Constant, Given, Identity, known, norms
 
@@ -99,6 +102,51 @@ def test_dynacl():
     (0.3 * clean + 0.7 * attacked).backward()
     assert norms(views[0], adv[0]) == pytest.approx(norms(*leaves), **CLOSE)
     assert learner.momentum.model.weight.grad is None
+
+
+def test_fare():
+    x, x_adv, attack = known(2), known(0), Given(known(0))
+    attack.images = [x_adv]
+    learner = FARE(Identity(), Constant(known(1)), attack=attack)
+    loss = learner(x).loss
+    assert loss.item() == pytest.approx(0.4072212321, **CLOSE)
+    assert attack.values[0].mean().item() == pytest.approx((known(2) - known(1)).square().sum().item() / 4, **CLOSE)
+    loss.backward()
+    assert norms(x, x_adv) == pytest.approx([0, (known(0) - known(1)).norm().item() / 2], **CLOSE)
+
+
+def test_fare_with_a_limit_of_the_drift():
+    x, x_adv = known(0), known(2)
+    out = FARE(Identity(), Constant(known(1)), clean=3.0, drift=0.4, attack=Given(x_adv))(x)
+    drifts = (known(0) - known(1)).flatten(1).square().sum(1)
+    assert 0 < (drifts > 0.4).sum() < 4
+    clean = drifts.sub(0.4).clamp(min=0).mean().item()
+    assert out.terms["drift"].item() == pytest.approx(0.4072212321, **CLOSE)
+    assert out.terms["loss_clean"].item() == pytest.approx(clean, **CLOSE)
+    assert out.loss.item() == pytest.approx(out.terms["loss_adv"].item() + 3 * clean, **CLOSE)
+    out.loss.backward()
+    expected = 6 / 4 * ((known(0) - known(1)).flatten(1) * (drifts > 0.4)[:, None]).norm().item()
+    assert norms(x) == pytest.approx([expected], **CLOSE)
+
+
+def test_simclip():
+    x_adv, attack = known(0), Given(known(0))
+    attack.images = [x_adv]
+    loss = SimCLIP(Identity(), Constant(known(1)), attack=attack)(known(2)).loss
+    assert loss.item() == pytest.approx(-0.8291483123, **CLOSE)
+    assert attack.values[0].mean().item() == pytest.approx((known(2) - known(1)).square().sum().item() / 4, **CLOSE)
+    loss.backward()
+    other = known(0)
+    F.cosine_similarity(other.flatten(1), known(1).detach().flatten(1)).mean().backward()
+    assert norms(x_adv) == pytest.approx([norms(other)[0] / 2], **CLOSE)
+
+
+def test_tecoa():
+    attack = Given(known(0))
+    learner = TeCoA(Identity(), known(1).flatten(1), attack=attack)
+    loss = learner(known(0), torch.arange(4)).loss
+    assert loss.item() == pytest.approx(5.4535362449, **CLOSE)
+    assert attack.values[0].mean().item() == pytest.approx(5.4535362449, **CLOSE)
 
 
 class Table(nn.Module):

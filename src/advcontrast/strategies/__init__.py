@@ -9,15 +9,18 @@ from .cfamc import CFAMC
 from .daqsdp import DAQSDP, perturbed_weights
 from .deacl import DeACL
 from .dynacl import DynACL, Ramp
+from .fare import FARE
 from .learner import ContrastiveLearner, Part, StepOutput
 from .profeat import ProFeAT
 from .pseudo_labels import pseudo_labels
 from .rcs import RobustCoreset
 from .rocl import RoCL
 from .semi_supervised import SemiSupervisedTrainer
+from .simclip import SimCLIP
 from .step import Step
 from .supervised import AdversarialTrainer, StandardTrainer
 from .taro import TARO
+from .tecoa import TeCoA
 from .terms import Distillation, Invariance
 from .trades import TRADESTrainer
 
@@ -25,6 +28,7 @@ __all__ = [
     "AMOC",
     "CFAMC",
     "DAQSDP",
+    "FARE",
     "TARO",
     "ACLOutput",
     "ACLTrainer",
@@ -46,11 +50,13 @@ __all__ = [
     "RobustCoreset",
     "Scheduled",
     "SemiSupervisedTrainer",
+    "SimCLIP",
     "Staircase",
     "StandardTrainer",
     "Step",
     "StepOutput",
     "TRADESTrainer",
+    "TeCoA",
     "perturbed_weights",
     "pseudo_labels",
 ]

@@ -1,4 +1,4 @@
-"""Blocks of strategies: frozen and momentum networks, queues, scheduled augmentation, schedules of weights."""
+"""Blocks of strategies: frozen and momentum networks, queues, scheduled augmentations and attacks, schedules."""
 
 from __future__ import annotations
 
@@ -255,12 +255,14 @@ class Queue(Block):
 
 
 class Scheduled(nn.Module):
-    """An augmentation whose strength is a function of the training step.
+    """An augmentation or attack whose strength is a function of the training step.
 
-    It counts its calls in train mode from 0; the count is in the state dict.
+    It counts its calls in train mode from 0; the count is in the state dict. A strategy that attacks twice a step makes
+    two calls of its attack.
 
     Args:
-        make: ``make(strength)`` to an augmentation, for example ``lambda s: ContrastivePairAugment(32, strength=s)``.
+        make: ``make(strength)`` to an augmentation, for example ``lambda s: ContrastivePairAugment(32, strength=s)``,
+            or to an attack, ``lambda eps: PGDAttack(eps=eps, step_size=eps / 4)``.
         strength: a function of the training step, such as :class:`Staircase`.
 
     Raises:
@@ -280,13 +282,13 @@ class Scheduled(nn.Module):
         self.make, self.strength = make, strength
         self._calls = 0
 
-    def forward(self, x: Tensor, **source: Any) -> Any:
-        """Return what the augmentation of this step returns for images."""
+    def forward(self, *arguments: Any, **source: Any) -> Any:
+        """Return what the augmentation or attack of this step returns."""
         value = self.strength(self._calls)
         check_real("Scheduled", "strength(step)", value, remedy=f"Look at what it returns for step {self._calls}")
-        views = self.make(value)(x, **source)
+        images = self.make(value)(*arguments, **source)
         self._calls += self.training
-        return views
+        return images
 
     def get_extra_state(self) -> dict[str, int]:
         """Return the number of calls for the state dict."""
