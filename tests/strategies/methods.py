@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from advcontrast import ACLTrainer, NTXentLoss, PGDAttack, convert_to_dual_bn
-from advcontrast.strategies (
+from advcontrast.strategies import (
     AMOC,
     CFAMC,
     DAQSDP,
