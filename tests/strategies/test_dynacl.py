@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from advcontrast import PGDAttack
-from advcontrast.strategies import DynACL, Ramp, Scheduled
-from tests.strategies.methods import FEW, METHODS, batch, student
+from advcontrast import ACLTrainer, PGDAttack
+from advcontrast.strategies import DynACL, Invariance, Ramp, Scheduled, Staircase
+from tests.strategies.methods import FEW, METHODS, Given, Identity, batch, known, student
 from tests.strategies.networks import batches_seen
 
 EPOCHS = (1, 49, 50, 51, 100, 101, 500, 951, 999, 1000)
@@ -95,6 +95,18 @@ def test_each_view_has_its_network_and_the_attack_runs_through_both():
     assert torch.equal(inputs["model"][0], x1)
     assert torch.equal(inputs["momentum"][0], x2)
     assert moved == [True] * 8
+
+
+@pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
+def test_air_is_acl_with_the_same_schedules_and_a_term():
+    strengths = []
+    augment = Scheduled(lambda s: strengths.append(s) or (lambda x: (known(0), known(1))), Staircase(1, 0, 10, 2))
+    terms = [Invariance(0.25, released=True)]
+    learner = ACLTrainer(Identity(), alpha=Ramp(10, 2), augment=augment, attack=Given(known(2), known(3)), terms=terms)
+    counts = {"_clock._extra_state": {"calls": 6}, "augment._extra_state": {"calls": 6}}
+    learner.load_state_dict({**learner.state_dict(), **counts})
+    assert 2 * learner(known(4)).loss.item() == pytest.approx(0.6520566312, abs=1e-9)
+    assert strengths == pytest.approx([0.4])
 
 
 @pytest.mark.parametrize(
