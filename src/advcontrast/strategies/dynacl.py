@@ -73,7 +73,7 @@ class DynACL(ACLTrainer):
     branch. The attack runs through both encoders in eval mode; weights of f alone get gradients. At epoch e of E, K =
     ``every``, :math:`s = 1 - \lfloor (e - 1) / K \rfloor K / E`, and w is that of :class:`Ramp`; epochs become training
     steps here. :math:`\bar f` follows the parameters of f with ``decay`` before the optimizer steps; its running
-    statistics are those of its own batches. It is the network that :meth:`encoder` returns.
+    statistics are those of its own batches. It is the network that :meth:`~ContrastiveLearner.encoder` returns.
 
     The paper's settings for CIFAR-10: E = 1000 epochs, K = 50, NT-Xent at temperature 0.5, PGD with 5 steps of 2/255 in
     8/255, batches of 512, LARS with rate 5 and weight decay 1e-6, 10 epochs of warm-up and a cosine. The released code
