@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from advcontrast.functional import cosine
 from advcontrast.strategies import ProFeAT
 from tests.strategies.methods import FEW, METHODS, batch, student, teacher
+from tests.strategies.networks import batches_seen
 
 
 class Noted(nn.Module):
@@ -29,6 +31,23 @@ def test_the_teacher_sees_the_first_view_and_the_student_the_second():
     assert [torch.equal(x, weak) for x in of_teacher.inputs] == [True]
     assert torch.equal(of_student.inputs[0], strong)
     assert all((x - strong).abs().max() <= FEW.eps + 1e-12 for x in of_student.inputs)
+
+
+def test_each_view_has_a_forward_pass_of_its_own_and_the_attack_departs_from_the_first():
+    values, model = [], student("single")
+    x, _ = batch(METHODS["ProFeAT"])
+
+    def attack(objective, x):
+        values.append(objective(x))
+        return x
+
+    learner = ProFeAT(model, nn.Identity(), teacher(), attack=attack)
+    once = copy.deepcopy(model)
+    target, trained = learner.teacher(x), once(x)
+    learner(x)
+    assert set(batches_seen(model).values()) == {2}
+    z = once.eval()(x)  # with the statistics after the first pass
+    assert values[0].item() == pytest.approx(-(cosine(z, trained) + cosine(z, target)).item(), abs=1e-12)
 
 
 def test_one_batch_of_images_is_both_views():
