@@ -39,11 +39,14 @@ def test_the_momentum_network_follows_the_model():
 
 
 def test_each_branch_of_the_momentum_network_sees_a_batch():
-    learner = AMOC(student("dual"), queue=8, attack=FEW)
-    learner(*views(**F64))
-    norm = learner.momentum.model[1]
+    x1, x2 = views(**F64)
+    learner = AMOC(student("dual"), queue=8, attack=lambda objective, x: x)
+    convolution, norm = learner.momentum.model[:2]
+    with torch.no_grad():
+        expected = [0.1 * convolution(x).mean((0, 2, 3)) for x in (x2, x1)]
+    learner(x1, x2)
     assert (norm.clean.num_batches_tracked, norm.adv.num_batches_tracked) == (1, 1)
-    assert not torch.equal(norm.clean.running_mean, norm.adv.running_mean)
+    torch.testing.assert_close([norm.clean.running_mean, norm.adv.running_mean], expected)
 
 
 def test_the_attack_moves_the_query_from_its_key():

@@ -29,7 +29,8 @@ class AdvCL(ContrastiveLearner):
     where SupCon, at temperature 0.5, averages over all ordered pairs of the four views of an image, whose anchors have
     all other embeddings of the batch in the denominator. :math:`x'` maximises the first term through the adversarial
     branch, the other three views being fixed, and :math:`x''` the second one through ``"adv_ce"``, both in eval mode.
-    In training each of the five passes through the network on its own. The adversarial branch is the product.
+    In training each of the five passes through the network on its own. The adversarial branch is the product. The
+    learner is called with images or views, and pseudo-labels ``[N, K]``, int64, of which -1 is ignored.
 
     The paper's settings for CIFAR-10: pad-and-crop and flip for x, SimCLR's views for the others,
     ``MultiView(ContrastivePairAugment(32, min_area=0.2), CropFlip())``; PGD with 5 steps of 2/255 in 8/255; clusters of
@@ -47,8 +48,6 @@ class AdvCL(ContrastiveLearner):
         attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
         augment: ``augment(images)`` to :math:`x_1, x_2` and x; without it the learner is called with these.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
-
-    It is called with images or views, and pseudo-labels ``[N, K]``, int64. The label -1 is ignored.
 
     Raises:
         ValueError: there are no heads, a number is out of its range, a dual norm lacks a branch, or, in use,
