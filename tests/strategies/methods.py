@@ -30,11 +30,12 @@ FEW = PGDAttack(steps=2, random_start=False)
 
 
 class Method(NamedTuple):
-    """A strategy: ``make(norm, **settings)`` on ``network(norm)`` in float64, and the number of its views."""
+    """A strategy: ``make(norm, **settings)`` on ``network(norm)`` in float64, and what it takes and attacks."""
 
     make: Callable[..., nn.Module]
     views: int = 2
     targets: Callable[[int], torch.Tensor] | None = None
+    attacked: tuple[str, ...] = ("adv",)
 
 
 def student(norm, **settings):
@@ -137,13 +138,13 @@ def tecoa_vit(norm, **settings):
 METHODS = {
     "ACL": Method(acl),
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
-    "AdvCL": Method(advcl, views=3, targets=lambda n: torch.arange(2 * n).view(n, 2) % 2),
+    "AdvCL": Method(advcl, 3, lambda n: torch.arange(2 * n).view(n, 2) % 2, attacked=("adv", "adv_ce")),
     "AInfoNCE": Method(ainfonce, views=3),
     "AInfoNCE, hard negatives": Method(hard_negatives, views=3),
     "AMOC": Method(amoc),
     "AMOC released": Method(lambda norm, **settings: amoc(norm, released=True, **settings)),
     "CFAMC": Method(cfamc, views=3),
-    "DAQSDP": Method(daqsdp),
+    "DAQSDP": Method(daqsdp, attacked=("adv", "strong_adv")),
     "DeACL": Method(deacl, views=1),
     "DynACL": Method(dynacl),
     "FARE": Method(fare, views=1),

@@ -73,6 +73,21 @@ def test_an_attack_changes_nothing_but_images(name):
 
 
 @every_method
+def test_attacks_run_through_the_adversarial_branches(name):
+    method, seen = METHODS[name], []
+
+    def sees(objective, x, generator=None):
+        with norm.register_forward_pre_hook(lambda norm, _: seen.append(norm.branch)):
+            objective(x)
+        return x
+
+    learner = method.make("dual", attack=sees)
+    norm = next(part for part in learner.model.modules() if isinstance(part, DualNorm))
+    learner(*batch(method))
+    assert tuple(dict.fromkeys(seen)) == method.attacked
+
+
+@every_method
 def test_an_evaluation_counts_no_step(name):
     method = METHODS[name]
     learner = method.make("dual").eval()
