@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from _common.classifiers import ACL, Supervised, preset_of, protocol_of, selected
+from _common.classifiers import ACL, Supervised, evaluated, preset_of, protocol_of, selected
 from _common.flags import flag, start
 from _common.images import load
 from _common.load_models import encoder_from, network_of
@@ -55,8 +55,7 @@ def main(settings: Settings) -> None:
         result.model,
         network_of(settings, branch=settings.branch, classes=images.classes),
         images.test,
-        {"TA": result.ta, "RA": result.ra},
-        attacks={"RA": chosen.test_attack},
+        **evaluated(settings, result, images),
         training=selected(result),
     )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from _common.classifiers import Supervised, preset_of, protocol_of, selected
+from _common.classifiers import Supervised, evaluated, preset_of, protocol_of, selected
 from _common.flags import flag, start
 from _common.images import load
 from _common.load_models import encoder_from, network_of
@@ -63,8 +63,7 @@ def main(settings: Settings) -> None:
         result.model,
         network_of(settings, branch=settings.branch, classes=images.classes),
         images.test,
-        {"TA": result.ta, "RA": result.ra},
-        attacks={"RA": chosen.test_attack},
+        **evaluated(settings, result, images),
         training=selected(result),
     )
 

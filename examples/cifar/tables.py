@@ -1,7 +1,8 @@
-"""Run Tables 1 to 5 and Figures 2 and 3 of the ACL paper at a chosen budget, and show them beside its numbers.
+"""Run Tables 1 to 5 and Figures 2 and 3 of the ACL paper at a chosen budget, and the comparison of later methods.
 
     python examples/cifar/tables.py --budget smoke --data embedded --data100 embedded --out runs/smoke
     python examples/cifar/tables.py --budget small --data embedded --out runs/small --jobs 2 --only few table2 table5
+    python examples/cifar/tables.py --budget quick --data embedded --out runs/methods --jobs 2 --only methods
     python examples/cifar/tables.py --budget paper --data cifar10 --data100 cifar100 --out runs/paper
 
 Each run is one of the scripts in this folder, and writes to ``OUT/seed<N>/<run>/``. The same command resumes what was
@@ -11,8 +12,9 @@ unless the environment variable OMP_NUM_THREADS sets another number. The results
 the seeds, next to the paper's numbers; ``OUT/cards/`` has a JSON card for each run.
 
 Budgets: ``paper`` has the settings of the paper (weeks on one GPU); ``hour`` cuts its pre-training to 40 epochs, for
-``--amp bf16 --only finetune-random finetune-S2S finetune-DS`` on a GPU. ``small`` has a narrow network and few epochs,
-for hours on a CPU. ``smoke`` shows that every row runs, and nothing else.
+``--amp bf16 --only finetune-random finetune-S2S finetune-DS`` on a GPU. ``medium`` has a ResNet-18 of
+width 16 and the cost of ten epochs of ACL, ``small`` a narrow network and few epochs, for hours on a CPU, ``quick`` the
+network of the quickstart. ``smoke`` shows that every row runs, and nothing else.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from statistics import fmean
 
 from _common.figures import draw_fine_tuning
 from _common.flags import Parser
+from _common.method_table import draw_cost, methods_table
 from _common.paper_tables import BUDGETS, FIGURES, PARTS, TABLES, Table, needed, runs_of
 from _common.run_folder import write_json
 from _common.runner import Runner, card_of
@@ -100,6 +103,12 @@ def write_report(out: Path, title: str) -> None:
     measured = "Accuracy in percent on the test images, clean (TA) and under PGD-20 (RA)"
     parts = [f"# Tables of ACL: {title}", f"{measured}; mean ± standard deviation over the seeds."]
     parts += [table(one, cards) for one in TABLES.values() if any(row.run in cards for row in one.rows)]
+    if any(name.startswith("methods-") for name in cards):
+        parts.append(methods_table(cards))
+        figure = draw_cost(out, cards)
+        if figure is not None:
+            figure.savefig(out / "methods.png", dpi=150)
+            parts.append("![methods](methods.png)")
     shown = {name: {label: run for label, run in runs.items() if run in cards} for name, runs in FIGURES.items()}
     if shown["figure2"]:
         bars = {label: mean_of(cards[run]) for label, run in shown["figure2"].items()}

@@ -79,7 +79,10 @@ def evaluation_of(settings: Any, learner: nn.Module, images: Images) -> Callable
     if settings.monitor:
         attack = PGDAttack(eps=settings.radius, step_size=settings.step, steps=10)
         branch = "adv" if any(isinstance(module, DualNorm) for module in learner.model.modules()) else None
-        neighbours, few = images.train.batches(BATCH), images.validation.subset(torch.arange(settings.monitor))
+        neighbours, few = (
+            images.train.batches(BATCH),
+            images.validation.subset(torch.arange(min(settings.monitor, len(images.validation)))),
+        )
         options = {"attack": attack, "branch": branch, "k": min(50, len(images.train))}
         return knn_monitor(learner.model.encoder, list(neighbours), list(few.batches(BATCH)), **options)
     if settings.attack_steps == 1 and settings.mode != "S2S" and not getattr(learner, "labelled", False):

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advcontrast.evaluation import Protocol, ProtocolResult, protocol
+from advcontrast.attacks import APGDAttack
+from advcontrast.evaluation import Protocol, ProtocolResult, protocol, robust_accuracy
 from advcontrast.optim import MultiStep
 
 from .flags import Common, flag
@@ -41,6 +42,7 @@ class Supervised(Common):
     beta: float = flag(ACL.beta, "weight of the divergence of TRADES")
     evaluate_every: int = flag(1, "epochs between validations; the first and the last epoch have one too")
     attack_steps: int = flag(ACL.attack_steps, "steps of the training attack, a quarter of the radius each")
+    apgd: int = flag(0, "steps of Auto-PGD on the difference of logits ratio, on the test images; 0 for none")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -72,6 +74,15 @@ def epochs_of(name: str, text: str, epochs: int) -> tuple[int, ...]:
         expected = "ascending epochs such as 15,20"
         raise ValueError(f"--{name}: expected {expected}, got {text!r}. Separate them by commas.") from None
     return tuple(epoch for epoch in milestones if epoch < epochs)
+
+
+def evaluated(settings: Any, result: ProtocolResult, images: Images) -> dict[str, Any]:
+    """Return what was found on the test images, and the attacks, as arguments of ``Run.finish``."""
+    verdicts, attacks = {"TA": result.ta, "RA": result.ra}, {"RA": result.protocol.test_attack}
+    if settings.apgd:
+        attacks["APGD"] = APGDAttack(eps=settings.radius, steps=settings.apgd, loss="dlr")
+        verdicts["APGD"] = robust_accuracy(result.model, images.test.batches(BATCH), attacks["APGD"])
+    return {"verdicts": verdicts, "attacks": attacks}
 
 
 def selected(result: ProtocolResult) -> dict[str, float]:

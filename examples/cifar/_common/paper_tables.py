@@ -1,4 +1,4 @@
-"""Which runs the tables and figures of the paper are made of, and what each budget spends on them."""
+"""Which runs the tables and figures are made of, and what each budget spends on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Flags = Mapping[str, str | int | float]
 
 @dataclass(frozen=True)
 class Budget:
-    """What to spend: the number of seeds, and flags for each kind of run."""
+    """What to spend: the number of seeds, flags for each kind of run, and the forward passes an image of a method."""
 
     seeds: int
     common: Flags
@@ -21,6 +21,7 @@ class Budget:
     linear: Flags
     semi: Flags
     wide: Flags
+    passes: float
 
 
 SMOKE = Budget(
@@ -33,6 +34,7 @@ SMOKE = Budget(
     linear={"epochs": 1, "attack-steps": 1},
     semi={"epochs": 1, "attack-steps": 1, "teacher-epochs": 1, "batch-size": 60},
     wide={"width": 4, "limit": 100},
+    passes=10,
 )
 # The settings of the quickstart, for the embedded images.
 SMALL = Budget(
@@ -72,7 +74,10 @@ SMALL = Budget(
         "evaluate-every": 10,
     },
     wide={"width": 8},
+    passes=360,
 )
+# As small, with the four convolutions of the quickstart.
+QUICK = replace(SMALL, common={"arch": "quickstart"}, wide={"arch": "quickstart"}, passes=300)
 # Meant for one GPU and RI, S2S and DS: the settings of the paper, but for the epochs of pre-training.
 HOUR = Budget(
     seeds=1,
@@ -84,9 +89,19 @@ HOUR = Budget(
     linear={},
     semi={},
     wide={},
+    passes=1280,
 )
-PAPER = replace(HOUR, seeds=3, pretrain={}, selfie={"preset": "selfie"})
-BUDGETS = {"smoke": SMOKE, "small": SMALL, "hour": HOUR, "paper": PAPER}
+PAPER = replace(HOUR, seeds=3, pretrain={}, selfie={"preset": "selfie"}, passes=32000)
+# For weeks of two CPU cores or hours of a GPU: CIFAR-10 at the cost of ten epochs of ACL with PGD-5.
+MEDIUM = replace(
+    SMALL,
+    seeds=2,
+    common={"width": 16},
+    pretrain={**SMALL.pretrain, "batch-size": 256, "attack-steps": 5, "attack-step": 0.25},
+    wide={"width": 16},
+    passes=320,
+)
+BUDGETS = {"smoke": SMOKE, "quick": QUICK, "small": SMALL, "medium": MEDIUM, "hour": HOUR, "paper": PAPER}
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,31 @@ def runs_of(budget: Budget) -> dict[str, Run]:
         pretrain(f"{mode}-second", mode, second=True)
         finetune(f"{mode}-second", f"{mode}-second", second=True)
     finetune("random-second", None, second=True)
+
+    half = {"passes": budget.passes * TEACHER}
+    add("methods-teacher", "pretrain", budget.pretrain, {"mode": "S2S", **half})
+    for name, flags in METHODS.items():
+        taught = flags.get("method") in TAUGHT
+        passes = budget.passes * (1 - TEACHER) if taught else budget.passes
+        takes = "methods-teacher" if taught else None
+        add(f"methods-{name}", "pretrain", budget.pretrain, flags, {"passes": passes, "monitor": 200}, takes=takes)
+        chosen = {"branch": "clean" if name == "S2S" else "adv", "apgd": 50}
+        adversarial = {"train": "adversarial", "loss": "adversarial-ce"}
+        add(f"methods-{name}-linear", "linear", budget.linear, adversarial, chosen, takes=f"methods-{name}")
+        add(f"methods-{name}-few", "finetune", {"labels": 0.01}, budget.few, chosen, takes=f"methods-{name}")
     return runs
+
+
+# Methods that are compared at equal cost, and the flags that name them. A part of the cost of those that learn from a
+# teacher is that of the teacher, standard SimCLR.
+METHODS: dict[str, Flags] = {
+    "S2S": {"mode": "S2S"},
+    "DS": {"mode": "DS"},
+    **{name: {"method": name} for name in ("air", "dynacl", "rocl", "amoc", "taro", "cfamc")},
+    **{name: {"method": name} for name in ("deacl", "profeat", "advcl")},
+}
+TAUGHT = ("deacl", "profeat", "advcl")
+TEACHER = 0.4
 
 
 @dataclass(frozen=True)
@@ -261,7 +300,7 @@ FIGURES = {
         "ACL (DS)": "finetune-DS",
     },
 }
-PARTS = (*TABLES, *FIGURES)
+PARTS = (*TABLES, *FIGURES, "methods")
 
 
 def needed(parts: Sequence[str], runs: Mapping[str, Run]) -> list[Run]:
@@ -269,6 +308,8 @@ def needed(parts: Sequence[str], runs: Mapping[str, Run]) -> list[Run]:
     names = {row.run for part in parts if part in TABLES for row in TABLES[part].rows}
     names |= {name for part in parts if part in FIGURES for name in FIGURES[part].values()}
     names |= set(parts) & runs.keys()
+    if "methods" in parts:
+        names |= {name for name in runs if name.startswith("methods-")}
     for run in reversed(runs.values()):
         if run.name in names and run.takes is not None:
             names.add(run.takes)

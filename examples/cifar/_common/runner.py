@@ -33,7 +33,8 @@ def command(run: Run, seed: int, given: argparse.Namespace) -> list[str]:
         "amp": given.amp,
     }
     if run.takes is not None:
-        flags["model" if run.script == "corruptions" else "encoder"] = here / run.takes / "final.safetensors"
+        flag = {"corruptions": "model", "pretrain": "teacher"}.get(run.script, "encoder")
+        flags[flag] = here / run.takes / "final.safetensors"
     line = [sys.executable, str(SCRIPTS / f"{run.script}.py")]
     return line + [str(word) for name, value in {**run.flags, **flags}.items() for word in (f"--{name}", value)]
 
