@@ -13,7 +13,12 @@ def teacher(tmp_path_factory):
     return out / "final.safetensors"
 
 
-METHODS = [name for name in module("pretrain").METHODS if name != "acl"]
+SAMPLE = ("advcl", "dynacl", "profeat")
+METHODS = [
+    pytest.param(name, marks=() if name in SAMPLE else pytest.mark.nightly)
+    for name in module("_common.methods").METHODS
+    if name != "acl"
+]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -22,8 +22,11 @@ from advcontrast.optim import LARS
 from advcontrast.strategies import (
     AMOC,
     CFAMC,
+    DAQSDP,
+    FARE,
     TARO,
     AdvCL,
+    AInfoNCE,
     DeACL,
     DynACL,
     Invariance,
@@ -31,6 +34,7 @@ from advcontrast.strategies import (
     Ramp,
     RoCL,
     Scheduled,
+    SimCLIP,
     Staircase,
     pseudo_labels,
 )
@@ -73,6 +77,11 @@ class Parts:
     def crop_flip(self) -> CropFlip:
         """The augmentation of supervised training, which shifts by an eighth of the side."""
         return CropFlip(padding=max(1, self.images.size // 8))
+
+    @property
+    def weak_and_strong(self) -> MultiView:
+        """The augmentation to a view that is cropped and flipped, and one with colour jitter and smaller crops too."""
+        return MultiView(self.crop_flip, SimCLRAugment(self.images.size, strength=0.5, min_area=0.5))
 
     def teacher(self) -> nn.Module:
         """Return the encoder that ``--teacher`` names, with the norms of its clean branch."""
@@ -146,9 +155,26 @@ def deacl(parts: Parts) -> DeACL:
 def profeat(parts: Parts) -> ProFeAT:
     """Return the learner of ProFeAT; the teacher's view is cropped and flipped, that of the student is stronger."""
     student, teacher = parts.student()
-    strong = SimCLRAugment(parts.images.size, strength=0.5, min_area=0.5)
-    augment = MultiView(parts.crop_flip, strong)
-    return ProFeAT(student, parts.projector(), teacher, attack=parts.attack, augment=augment)
+    return ProFeAT(student, parts.projector(), teacher, attack=parts.attack, augment=parts.weak_and_strong)
+
+
+def daqsdp(parts: Parts) -> DAQSDP:
+    """Return the learner of DAQ-SDP, without the perturbed weights of its last epochs."""
+    student, teacher = parts.student()
+    student = convert_to_dual_bn(student, branches=DAQSDP.branches)
+    return DAQSDP(student, teacher, attack=parts.attack, augment=parts.weak_and_strong)
+
+
+def fare(parts: Parts) -> FARE:
+    """Return the learner of FARE."""
+    student, teacher = parts.student()
+    return FARE(student, teacher, attack=parts.attack, augment=parts.crop_flip)
+
+
+def simclip(parts: Parts) -> SimCLIP:
+    """Return the learner of SimCLIP."""
+    student, teacher = parts.student()
+    return SimCLIP(student, teacher, attack=parts.attack, augment=parts.crop_flip)
 
 
 def rocl(parts: Parts) -> RoCL:
@@ -178,6 +204,11 @@ def teacher_clusters(parts: Parts) -> Tensor:
 def clusters_of(parts: Parts) -> list[int]:
     """Return the numbers of clusters, without those that have hardly any images each."""
     return [clusters for clusters in (2, 10, 50, 100) if clusters <= len(parts.images.everything) // 4]
+
+
+def ainfonce(parts: Parts) -> AInfoNCE:
+    """Return the learner of A-InfoNCE with inferior positives."""
+    return AInfoNCE(parts.network(), attack=parts.attack, augment=MultiView(parts.pair(), parts.crop_flip))
 
 
 def taro(parts: Parts) -> TARO:
@@ -210,13 +241,19 @@ FAST = {"epochs": 100, "attack_steps": 3, "attack_step": 0.5}
 METHODS = {
     "acl": Method(acl, ACL, FAST),
     "advcl": Method(advcl, {**SGD, "batch_size": 512, "weight_decay": 1e-4, "epochs": 1000}, FAST, teacher_clusters),
+    "ainfonce": Method(ainfonce, {**SGD, "lr": 1.0, "batch_size": 512, "weight_decay": 1e-4, "epochs": 400}, FAST),
     "air": Method(air, ACL, FAST),
     "amoc": Method(amoc, {**SGD, "lr": 0.1, "epochs": 200}, {"epochs": 40}),
     "cfamc": Method(cfamc, {**SGD, "lr": 0.3, "batch_size": 100, "epochs": 10, "replays": 3}, {"epochs": 3}),
     "dynacl": Method(dynacl, ACL, FAST),
+    "daqsdp": Method(daqsdp, {**SGD, "epochs": 100}, {"epochs": 20}),
     "deacl": Method(deacl, {**SGD, "epochs": 100}, {"epochs": 20}),
+    "fare": Method(fare, {**SGD, "optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-4, "epochs": 50}, {"epochs": 10}),
     "profeat": Method(profeat, {**SGD, "weight_decay": 3e-4, "epochs": 100}, {"epochs": 20}),
     "rocl": Method(rocl, {**ACL, "lr": 1.5, "attack_steps": 7, "attack_step": 0.223}, FAST),
+    "simclip": Method(
+        simclip, {**SGD, "optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "epochs": 50}, {"epochs": 10}
+    ),
     "taro": Method(taro, {**SGD, "lr": 0.06, "batch_size": 512, "epochs": 800, "attack_steps": 10}, FAST),
 }
 

@@ -191,13 +191,13 @@ def runs_of(budget: Budget) -> dict[str, Run]:
 
 # Methods that are compared at equal cost, and the flags that name them. A part of the cost of those that learn from a
 # teacher is that of the teacher, standard SimCLR.
+TAUGHT = ("advcl", "daqsdp", "deacl", "fare", "profeat", "simclip")
 METHODS: dict[str, Flags] = {
     "S2S": {"mode": "S2S"},
     "DS": {"mode": "DS"},
-    **{name: {"method": name} for name in ("air", "dynacl", "rocl", "amoc", "taro", "cfamc")},
-    **{name: {"method": name} for name in ("deacl", "profeat", "advcl")},
+    **{name: {"method": name} for name in ("air", "dynacl", "ainfonce", "amoc", "cfamc", "rocl", "taro")},
+    **{name: {"method": name} for name in TAUGHT},
 }
-TAUGHT = ("deacl", "profeat", "advcl")
 TEACHER = 0.4
 
 
