@@ -5,7 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from advcontrast.functional import high_frequency
+from advcontrast.norm import bn_branch
 from advcontrast.strategies import AdvCL
+from advcontrast.strategies.contrast import view_losses
 from tests.strategies.methods import FEW, METHODS, Given, Identity, batch, known
 from tests.strategies.test_methods import same, state
 
@@ -41,6 +44,26 @@ def test_the_attacks_maximise_one_term_each():
     assert out.terms["loss_labels"].item() == pytest.approx(F.cross_entropy(logits, LABELS[:, 0]).item(), abs=1e-12)
     expected = out.terms["loss_contrast"] + 0.2 * out.terms["loss_labels"]
     assert out.loss.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_attacked_images_are_compared_with_views_on_the_clean_branch():
+    found = []
+
+    def records(objective, x, generator=None):
+        found.append(objective(x).item())
+        return x
+
+    learner = METHOD.make("dual", attack=records).eval()
+    with torch.no_grad():
+        for i, branch in enumerate(AdvCL.branches):
+            getattr(learner.model[5], branch).bias.add_(i)
+    x1, x2, x, labels = batch(METHOD)
+    learner(x1, x2, x, labels)
+    with bn_branch(learner.model, "clean"):
+        clean = [learner.model(view) for view in (x1, x2, high_frequency(x))]
+    with bn_branch(learner.model, "adv"):
+        losses = view_losses(learner.model(x), *clean)
+    assert found[0] == pytest.approx(0.5 / 0.07 * losses.sum().item() / 12, abs=1e-12)
 
 
 def test_unknown_labels_are_ignored():
