@@ -12,18 +12,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_choice, check_finite, check_int, complaint, readable, type_name
-from .._types import Norm, Objective
+from .._types import NORMS, Objective
 from ..functional.margin import dlr, targeted_dlr
 from ..functional.projection import per_sample
-from .balls import BALLS, Ball, widest
+from .balls import BALLS, Ball, L1Ball, widest
 from .classification import ClassificationObjective
 from .pgd import ascent, check_call, check_search, explains_calls, value_of
 
 APGDLoss: TypeAlias = Literal["ce", "dlr", "dlr-targeted"]
+APGDNorm: TypeAlias = Literal["linf", "l2", "l1"]
 
 _OWNER = "APGDAttack"
 _MOMENTUM = 0.75
 _RISES = 0.75  # fraction of the steps between two checkpoints that must increase the objective
+# A run in the L1 norm searches larger balls first: factors of the radius, and their shares of the steps.
+_L1_STAGES = ((3, 0.3), (2, 0.3), (1, 0.4))
 _LEAST_CLASSES: dict[APGDLoss, int] = {"ce": 2, "dlr": 3, "dlr-targeted": 4}
 
 
@@ -53,13 +56,16 @@ class APGDAttack:
 
     Results of samples are independent, as long as the objective couples none: every run draws noise for the whole
     batch. Exactness of the ball, state, autocast and dtypes are as for ``PGDAttack``. The defaults are those of
-    AutoAttack's ``apgd-ce``; ``loss="dlr-targeted"`` is its ``apgd-t``. Reference: Croce and Hein, ICML 2020.
+    AutoAttack's ``apgd-ce``; ``loss="dlr-targeted"`` is its ``apgd-t``. In the L1 norm
+    a step changes the coordinates with the largest gradients, the fewer the sparser the best point is, without
+    momentum; a run starts in balls of three and two times the radius. References: Croce and Hein, ICML 2020, and for
+    L1, ICML 2021.
 
     Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
         steps: number of steps of a run, at least 0. A run has one forward pass more, and a classifier is evaluated on
             the images themselves before all runs.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``; a radius of 12 is usual for the last one on CIFAR-10.
         loss: loss to maximise on a classifier: ``"ce"``, the cross-entropy; ``"dlr"``, the difference of logits ratio,
             which needs three classes; ``"dlr-targeted"``, that of one wrong class after the other, which needs four.
         restarts: number of runs, for each target, at least 1.
@@ -81,14 +87,14 @@ class APGDAttack:
 
     eps: float = 8 / 255
     steps: int = 100
-    norm: Norm = "linf"
+    norm: APGDNorm = "linf"
     loss: APGDLoss = "ce"
     restarts: int = 1
     targets: int = 9
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        check_search(_OWNER, self.eps, self.steps, self.norm, self.bounds)
+        check_search(_OWNER, self.eps, self.steps, self.norm, self.bounds, norms=(*NORMS, "l1"))
         check_choice(_OWNER, "loss", self.loss, get_args(APGDLoss))
         check_int(_OWNER, "restarts", self.restarts, low=1, remedy="1 makes one run")
         check_int(_OWNER, "targets", self.targets, low=1, remedy="AutoAttack tries 9 wrong classes")
@@ -116,7 +122,7 @@ class APGDAttack:
             x = x.detach().clone()
             if x.numel() == 0:
                 return x
-            ball = BALLS[self.norm](x, self.eps, self.bounds)
+            ball = _ball(self.norm, x, self.eps, self.bounds)
             best = _Best(ball.project(ball.centre))
             for loss in self._losses(objective, best):
                 for _ in range(self.restarts):
@@ -125,7 +131,8 @@ class APGDAttack:
                     if isinstance(loss, _ClassifierLoss):
                         left = left[best.gain < math.inf]
                     if len(left):
-                        self._run(loss, x[left], start[left], left, best)
+                        run = self._run_l1 if self.norm == "l1" else self._run
+                        run(loss, x[left], start[left], left, best)
             return best.image.masked_fill_(per_sample(best.gain.isnan(), x), math.nan)
 
     def _losses(self, objective: Objective, best: _Best) -> list[Objective]:
@@ -150,7 +157,7 @@ class APGDAttack:
         """Run the steps from a start for the samples ``left``, and update the best images."""
         checkpoints = _checkpoints(self.steps)
         loss = loss[left] if isinstance(loss, _ClassifierLoss) else loss
-        ball = BALLS[self.norm](x, self.eps, self.bounds)
+        ball = _ball(self.norm, x, self.eps, self.bounds)
         run = _Run(_evaluate(loss, start), 2 * self.eps)
         for k in range(1, self.steps + 1):
             if isinstance(loss, _ClassifierLoss) and (readable(x) or k - 1 in checkpoints):
@@ -161,12 +168,34 @@ class APGDAttack:
                     if not len(left):
                         return
                     run.keep(keep)
-                    ball = BALLS[self.norm](x, self.eps, self.bounds)
+                    ball = _ball(self.norm, x, self.eps, self.bounds)
             point = run.next_point(ball, _MOMENTUM if k > 1 else 1.0)
             run.move(_evaluate(loss, point, last=k == self.steps))
             if k in checkpoints:
                 run.checkpoint()
         best.update(left, run.best)
+
+    def _run_l1(self, loss: Objective, x: Tensor, start: Tensor, left: Tensor, best: _Best) -> None:
+        """Run the steps in the L1 norm, in balls that shrink to that of the attack."""
+        loss = loss[left] if isinstance(loss, _ClassifierLoss) else loss
+        point, taken = start, 0
+        for factor, share in _L1_STAGES:
+            steps = self.steps - taken if factor == 1 else int(share * self.steps)
+            taken += steps
+            ball = L1Ball(x, factor * self.eps, self.bounds)
+            run = _SparseRun(_evaluate(loss, ball.project(point)), factor * self.eps)
+            period = max(1, int(0.04 * steps))
+            for k in range(1, steps + 1):
+                last = factor == 1 and k == steps
+                run.move(_evaluate(loss, run.next_sparse_point(ball), last=last))
+                if k % period == 0:
+                    run.adapt(x)
+            point = run.best.point
+        best.update(left, run.best)
+
+
+def _ball(norm: APGDNorm, x: Tensor, eps: float, bounds: tuple[float, float]) -> Any:
+    return L1Ball(x, eps, bounds) if norm == "l1" else BALLS[norm](x, eps, bounds)
 
 
 def _checkpoints(steps: int) -> set[int]:
@@ -239,6 +268,28 @@ class _Run:
         self.here, self.best = (Iterate(*(part[which] for part in it)) for it in (self.here, self.best))
         self.previous, self.size, self.halved = self.previous[which], self.size[which], self.halved[which]
         self.rises, self.last_best = self.rises[which], self.last_best[which]
+
+
+class _SparseRun(_Run):
+    """The state of a run in the L1 norm, whose steps change few coordinates."""
+
+    def __init__(self, start: Iterate, size: float) -> None:
+        super().__init__(start, size)
+        self.largest, self.size = size, start.gain.new_full((len(start.gain),), size)
+        self.share = torch.full_like(start.gain, 0.2)
+        self.changed = torch.full_like(start.gain, float(start.point[0].numel()))
+
+    def next_sparse_point(self, ball: L1Ball) -> Tensor:
+        """Return the point after a sparse step."""
+        return ball.step(self.here.point, self.here.gradient, self.size, self.share)
+
+    def adapt(self, x: Tensor) -> None:
+        """Change fewer coordinates, from the best point, where it became sparser; else take shorter steps."""
+        changed = (self.best.point != x).reshape(len(x), -1).sum(1).to(self.share)
+        sparser = changed < 0.95 * self.changed
+        self.share = changed / x[0].numel() / 1.5
+        self.size = torch.where(sparser, self.largest, self.size / 1.5).clamp(self.largest / 10, self.largest)
+        self.here, self.changed = self.best.where(sparser, self.here), changed
 
 
 class _Best:

@@ -88,6 +88,64 @@ class L2Ball:
         return sample_norm(move, dtype=widest(move))
 
 
+class L1Ball:
+    """All images whose differences from ``x`` add up to at most ``eps``, and within the bounds.
+
+    Sums are computed in the widest dtype of the device, and the radius is reduced by the largest rounding error.
+    """
+
+    def __init__(self, x: Tensor, eps: float, bounds: tuple[float, float]) -> None:
+        self.centre = x
+        self.bounds = inward_bounds(bounds, x)
+        size = x[0].numel() if len(x) else 1
+        reach = x.reshape(len(x), -1).abs().amax(1).to(widest(x)) + eps
+        self.radius = (eps - torch.finfo(x.dtype).eps * (size + 4) * reach).clamp_min(0)
+
+    def random_point(self, generator: torch.Generator | None) -> Tensor:
+        """Draw one point per sample, uniform in the ball, then moved into the bounds."""
+        at, dtype = self.centre, widest(self.centre)
+        # A direction on the simplex has exponential coordinates; the last one is the distance from the surface.
+        draws = torch.rand(len(at), at[0].numel() + 1, generator=generator, dtype=dtype, device=at.device)
+        lengths = -torch.log1p(-draws)
+        signs = torch.rand(len(at), at[0].numel(), generator=generator, dtype=dtype, device=at.device).sub_(0.5).sign_()
+        move = self.radius[:, None] * signs * lengths[:, :-1] / lengths.sum(1, keepdim=True)
+        return self.project(at + move.view_as(at).to(at.dtype))
+
+    def step(self, point: Tensor, gradient: Tensor, size: Tensor, share: Tensor) -> Tensor:
+        """Step by ``size`` in all, spread evenly over the ``share`` of coordinates with the largest gradients."""
+        slopes = gradient.reshape(len(gradient), -1)
+        count = (share * slopes.shape[1]).long().clamp(1, slopes.shape[1])
+        least = slopes.abs().sort(1, descending=True).values.gather(1, count[:, None] - 1)
+        direction = slopes.sign() * (slopes.abs() >= least)
+        pace = size[:, None] / direction.abs().sum(1, keepdim=True).clamp_min(1)
+        return self.project(point + (pace * direction).view_as(point).to(point.dtype))
+
+    def project(self, point: Tensor) -> Tensor:
+        """Return the nearest point of both ball and bounds."""
+        low, high = self.bounds
+        dtype, flat = widest(point), (len(point), -1)
+        move = (point.to(dtype) - self.centre.to(dtype)).reshape(flat)
+        centre = self.centre.to(dtype).reshape(flat)
+        room = torch.where(move > 0, high - centre, centre - low)
+        shrunk = (move.abs() - _threshold(move.abs(), room, self.radius)[:, None]).clamp_min(0)
+        return (centre + move.sign() * shrunk).view_as(point).to(point.dtype).clamp_(low, high)
+
+
+def _threshold(lengths: Tensor, room: Tensor, radius: Tensor) -> Tensor:
+    """Return the smallest t >= 0 for which ``sum(clamp(lengths - t, 0, room))`` is at most the radius, by sample.
+
+    The sum falls linearly in t between the edges at which a coordinate begins to shrink, or reaches zero.
+    """
+    edges, order = torch.cat([lengths, lengths - room], 1).sort(1, descending=True)
+    ones = torch.ones_like(lengths)
+    slopes = torch.cat([ones, -ones], 1).gather(1, order).cumsum(1)
+    rises = slopes[:, :-1] * (edges[:, :-1] - edges[:, 1:])
+    sums = torch.cat([rises.new_zeros(len(rises), 1), rises.cumsum(1)], 1)
+    last = ((sums <= radius[:, None]).sum(1, keepdim=True) - 1).clamp_min(0)
+    edge, slope, spent = (each.gather(1, last)[:, 0] for each in (edges, slopes, sums))
+    return (edge - (radius - spent) / slope.clamp_min(1)).clamp_min(0)
+
+
 Ball: TypeAlias = LinfBall | L2Ball
 BALLS: dict[Norm, type[Ball]] = {"linf": LinfBall, "l2": L2Ball}
 

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, TypeVar
@@ -183,11 +183,13 @@ def _stronger(best: tuple[Tensor, Tensor] | None, gain: Tensor, image: Tensor) -
     return torch.where(wins, gain, best[0]), torch.where(per_sample(wins, image), image, best[1])
 
 
-def check_search(owner: str, eps: float, steps: int, norm: Norm, bounds: tuple[float, float]) -> None:
+def check_search(
+    owner: str, eps: float, steps: int, norm: str, bounds: tuple[float, float], *, norms: Sequence[str] = NORMS
+) -> None:
     """Require a valid ball and number of steps."""
     check_real(owner, "eps", eps, low=0, remedy="For images in [0, 1] it is usually 8/255")
     check_int(owner, "steps", steps, low=0, remedy="Pass the number of gradient steps")
-    check_choice(owner, "norm", norm, NORMS)
+    check_choice(owner, "norm", norm, norms)
     check_bounds(owner, bounds)
     width = bounds[1] - bounds[0]
     if norm == "linf" and eps > width * (1 + 1e-9):
