@@ -622,7 +622,7 @@ BAD_SETTINGS = [
     ({"eps": 0.5, "bounds": (0.1, 0.5)}, ValueError, "eps within"),
     ({"steps": -1}, ValueError, "steps to be"),
     ({"steps": 2.5}, TypeError, "steps to be"),
-    ({"norm": "l1"}, ValueError, "norm to be"),
+    ({"norm": "l3"}, ValueError, "norm to be"),
     ({"norm": "Linf"}, ValueError, "norm to be"),
     ({"loss": "kl"}, ValueError, "loss to be"),
     ({"loss": "DLR"}, ValueError, "loss to be"),
