@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from advcontrast.norm import bn_branch
 from advcontrast.strategies import AMOC, Queue
 from tests.strategies.methods import FEW, Given, Identity, known, student
 from tests.strategies.networks import views
@@ -55,6 +56,24 @@ def test_the_attack_moves_the_query_from_its_key():
     learner.queue.rows, learner.queue_adv.rows = unit(3), unit(4)
     learner(known(0), known(1))
     assert attack.values[0].item() == pytest.approx(0.5841466393, abs=1e-9)
+
+
+def test_the_key_of_the_attack_is_on_the_clean_branch_of_the_momentum_network():
+    found = []
+
+    def records(objective, x, generator=None):
+        found.append(objective(x).item())
+        return x
+
+    learner = AMOC(student("dual"), queue=4, decay=1, attack=records).eval()
+    with torch.no_grad():
+        learner.model[5].adv.bias.add_(1)
+        learner.momentum.model[5].adv.bias.add_(2)
+    x1, x2 = views(**F64)
+    learner(x1, x2)
+    with bn_branch(learner.model, "adv"), bn_branch(learner.momentum, "clean"):
+        q, k = learner.model(x1), learner.momentum(x2)
+    assert found[0] == pytest.approx(learner._info_nce(q, k, learner.queue_adv.read(k)).item(), abs=1e-12)
 
 
 def test_a_queue_shorter_than_a_batch_is_refused_before_anything_moves():
