@@ -235,7 +235,7 @@ def acl(**settings: Any) -> strategies.ACLTrainer:
 
 
 def step() -> strategies.Step:
-    return strategies.Step(acl(), (images(), images()), source={})
+    return strategies.Step(acl(), (images(), images()), source={"generator": seeded()})
 
 
 def queue() -> strategies.Queue:
@@ -700,7 +700,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         attack=pgd(),
         released=False,
     ),
-    "strategies.RobustCoreset.forward": lambda _: call(coreset(acl()), epoch=1, learner=acl()),
+    "strategies.RobustCoreset.forward": lambda _: selection(),
     "strategies.RobustCoreset.get_extra_state": lambda _: call(coreset(acl()).get_extra_state),
     "strategies.RobustCoreset.set_extra_state": lambda _: call(
         coreset(acl()).set_extra_state, state=coreset(acl()).get_extra_state()

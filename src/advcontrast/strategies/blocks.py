@@ -20,6 +20,8 @@ from .._checks import (
     check_int,
     check_module,
     check_real,
+    check_shape,
+    check_state,
     check_tensor,
     complaint,
     type_name,
@@ -62,6 +64,7 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output for images, without a gradient."""
+        check_tensor("Frozen", "x", x, remedy="Pass images")
         with torch.inference_mode(False), torch.no_grad():
             output: Tensor = self.model(x.clone())  # a model may change its input in place
         return output
@@ -244,7 +247,15 @@ class Queue(Block):
 
     def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
         """Load the embeddings from a state dict."""
-        self.rows = state["rows"]
+        check_state("Queue", state, "rows")
+        rows = state["rows"]
+        if rows is not None:
+            check_tensor("Queue", "rows of the state", rows, remedy="Pass what get_extra_state returned")
+            fits = rows.dim() == 2 and len(rows) == self.size
+            check_shape(
+                "Queue", "rows of the state", rows, f"[{self.size}, D]", fits, remedy="Build a queue of that size"
+            )
+        self.rows = rows
 
     def extra_repr(self) -> str:
         """Show the size."""
@@ -296,6 +307,8 @@ class Scheduled(nn.Module):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Load the number of calls from a state dict."""
+        check_state("Scheduled", state, "calls")
+        check_int("Scheduled", "calls of the state", state["calls"], low=0, remedy="Pass what get_extra_state returned")
         self._calls = state["calls"]
 
     def extra_repr(self) -> str:

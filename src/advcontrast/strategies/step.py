@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from .._checks import check_tensor, complaint
+from .._checks import check_callable, check_shape, check_tensor, complaint
 from ..attacks import under_attack
 from ..norm import DualNorm, bn_branch
 
@@ -58,7 +58,7 @@ class Step:
             TypeError: the network returns something other than a floating-point tensor.
             ValueError: it does not return a row for each image.
         """
-        return self._forward(branch, torch.cat(x), [len(batch) for batch in x], by)
+        return self._forward(branch, self._joined(x), [len(batch) for batch in x], by)
 
     def still(self, branch: str | None, *x: Tensor, by: nn.Module | None = None) -> tuple[Tensor, ...]:
         """Embed batches in eval mode without a gradient, as a fixed target; arguments are those of :meth:`embed`."""
@@ -92,7 +92,8 @@ class Step:
         Raises:
             TypeError, ValueError: the attack returns something other than images of the same shape.
         """
-        both, sizes = torch.cat(x), [len(batch) for batch in x]
+        check_callable(self._owner, "objective", objective, remedy="Pass a function of the embeddings")
+        both, sizes = self._joined(x), [len(batch) for batch in x]
 
         def value(images: Tensor) -> Tensor:
             if through is not None:
@@ -114,7 +115,19 @@ class Step:
         If each process computes its loss of all rows, the gradients that DDP averages equal those of one process with
         the whole batch.
         """
+        for each in z:
+            check_tensor(self._owner, "each of z", each, remedy="Pass embeddings")
         return tuple(distributed.all_gather(each).flatten(0, 1) for each in z)
+
+    def _joined(self, x: tuple[Tensor, ...]) -> Tensor:
+        """Return batches as one, after a check that they fit together."""
+        remedy = "Pass images, or embeddings"
+        for each in x:
+            check_tensor(self._owner, "each of x", each, remedy=remedy)
+            shape = ", ".join(["N", *map(str, x[0].shape[1:])])
+            fits = each.dim() > 0 and each.shape[1:] == x[0].shape[1:]
+            check_shape(self._owner, "each of x", each, f"[{shape}]", fits, remedy=remedy)
+        return torch.cat(x)
 
     def _forward(self, branch: str | None, x: Tensor, sizes: list[int], by: nn.Module | None) -> tuple[Tensor, ...]:
         model = self._learner.model if by is None else by
