@@ -67,6 +67,7 @@ class Frozen(nn.Module):
         check_tensor("Frozen", "x", x, remedy="Pass images")
         with torch.inference_mode(False), torch.no_grad():
             output: Tensor = self.model(x.clone())  # a model may change its input in place
+        check_tensor("Frozen", "the result of model", output, remedy="Return the embeddings [N, D] only")
         return output
 
     def fingerprint(self) -> str:
@@ -277,7 +278,8 @@ class Scheduled(nn.Module):
         strength: a function of the training step, such as :class:`Staircase`.
 
     Raises:
-        TypeError: an argument is not callable.
+        ValueError: the strength is not finite.
+        TypeError: an argument is not callable, or ``make`` fails for the first strength.
 
     Example:
         >>> from advcontrast.strategies import Scheduled
@@ -292,14 +294,26 @@ class Scheduled(nn.Module):
         super().__init__()
         self.make, self.strength = make, strength
         self._calls = 0
+        self._made()  # what does not fit shows here, not in the first step
 
     def forward(self, *arguments: Any, **source: Any) -> Any:
         """Return what the augmentation or attack of this step returns."""
-        value = self.strength(self._calls)
-        check_real("Scheduled", "strength(step)", value, remedy=f"Look at what it returns for step {self._calls}")
-        images = self.make(value)(*arguments, **source)
+        images = self._made()(*arguments, **source)
         self._calls += self.training
         return images
+
+    def _made(self) -> Callable[..., Any]:
+        """Return the augmentation or attack of this step."""
+        value = self.strength(self._calls)
+        check_real("Scheduled", "strength(step)", value, remedy=f"Look at what it returns for step {self._calls}")
+        remedy = "Pass lambda s: ContrastivePairAugment(32, strength=s) for example"
+        try:
+            made = self.make(value)
+        except TypeError as error:
+            expected, got = "make to be a function of the strength", f"the error {str(error).rstrip('.')!r} for {value}"
+            raise TypeError(complaint("Scheduled", expected, got, remedy)) from error
+        check_callable("Scheduled", "the result of make", made, remedy=remedy)
+        return made
 
     def get_extra_state(self) -> dict[str, int]:
         """Return the number of calls for the state dict."""

@@ -266,12 +266,13 @@ class ContrastiveLearner(nn.Module):
             made = self.augment(views[0], **source)
             views = tuple(made) if isinstance(made, (tuple, list)) else (made,)
             if not self._takes(len(views)):
-                expected = f"augment to return {'a pair' if self.views == 2 else f'{count} views'}"
-                remedy = f"Return {count} batches of views, row i of each of image i"
+                expected = f"augment to return {({1: 'one view', 2: 'a pair'}).get(self.views or 0, f'{count} views')}"
+                remedy = "Return a batch for each view, row i of each of image i"
                 raise ValueError(complaint(owner, expected, type_name(made), remedy))
         elif not self._takes(len(views)):
-            expected, remedy = f"{count} views of each image, or the images", "Pass each view as one tensor"
-            raise ValueError(complaint(owner, expected, f"{len(views)} tensors", remedy))
+            expected = f"{count} views of each image, or the images{', and targets' if self.labelled else ''}"
+            got, remedy = f"{len(views) + self.labelled} tensors", "Pass each view as one tensor"
+            raise ValueError(complaint(owner, expected, got, remedy))
         self._check_views(views)
         if images is None and any(getattr(term, "needs_images", False) for term in getattr(self, "terms", ())):
             remedy = "Call the learner with images, and build it with augment="

@@ -56,7 +56,7 @@ class Step:
 
         Raises:
             TypeError: the network returns something other than a floating-point tensor.
-            ValueError: it does not return a row for each image.
+            ValueError: its result is not ``[N, D]``.
         """
         return self._forward(branch, self._joined(x), [len(batch) for batch in x], by)
 
@@ -90,7 +90,7 @@ class Step:
             The perturbed batches.
 
         Raises:
-            TypeError, ValueError: the attack returns something other than images of the same shape.
+            TypeError, ValueError: the attack returns something other than images of the same shape and dtype.
         """
         check_callable(self._owner, "objective", objective, remedy="Pass a function of the embeddings")
         both, sizes = self._joined(x), [len(batch) for batch in x]
@@ -103,9 +103,10 @@ class Step:
         parts = [*self._learner.parts_under_attack(), *modules]
         with under_attack(*parts), switched(parts, branch):
             perturbed = self._learner.attack(value, both, **self._source)
-        check_tensor(self._owner, "the result of attack", perturbed, remedy="Return images like its argument")
+        remedy = "Return images like its argument"
+        check_tensor(self._owner, "the result of attack", perturbed, (both.dtype,), remedy=remedy)
         if perturbed.shape != both.shape:
-            expected, remedy = f"attack to return shape {list(both.shape)}", "Return images like its argument"
+            expected = f"attack to return shape {list(both.shape)}"
             raise ValueError(complaint(self._owner, expected, f"{list(perturbed.shape)}", remedy))
         return torch.split(perturbed, sizes)
 
@@ -134,12 +135,8 @@ class Step:
         with switched([model], branch):
             z: Tensor = model(x)
         check_tensor(self._owner, "the result of model", z, remedy="Return the embeddings [N, D] only")
-        if len(z) != len(x):
-            expected, remedy = (
-                f"model to return {len(x)} rows, one for each image",
-                "Flatten all but the first dimension",
-            )
-            raise ValueError(complaint(self._owner, expected, f"shape {list(z.shape)}", remedy))
+        fits, remedy = z.dim() == 2 and len(z) == len(x), "Flatten all but the first dimension"
+        check_shape(self._owner, "the result of model", z, f"[{len(x)}, D]", fits, remedy=remedy)
         return torch.split(z, sizes)
 
 
