@@ -353,8 +353,8 @@ def _buffers_kept_on_error(module: nn.Module) -> Iterator[None]:
     try:
         yield
     except Exception:
-        with torch.no_grad():
-            for buffer, value in before:
+        for buffer, value in before:
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                 buffer.copy_(value)
         raise
 
