@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from .._checks import check_int, check_real, check_type, complaint, readable, source_device
+from .._random import on_host
+from .._transfer import to_device
 from ..functional import image
 
 _OWNER = "SimCLRAugment"
@@ -46,10 +48,10 @@ class SimCLRAugment:
     antialiased bicubic interpolation; a mirror image with probability 0.5; with probability 0.8 s brightness, contrast
     and saturation factors from U(1 - 0.4 s, 1 + 0.4 s) and a hue shift from U(-0.1 s, 0.1 s) of a turn, in random
     order; gray with probability 0.2 s. With strength s = 1 and a = 0.1 this is the recipe of the ACL code for CIFAR-10;
-    with s = 0 only the mirror image is left (for square images of the size ``size``). Parameters are drawn on the CPU
-    (or on the generator's device), so that a seed gives the same views on every device. They can be drawn once,
-    :meth:`draw`, and applied several times, :meth:`apply`. References: Chen et al., ICML 2020, appendix B.9; Luo et
-    al., ICLR 2023, for s.
+    with s = 0 only the mirror image is left (for square images of the size ``size``). Parameters are drawn on the CPU,
+    so that a seed gives the same views on every device; a generator of another device seeds them. They can be drawn
+    once, :meth:`draw`, and applied several times, :meth:`apply`. References: Chen et al., ICML 2020, appendix B.9; Luo
+    et al., ICLR 2023, for s.
 
     Args:
         size: side of the views in pixels, or (height, width).
@@ -102,10 +104,10 @@ class SimCLRAugment:
         check_int(_OWNER, "n", n, low=0, remedy="Pass the length of the batch")
         check_int(_OWNER, "height", height, low=1, remedy="Pass the height of the images")
         check_int(_OWNER, "width", width, low=1, remedy="Pass the width of the images")
-        device = source_device(_OWNER, generator)
+        source_device(_OWNER, generator)
         s = self.strength
         # A row of uniform numbers an image, so that its parameters do not depend on later images.
-        uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=generator, device=device, dtype=torch.float64).cpu()
+        uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=on_host(generator), dtype=torch.float64)
         crop, place, chances, factors, order = torch.split(uniform, [2 * _ATTEMPTS, 2, 3, 4, 4], dim=1)
         rows, columns = _crop_sizes(crop, height, width, 1 - (1 - self.min_area) * s)
         inside = rows > 0
@@ -165,7 +167,7 @@ class SimCLRAugment:
         kinds, places = (2 * turns + p.gray).sort(stable=True)
         amounts = torch.stack([p.brightness, p.contrast, p.saturation, p.hue], 1).gather(1, p.order).to(views.dtype)
         drawn = (p.top, p.left, p.height, p.width, p.flip, p.order, amounts)
-        fields = (image.to_device(field, x.device) for field in (places, *(field[places] for field in drawn)))
+        fields = (to_device(field, x.device) for field in (places, *(field[places] for field in drawn)))
         batches = zip(*(torch.split(field, most) for field in (kinds, *fields)), strict=True)
         with torch.autocast(x.device.type, enabled=False):
             for kind, place, top, left, rows, columns, flip, order, amount in batches:

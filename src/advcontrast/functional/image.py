@@ -122,11 +122,6 @@ def as_floats(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to the device without waiting, through pinned memory for a GPU."""
-    return (x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x).to(device, non_blocking=True)
-
-
 def height_width(owner: str, size: Any) -> tuple[int, int]:
     """Return a size, one number or (height, width), as the latter."""
     remedy = "Pass the side in pixels, or (height, width)"
