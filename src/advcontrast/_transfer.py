@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -14,13 +15,13 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def on_cpu(entry: Any) -> Any:
-    """Return nested containers with the tensors of an accelerator on the CPU.
+    """Return nested containers with the tensors of an accelerator on the CPU; parameters stay.
 
     Each copy waits for the device, so the tensors are copied together.
     """
     found: list[Tensor] = []
     _mapped(entry, found.append)
-    far = [tensor for tensor in found if tensor.device.type not in ("cpu", "meta")]
+    far = [each for each in found if each.device.type not in ("cpu", "meta") and not isinstance(each, nn.Parameter)]
     near = {id(tensor): copied for tensor, copied in zip(far, copied_together(far), strict=True)}
     return _mapped(entry, lambda tensor: near.get(id(tensor), tensor))
 
@@ -41,7 +42,7 @@ def copied_together(tensors: Sequence[Tensor]) -> list[Tensor]:
     copies = [*tensors]
     together: dict[Any, list[int]] = {}
     for place, tensor in enumerate(tensors):
-        if type(tensor) is Tensor and tensor.layout == torch.strided:
+        if tensor.layout == torch.strided and not is_traceable_wrapper_subclass(tensor):
             together.setdefault((tensor.device, tensor.dtype), []).append(place)
         else:
             copies[place] = tensor.detach().cpu()

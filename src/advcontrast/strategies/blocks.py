@@ -27,6 +27,7 @@ from .._checks import (
     type_name,
 )
 from .._digest import digest
+from .._transfer import to_device
 from ..functional.nt_xent import unit_rows
 from .learner import Block
 
@@ -228,7 +229,7 @@ class Queue(Block):
             expected = f"at most {self.size} embeddings of length {dim} in all processes"
             raise ValueError(complaint("Queue", expected, f"{list(z.shape)}", "Build a longer queue, or pass fewer"))
         rows = self._directions(dim) if self.rows is None else self.rows
-        return rows.to(unit_rows(z.detach()))
+        return to_device(rows, z.device).to(torch.promote_types(z.dtype, torch.float32))
 
     @torch.no_grad()
     def push(self, z: Tensor) -> None:
