@@ -360,6 +360,7 @@ def precisions():
 
 @pytest.mark.parametrize("matmul", ["highest", "high"])
 def test_tf32_is_off_in_the_block_and_restored_after_an_error(matmul):
+    at_first = cuda.matmul.fp32_precision
     torch.set_float32_matmul_precision(matmul)
     try:
         before = precisions()
@@ -370,3 +371,4 @@ def test_tf32_is_off_in_the_block_and_restored_after_an_error(matmul):
         assert torch.get_float32_matmul_precision() == matmul
     finally:
         torch.set_float32_matmul_precision("highest")
+        cuda.matmul.fp32_precision = at_first

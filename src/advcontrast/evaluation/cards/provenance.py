@@ -28,7 +28,8 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     on, libraries = device.type, {}
     if device.type == "cuda":
         on = torch.cuda.get_device_name(device)
-        libraries = {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version()), "tf32": "off"}
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        libraries = {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "tf32": "off"}
     return {
         "advcontrast": advcontrast.__version__,
         "device": f"cpu, {torch.get_num_threads()} threads" if on == "cpu" else on,
