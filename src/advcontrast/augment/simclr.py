@@ -1,6 +1,7 @@
 """SimCLR's recipe for CIFAR: crop and resize, flip, colour jitter, grayscale."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from ..functional import image
 _OWNER = "SimCLRAugment"
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-_HUE, _NEVER = 3, 4
+_CONTRAST, _SATURATION, _HUE, _NEVER = 1, 2, 3, 4
 _CACHE = 3 * 2**17  # values of a batch that fit into the cache of a processor: 128 images of CIFAR
 
 
@@ -161,39 +162,44 @@ class SimCLRAugment:
         )
         values = channels * max(height * width, math.prod(size))
         most = max(1, _CACHE // values if x.device.type == "cpu" else len(views))
-        # Views are grouped by the slot of the hue operation and by gray, on the host: operations run where they are
-        # needed, without reading from the device.
-        turns = torch.where(p.jitter, (p.order == _HUE).int().argmax(1), _NEVER)
-        kinds, places = (2 * turns + p.gray).sort(stable=True)
-        amounts = torch.stack([p.brightness, p.contrast, p.saturation, p.hue], 1).gather(1, p.order).to(views.dtype)
-        drawn = (p.top, p.left, p.height, p.width, p.flip, p.order, amounts)
+        # Views are sorted by the slot of the hue operation, on the host: operations run where they are needed, in few
+        # launches and without reading from the device.
+        turns, places = torch.where(p.jitter, (p.order == _HUE).int().argmax(1), _NEVER).sort(stable=True)
+        factors = torch.stack([p.brightness, p.contrast, p.saturation, p.hue], 1).gather(1, p.order).to(views.dtype)
+        of_mean, of_luma = ((1 - factors) * (p.order == operation) for operation in (_CONTRAST, _SATURATION))
+        drawn = (p.top, p.left, p.height, p.width, p.flip, factors, of_mean, of_luma, p.hue.to(views.dtype))
         fields = (to_device(field, x.device) for field in (places, *(field[places] for field in drawn)))
-        batches = zip(*(torch.split(field, most) for field in (kinds, *fields)), strict=True)
+        batches = zip(*(torch.split(field, most) for field in (turns, p.gray[places], *fields)), strict=True)
         with torch.autocast(x.device.type, enabled=False):
-            for kind, place, top, left, rows, columns, flip, order, amount in batches:
+            for turn, gray, place, top, left, rows, columns, flip, own, mean, luma, hue in batches:
                 images = image.as_floats(x.index_select(0, place % n))
-                crops = image.crop_and_resize(images, top, left, rows, columns, size, flip).clamp_(0, 1)
-                first = 0
-                for turn, (colourful, gray) in enumerate(kind.bincount(minlength=10).view(5, 2).tolist()):
-                    if colourful + gray:
-                        middle, last = first + colourful, first + colourful + gray
-                        view = _recoloured(crops[first:last], order[first:last], amount[first:last], turn)
-                        views.index_copy_(0, place[first:middle], view[:colourful])
-                        views.index_copy_(
-                            0, place[middle:last], image.luma(view[colourful:]).expand(-1, channels, -1, -1)
-                        )
-                        first = last
+                view = image.crop_and_resize(images, top, left, rows, columns, size, flip).clamp_(0, 1)
+                view = _recoloured(view, turn, (own, mean, luma), hue)
+                views.index_copy_(0, place, view)
+                chosen = to_device(gray.nonzero()[:, 0], x.device)
+                views.index_copy_(0, place[chosen], image.luma(view[chosen]).expand(-1, channels, -1, -1))
         return views
 
 
-def _recoloured(x: Tensor, order: Tensor, amount: Tensor, turn: int) -> Tensor:
-    """Apply the four operations of each image in its order; ``turn`` is the common slot of the hue."""
-    for slot in range(4) if turn != _NEVER else ():
-        if slot != turn:
-            x = image.adjust(x, order[:, slot], amount[:, slot])
-        elif x.shape[1] == 3:
-            x = image.rotate_hue(x, amount[:, slot])
+def _recoloured(x: Tensor, turn: Tensor, weights: tuple[Tensor, ...], hue: Tensor) -> Tensor:
+    """Apply the four operations of each image in its order; the images are sorted by ``turn``, the slot of the hue."""
+    *ends, last = turn.bincount(minlength=5)[:_NEVER].cumsum(0).tolist()
+    slots = [tuple(weight[:, slot] for weight in weights) for slot in range(4)]
+    for slot, end in enumerate(ends):
+        x = _changed(x, end, last, image.adjust, *slots[slot])
+    if x.shape[1] == 3:
+        x = _changed(x, 0, last, image.rotate_hue, hue)
+    for slot, end in enumerate(ends, 1):
+        x = _changed(x, 0, end, image.adjust, *slots[slot])
     return x
+
+
+def _changed(x: Tensor, start: int, stop: int, operation: Callable[..., Tensor], *amounts: Tensor) -> Tensor:
+    """Apply an operation to the images from ``start`` to ``stop``."""
+    if start == stop:
+        return x
+    changed = operation(*(field[start:stop] for field in (x, *amounts)))
+    return torch.cat([x[:start], changed, x[stop:]])
 
 
 def _crop_sizes(uniform: Tensor, height: int, width: int, smallest: float) -> tuple[Tensor, Tensor]:
