@@ -6,44 +6,89 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from advcontrast.attacks import ClassificationObjective, under_attack
-from advcontrast.evaluation.plots import plot_images
 from tasks import Task
 
-COLOURS = ("#7f7f7f", "#1f77b4", "#d62728")
-SHOWN = 5  # images
+COLOURS = ("#9a9a9a", "#56b4e9", "#d55e00")
+SHOWN = 8  # images
 
 
 def draw_results(results: Mapping[str, Any], encoders: Mapping[str, str], protocols: Mapping[str, str]) -> Figure:
-    """Draw robust against standard accuracy: a small mark for each seed, a large one for their mean."""
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for (name, encoder), colour in zip(encoders.items(), COLOURS, strict=True):
-        for (key, protocol), marker in zip(protocols.items(), "os", strict=True):
-            ta, ra = (100 * torch.tensor(results[name][key][metric]) for metric in ("ta", "ra"))
-            axes.scatter(ta, ra, s=14, marker=marker, color=colour, alpha=0.5, linewidths=0)
-            axes.scatter(ta.mean(), ra.mean(), s=80, marker=marker, color=colour, label=f"{encoder}, {protocol}")
-    axes.set(xlabel="accuracy on clean images, TA (%)", ylabel="accuracy under PGD-20, RA (%)", ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    """Draw the mean accuracies of each encoder, clean and under attack, as bars, and a dot for each seed."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(protocols), sharey=True)
+    for axes, (protocol, title) in zip(panels, protocols.items(), strict=True):
+        for i, ((name, encoder), colour) in enumerate(zip(encoders.items(), COLOURS, strict=True)):
+            values = 100 * torch.tensor([results[name][protocol][metric] for metric in ("ta", "ra")])
+            places = [i * 0.28 - 0.28, i * 0.28 + 0.72]
+            axes.bar(places, values.mean(1), 0.26, color=colour, label=encoder)
+            for place, seeds in zip(places, values, strict=True):
+                axes.text(place, seeds.max() + 2, f"{seeds.mean():.0f}", ha="center", fontsize=8)
+                if len(seeds) > 1:
+                    axes.plot([place] * len(seeds), seeds, ".", color="black", markersize=4, alpha=0.6)
+        axes.set_xticks([0, 1], ["clean images (TA)", "PGD-20 attack (RA)"])
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(ylabel="test accuracy (%)", ylim=(0, 100))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
 
 
 def draw_images(task: Task, models: Mapping[str, nn.Module]) -> Figure:
-    """Draw test images, what the attack makes of them for each of two models, and the perturbations."""
-    classes = task.test.y.unique()[:SHOWN]
-    x, y = next(task.test.subset(torch.stack([(task.test.y == c).nonzero()[0, 0] for c in classes])).batches(SHOWN))
-    adv, predicted = [], []
-    for model in models.values():
-        with under_attack(model), torch.no_grad():
-            generator = torch.Generator(x.device).manual_seed(0)
-            adv.append(task.attack(20)(ClassificationObjective(model, y), x, generator=generator))
-            predicted.append(model(adv[-1]).argmax(1))
-    rows = {"y": y.repeat(len(models)), "adv_predictions": torch.cat(predicted), "classes": task.test.classes}
-    figure = plot_images(x.repeat(len(models), 1, 1, 1), torch.cat(adv), amplification=0.5 / task.eps, **rows)
-    names = ", then ".join(models)
-    figure.suptitle(f"predictions of fine-tuned classifiers under attack, eps = {task.eps:.3g}: {names}", fontsize=10)
+    """Draw the first test images that the second of two linear classifiers keeps under attack and the first does not.
+
+    All of them are classified correctly by both models without attack. Below each image are the attacked versions of
+    both models with what these predict, and the perturbations.
+    """
+    x, y = (torch.cat(parts) for parts in zip(*task.test.batches(500), strict=True))
+    attacked = {name: _attack(task, model) for name, model in models.items()}
+    right = torch.stack([clean == y for clean, _, _ in attacked.values()]).all(0)
+    first, second = (right & (predicted == y) for _, predicted, _ in attacked.values())
+    chosen = (second & ~first).nonzero()[:SHOWN, 0].tolist()
+    figure = Figure(figsize=(9, 6.2), layout="constrained")
+    grid = figure.subplots(1 + 2 * len(models), SHOWN)
+    for axes in grid.flat:
+        axes.axis("off")
+    classes, drawn = task.test.classes, None
+    for column, i in zip(grid.T, chosen, strict=False):
+        _show(column[0], x[i], classes[y[i]])
+        for row, (_, predicted, adv) in enumerate(attacked.values()):
+            _show(column[1 + 2 * row], adv[i], classes[predicted[i]], wrong=bool(predicted[i] != y[i]))
+            change = ((adv[i] - x[i]).mean(0) / task.eps).cpu()  # the mean over the colours
+            drawn = column[2 + 2 * row].imshow(change, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    names = ["clean", *(text for name in models for text in (f"{name},\nattacked", f"{name},\nchange"))]
+    for axes, text in zip(grid[:, 0], names, strict=True):
+        axes.text(-0.15, 0.5, text, transform=axes.transAxes, ha="right", va="center", fontsize=9)
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=grid[2::2], location="right", shrink=0.6, ticks=[-1, 0, 1])
+        bar.ax.set_yticklabels([f"-{task.eps:.3g}", "0", f"+{task.eps:.3g}"])
+    a, b = models
+    figure.suptitle(
+        f"Linear classifiers on frozen encoders, PGD-20, eps = {task.eps:.3g}. Of {int(right.sum())} images that both "
+        f"classify correctly without attack,\n{b} keeps {int((second & ~first).sum())} that {a} loses, and {a} keeps "
+        f"{int((first & ~second).sum())} that {b} loses. Shown are the first {len(chosen)} of the former.",
+        fontsize=9,
+    )
     return figure
+
+
+def _attack(task: Task, model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the predictions for the test images, those for the attacked images, and these images."""
+    parts = []
+    with under_attack(model), torch.no_grad():
+        generator = torch.Generator(task.test.x.device).manual_seed(0)
+        for x, y in task.test.batches(500):
+            adv = task.attack(20)(ClassificationObjective(model, y), x, generator=generator)
+            parts.append((model(x).argmax(1), model(adv).argmax(1), adv))
+    clean, predicted, adv = (torch.cat(part) for part in zip(*parts, strict=True))
+    return clean, predicted, adv
+
+
+def _show(axes: Axes, image: Tensor, text: str, *, wrong: bool = False) -> None:
+    axes.imshow(image.permute(1, 2, 0).cpu(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(text, fontsize=8, color="#d55e00" if wrong else "black", weight="bold" if wrong else "normal")

@@ -12,9 +12,8 @@ test images (TA) and under a PGD-20 attack (RA), after the last step: nothing is
     python examples/quickstart.py --data folder PATH     # PATH/train/<class>/*, PATH/test/<class>/*
 
 Encoders are trained in parallel, one on each CPU core, each in a process with one thread of PyTorch unless
-OMP_NUM_THREADS is set. The script writes results.json (accuracies), card.json (a ResultCard: the verdict on each image,
-settings, versions, time), results.png, images.png and models/seed<n>-<encoder>-<protocol>.safetensors, classifiers that
-examples/cifar/evaluate.py evaluates further, to --out.
+OMP_NUM_THREADS is set. --out gets results.png, images.png, results.json (accuracies), card.json (a ResultCard) and
+models/seed<n>-<encoder>-<protocol>.safetensors, which examples/cifar/evaluate.py evaluates further.
 """
 
 from __future__ import annotations
@@ -46,6 +45,8 @@ from tasks import Settings, Task, load_task, parse
 
 ENCODERS = {"RI": "random initialisation", "S2S": "SimCLR (S2S)", "DS": "ACL (DS)"}
 PROTOCOLS = {"linear": "linear on the frozen encoder", "finetune": "fine-tuning"}
+STAGES = [(name, stage) for name in ("DS", "S2S") for stage in ("pre-training", *PROTOCOLS.values())]
+STAGES += [("RI", stage) for stage in PROTOCOLS.values()]
 METRICS = ("TA", "RA")
 BRANCH = {"S2S": "clean", "DS": "adv"}  # the norms that a pre-trained encoder is used with
 
@@ -96,12 +97,11 @@ def pretrain(acl: ACLTrainer, task: Task, settings: Settings, stage: str) -> Enc
 def train_classifier(model: nn.Module, labelled: ImageSet, task: Task, protocol: str, steps: int, stage: str) -> None:
     """Train a classifier to be robust: its head on adversarial images, or all of it with TRADES."""
     model.requires_grad_(True)
-    attack, augment = task.attack(7), SimCLRAugment(task.size, strength=0.2)
+    parts = {"attack": task.attack(7), "augment": SimCLRAugment(task.size, strength=0.2)}
     if protocol == "linear":
-        learner, rate = AdversarialTrainer(model, attack=attack, augment=augment, frozen=True), 0.1
-        steps = (steps + 1) // 2
+        learner, rate, steps = AdversarialTrainer(model, frozen=True, **parts), 0.1, (steps + 1) // 2
     else:
-        learner, rate = TRADESTrainer(model, attack=attack, augment=augment), 0.03
+        learner, rate = TRADESTrainer(model, **parts), 0.03
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = SGD(trained, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
     train(learner, [labelled.x, labelled.y], steps, len(labelled), optimizer, 0, stage)  # all images in each step
@@ -125,10 +125,10 @@ def run(seed: int, name: str, settings: Settings) -> dict[str, list[bool]]:
     model = new_classifier(task)  # all encoders of a seed have drawn the same random numbers so far
     if name != "RI":
         acl = contrastive(name, model.encoder, task)
-        model.encoder = pretrain(acl, task, settings, f"seed {seed}, {name}, pre-training")
+        model.encoder = pretrain(acl, task, settings, numbered(settings, seed, name, "pre-training"))
     verdicts = {}
     for protocol, title in PROTOCOLS.items():
-        stage = f"seed {seed}, {name}, {title}"
+        stage = numbered(settings, seed, name, title)
         train_classifier(model, labelled, task, protocol, settings.steps, stage)
         ta, ra = accuracy(model, batches), robust_accuracy(model, batches, task.attack(20))
         report(f"{stage}: TA {ta.accuracy:.1%}, RA {ra.accuracy:.1%}")
@@ -139,6 +139,12 @@ def run(seed: int, name: str, settings: Settings) -> dict[str, list[bool]]:
         save_file(weights, path, {"advcontrast": json.dumps(about)})
         path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes files readable by the owner only
     return verdicts
+
+
+def numbered(settings: Settings, seed: int, name: str, stage: str) -> str:
+    """Return the title of a stage with its number."""
+    number = 1 + seed * len(STAGES) + STAGES.index((name, stage))
+    return f"stage {number} of {settings.seeds * len(STAGES)}, seed {seed}, {name}, {stage}"
 
 
 def stored(settings: Settings, seed: int, name: str, protocol: str) -> Path:
@@ -162,31 +168,29 @@ def main() -> None:
         task = load_task(settings)
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"quickstart: {error}")
-    out = Path(settings.out)
+    out = Path(settings.out).resolve()
     (out / "models").mkdir(parents=True, exist_ok=True)
-    calls = [(seed, name, settings) for seed in range(settings.seeds) for name in ("DS", "S2S", "RI")]  # longest first
-    jobs = min(settings.jobs or (default_jobs() if task.train.x.device.type == "cpu" else 1), len(calls))
-    report(f"quickstart: {settings.seeds} seed(s) of {', '.join(ENCODERS)}, {jobs} at a time; results will be in {out}")
-    found = {(seed, name): verdicts for (seed, name, _), verdicts in in_processes(run, calls, jobs)}
     seeds = range(settings.seeds)
+    calls = [(seed, name, settings) for seed in seeds for name in ("DS", "S2S", "RI")]  # longest first
+    jobs = min(settings.jobs or (default_jobs() if task.train.x.device.type == "cpu" else 1), len(calls))
+    report(f"quickstart: {settings.seeds * len(STAGES)} stages, {jobs} at a time; results will be in {out}")
+    found = {(seed, name): verdicts for (seed, name, _), verdicts in in_processes(run, calls, jobs)}
     verdicts = {m: [Accuracy(torch.tensor(found[s, n][m])) for s in seeds] for n in ENCODERS for m in found[0, n]}
     about = {"flags": asdict(settings), "branch": BRANCH, "jobs": jobs, "threads": os.environ["OMP_NUM_THREADS"]}
     about["seconds"] = round(time.perf_counter() - started, 1)
     fields = {"attacks": {m: task.attack(20) for m in verdicts if m.endswith("RA")}, "device": task.test.x.device}
-    name = out.resolve().name
-    card = ResultCard.from_verdicts(name, verdicts, seeds=seeds, data=task.test, settings=about, **fields)
+    card = ResultCard.from_verdicts(out.name, verdicts, seeds=seeds, data=task.test, settings=about, **fields)
     card.write(out / "card.json")
-    results = {
-        n: {p: {m.lower(): card.results[f"{n} {p} {m}"].accuracies for m in METRICS} for p in PROTOCOLS}
-        for n in ENCODERS
-    }
+    found = {name: result.accuracies for name, result in card.results.items()}
+    results = {n: {p: {m.lower(): found[f"{n} {p} {m}"] for m in METRICS} for p in PROTOCOLS} for n in ENCODERS}
     (out / "results.json").write_text(json.dumps(results, indent=2))
     draw_results(results, ENCODERS, PROTOCOLS).savefig(out / "results.png", dpi=150)
-    models = {name: new_classifier(task).eval() for name in ("RI", "DS")}
+    models = {name: new_classifier(task).eval() for name in ("S2S", "DS")}
     for name, model in models.items():
-        model.load_state_dict(load_file(stored(settings, settings.seeds - 1, name, "finetune")))
+        model.load_state_dict(load_file(stored(settings, 0, name, "linear")))
     draw_images(task, models).savefig(out / "images.png", dpi=150)
     print(f"\n{table(card)}\n\n{settings.labels} labels, PGD-20, eps = {task.eps:.3g}, {about['seconds']:.0f} s")
+    print(f"{out}: results.png, images.png, results.json, card.json, models/")
 
 
 if __name__ == "__main__":
