@@ -4,8 +4,10 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
-from benchmarks.evidence import cheaper, dial, fashion
+from benchmarks.evidence import cheaper, dial, fashion, radius
 
 
 @pytest.fixture
@@ -37,3 +39,22 @@ def test_branches_are_interpolated(few, tmp_path, monkeypatch):
     lines = out.read_text().splitlines()
     assert lines[2].startswith("`python -m benchmarks.evidence.dial --seeds 1")
     assert [line.split("|")[1].strip() for line in lines[-2:]] == ["0", "1"]
+
+
+def test_curves_are_means_over_the_classifiers_of_a_folder(few, tmp_path, monkeypatch, capsys):
+    (tmp_path / "models").mkdir()
+    for name in ("RI", "S2S", "DS"):
+        for protocol in ("linear", "finetune"):
+            for seed, answer in ((0, 0), (1, 1)):
+                model = nn.Sequential(fashion.Encoder(), nn.Linear(128, 10))
+                state = {
+                    f"{'encoder' if key[0] == '0' else 'head'}{key[1:]}": v for key, v in model.state_dict().items()
+                }
+                state["head.bias"] = 100.0 * torch.eye(10)[answer]  # always the same class
+                save_file(state, tmp_path / "models" / f"seed{seed}-{name}-{protocol}.safetensors")
+    monkeypatch.setattr(sys, "argv", ["radius", str(tmp_path), "--image", str(tmp_path / "radius.png")])
+    radius.main()
+    shares = [100 * (fashion.images("test").y == answer).double().mean() for answer in (0, 1)]
+    mean, spread = sum(shares) / 2, torch.stack(shares).std()
+    assert capsys.readouterr().out.count(f"{mean:.1f} ± {spread:.1f}") == 6 * len(radius.EPS)
+    assert (tmp_path / "radius.png").read_bytes().startswith(b"\x89PNG")
