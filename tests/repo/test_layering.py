@@ -10,18 +10,7 @@ import advcontrast
 
 PACKAGE = Path(advcontrast.__file__).parent
 FLOORS = [
-    {
-        "_atomic_io",
-        "_checks",
-        "_deprecated",
-        "_digest",
-        "_memory_format",
-        "_modes",
-        "_progress",
-        "_random",
-        "_transfer",
-        "_types",
-    },
+    {"_atomic_io", "_checks", "_deprecated", "_digest", "_memory_format", "_modes", "_progress", "_random", "_types"},
     {"distributed"},
     {"functional", "data", "models"},
     {"attacks", "augment", "losses", "norm", "optim"},
