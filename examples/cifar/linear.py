@@ -4,7 +4,7 @@
     python examples/cifar/linear.py --encoder runs/DS/final.safetensors --branch clean --train adversarial --out runs/x
 
 The encoder stays in eval mode: neither its weights nor its running statistics move. ``adversarial`` is the TRADES loss,
-as in the authors' runs, unless ``--loss`` or the preset says otherwise. Epochs are selected and reported as by
+as in the authors' runs, unless ``--loss`` or the preset changes it. Epochs are selected and reported as by
 finetune.py.
 
 Presets: ``paper`` decays after epochs 15 and 20, ``code`` at their start, ``fast`` has 10 epochs. ``robustssl`` and

@@ -9,7 +9,7 @@ through the norms of ``--branch``, with Eq. 3 on labels and pseudo-labels, selec
 accuracy on the validation images, and reports that one. The validation images have labels, in the paper too: with 1 %
 they are eleven times as many as those to train with.
 
-Presets: ``code`` (the text of the paper is silent about these settings) and ``fast``. RobustSSL has no semi-supervised
+Presets: ``code`` (the paper does not give these settings) and ``fast``. RobustSSL has no semi-supervised
 protocol, and DynACL takes ACL's. Wall time and accuracy at full size: not yet run.
 """
 

@@ -47,7 +47,7 @@ from .load_models import encoder_from, join, load_weights, new_encoder, read
 
 @dataclass
 class Parts:
-    """What a learner is built from."""
+    """Parts that a learner is built from."""
 
     settings: Any
     images: Images

@@ -16,7 +16,7 @@ from advcontrast.models import ResNet
 
 GRID = 4  # patches a side
 PATCHES = GRID**2
-TARGETS = 4  # patches to put back; the others are the context
+TARGETS = 4  # patches to predict; the others are the context
 # Flags of pretrain.py with the numbers of Chen et al.
 RECIPE = {"mode": "selfie", "epochs": 200, "batch_size": 128, "optimizer": "nesterov", "lr": 0.1, "weight_decay": 1e-4}
 RECIPE |= {"warmup": 0, "attack_steps": 10}
@@ -26,7 +26,7 @@ class Jigsaw(nn.Module):
     """Guess which of the hidden patches belongs to which place.
 
     The first three stages of the encoder turn each patch into D features. Transformer layers pool those of the context
-    patches, without being told where they lie, in a learned token. Token plus place is the query that is compared with
+    patches, without their places, in a learned token. Token plus place is the query that is compared with
     each of the hidden patches.
 
     Args:

@@ -1,7 +1,7 @@
 """Losses of lightly, pytorch-metric-learning and others as ``ACLTrainer(loss=...)``; most of them fit as they are.
 
-What takes the embeddings of two views and returns a scalar needs nothing: ``loss=lightly.loss.VICRegLoss()``. Here is
-what the others need. Nothing of these libraries is imported.
+A loss that takes the embeddings of two views and returns a scalar needs no adapter: ``loss=lightly.loss.VICRegLoss()``.
+This module has adapters for the others. It imports none of these libraries.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_int, check_real, source_device
-from .._transfer import to_device
-from ..functional.image import as_floats, check_images
+from ..functional.image import as_floats, check_images, to_device
 
 _OWNER = "CropFlip"
 
@@ -14,7 +13,7 @@ _OWNER = "CropFlip"
 class CropFlip:
     """Shift and mirror every image of a batch at random: zero padding, a random crop of the original size, a flip.
 
-    Randomness is drawn on the CPU, or on the device of the generator.
+    As in :class:`SimCLRAugment`, randomness is drawn on the CPU (or on the generator's device).
 
     Args:
         padding: width of the black border in pixels, at least 0: the largest shift.

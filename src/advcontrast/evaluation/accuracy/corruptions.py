@@ -82,7 +82,7 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
     or computed corruptions, ``corruption_accuracy(model, corrupted(images.batches(500)))``.
 
     Args:
-        model: as for :func:`accuracy`, which also says what is restored.
+        model: as for :func:`accuracy`, and restored as there.
         conditions: for each corruption and severity the name of the corruption, its severity, at least 1, and batches
             as for :func:`accuracy`. Each is walked once, before the next is requested.
 
