@@ -2,14 +2,15 @@
 
 import linecache
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
 from torch import nn
+from torch.backends import cuda, cudnn
 
 from advcontrast import _modes
-from advcontrast._modes import buffers_kept, eval_mode, frozen
+from advcontrast._modes import buffers_kept, eval_mode, frozen, without_tf32
 from advcontrast.attacks import under_attack
 
 
@@ -351,3 +352,23 @@ def test_an_interrupt_at_any_moment_leaves_nothing_changed():
         if left[0] > 0:
             break
     assert step > 50
+
+
+def precisions():
+    return [part.fp32_precision for part in (cuda.matmul, cudnn.conv, cudnn.rnn)]
+
+
+@pytest.mark.parametrize("matmul", ["highest", "high"])
+def test_tf32_is_off_in_the_block_and_restored_after_an_error(matmul):
+    at_first = cuda.matmul.fp32_precision
+    torch.set_float32_matmul_precision(matmul)
+    try:
+        before = precisions()
+        with suppress(OSError), without_tf32():
+            assert precisions() == ["ieee"] * 3
+            raise OSError("disk")
+        assert precisions() == before
+        assert torch.get_float32_matmul_precision() == matmul
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        cuda.matmul.fp32_precision = at_first

@@ -160,6 +160,26 @@ def test_state_of_a_device_may_go_to_another_one(accelerator):
     assert module.states == {0: 10, 1: 10}
 
 
+class OneGenerator(Module):
+    """Stand-in for torch.mps, whose functions take no device."""
+
+    def get_rng_state(self):
+        return self.states[0]
+
+    def set_rng_state(self, state):
+        self.states[0] = state
+
+
+def test_an_accelerator_with_one_generator_is_seeded_and_kept(accelerator, monkeypatch):
+    module = accelerator(OneGenerator())
+    mps = torch.device("mps", 0)
+    monkeypatch.setattr(_random, "_in_use", lambda: [mps])
+    monkeypatch.setattr(torch, "Generator", lambda device, make=torch.Generator: make())
+    with _random.preserve_rng_state(2**62):
+        assert torch.equal(module.states[0], torch.Generator("mps").manual_seed(2**62).get_state())
+    assert module.states[0] == 10
+
+
 def test_generators_are_found_in_modules_objects_containers_partials_and_methods():
     class Plain:
         def __init__(self):

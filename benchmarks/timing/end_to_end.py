@@ -161,9 +161,10 @@ def whole(settings: Settings, sizes: dict[str, int]) -> Table:
     names = ["attack", "streams", "loss", "augmentation", "optimizer", "input"]
     columns = ["mode", "images/s", "of the limit", "TFLOP a step", *names]
     table = Table("End to end", about, "images", columns=columns)
-    variants: list[tuple[str, dict[str, bool]]] = [("", {}), (", compiled", {"compiled": True})]
+    half = ", bf16" if gpu else ""
+    variants: list[tuple[str, dict[str, bool]]] = [("", {}), (f"{half}, compiled", {"bf16": gpu, "compiled": True})]
     if gpu:
-        variants += [(", bf16", {"bf16": True}), (", bf16, compiled", {"bf16": True, "compiled": True})]
+        variants.append((half, {"bf16": True}))
     modes: tuple[Mode, ...] = ("DS", "S2S")
     for mode in modes:
         for name, options in variants:

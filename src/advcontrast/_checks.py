@@ -137,6 +137,14 @@ def check_type(owner: str, name: str, value: Any, kinds: type | tuple[type, ...]
         raise TypeError(complaint(owner, f"{name} to be of type {names}", type_name(value), remedy))
 
 
+def check_state(owner: str, state: Any, *names: str) -> None:
+    """Require the extra state of a module, a dict with the values of ``names``."""
+    if not isinstance(state, dict) or state.keys() != {*names}:
+        got = repr([*state]) if isinstance(state, dict) else type_name(state)
+        expected, remedy = f"state to be a dict of {' and '.join(names)}", "Pass what get_extra_state returned"
+        raise TypeError(complaint(owner, expected, got, remedy))
+
+
 def check_module(owner: str, model: Any) -> None:
     """Require an ``nn.Module``."""
     if not isinstance(model, nn.Module):

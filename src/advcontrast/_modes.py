@@ -1,8 +1,9 @@
-"""Change the modes of modules for the length of a ``with`` block, and restore them and the buffers exactly."""
+"""Change modes of modules and of PyTorch for the length of a ``with`` block, and restore them and buffers exactly."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.parameter import is_lazy
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # These do not change the statistics in eval mode.
 _NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, _InstanceNorm.forward)
+_WITH_TF32: list[Any] = [torch.backends.cuda.matmul, *(getattr(torch.backends.cudnn, name) for name in ("conv", "rnn"))]
 
 
 @contextmanager
@@ -99,6 +101,19 @@ def _restore(before: Sequence[tuple[nn.Module, dict[str, Tensor | None]]], movin
                 if stride == 0 and target.shape[dim] > 1:  # expanded: one element stands for all
                     target, source = target.narrow(dim, 0, 1), source.narrow(dim, 0, 1)
             target.copy_(source)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Multiply float32 numbers on a GPU without rounding them to TF32, and restore the setting on exit."""
+    before = [(part, part.fp32_precision) for part in _WITH_TF32]
+    with _changed(partial(_multiply, [(part, "ieee") for part, _ in before]), partial(_multiply, before)):
+        yield
+
+
+def _multiply(precisions: Sequence[tuple[Any, str]]) -> None:
+    for part, precision in precisions:
+        part.fp32_precision = precision
 
 
 def _modules(models: Sequence[nn.Module]) -> list[nn.Module]:

@@ -22,7 +22,9 @@ _PLAIN = (int, float, str, bytes, torch.Tensor, type, FunctionType, ModuleType)
 def capture(*devices: torch.device) -> dict[str, Any]:
     """Return the states of the generators of the host and of these devices, as plain data."""
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    state["devices"] = [torch.get_device_module(device).get_rng_state(device) for device in _accelerators(devices)]
+    state["devices"] = [
+        torch.get_device_module(device).get_rng_state(*_which(device)) for device in _accelerators(devices)
+    ]
     if "numpy" in sys.modules:
         _, key, position, has_gauss, gauss = sys.modules["numpy"].random.get_state()
         state["numpy"] = [key.tolist(), int(position), int(has_gauss), float(gauss)]
@@ -34,7 +36,7 @@ def restore(state: dict[str, Any], *devices: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     for device, saved in zip(_accelerators(devices), state["devices"], strict=False):
-        torch.get_device_module(device).set_rng_state(saved, device)
+        torch.get_device_module(device).set_rng_state(saved, *_which(device))
     if "numpy" in state and "numpy" in sys.modules:
         sys.modules["numpy"].random.set_state(("MT19937", *state["numpy"]))
 
@@ -44,7 +46,7 @@ def reseed(seed: int, *devices: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     for device in _accelerators(devices):
         state = torch.Generator(device).manual_seed(seed).get_state()
-        torch.get_device_module(device).set_rng_state(state, device)
+        torch.get_device_module(device).set_rng_state(state, *_which(device))
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
@@ -107,6 +109,23 @@ def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
         yield
     finally:
         restore(before, *devices)
+
+
+def on_host(generator: torch.Generator | None) -> torch.Generator | None:
+    """Return a generator of the CPU: the one passed, or one seeded by that of an accelerator, which moves on.
+
+    Nothing waits for the device: the state of its generator is on the host.
+    """
+    if generator is None or generator.device.type == "cpu":
+        return generator
+    seed = int(digest(generator.get_state())[:15], 16)
+    torch.empty((), device=generator.device).uniform_(generator=generator)
+    return torch.Generator().manual_seed(seed)
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    """Return the arguments that name the generator of a device; MPS has only one."""
+    return () if device.type == "mps" else (device,)
 
 
 def _accelerators(devices: tuple[torch.device, ...]) -> list[torch.device]:

@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
+from torch.backends import cudnn
 
 from advcontrast.optim import EMA, LARS, WarmupCosine
 from tests.engine.learners import (
@@ -219,3 +220,20 @@ def test_frozen_weights_stay():
     train(learner, optimizer=torch.optim.SGD([p for p in learner.parameters() if p.requires_grad], lr=0.1))
     moved = {name for name, value in weights(learner).items() if not torch.equal(value, before[name])}
     assert moved == {"model.1.weight", "model.1.bias", "model.5.weight", "model.5.bias"}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_measures_its_algorithms_during_training_where_these_may_vary(deterministic, monkeypatch):
+    monkeypatch.setattr(cudnn, "deterministic", deterministic)
+    seen = []
+
+    def schedule(step):
+        seen.append(cudnn.benchmark)
+        if step == 2:
+            raise OSError("stop")
+        return 1.0
+
+    with pytest.raises(OSError, match="stop"):
+        train(Separable(), schedule=schedule)
+    assert seen[0] is not deterministic
+    assert cudnn.benchmark is False

@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from advcontrast.functional.image import adjust, blend, crop_and_resize, luma, rotate_hue
+from advcontrast.functional.image import adjust, crop_and_resize, luma, rotate_hue
 
 # Largest measured difference in brackets.
 CROP = {torch.float32: 2e-6, torch.float64: 1e-14}  # (8.3e-7, 1.6e-15)
@@ -13,7 +13,7 @@ HUE = 3e-6  # (1.8e-6, in both dtypes: torchvision rounds a constant)
 NEUTRAL_HUE = 1e-6  # (6.6e-7)
 # Differences to PIL in 1/255; PIL rounds to whole numbers after each step.
 PIL_CROP = 2.0  # (1.2)
-PIL_BLEND = 2.0  # (1.2)
+PIL_ADJUST = 2.0  # (1.2)
 PIL_LUMA = 1.0  # (0.53)
 
 DTYPES = [torch.float32, torch.float64]
@@ -135,49 +135,24 @@ def test_crop_has_the_gradient_of_its_values():
     assert torch.autograd.gradcheck(lambda x: crop_and_resize(x, *boxes, (3, 6), flip), x)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_blend_with_black_is_torchvisions_brightness(dtype):
-    x, factors = noise(20, 3, 8, 8, dtype=dtype), 2 * noise(20, seed=1, dtype=dtype)
-    ours = blend(x, torch.zeros_like(x), factors)
-    torch.testing.assert_close(ours, one_by_one(TF.adjust_brightness, x, factors), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_blend_with_the_mean_luma_is_torchvisions_contrast(channels):
-    x, factors = noise(20, channels, 8, 8), 2 * noise(20, seed=1)
-    ours = blend(x, luma(x).mean((1, 2, 3), keepdim=True), factors)
-    torch.testing.assert_close(ours, one_by_one(TF.adjust_contrast, x, factors), rtol=0, atol=1e-6)
-
-
-def test_blend_with_the_luma_is_torchvisions_saturation():
-    x, factors = noise(20, 3, 8, 8), 2 * noise(20, seed=1)
-    torch.testing.assert_close(
-        blend(x, luma(x), factors), one_by_one(TF.adjust_saturation, x, factors), rtol=0, atol=1e-6
-    )
+def weights(operations, factors):
+    """Return the weights of brightness (0), contrast (1) or saturation (2) for each image."""
+    rest = 1 - factors
+    return factors, rest * (operations == 1), rest * (operations == 2)
 
 
 @pytest.mark.parametrize(
-    ("operation", "base"),
-    [
-        (TF.adjust_brightness, torch.zeros_like),
-        (TF.adjust_contrast, lambda x: luma(x).mean((1, 2, 3), keepdim=True)),
-        (TF.adjust_saturation, luma),
-    ],
+    ("operation", "theirs"), [(0, TF.adjust_brightness), (1, TF.adjust_contrast), (2, TF.adjust_saturation)]
 )
-def test_blend_equals_pil(operation, base):
+def test_adjust_equals_pil(operation, theirs):
     x, factors = bytes_between(0, 256, 50, 3, 16, 16), 0.6 + 0.8 * noise(50)
-    ours = 255 * blend(x / 255, base(x / 255), factors)
-    torch.testing.assert_close(ours, through_pil(operation, x, factors), rtol=0, atol=PIL_BLEND)
+    ours = 255 * adjust(x / 255, *weights(torch.full((50,), operation), factors))
+    torch.testing.assert_close(ours, through_pil(theirs, x, factors), rtol=0, atol=PIL_ADJUST)
 
 
-def test_blend_with_factor_one_changes_nothing():
+def test_adjust_stays_in_the_unit_range():
     x = noise(4, 3, 5, 5)
-    assert torch.equal(blend(x, luma(x), torch.ones(4)), x)
-
-
-def test_blend_stays_in_the_unit_range():
-    x = noise(4, 3, 5, 5)
-    ours = blend(x, luma(x), torch.full((4,), 3.0))
+    ours = adjust(x, *weights(torch.full((4,), 2), torch.full((4,), 3.0)))
     assert (ours.min(), ours.max()) == (0, 1)
 
 
@@ -186,7 +161,7 @@ def test_blend_stays_in_the_unit_range():
 def test_adjust_applies_to_each_image_the_operation_that_it_names(channels, dtype):
     x, factors = noise(60, channels, 8, 8, dtype=dtype), 2 * noise(60, seed=1, dtype=dtype)
     operations = torch.arange(60) % 3
-    ours = adjust(x, operations, factors)
+    ours = adjust(x, *weights(operations, factors))
     theirs = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)
     for image, view, operation, factor in zip(x, ours, operations, factors, strict=True):
         torch.testing.assert_close(view, theirs[operation](image, float(factor)), rtol=0, atol=1e-6)
@@ -194,13 +169,13 @@ def test_adjust_applies_to_each_image_the_operation_that_it_names(channels, dtyp
 
 def test_adjust_by_one_changes_nothing():
     x = noise(6, 3, 5, 5)
-    assert torch.equal(adjust(x, torch.arange(6) % 3, torch.ones(6)), x)
+    assert torch.equal(adjust(x, *weights(torch.arange(6) % 3, torch.ones(6))), x)
 
 
 def test_adjust_has_the_gradient_of_its_values():
     x = (0.3 + 0.4 * noise(3, 3, 3, 3, dtype=torch.float64)).requires_grad_()
     factors = torch.tensor([0.8, 1.2, 0.7], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: adjust(x, torch.arange(3), factors), x)
+    assert torch.autograd.gradcheck(lambda x: adjust(x, *weights(torch.arange(3), factors)), x)
 
 
 def test_luma_is_torchvisions_grayscale():

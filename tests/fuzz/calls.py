@@ -204,7 +204,68 @@ def protocol_settings() -> dict[str, Any]:
     return vars(probe()) | {}
 
 
+class Lesson:
+    """A learner that is called with tensors by name, and whose state the fuzzer compares."""
+
+    def __init__(self, learner: nn.Module) -> None:
+        self.learner = learner
+
+    def forward(self, **batch: Any) -> Any:
+        return self.learner(*batch.values(), generator=seeded())
+
+
+def strategy(kind: Callable[..., nn.Module], views: int = 2, **own: Any) -> Call:
+    """Return a call of the constructor of a strategy."""
+    settings = {"attack": pgd(), "augment": view_augments[views - 1], "terms": [strategies.Distillation(teacher())]}
+    return call(kind, model=dual(), **own, **settings)
+
+
+def lesson(kind: Callable[..., nn.Module], *own: Any, targets: Any = None, views: int = 2, **settings: Any) -> Call:
+    """Return a call of a strategy, whose parts are yielded in it, with views and targets."""
+    given = {f"x{i}": images() for i in range(1, views + 1)} | ({} if targets is None else {"targets": targets})
+    return call(Lesson(kind(network(), *own, attack=pgd(), **settings)).forward, **given)
+
+
+def teacher() -> nn.Module:
+    return network().eval()
+
+
+def acl(**settings: Any) -> strategies.ACLTrainer:
+    return strategies.ACLTrainer(dual(), attack=pgd(), augment=augment.ContrastivePairAugment(8), **settings)
+
+
+def step() -> strategies.Step:
+    return strategies.Step(acl(), (images(), images()), source={"generator": seeded()})
+
+
+def queue() -> strategies.Queue:
+    return strategies.Queue(8, 3)
+
+
+def scheduled() -> strategies.Scheduled:
+    return strategies.Scheduled(lambda strength: lambda x: strength * x, lambda step: 1.0)
+
+
+def coreset(learner: nn.Module) -> strategies.RobustCoreset:
+    return strategies.RobustCoreset(learner, images(12), fraction=0.5, every=1, batch_size=2, attack=pgd())
+
+
+def selection() -> Call:
+    learner = acl()
+    return call(coreset(learner).forward, epoch=1, learner=learner)
+
+
+def spread(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of arguments by name that calls ``function`` with them by position."""
+    return lambda **arguments: function(*arguments.values())
+
+
 simclr = augment.SimCLRAugment(8)
+view_augments = (
+    augment.CropFlip(1),
+    augment.ContrastivePairAugment(8),
+    augment.MultiView(augment.ContrastivePairAugment(8), augment.CropFlip(1)),
+)
 progressive = partial(attacks.ProgressiveAttack, [(1, attacks.PGDAttack(steps=1)), (None, attacks.PGDAttack(steps=2))])
 block = {"channels": 4, "width": 4, "stride": 2}
 network_settings = {"num_classes": 3, "width": 2, "in_channels": 3, "normalize": ((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))}
@@ -218,9 +279,12 @@ f, a, e, n = functional, attacks, evaluation, norm
 CALLS: dict[str, Callable[[Path], Call]] = {
     "functional.alignment": lambda _: call(f.alignment, z1=rows(), z2=rows()),
     "functional.breakaway_risk": lambda _: call(f.breakaway_risk, clean=rows(), adv=rows()),
+    "functional.coding_rate": lambda _: call(f.coding_rate, z=rows(), eps=0.2),
+    "functional.cosine": lambda _: call(f.cosine, z1=rows(), z2=rows()),
     "functional.distillation": lambda _: call(f.distillation, logits=rows(), teacher_logits=rows(), temperature=2.0),
     "functional.dlr": lambda _: call(f.dlr, logits=rows(width=4), y=labels()),
     "functional.effective_rank": lambda _: call(f.effective_rank, z=rows()),
+    "functional.high_frequency": lambda _: call(f.high_frequency, x=images(), radius=2.0),
     "evaluation.uar.jpeg_decode": lambda _: call(jpeg_decode, coefficients=jpeg_encode(images(side=16)), size=(16, 16)),
     "evaluation.uar.jpeg_encode": lambda _: call(jpeg_encode, x=images(side=16)),
     "functional.kl_divergence": lambda _: call(f.kl_divergence, logits=rows(), other=rows()),
@@ -327,6 +391,8 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     ),
     "augment.CropFlip": lambda _: call(augment.CropFlip, padding=4, flip=0.5),
     "augment.CropFlip.__call__": lambda _: call(augment.CropFlip(1), x=images(), generator=seeded()),
+    "augment.MultiView": lambda _: call(spread(augment.MultiView), first=augment.CropFlip(1), second=simclr),
+    "augment.MultiView.forward": lambda _: call(augment.MultiView(simclr), x=images(), generator=seeded()),
     "augment.Replay": lambda _: call(augment.Replay, augment=simclr, times=2),
     "augment.Replay.forward": lambda _: call(augment.Replay(simclr, times=2), x=images(), generator=seeded()),
     "augment.Replay.get_extra_state": lambda _: call(augment.Replay(simclr, times=2).get_extra_state),
@@ -528,6 +594,24 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "strategies.ACLTrainer.forward": lambda _: call(
         strategies.ACLTrainer(dual(), attack=pgd()), x1=images(), x2=images(), generator=seeded()
     ),
+    "strategies.ACLTrainer.parts": lambda _: lesson(strategies.ACLTrainer, mode="A2A"),
+    "strategies.AInfoNCE": lambda _: strategy(
+        strategies.AInfoNCE, 3, gamma=0.2, weight=1.2, hard_negatives=(0.12, 1.0), released=False
+    ),
+    "strategies.AInfoNCE.parts": lambda _: lesson(strategies.AInfoNCE, views=3),
+    "strategies.AMOC": lambda _: strategy(strategies.AMOC, queue=8, decay=0.9, temperature=0.2, released=False),
+    "strategies.AMOC.parts": lambda _: lesson(strategies.AMOC, queue=8),
+    "strategies.AdvCL": lambda _: call(
+        strategies.AdvCL,
+        model=network(),
+        heads=[nn.Linear(3, 3)],
+        weight=0.2,
+        radius=2.0,
+        attack=pgd(),
+        augment=view_augments[2],
+        terms=(),
+    ),
+    "strategies.AdvCL.parts": lambda _: lesson(strategies.AdvCL, [nn.Linear(3, 3)], views=3, targets=labels()[:, None]),
     "strategies.AdversarialTrainer": lambda _: call(
         strategies.AdversarialTrainer, model=network(), attack=pgd(), augment=augment.CropFlip(1), frozen=False
     ),
@@ -539,6 +623,95 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     ),
     "strategies.AdversarialTrainer.eval_logits": lambda _: call(
         strategies.AdversarialTrainer(network(), attack=pgd()).eval_logits, x=images()
+    ),
+    "strategies.CFAMC": lambda _: strategy(strategies.CFAMC),
+    "strategies.CFAMC.parts": lambda _: lesson(strategies.CFAMC),
+    "strategies.ContrastiveLearner": lambda _: strategy(strategies.ContrastiveLearner),
+    "strategies.ContrastiveLearner.encoder": lambda _: call(acl().encoder, branch="adv"),
+    "strategies.ContrastiveLearner.forward": lambda _: lesson(strategies.ACLTrainer, mode="S2S"),
+    "strategies.ContrastiveLearner.now": lambda _: call(acl().now, weight=1.0),
+    "strategies.ContrastiveLearner.parts": lambda _: lesson(
+        strategies.ACLTrainer, mode="S2S", terms=[strategies.Distillation(teacher())]
+    ),
+    "strategies.ContrastiveLearner.parts_under_attack": lambda _: call(acl().parts_under_attack),
+    "strategies.ContrastiveLearner.require_branches": lambda _: call(spread(acl().require_branches), module=dual()),
+    "strategies.ContrastiveLearner.weight": lambda _: call(acl().weight, name="weight", value=1.0, remedy="Pass one"),
+    "strategies.DAQSDP": lambda _: call(
+        strategies.DAQSDP,
+        model=network(),
+        teacher=teacher(),
+        robust=2.0,
+        attack=pgd(),
+        augment=view_augments[1],
+        terms=(),
+    ),
+    "strategies.DAQSDP.parts": lambda _: lesson(strategies.DAQSDP, teacher()),
+    "strategies.DeACL": lambda _: strategy(strategies.DeACL, 1, teacher=teacher(), robust=2.0),
+    "strategies.DeACL.parts": lambda _: lesson(strategies.DeACL, teacher(), views=1),
+    "strategies.Distillation": lambda _: call(strategies.Distillation, teacher=teacher(), weight=1.0),
+    "strategies.Distillation.forward": lambda _: lesson(strategies.RoCL, terms=[strategies.Distillation(teacher())]),
+    "strategies.DynACL": lambda _: call(
+        strategies.DynACL,
+        model=dual(),
+        steps=4,
+        every=2,
+        decay=0.9,
+        released=False,
+        loss=losses.NTXentLoss(),
+        attack=pgd(),
+        augment=lambda strength: augment.ContrastivePairAugment(8, strength=strength),
+        terms=(),
+    ),
+    "strategies.FARE": lambda _: strategy(strategies.FARE, 1, teacher=teacher(), clean=1.0, drift=0.1),
+    "strategies.FARE.parts": lambda _: lesson(strategies.FARE, teacher(), views=1, clean=1.0),
+    "strategies.Frozen": lambda _: call(strategies.Frozen, model=network()),
+    "strategies.Frozen.fingerprint": lambda _: call(strategies.Frozen(network()).fingerprint),
+    "strategies.Frozen.forward": lambda _: call(strategies.Frozen(network()), x=images()),
+    "strategies.Frozen.train": lambda _: call(strategies.Frozen(network()).train, mode=True),
+    "strategies.Invariance": lambda _: call(strategies.Invariance, weight=0.25, temperature=0.5, released=False),
+    "strategies.Invariance.forward": lambda _: call(Lesson(acl(terms=[strategies.Invariance()])).forward, x=images()),
+    "strategies.Momentum": lambda _: call(strategies.Momentum, model=network(), decay=0.9),
+    "strategies.Momentum.advance": lambda _: call(strategies.Momentum(network(), 0.9).advance),
+    "strategies.Momentum.forward": lambda _: call(strategies.Momentum(network(), 0.9), x=images()),
+    "strategies.ProFeAT": lambda _: strategy(
+        strategies.ProFeAT, projector=nn.Linear(3, 2), teacher=teacher(), beta=8.0
+    ),
+    "strategies.ProFeAT.forward": lambda _: lesson(strategies.ProFeAT, nn.Linear(3, 2), teacher(), views=1),
+    "strategies.ProFeAT.parts": lambda _: lesson(strategies.ProFeAT, nn.Linear(3, 2), teacher()),
+    "strategies.Queue": lambda _: call(strategies.Queue, size=8, dim=3),
+    "strategies.Queue.advance": lambda _: call(queue().advance),
+    "strategies.Queue.get_extra_state": lambda _: call(queue().get_extra_state),
+    "strategies.Queue.push": lambda _: call(queue().push, z=rows()),
+    "strategies.Queue.read": lambda _: call(queue().read, z=rows()),
+    "strategies.Queue.set_extra_state": lambda _: call(queue().set_extra_state, state=queue().get_extra_state()),
+    "strategies.Ramp": lambda _: call(strategies.Ramp, steps=4, every=2, released=False),
+    "strategies.Ramp.__call__": lambda _: call(strategies.Ramp(4, 2), step=1),
+    "strategies.RoCL": lambda _: strategy(strategies.RoCL, extra=1.0, released=False),
+    "strategies.RoCL.parts": lambda _: lesson(strategies.RoCL),
+    "strategies.RobustCoreset": lambda _: call(
+        strategies.RobustCoreset,
+        learner=acl(),
+        images=images(12),
+        fraction=0.5,
+        every=1,
+        warmup=0,
+        batch_size=2,
+        head=None,
+        attack=pgd(),
+        released=False,
+    ),
+    "strategies.RobustCoreset.forward": lambda _: selection(),
+    "strategies.RobustCoreset.get_extra_state": lambda _: call(coreset(acl()).get_extra_state),
+    "strategies.RobustCoreset.set_extra_state": lambda _: call(
+        coreset(acl()).set_extra_state, state=coreset(acl()).get_extra_state()
+    ),
+    "strategies.Scheduled": lambda _: call(
+        strategies.Scheduled, make=lambda strength: lambda x: strength * x, strength=lambda step: 1.0
+    ),
+    "strategies.Scheduled.forward": lambda _: call(spread(scheduled()), x=images()),
+    "strategies.Scheduled.get_extra_state": lambda _: call(scheduled().get_extra_state),
+    "strategies.Scheduled.set_extra_state": lambda _: call(
+        scheduled().set_extra_state, state=scheduled().get_extra_state()
     ),
     "strategies.SemiSupervisedTrainer": lambda _: call(
         strategies.SemiSupervisedTrainer,
@@ -553,6 +726,10 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         labels=labels(),
         teacher_logits=rows(),
     ),
+    "strategies.SimCLIP": lambda _: strategy(strategies.SimCLIP, 1, teacher=teacher()),
+    "strategies.SimCLIP.parts": lambda _: lesson(strategies.SimCLIP, teacher(), views=1),
+    "strategies.Staircase": lambda _: call(strategies.Staircase, start=1.0, end=0.0, steps=4, every=2),
+    "strategies.Staircase.__call__": lambda _: call(strategies.Staircase(1.0, 0.0, 4), step=1),
     "strategies.StandardTrainer": lambda _: call(
         strategies.StandardTrainer, model=network(), augment=augment.CropFlip(1), frozen=False
     ),
@@ -560,11 +737,30 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         strategies.StandardTrainer(network()), images=images(), labels=labels()
     ),
     "strategies.StandardTrainer.train": lambda _: call(strategies.StandardTrainer(network()).train, mode=True),
+    "strategies.Step": lambda _: call(
+        strategies.Step, learner=acl(), views=(images(), images()), images=images(), targets=labels(), source={}
+    ),
+    "strategies.Step.embed": lambda _: call(spread(step().embed), branch="adv", x1=images(), x2=images()),
+    "strategies.Step.gather": lambda _: call(spread(step().gather), z1=rows(), z2=rows()),
+    "strategies.Step.perturb": lambda _: call(
+        spread(step().perturb), objective=lambda z: z.sum(), branch="adv", x=images()
+    ),
+    "strategies.Step.still": lambda _: call(spread(step().still), branch="adv", x1=images(), x2=images()),
+    "strategies.TARO": lambda _: strategy(strategies.TARO, predictor=nn.Linear(3, 3), released=False),
+    "strategies.TARO.parts": lambda _: lesson(strategies.TARO, nn.Linear(3, 3)),
+    "strategies.TeCoA": lambda _: strategy(strategies.TeCoA, 1, prototypes=rows(), scale=100.0),
+    "strategies.TeCoA.parts": lambda _: lesson(strategies.TeCoA, rows(), views=1, targets=labels()),
     "strategies.TRADESTrainer": lambda _: call(
         strategies.TRADESTrainer, model=network(), attack=pgd(), augment=augment.CropFlip(1), beta=6.0, frozen=False
     ),
     "strategies.TRADESTrainer.forward": lambda _: call(
         strategies.TRADESTrainer(network(), attack=pgd()), images=images(), labels=labels()
+    ),
+    "strategies.perturbed_weights": lambda _: call(
+        entered(strategies.perturbed_weights), model=network(), loss=lambda: nn.Parameter(rows()).sum(), gamma=0.002
+    ),
+    "strategies.pseudo_labels": lambda _: call(
+        strategies.pseudo_labels, encoder=linear(), images=images(6), clusters=2, seed=0
     ),
     "evaluation.accuracy.Accuracy": lambda _: call(e.Accuracy, correct=yes()),
     "evaluation.masking.Alarm": lambda _: call(e.Alarm, name="a", raised=True, reason="b", figures={"c": 1.0}),
@@ -589,6 +785,12 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "evaluation.protocols.Protocol": lambda _: call(e.Protocol, **protocol_settings()),
     "evaluation.protocols.ProtocolResult": lambda _: call(
         e.ProtocolResult, protocol=probe(), model=linear(), ta=verdicts(), ra=verdicts(), history=[], epoch=0
+    ),
+    "evaluation.representation.KNNClassifier": lambda _: call(
+        representation.KNNClassifier, encoder=network(), batches=batches(), k=2, temperature=0.1
+    ),
+    "evaluation.representation.KNNClassifier.forward": lambda _: call(
+        representation.KNNClassifier(network(), batches(), k=2), x=images()
     ),
     "evaluation.cards.ResultCard": lambda _: call(
         e.ResultCard, **card(branch="adv", attacks={}, settings={}, versions={}, revision=None)
@@ -642,6 +844,17 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     ),
     "evaluation.accuracy.corruption_accuracy": lambda _: call(
         e.corruption_accuracy, model=linear(), conditions=[("fog", 1, batches())]
+    ),
+    "evaluation.representation.knn_monitor": lambda _: call(
+        lambda **arguments: representation.knn_monitor(**arguments)(1),
+        encoder=dual(),
+        neighbours=batches(),
+        batches=batches(),
+        attack=pgd(),
+        branch="adv",
+        k=2,
+        temperature=0.1,
+        every=1,
     ),
     "evaluation.masking.loss_decreases_with_strength": lambda _: call(
         masking.loss_decreases_with_strength, losses={1: rows()[0], 20: rows()[1]}, parameter="steps"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typing_extensions import is_protocol
 
 import advcontrast
 from tests.fuzz import adapter_calls, calls
@@ -67,7 +68,7 @@ def public(*rooms):
         module = importlib.import_module(f"advcontrast.{room}".strip("."))
         for name in getattr(module, "__all__", None) or _written_in(module):
             thing = getattr(module, name)
-            if not callable(thing) or id(thing) in seen or _is_a_record(thing):
+            if not callable(thing) or id(thing) in seen or _is_a_record(thing) or is_protocol(thing):
                 continue
             seen.add(id(thing))
             yield f"{room}.{name}"

@@ -234,6 +234,54 @@ def test_ranks_go_on_after_an_error(ranks):
     torch.testing.assert_close(mean, nt_xent(*views()), rtol=EXACT, atol=0)
 
 
+def objects_exchanged():
+    loss, counts = NTXentLoss(gather=True), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_gather_object", Counted(dist.all_gather_object, counts))
+        for pairs in (PAIRS, PAIRS, WORLD_SIZE, WORLD_SIZE):
+            value = loss(*mine(views(pairs)))
+            counts.append("loss")
+    return counts, value
+
+
+class Counted:
+    def __init__(self, function, counts):
+        self.function, self.counts = function, counts
+
+    def __call__(self, *args):
+        self.counts.append("object")
+        self.function(*args)
+
+
+@pytest.mark.distributed
+def test_ranks_exchange_objects_only_where_shapes_change(ranks):
+    answers = ranks.run(objects_exchanged)
+    assert [counts for counts, _ in answers] == [["object", "loss", "loss", "object", "loss", "loss"]] * WORLD_SIZE
+    mean = torch.stack([value for _, value in answers]).mean()
+    torch.testing.assert_close(mean, nt_xent(*views(WORLD_SIZE)), rtol=EXACT, atol=0)
+
+
+def spoilt_later(spoil):
+    loss, (z1, z2) = NTXentLoss(gather=True), mine(views())
+    loss(z1, z2)
+    later = SPOILT[spoil](z1, z2) if dist.get_rank() == 1 else (z1, z2)
+    try:
+        loss(*later)
+    except (TypeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}", loss(z1, z2)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_every_rank_raises_when_one_changes_later_and_goes_on(ranks, spoil):
+    (healthy, _), (spoilt, _) = answers = ranks.run(spoilt_later, spoil)
+    assert healthy.startswith(UNEVEN)
+    assert "on rank 1" in healthy
+    assert spoilt.startswith(SEEN_BY_ONE.get(spoil, UNEVEN))
+    mean = torch.stack([value for _, value in answers]).mean()
+    torch.testing.assert_close(mean, nt_xent(*views()), rtol=EXACT, atol=0)
+
+
 def second_derivative():
     z1, z2 = mine(views()).clone().requires_grad_()
     (slope,) = torch.autograd.grad(NTXentLoss(gather=True)(z1, z2), z1, create_graph=True)

@@ -155,3 +155,21 @@ def test_a_failure_leaves_the_model_as_it_was(batches, error):
 def test_bad_arguments_are_refused(model, arguments, error, message):
     with pytest.raises(error, match=re.escape(f"update_bn: {message}")):
         update_bn(model(), *arguments)
+
+
+def test_a_norm_that_a_model_uses_twice_averages_all_its_batches():
+    norm = nn.BatchNorm1d(1)
+    model = nn.Sequential(nn.Identity(), norm, nn.ReLU(), norm)
+    reference = copy.deepcopy(model)
+    x = [torch.tensor([[1.0], [3.0]]), torch.tensor([[6.0], [8.0]])]
+    update_bn(model, x)
+    torch.optim.swa_utils.update_bn(x, reference)
+    assert torch.equal(norm.running_mean, reference[1].running_mean)
+    assert norm.num_batches_tracked == 4
+
+
+def test_the_counter_stays_the_same_tensor():
+    model = dual()
+    counter = model.get_buffer("1.adv.num_batches_tracked")
+    update_bn(model, loader(), "adv")
+    assert model.get_buffer("1.adv.num_batches_tracked") is counter

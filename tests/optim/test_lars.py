@@ -12,7 +12,7 @@ from torch import nn
 from advcontrast.optim.lars import LARS
 
 TOLERANCE = 1e-12  # relative, float64
-SHAPES = [(4, 3, 2, 2), (7,), (5, 4), (), (1, 1)]
+SHAPES = [(4, 3, 2, 2), (7,), (5, 4), (), (1, 1), (3,)]
 
 
 def parameter(*values):

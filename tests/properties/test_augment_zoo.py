@@ -10,6 +10,7 @@ from advcontrast.augment import ContrastivePairAugment, SimCLRAugment
 from advcontrast.augment import pair as pair_module
 from advcontrast.augment import simclr as module
 from advcontrast.functional import image
+from advcontrast.functional.image import adjust, crop_and_resize
 from tests.properties.augment_invariants import DRAWS, PAIR, RECIPE, Case
 
 CASES = [
@@ -54,7 +55,7 @@ def finish(change):
     return simclr(_apply=_apply)
 
 
-def patched(where=module, **names):
+def patched(where=image, **names):
     """Return the real recipe with some functions of a module exchanged while it runs."""
 
     def during(method):
@@ -87,17 +88,22 @@ def other_interpolation(**options):
 
 
 def shifted_crop(x, top, left, height, width, size, flip):
-    return image.crop_and_resize(x, (top + 1).minimum(x.shape[2] - height), left, height, width, size, flip)
+    return crop_and_resize(x, (top + 1).minimum(x.shape[2] - height), left, height, width, size, flip)
 
 
 def upside_down(x, *box, size=None, flip=None):
-    views = image.crop_and_resize(x, *box[:-1], torch.zeros_like(box[-1]))
+    views = crop_and_resize(x, *box[:-1], torch.zeros_like(box[-1]))
     return torch.where(box[-1].view(-1, 1, 1, 1), views.flip(2), views)
 
 
-def contrast_of_the_batch(x, operation, factor):
-    by_the_batch = image.blend(x, image.luma(x).mean(), factor)
-    return torch.where((operation == 1).view(-1, 1, 1, 1), by_the_batch, image.adjust(x, operation, factor))
+def contrast_of_the_batch(x, own, mean, gray):
+    own, mean, gray = (weight.view(-1, 1, 1, 1) for weight in (own, mean, gray))
+    brightness = image.luma(x)
+    return (own * x + mean * brightness.mean() + gray * brightness).clamp(0, 1)
+
+
+def unclamped(x, own, mean, gray):
+    return 8 * adjust(x / 8, own, mean, gray)
 
 
 def crops(choose, smallest=0.1, spread=torch.exp):
@@ -109,17 +115,17 @@ def crops(choose, smallest=0.1, spread=torch.exp):
         rows, columns = (area / aspect).sqrt().round().long(), (area * aspect).sqrt().round().long()
         return choose(rows, columns, height, width)
 
-    return patched(_crop_sizes=sizes)
+    return patched(module, _crop_sizes=sizes)
 
 
 def first_fit(rows, columns, height, width):
     fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
     first = fits.int().argmax(1, keepdim=True)
-    return (rows * fits).gather(1, first), (columns * fits).gather(1, first)
+    return (rows * fits).gather(1, first)[:, 0], (columns * fits).gather(1, first)[:, 0]
 
 
 def clamped(rows, columns, height, width):
-    return rows[:, :1].clamp(1, height), columns[:, :1].clamp(1, width)
+    return rows[:, 0].clamp(1, height), columns[:, 0].clamp(1, width)
 
 
 def linear(log_ratio):
@@ -189,10 +195,7 @@ RECIPE_DEFECTS = {
             torch.where(x < 2, ((-0.75 * x + 3.75) * x - 6) * x + 3, 0),
         ),
     ),
-    "colours leave the range": patched(
-        image,
-        blend=lambda x, base, factor: factor.view(-1, 1, 1, 1) * x + (1 - factor.view(-1, 1, 1, 1)) * base,
-    ),
+    "colours leave the range": patched(adjust=unclamped),
     "luma is the mean": patched(luma=lambda x: x.mean(1, keepdim=True)),
     "contrast of the whole batch": patched(adjust=contrast_of_the_batch),
     "scale from 0.2": crops(first_fit, smallest=0.2),

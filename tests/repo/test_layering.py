@@ -10,7 +10,18 @@ import advcontrast
 
 PACKAGE = Path(advcontrast.__file__).parent
 FLOORS = [
-    {"_atomic_io", "_checks", "_deprecated", "_digest", "_memory_format", "_modes", "_progress", "_random", "_types"},
+    {
+        "_atomic_io",
+        "_checks",
+        "_deprecated",
+        "_digest",
+        "_memory_format",
+        "_modes",
+        "_progress",
+        "_random",
+        "_transfer",
+        "_types",
+    },
     {"distributed"},
     {"functional", "data", "models"},
     {"attacks", "augment", "losses", "norm", "optim"},

@@ -29,14 +29,14 @@ def test_the_weight_follows_the_table_of_the_paper(released, values):
 
 
 def test_a_learner_follows_both_schedules():
-    strengths = []
+    strengths = []  # the first one is tried by the constructor
     learner = DynACL(
         student("dual"), steps=1000, every=50, attack=FEW, augment=lambda s: strengths.append(s) or (lambda x: (x, x))
     )
     for epoch in EPOCHS:
         learner.augment.set_extra_state({"calls": epoch - 1})
         learner.augment(torch.rand(2, 3, 6, 6))
-    assert strengths == pytest.approx([1, 1, 1, 0.95, 0.95, 0.9, 0.55, 0.05, 0.05, 0.05])
+    assert strengths[1:] == pytest.approx([1, 1, 1, 0.95, 0.95, 0.9, 0.55, 0.05, 0.05, 0.05])
     assert learner.alpha == Ramp(1000, 50)
 
 
@@ -106,7 +106,7 @@ def test_air_is_acl_with_the_same_schedules_and_a_term():
     counts = {"_clock._extra_state": {"calls": 6}, "augment._extra_state": {"calls": 6}}
     learner.load_state_dict({**learner.state_dict(), **counts})
     assert 2 * learner(known(4)).loss.item() == pytest.approx(0.6520566312, abs=1e-9)
-    assert strengths == pytest.approx([0.4])
+    assert strengths[1:] == pytest.approx([0.4])
 
 
 @pytest.mark.parametrize(

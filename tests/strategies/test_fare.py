@@ -65,7 +65,7 @@ def test_the_radius_of_an_attack_follows_the_training_steps(name):
     learner = method.make("single", attack=growing(radii))
     for mode in (True, False, True, True):
         learner.train(mode)(*batch(method))
-    assert radii == [1, 2, 2, 3]
+    assert radii[1:] == [1, 2, 2, 3]  # the constructor tries the first one
 
 
 class Stopped(Exception):

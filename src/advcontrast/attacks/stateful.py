@@ -3,12 +3,11 @@
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int, check_real, check_type, complaint
+from .._checks import check_int, check_real, check_state, check_type, complaint
 from .._types import Norm, Objective
 from .balls import BALLS
 from .pgd import PGDAttack, check_call, check_search, explains_calls
@@ -221,9 +220,10 @@ class ProgressiveAttack(nn.Module):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Load the number of calls from a state dict."""
-        calls: Any = state.get("calls") if isinstance(state, dict) else None
-        check_int("ProgressiveAttack", "calls of the state", calls, low=0, remedy="Pass what get_extra_state returned")
-        self._calls = calls
+        check_state("ProgressiveAttack", state, "calls")
+        remedy = "Pass what get_extra_state returned"
+        check_int("ProgressiveAttack", "calls of the state", state["calls"], low=0, remedy=remedy)
+        self._calls = state["calls"]
 
     def extra_repr(self) -> str:
         """Show the stages as they were passed."""

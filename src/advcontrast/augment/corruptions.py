@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_choice, check_int, complaint, source_device
+from .._transfer import to_device
 from ..functional.image import unit_range
 
 _OWNER = "Corruption"
@@ -24,7 +25,7 @@ def gaussian_noise(x: Tensor, deviation: float, generator: torch.Generator | Non
 def shot_noise(x: Tensor, photons: float, generator: torch.Generator | None) -> Tensor:
     """Replace every value by a Poisson variable, scaled to have that mean; white is a mean of ``photons``."""
     rates = (photons * x).to("cpu" if generator is None else generator.device)
-    return (torch.poisson(rates, generator).to(x.device) / photons).clamp(0, 1)
+    return (to_device(torch.poisson(rates, generator), x.device) / photons).clamp(0, 1)
 
 
 def impulse_noise(x: Tensor, fraction: float, generator: torch.Generator | None) -> Tensor:
@@ -63,7 +64,7 @@ def defocus_blur(x: Tensor, strength: tuple[float, float]) -> Tensor:
     disk = (squares[:, None] + squares <= radius**2).double()
     bell = _bell(deviation, 1)
     kernel = F.conv2d(disk[None, None] / disk.sum(), (bell[:, None] * bell)[None, None], padding=1)[0, 0]
-    rows, columns = (_mirrored(size, reach).to(x.device) for size in x.shape[2:])
+    rows, columns = (to_device(_mirrored(size, reach), x.device) for size in x.shape[2:])
     return _filtered(x[:, :, rows[:, None], columns], kernel)
 
 
@@ -94,7 +95,7 @@ def saturate(x: Tensor, strength: tuple[float, float]) -> Tensor:
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
     saturation = torch.where(value > 0, chroma / value, 0)
-    red = torch.tensor([0, 1, 1], dtype=x.dtype, device=x.device).view(3, 1, 1)
+    red = torch.arange(3, dtype=x.dtype, device=x.device).clamp(max=1).view(3, 1, 1)
     missing = torch.where(chroma > 0, (value - x) / chroma, red)  # 0 in the largest channel, 1 in the smallest
     return value * (1 - (scale * saturation + shift).clamp(0, 1) * missing)
 
@@ -105,7 +106,7 @@ def pixelate(x: Tensor, fraction: float) -> Tensor:
         size = x.shape[axis]
         small = max(1, int(size * fraction))
         resample = _boxes(size, small) @ _boxes(small, size)
-        x = torch.movedim(torch.movedim(x, axis, -1) @ resample.to(x), -1, axis)
+        x = torch.movedim(torch.movedim(x, axis, -1) @ to_device(resample.to(x.dtype), x.device), -1, axis)
     return x.clamp(0, 1)
 
 
@@ -121,7 +122,7 @@ def jpeg_compression(x: Tensor, quality: int) -> Tensor:
     # Gray images have no channel dimension in Pillow.
     images = (255 * x).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).squeeze(3)
     decoded = torch.stack([compressed(pixels) for pixels in images])
-    return decoded.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2).to(x) / 255
+    return to_device(decoded.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2), x.device).to(x.dtype) / 255
 
 
 # By name: a formula, and its strengths from severity 1 to 5 as published with CIFAR-10-C.
@@ -222,7 +223,7 @@ class Corruption:
 
 def _drawn(draw: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = "cpu" if generator is None else generator.device
-    return draw(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+    return to_device(draw(like.shape, generator=generator, dtype=like.dtype, device=device), like.device)
 
 
 def _landscape(x: Tensor, side: int, decay: float, generator: torch.Generator | None) -> Tensor:
@@ -264,7 +265,8 @@ def _mirrored(size: int, reach: int) -> Tensor:
 
 def _filtered(padded: Tensor, kernel: Tensor) -> Tensor:
     channels = padded.shape[1]
-    return F.conv2d(padded, kernel.to(padded).expand(channels, 1, -1, -1), groups=channels).clamp(0, 1)
+    weight = to_device(kernel.to(padded.dtype), padded.device).expand(channels, 1, -1, -1)
+    return F.conv2d(padded, weight, groups=channels).clamp(0, 1)
 
 
 def _enlarged(x: Tensor, factor: float) -> Tensor:

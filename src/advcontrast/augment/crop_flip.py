@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._checks import check_int, check_real, source_device
-from ..functional.image import as_floats, check_images, to_device
+from .._transfer import to_device
+from ..functional.image import as_floats, check_images
 
 _OWNER = "CropFlip"
 
@@ -13,7 +14,7 @@ _OWNER = "CropFlip"
 class CropFlip:
     """Shift and mirror every image of a batch at random: zero padding, a random crop of the original size, a flip.
 
-    As in :class:`SimCLRAugment`, randomness is drawn on the CPU (or on the generator's device).
+    Randomness is drawn on the CPU, or on the device of the generator.
 
     Args:
         padding: width of the black border in pixels, at least 0: the largest shift.

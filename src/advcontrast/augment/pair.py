@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_callable, check_real, complaint, source_device
-from .._random import preserve_rng_state
+from .._random import on_host, preserve_rng_state
 from ..functional.image import check_images, height_width, unit_range
 from .simclr import SimCLRAugment, ViewParameters
 
@@ -89,7 +89,8 @@ class ContrastivePairAugment:
         x = unit_range(_OWNER, x)
         if generator is None:
             return _view(self.transform, x), _view(self.transform, x)
-        seed = torch.randint(2**62, (), generator=generator, device=source_device(_OWNER, generator))
+        source_device(_OWNER, generator)
+        seed = torch.randint(2**62, (), generator=on_host(generator))
         with preserve_rng_state(int(seed)):
             return _view(self.transform, x), _view(self.transform, x)
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_callable, check_int, complaint, type_name
+from .._checks import check_callable, check_int, check_state
 
 _OWNER = "Replay"
 
@@ -56,10 +56,8 @@ class Replay(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Load the views from a state dict."""
-        remedy = "Pass what get_extra_state returned"
-        if not isinstance(state, dict) or state.keys() != {"left", "views"}:
-            raise TypeError(complaint(_OWNER, "a state of left and views", type_name(state), remedy))
-        check_int(_OWNER, "left of the state", state["left"], low=0, remedy=remedy)
+        check_state(_OWNER, state, "left", "views")
+        check_int(_OWNER, "left of the state", state["left"], low=0, remedy="Pass what get_extra_state returned")
         self._left, self._views = state["left"], state["views"]
 
     def extra_repr(self) -> str:

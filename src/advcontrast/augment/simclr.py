@@ -1,18 +1,21 @@
 """SimCLR's recipe for CIFAR: crop and resize, flip, colour jitter, grayscale."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._checks import check_int, check_real, check_type, complaint, readable, source_device
+from .._random import on_host
+from .._transfer import to_device
 from ..functional import image
 
 _OWNER = "SimCLRAugment"
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-_HUE, _NEVER = 3, 4
+_CONTRAST, _SATURATION, _HUE, _NEVER = 1, 2, 3, 4
 _CACHE = 3 * 2**17  # values of a batch that fit into the cache of a processor: 128 images of CIFAR
 
 
@@ -46,10 +49,10 @@ class SimCLRAugment:
     antialiased bicubic interpolation; a mirror image with probability 0.5; with probability 0.8 s brightness, contrast
     and saturation factors from U(1 - 0.4 s, 1 + 0.4 s) and a hue shift from U(-0.1 s, 0.1 s) of a turn, in random
     order; gray with probability 0.2 s. With strength s = 1 and a = 0.1 this is the recipe of the ACL code for CIFAR-10;
-    with s = 0 only the mirror image is left (for square images of the size ``size``). Parameters are drawn on the CPU
-    (or on the generator's device), so that a seed gives the same views on every device. They can be drawn once,
-    :meth:`draw`, and applied several times, :meth:`apply`. References: Chen et al., ICML 2020, appendix B.9; Luo et
-    al., ICLR 2023, for s.
+    with s = 0 only the mirror image is left (for square images of the size ``size``). Parameters are drawn on the CPU,
+    so that a seed gives the same views on every device; a generator of another device seeds them. They can be drawn
+    once, :meth:`draw`, and applied several times, :meth:`apply`. References: Chen et al., ICML 2020, appendix B.9; Luo
+    et al., ICLR 2023, for s.
 
     Args:
         size: side of the views in pixels, or (height, width).
@@ -102,10 +105,10 @@ class SimCLRAugment:
         check_int(_OWNER, "n", n, low=0, remedy="Pass the length of the batch")
         check_int(_OWNER, "height", height, low=1, remedy="Pass the height of the images")
         check_int(_OWNER, "width", width, low=1, remedy="Pass the width of the images")
-        device = source_device(_OWNER, generator)
+        source_device(_OWNER, generator)
         s = self.strength
         # A row of uniform numbers an image, so that its parameters do not depend on later images.
-        uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=generator, device=device, dtype=torch.float64).cpu()
+        uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=on_host(generator), dtype=torch.float64)
         crop, place, chances, factors, order = torch.split(uniform, [2 * _ATTEMPTS, 2, 3, 4, 4], dim=1)
         rows, columns = _crop_sizes(crop, height, width, 1 - (1 - self.min_area) * s)
         inside = rows > 0
@@ -159,39 +162,44 @@ class SimCLRAugment:
         )
         values = channels * max(height * width, math.prod(size))
         most = max(1, _CACHE // values if x.device.type == "cpu" else len(views))
-        # Views are grouped by the slot of the hue operation and by gray, on the host: operations run where they are
-        # needed, without reading from the device.
-        turns = torch.where(p.jitter, (p.order == _HUE).int().argmax(1), _NEVER)
-        kinds, places = (2 * turns + p.gray).sort(stable=True)
-        amounts = torch.stack([p.brightness, p.contrast, p.saturation, p.hue], 1).gather(1, p.order).to(views.dtype)
-        drawn = (p.top, p.left, p.height, p.width, p.flip, p.order, amounts)
-        fields = (image.to_device(field, x.device) for field in (places, *(field[places] for field in drawn)))
-        batches = zip(*(torch.split(field, most) for field in (kinds, *fields)), strict=True)
+        # Views are sorted by the slot of the hue operation, on the host: operations run where they are needed, in few
+        # launches and without reading from the device.
+        turns, places = torch.where(p.jitter, (p.order == _HUE).int().argmax(1), _NEVER).sort(stable=True)
+        factors = torch.stack([p.brightness, p.contrast, p.saturation, p.hue], 1).gather(1, p.order).to(views.dtype)
+        of_mean, of_luma = ((1 - factors) * (p.order == operation) for operation in (_CONTRAST, _SATURATION))
+        drawn = (p.top, p.left, p.height, p.width, p.flip, factors, of_mean, of_luma, p.hue.to(views.dtype))
+        fields = (to_device(field, x.device) for field in (places, *(field[places] for field in drawn)))
+        batches = zip(*(torch.split(field, most) for field in (turns, p.gray[places], *fields)), strict=True)
         with torch.autocast(x.device.type, enabled=False):
-            for kind, place, top, left, rows, columns, flip, order, amount in batches:
+            for turn, gray, place, top, left, rows, columns, flip, own, mean, luma, hue in batches:
                 images = image.as_floats(x.index_select(0, place % n))
-                crops = image.crop_and_resize(images, top, left, rows, columns, size, flip).clamp_(0, 1)
-                first = 0
-                for turn, (colourful, gray) in enumerate(kind.bincount(minlength=10).view(5, 2).tolist()):
-                    if colourful + gray:
-                        middle, last = first + colourful, first + colourful + gray
-                        view = _recoloured(crops[first:last], order[first:last], amount[first:last], turn)
-                        views.index_copy_(0, place[first:middle], view[:colourful])
-                        views.index_copy_(
-                            0, place[middle:last], image.luma(view[colourful:]).expand(-1, channels, -1, -1)
-                        )
-                        first = last
+                view = image.crop_and_resize(images, top, left, rows, columns, size, flip).clamp_(0, 1)
+                view = _recoloured(view, turn, (own, mean, luma), hue)
+                views.index_copy_(0, place, view)
+                chosen = to_device(gray.nonzero()[:, 0], x.device)
+                views.index_copy_(0, place[chosen], image.luma(view[chosen]).expand(-1, channels, -1, -1))
         return views
 
 
-def _recoloured(x: Tensor, order: Tensor, amount: Tensor, turn: int) -> Tensor:
-    """Apply the four operations of each image in its order; ``turn`` is the common slot of the hue."""
-    for slot in range(4) if turn != _NEVER else ():
-        if slot != turn:
-            x = image.adjust(x, order[:, slot], amount[:, slot])
-        elif x.shape[1] == 3:
-            x = image.rotate_hue(x, amount[:, slot])
+def _recoloured(x: Tensor, turn: Tensor, weights: tuple[Tensor, ...], hue: Tensor) -> Tensor:
+    """Apply the four operations of each image in its order; the images are sorted by ``turn``, the slot of the hue."""
+    *ends, last = turn.bincount(minlength=5)[:_NEVER].cumsum(0).tolist()
+    slots = [tuple(weight[:, slot] for weight in weights) for slot in range(4)]
+    for slot, end in enumerate(ends):
+        x = _changed(x, end, last, image.adjust, *slots[slot])
+    if x.shape[1] == 3:
+        x = _changed(x, 0, last, image.rotate_hue, hue)
+    for slot, end in enumerate(ends, 1):
+        x = _changed(x, 0, end, image.adjust, *slots[slot])
     return x
+
+
+def _changed(x: Tensor, start: int, stop: int, operation: Callable[..., Tensor], *amounts: Tensor) -> Tensor:
+    """Apply an operation to the images from ``start`` to ``stop``."""
+    if start == stop:
+        return x
+    changed = operation(*(field[start:stop] for field in (x, *amounts)))
+    return torch.cat([x[:start], changed, x[stop:]])
 
 
 def _crop_sizes(uniform: Tensor, height: int, width: int, smallest: float) -> tuple[Tensor, Tensor]:

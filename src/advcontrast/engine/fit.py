@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -197,13 +198,17 @@ def fit(
     settings |= {"epochs": epochs, "steps": steps, "batch_size": batch_size, "accumulate": accumulate, "seed": seed}
     settings |= {"select": select, "amp": amp, "select_data": shown(select_data)}
     run = Run(learner, optimizer, schedule, amp, ema, settings)
-    run.broadcast_initial_state()
     run_folder = RunFolder(folder, tensorboard=tensorboard)
     first = distributed.rank() == 0
 
     # Run
     with ExitStack() as stack:
+        # A group with NCCL alone sends objects from the current device, which must differ between processes.
+        stack.enter_context(torch.accelerator.device_index(run.device.index))
+        run.broadcast_initial_state()
         stack.callback(run.restore_lrs)
+        stack.callback(setattr, cudnn, "benchmark", cudnn.benchmark)
+        cudnn.benchmark |= not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
         stack.enter_context(run_folder.resumed(run))
         if first:
             lrs = " and ".join(dict.fromkeys(f"{float(lr):.4g}" for lr in run.base_lrs))

@@ -21,10 +21,11 @@ from torch.optim import Optimizer
 from .. import _random, distributed
 from .._checks import check_real, check_within, complaint, readable, type_name
 from .._digest import digest
+from .._transfer import on_cpu
 from ..optim.ema import EMA
 from .batches.plan import Plan
 from .checkpoint.errors import CheckpointMismatchError
-from .run_settings import change, differences, extra_of, on_cpu
+from .run_settings import change, differences, extra_of
 
 Row = dict[str, float]
 _OWNER = "fit"
@@ -57,7 +58,7 @@ class Means:
 
     def state(self) -> dict[str, Any]:
         """Return the sums of this process, as plain data."""
-        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "samples": self.samples}
+        return {"sums": on_cpu(self.sums), "samples": self.samples}
 
     @classmethod
     def from_states(cls, states: Sequence[Mapping[str, Any]], device: torch.device) -> Means:
@@ -162,7 +163,7 @@ class Run:
                 if wrapped is self.learner:
                     self._require_finite("a finite loss", losses[-1:])
                 # Zero times inf is NaN: the gradients carry it to every process.
-                share = loss.new_tensor(len(part[0]) / samples) + 0 * losses[-1]
+                share = 0 * losses[-1] + len(part[0]) / samples
                 self.scaler.scale(loss * share).backward()
             for means in (self.means, self.recent):
                 means.add({"loss": loss, **terms}, len(part[0]))
@@ -223,7 +224,7 @@ class Run:
                 weights = copy.deepcopy(on_cpu(dict(self.learner.state_dict())))
                 self.best = {"epoch": epoch, "value": value, "weights": weights}
                 if self.ema is not None:
-                    self.best["ema"] = copy.deepcopy(self.ema.state_dict())
+                    self.best["ema"] = copy.deepcopy(on_cpu(self.ema.state_dict()))
         self.history.append(row)
         self.means = Means()
         return row

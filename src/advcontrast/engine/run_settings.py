@@ -58,15 +58,6 @@ def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if not isinstance(value, Tensor)}
 
 
-def on_cpu(entry: Any) -> Any:
-    """Return nested dicts and lists with their tensors on the CPU, except those without values."""
-    if isinstance(entry, dict):
-        return {name: on_cpu(value) for name, value in entry.items()}
-    if isinstance(entry, (list, tuple)):
-        return type(entry)(map(on_cpu, entry))
-    return entry.detach().cpu() if isinstance(entry, Tensor) and not entry.is_meta else entry
-
-
 def change(name: str, ours: Any, theirs: Any) -> str:
     """Describe how an entry changed, by the first line that differs."""
     for our, their in zip(str(ours).splitlines(), str(theirs).splitlines(), strict=False):

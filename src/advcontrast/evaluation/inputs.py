@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_generator, check_iterable, check_module, check_tensor, check_within, complaint, type_name
-from .._modes import buffers_kept, eval_mode, frozen
+from .._modes import buffers_kept, eval_mode, frozen, without_tf32
 from .._random import preserve_rng_state
+from .._transfer import to_device
 from .._types import Objective
 from ..attacks import FreeAttack
 from ..norm import DualNorm
@@ -28,12 +29,12 @@ def branch_in_use(model: nn.Module) -> str | None:
 
 @contextmanager
 def prepared_for_evaluation(owner: str, model: nn.Module) -> Iterator[torch.device]:
-    """Put a model into eval mode with frozen parameters and without graph, and yield its device.
+    """Put a model into eval mode with frozen parameters, without graph and without TF32, and yield its device.
 
-    Modes, ``requires_grad``, buffers and every global random state are restored on exit.
+    Modes, ``requires_grad``, buffers, TF32 and every global random state are restored on exit.
     """
     check_module(owner, model)
-    with preserve_rng_state(), buffers_kept(model), eval_mode(model), frozen(model), torch.no_grad():
+    with preserve_rng_state(), buffers_kept(model), eval_mode(model), frozen(model), without_tf32(), torch.no_grad():
         yield device_of(model)
 
 
@@ -61,7 +62,7 @@ def checked_batches(
             raise ValueError(complaint(owner, "one label an image", got, "Pass images [N, ...] and labels [N]"))
         if len(x):
             empty = False
-            yield x.to(device, non_blocking=True), y.to(device, non_blocking=True), y
+            yield to_device(x, device), to_device(y, device), y
     if empty:
         remedy = "An iterator can be walked only once; pass a list or a DataLoader"
         raise ValueError(complaint(owner, "batches to hold at least one image", "none", remedy))

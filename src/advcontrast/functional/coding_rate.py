@@ -41,5 +41,6 @@ def coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
     with torch.autocast(z.device.type, enabled=False):
         unit = unit_rows(z)
         products = unit @ unit.T if n < dim else unit.T @ unit  # both have the same positive eigenvalues
-        rate: Tensor = torch.linalg.slogdet(torch.eye(len(products)).to(products) + dim / (n * eps) * products)[1] / 2
+        identity = torch.eye(len(products), dtype=products.dtype, device=products.device)
+        rate: Tensor = torch.linalg.slogdet(identity + dim / (n * eps) * products)[1] / 2
         return rate

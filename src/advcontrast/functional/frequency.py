@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._checks import check_real, check_tensor, complaint
+from .._checks import check_real, check_shape, check_tensor
 
 
 def high_frequency(x: Tensor, radius: float = 8) -> Tensor:
@@ -21,7 +21,7 @@ def high_frequency(x: Tensor, radius: float = 8) -> Tensor:
         Images like ``x``, in float32 for half precision.
 
     Raises:
-        ValueError: ``x`` has fewer than two dimensions, or radius < 0.
+        ValueError: ``x`` has fewer than two dimensions or no values, or radius < 0.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -34,9 +34,9 @@ def high_frequency(x: Tensor, radius: float = 8) -> Tensor:
     """
     check_tensor("high_frequency", "x", x, remedy="Pass images")
     check_real("high_frequency", "radius", radius, low=0, remedy="8 is usual for 32 x 32 pixels")
-    if x.dim() < 2:
-        remedy = "Pass images [N, C, H, W]"
-        raise ValueError(complaint("high_frequency", "x of shape [..., H, W]", f"{list(x.shape)}", remedy))
+    check_shape(
+        "high_frequency", "x", x, "[..., H, W], with values", x.dim() > 1 and x.numel() > 0, remedy="Pass images"
+    )
     x = x if x.dtype == torch.float64 else x.float()
     height, width = x.shape[-2:]
     rows, columns = (torch.fft.fftfreq(size, 1 / size, device=x.device) for size in (height, width))

@@ -23,38 +23,44 @@ def crop_and_resize(
     interpolation overshoots: the result may leave [0, 1] by 9/32.
     """
     n, channels, rows, columns = x.shape
-    across = _resampling(left, width, columns, size[1], flip, x.dtype)
-    down = _resampling(top, height, rows, size[0], torch.zeros_like(flip), x.dtype)
+    start, extent = (torch.stack(pair).to(x.dtype) for pair in ((left, top), (width, height)))
+    both = _resampling(start, extent, (columns, rows), (size[1], size[0]))
+    across, down = both[0, :, : size[1], :columns], both[1, :, : size[0], :rows]
+    across = torch.where(flip[:, None, None], across.flip(1), across)
     narrow = x.reshape(n, channels * rows, columns) @ across.mT
     return down[:, None] @ narrow.view(n, channels, rows, size[1])
 
 
-def _resampling(start: Tensor, extent: Tensor, length: int, out: int, mirror: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the matrices ``[N, out, length]`` that resample ``extent`` pixels from ``start`` on to ``out`` pixels."""
-    steps = torch.arange(out, device=start.device)
-    target = torch.where(mirror[:, None], out - 1 - steps, steps).to(dtype)
-    start, extent = start[:, None], extent[:, None]
-    ratio = extent.to(dtype) / out
+def _resampling(start: Tensor, extent: Tensor, length: tuple[int, int], out: tuple[int, int]) -> Tensor:
+    """Return the matrices ``[2, N, max(out), max(length)]`` that resample both axes of each image.
+
+    Of ``length`` pixels, the ``extent`` pixels from ``start`` on, ``[2, N]``, become ``out`` pixels. Both axes have one
+    size here, so that an accelerator launches each operation once; the shorter one does not use all of its matrix.
+    """
+    ratio = torch.stack([pixels / size for pixels, size in zip(extent, out, strict=True)])[:, :, None]
+    start, extent = start[:, :, None], extent[:, :, None]
     # Antialiasing: the kernel grows where the image shrinks.
     scale = ratio.clamp_min(1)
-    centre = ratio * (target + 0.5) - 0.5
-    # Weights of the pixels that the kernel can reach, 0 for those outside of the crop.
-    reach = min(length, math.ceil(4 * max(1, length / out)))
-    first = 1 + (centre - 2 * scale).floor().long() + start
-    index = first.clamp_(0, length - reach)[:, :, None] + torch.arange(reach, device=start.device)
-    source = index - start[:, :, None]
-    distance = (source - centre[:, :, None]).div_(scale[:, :, None]).abs_()
-    weights = _bicubic(distance).masked_fill_((source < 0) | (source >= extent[:, :, None]), 0)
-    weights /= weights.sum(2, keepdim=True)
-    return weights.new_zeros(len(start), out, length).scatter_(2, index, weights)
+    centre = ratio * torch.arange(0.5, max(out), dtype=start.dtype, device=start.device) - 0.5
+    # Weights of the pixels that the kernel can reach, 0 for those outside of the crop. Pixels count from its start.
+    shrinking = max(pixels / size for pixels, size in zip(length, out, strict=True))
+    reach = min(max(length), math.ceil(4 * max(1, shrinking)))
+    first = (centre - 2 * scale).floor_().add_(1).clamp_(-start, max(length) - reach - start)
+    source = first[..., None] + torch.arange(reach, device=start.device)
+    distance = (source - centre[..., None]).div_(scale[..., None]).abs_()
+    weights = _bicubic(distance).masked_fill_((source < 0) | (source >= extent[..., None]), 0)
+    weights /= weights.sum(3, keepdim=True)
+    index = (source + start[..., None]).long()
+    return weights.new_zeros(*start.shape[:2], max(out), max(length)).scatter_(3, index, weights)
 
 
 def _bicubic(x: Tensor) -> Tensor:
-    """Return Keys' cubic convolution kernel with a = -1/2 at the distances ``x >= 0``."""
+    """Return twice Keys' cubic convolution kernel with a = -1/2 at the distances ``x >= 0``."""
     # Two pieces that are 0, with their slopes, at the distances 2 and 1.
-    outer = (2 - x).clamp_min_(0)
-    inner = (outer - 1).clamp_min(0)
-    return outer.square() * (outer - 1) / 2 + inner.square() * (1 - 2 * inner)
+    outer = torch.rsub(x, 2).clamp_min_(0)
+    beyond = outer - 1
+    inner = beyond.clamp_min(0)
+    return outer.square_().mul_(beyond).add_(torch.rsub(inner, 2, alpha=4).mul_(inner.square_()))
 
 
 def luma(x: Tensor) -> Tensor:
@@ -65,21 +71,16 @@ def luma(x: Tensor) -> Tensor:
     return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])[:, None]
 
 
-def blend(x: Tensor, base: Tensor, factor: Tensor) -> Tensor:
-    """Return ``factor * x + (1 - factor) * base``, clamped to [0, 1]; ``base`` is broadcast to ``x``.
+def adjust(x: Tensor, own: Tensor, mean: Tensor, gray: Tensor) -> Tensor:
+    """Return a weighted sum of each image, the mean of its luma and its luma, clamped to [0, 1].
 
-    Brightness is a blend with black, contrast with the mean of the luma, saturation with the luma itself.
+    With a factor f the weights are f, 0 and 0 for the brightness, f, 1 - f and 0 for the contrast, and f, 0 and 1 - f
+    for the saturation.
     """
-    factor = factor.view(-1, 1, 1, 1)
-    return torch.addcmul((1 - factor) * base, factor, x).clamp_(0, 1)
-
-
-def adjust(x: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
-    """Scale the brightness (operation 0), the contrast (1) or the saturation (2) of each image by a factor >= 0."""
-    contrast, saturation = ((operation == which).to(x.dtype).view(-1, 1, 1, 1) for which in (1, 2))
-    gray = luma(x)
-    base = torch.addcmul(gray.mean((2, 3), keepdim=True) * contrast, gray, saturation)
-    return blend(x, base, factor)
+    own, mean, gray = (weight.view(-1, 1, 1, 1) for weight in (own, mean, gray))
+    brightness = luma(x)
+    rest = torch.addcmul(brightness.mean((2, 3), keepdim=True) * mean, brightness, gray)
+    return torch.addcmul(rest, own, x).clamp_(0, 1)
 
 
 def rotate_hue(x: Tensor, shift: Tensor) -> Tensor:
@@ -120,11 +121,6 @@ def check_images(owner: str, x: Tensor, *, overshoot: float = 0.0) -> None:
 def as_floats(x: Tensor) -> Tensor:
     """Return uint8 images divided by 255 as float32, and floating ones as they are."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to the device without waiting, through pinned memory for a GPU."""
-    return (x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" else x).to(device, non_blocking=True)
 
 
 def height_width(owner: str, size: Any) -> tuple[int, int]:

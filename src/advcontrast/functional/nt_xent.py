@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .._checks import check_finite, check_int, check_one_device, check_temperature, check_tensor, complaint
 
@@ -61,7 +62,8 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
         0.0
     """
     check_embeddings("alignment", z1, z2, least=1)
-    return (unit_rows(z1) - unit_rows(z2)).square().sum(1).mean()
+    first, second = unit_views(z1, z2).chunk(2)
+    return (first - second).square().sum(1).mean()
 
 
 def cosine(z1: Tensor, z2: Tensor) -> Tensor:
@@ -113,12 +115,11 @@ def unit_rows(z: Tensor) -> Tensor:
     """Scale each row of ``z`` to length one, in float32 at least; a row of zeros stays one and passes no gradient."""
     with torch.autocast(z.device.type, enabled=False):
         z = z if z.dtype == torch.float64 else z.float()
-        # Relative to the largest entry, squares do not leave the range of float32.
-        largest = z.detach().abs().amax(1, keepdim=True)
-        zero = largest == 0
-        z = z / largest.masked_fill(zero, 1)
-        unit: Tensor = z / torch.linalg.vector_norm(z, dim=1, keepdim=True).masked_fill(zero, 1)
-        return unit.masked_fill(zero, 0)
+        # Relative to the largest entry, squares do not leave the range of float32. An infinite divisor makes a row of
+        # zeros and its gradient zero; every other row is at least 1 long then.
+        largest = torch.linalg.vector_norm(z.detach(), math.inf, dim=1, keepdim=True)
+        z = z / F.threshold(largest, 0, math.inf)
+        return z / F.threshold(torch.linalg.vector_norm(z, dim=1, keepdim=True), 0, 1)
 
 
 def unit_views(z1: Tensor, z2: Tensor) -> Tensor:
@@ -139,32 +140,35 @@ def contrast(
     with torch.autocast(anchors.device.type, enabled=False):
         z1, z2 = anchors.chunk(2)
         everyone = anchors if candidates is None else candidates
-        own = torch.arange(first, first + len(z1), device=anchors.device)
-        itself = torch.cat([own, own + len(everyone) // 2])[:, None]
+        own = slice(first, first + len(z1))
+        itself = torch.arange(len(everyone), device=anchors.device).view(2, -1)[:, own].reshape(-1, 1)
         sharpness = 1 / temperature
         if tile is None:
             exponentials, peak = _exponentials(anchors * sharpness, everyone, itself, sharpness)
-            log_sum = (exponentials.sum(1).log() + peak).mean()
+            log_sum = _log_sums(exponentials.sum(1), peak).mean()
         else:
             log_sum = _TiledLogSum.apply(anchors, candidates, itself, sharpness, tile)
-        loss: Tensor = log_sum - sharpness * (z1 * z2).sum(1).mean()
-        return loss
+        return torch.sub(log_sum, (z1 * z2).sum(1).mean(), alpha=sharpness)
 
 
 def _exponentials(
     scaled: Tensor, candidates: Tensor, itself: Tensor, sharpness: float, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the exponentials of the similarities, zero for an anchor itself, and the shift of each row."""
+) -> tuple[Tensor, Tensor | None]:
+    """Return the exponentials of the similarities, zero for an anchor itself, and the shift of each row, if any."""
     logits = torch.mm(scaled, candidates.T, out=out)
     # Without autograd, which would copy the matrix: the derivative of a zero exponential is zero, and the result does
     # not depend on the shift.
     with torch.no_grad():
         logits.scatter_(1, itself, -math.inf)
-        peak = logits.new_zeros(())
+        peak = None
         if sharpness > LARGEST_EXPONENT:
             peak = logits.amax(1)
             logits.sub_(peak[:, None])
     return logits.exp_(), peak
+
+
+def _log_sums(sums: Tensor, peak: Tensor | None) -> Tensor:
+    return sums.log() if peak is None else sums.log() + peak
 
 
 class _TiledLogSum(torch.autograd.Function):
@@ -189,7 +193,7 @@ class _TiledLogSum(torch.autograd.Function):
             part = slice(start, stop)
             tiled, peak = _exponentials(scaled[part], everyone, itself[part], sharpness, out=memory[: stop - start])
             sums = tiled.sum(1)
-            log_sums[part] = sums.log() + peak
+            log_sums[part] = _log_sums(sums, peak)
             if not any(ctx.needs_input_grad):
                 continue
             inverses[part] = 1 / sums

@@ -1,12 +1,27 @@
 """The contrastive loss as a module, over one or several processes."""
 
+import math
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from .._checks import check_bool, complaint
+from .._checks import check_bool, complaint, readable
 from ..functional.nt_xent import check_embeddings, check_settings, contrast, nt_xent, unit_views
 
 _UNUSABLE = "unusable embeddings"
+
+
+class _Form(NamedTuple):
+    """Form of the embeddings of one view."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"{list(self.shape)} {self.dtype}"
 
 
 class NTXentLoss(nn.Module):
@@ -14,8 +29,8 @@ class NTXentLoss(nn.Module):
 
     With ``gather=True`` the images of all processes are negatives. Each process computes the loss of its own anchors;
     the mean of these losses, and the gradients that DDP averages, equal those of one process with the whole batch.
-    Every process must pass the same number of pairs, which all processes check on each call, waiting for the slowest.
-    Without a process group it has no effect.
+    Every process must pass the same number of pairs; they compare shapes and dtypes at the first call, and when these
+    change in all of them at once. Without a process group it has no effect.
 
     Args:
         temperature: divisor of the similarities; it and ``tile`` have the range and errors of the function.
@@ -34,42 +49,71 @@ class NTXentLoss(nn.Module):
         check_bool("NTXentLoss", "gather", gather, remedy="True takes negatives from all processes")
         super().__init__()
         self.temperature, self.tile, self.gather = temperature, tile, gather
+        self._agreed: _Form | None = None  # the embeddings of the last call, equal in all processes
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the mean loss over the 2N anchors of this process.
 
         Arguments and errors are those of the function. With ``gather=True`` two pairs over all processes are enough;
-        every process raises if one does, and a ``ValueError`` if they pass different numbers of pairs.
+        every process raises if one does, and a ``ValueError`` if they pass different numbers of pairs. After the first
+        call that is so on the CPU. On an accelerator, where reading a value would stall each step, the process at fault
+        raises, and the loss of the others is NaN.
         """
         if not self.gather or distributed.world_size() == 1:
             return nt_xent(z1, z2, self.temperature, tile=self.tile)
-        _check_everywhere(z1, z2)
+        form, problem = _form(z1, z2)
+        if form is None or form != self._agreed:
+            self._agree(form, problem)
         rows = unit_views(z1, z2)
-        everyone = distributed.all_gather(rows.view(2, len(z1), -1)).transpose(0, 1).flatten(0, 2)
+        gathered = distributed.all_gather(rows.view(2, len(z1), -1))
+        if readable(gathered) and (others := _marked(gathered)):
+            self._agreed = None
+            raise _unequal(f"others than in the last call on rank {others[0]}")
+        everyone = gathered.transpose(0, 1).flatten(0, 2)
         first = distributed.rank() * len(z1)
         return contrast(rows, everyone, first=first, temperature=self.temperature, tile=self.tile)
+
+    def _agree(self, form: _Form | None, problem: Exception | None) -> None:
+        """Compare the forms of all processes, and raise in all of them if the embeddings of one are unusable."""
+        before, self._agreed = self._agreed, None
+        if before is not None:
+            # Processes without a change gather as before: infinities, which unit rows never hold, announce this one.
+            dtype = torch.float64 if before.dtype == torch.float64 else torch.float32
+            mark = torch.full((2, *before.shape), math.inf, dtype=dtype, device=before.device)
+            if len(_marked(distributed.all_gather(mark))) < distributed.world_size():
+                raise problem or _unequal(f"{form} on rank {distributed.rank()} after {before}")
+        with torch.accelerator.device_index(None if form is None else form.device.index):  # for NCCL
+            forms = distributed.all_gather_object(_UNUSABLE if form is None else str(form))
+        if problem is not None:
+            raise problem
+        got = ", ".join(f"{each} on rank {rank}" for rank, each in enumerate(forms))
+        if _UNUSABLE in forms:
+            remedy = "See the error of the rank without them"
+            raise ValueError(complaint("NTXentLoss", "usable embeddings on every rank", got, remedy))
+        if len(set(forms)) > 1:
+            raise _unequal(got)
+        self._agreed = form
 
     def extra_repr(self) -> str:
         """Show the settings as they were passed."""
         return f"temperature={self.temperature}, tile={self.tile}, gather={self.gather}"
 
 
-def _check_everywhere(z1: Tensor, z2: Tensor) -> None:
-    """Raise on every process if the embeddings of one are unusable, or if their shapes or dtypes differ."""
-    problem: Exception | None = None
+def _form(z1: Any, z2: Any) -> tuple[_Form | None, Exception | None]:
+    """Return the form of the embeddings, or what makes them unusable."""
     try:
         check_embeddings("NTXentLoss", z1, z2, least=1)
-        mine = f"{list(z1.shape)} {z1.dtype}"
     except (TypeError, ValueError) as error:
-        problem, mine = error, _UNUSABLE
-    shapes = distributed.all_gather_object(mine)
-    if problem is not None:
-        raise problem
-    if len(set(shapes)) > 1:
-        got = ", ".join(f"{shape} on rank {rank}" for rank, shape in enumerate(shapes))
-        expected = "the same number of pairs on every rank"
-        remedy = "Use a sampler that gives every process as many images, and drop_last=True"
-        if _UNUSABLE in shapes:
-            expected = "usable embeddings on every rank"
-            remedy = "See the error of the rank without them"
-        raise ValueError(complaint("NTXentLoss", expected, got, remedy))
+        return None, error
+    return _Form(tuple(z1.shape), z1.dtype, z1.device), None
+
+
+def _marked(gathered: Tensor) -> list[int]:
+    """Return the ranks whose rows are infinite."""
+    ranks: list[int] = gathered[:, 0, 0, 0].isinf().nonzero()[:, 0].tolist()
+    return ranks
+
+
+def _unequal(got: str) -> ValueError:
+    remedy = "Use a sampler that gives every process as many images, and drop_last=True"
+    return ValueError(complaint("NTXentLoss", "the same number of pairs on every rank", got, remedy))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
-from .._checks import check_choice, check_module, complaint, type_name
+from .._checks import check_choice, check_module, check_type, complaint, type_name
 from .._types import BRANCHES, SPLITS, Split
 from .recomputation import COMPILED, History, copied_buffers, recomputation, refuse_unchecked_switch
 
@@ -161,13 +161,13 @@ class DualNorm(nn.Module):
         return getattr(norm, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self._owns(name):
+        if not name.startswith("_") and name in self._modules:
+            self.add_module(name, value)
+        elif self._owns(name):
             super().__setattr__(name, value)
             if name == "training":
                 for norm in self.children():
                     norm.training = value
-            elif name in self._modules:
-                self._tie()
         elif hasattr(self.active, name):
             setattr(self.active, name, value)
             self._tie(self.active)
@@ -205,6 +205,7 @@ class DualNorm(nn.Module):
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Replace the norm of the branch ``name``; new names are refused."""
         self._check_held(name, self._modules)
+        check_type(type(self).__name__, name, module, nn.Module, remedy="Export a branch to go back to a single norm")
         super().add_module(name, module)
         self._tie()
 

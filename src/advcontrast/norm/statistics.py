@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import check_module, complaint, type_name
 from .._modes import eval_mode
+from .._transfer import to_device
 from .branch import bn_branch
 from .dual_norm import DualNorm, check_branch, dual_norms
 
@@ -53,11 +54,14 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
         remedy = "A generator can be used once"
         raise ValueError(complaint(_OWNER, "a loader with batches", "none", remedy)) from None
     before = [({name: buffer.clone() for name, buffer in norm.named_buffers()}, norm.momentum) for norm in norms]
+    counters = [norm.get_buffer("num_batches_tracked") for norm in norms]
     try:
         with torch.no_grad(), eval_mode(model):
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the average of all batches
+                # The forward pass reads it, which would wait for an accelerator.
+                norm.num_batches_tracked = torch.zeros((), dtype=torch.int64)
                 norm.training = True
             for x in chain([first], batches):
                 if branch is None:
@@ -72,7 +76,8 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
                 buffer.copy_(buffers[name])
         raise
     finally:
-        for norm, (_, momentum) in zip(norms, before, strict=True):
+        for norm, counter, (_, momentum) in zip(norms, counters, before, strict=True):
+            norm.num_batches_tracked = counter.fill_(int(norm.get_buffer("num_batches_tracked")))
             norm.momentum = momentum
 
 
@@ -109,7 +114,7 @@ def _images(loader: Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
         if not isinstance(x, Tensor):
             expected = "a batch to be a tensor or a tuple with one in front"
             raise TypeError(complaint(_OWNER, expected, type_name(x), "Return images, or tuples that begin with them"))
-        yield x.to(device)
+        yield to_device(x, device)
 
 
 def _require_finite(norms: list[_BatchNorm]) -> None:

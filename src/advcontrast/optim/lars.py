@@ -141,9 +141,27 @@ def _updates(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     grads = [p.grad for p in params if p.grad is not None]
     w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, grads))
     rate = torch.where((w > 0) & (g > 0), group["trust"] * w / (g + weight_decay * w), 1)
-    updates = torch._foreach_add(grads, params, alpha=weight_decay)
-    torch._foreach_mul_(updates, (group["lr"] * rate).unbind())
-    return list(updates)
+    updates = [*torch._foreach_add(grads, params, alpha=weight_decay)]
+    _scale(updates, group["lr"] * rate)
+    return updates
+
+
+def _scale(tensors: list[Tensor], factors: Tensor) -> None:
+    """Multiply each tensor by its factor, in place in the list.
+
+    With factors on the device a foreach function launches a kernel for each tensor. Vectors, of norms and biases, are
+    most of the tensors, and are scaled together.
+    """
+    vectors: list[tuple[int, Tensor]] = []
+    for i, (tensor, factor) in enumerate(zip(tensors, factors.unbind(), strict=True)):
+        if tensor.dim() == 1:
+            vectors.append((i, factor.expand_as(tensor)))
+        else:
+            tensor.mul_(factor)
+    if vectors:
+        together = torch.cat([tensors[i] for i, _ in vectors]).mul_(torch.cat([factor for _, factor in vectors]))
+        for (i, _), scaled in zip(vectors, torch.split(together, [len(factor) for _, factor in vectors]), strict=True):
+            tensors[i] = scaled
 
 
 def _check_parameters(params: list[Any]) -> None:

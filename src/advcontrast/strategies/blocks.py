@@ -20,11 +20,14 @@ from .._checks import (
     check_int,
     check_module,
     check_real,
+    check_shape,
+    check_state,
     check_tensor,
     complaint,
     type_name,
 )
 from .._digest import digest
+from .._transfer import to_device
 from ..functional.nt_xent import unit_rows
 from .learner import Block
 
@@ -62,8 +65,10 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output for images, without a gradient."""
+        check_tensor("Frozen", "x", x, remedy="Pass images")
         with torch.inference_mode(False), torch.no_grad():
             output: Tensor = self.model(x.clone())  # a model may change its input in place
+        check_tensor("Frozen", "the result of model", output, remedy="Return the embeddings [N, D] only")
         return output
 
     def fingerprint(self) -> str:
@@ -224,7 +229,7 @@ class Queue(Block):
             expected = f"at most {self.size} embeddings of length {dim} in all processes"
             raise ValueError(complaint("Queue", expected, f"{list(z.shape)}", "Build a longer queue, or pass fewer"))
         rows = self._directions(dim) if self.rows is None else self.rows
-        return rows.to(unit_rows(z.detach()))
+        return to_device(rows, z.device).to(torch.promote_types(z.dtype, torch.float32))
 
     @torch.no_grad()
     def push(self, z: Tensor) -> None:
@@ -244,7 +249,15 @@ class Queue(Block):
 
     def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
         """Load the embeddings from a state dict."""
-        self.rows = state["rows"]
+        check_state("Queue", state, "rows")
+        rows = state["rows"]
+        if rows is not None:
+            check_tensor("Queue", "rows of the state", rows, remedy="Pass what get_extra_state returned")
+            fits = rows.dim() == 2 and len(rows) == self.size
+            check_shape(
+                "Queue", "rows of the state", rows, f"[{self.size}, D]", fits, remedy="Build a queue of that size"
+            )
+        self.rows = rows
 
     def extra_repr(self) -> str:
         """Show the size."""
@@ -266,7 +279,8 @@ class Scheduled(nn.Module):
         strength: a function of the training step, such as :class:`Staircase`.
 
     Raises:
-        TypeError: an argument is not callable.
+        ValueError: the strength is not finite.
+        TypeError: an argument is not callable, or ``make`` fails for the first strength.
 
     Example:
         >>> from advcontrast.strategies import Scheduled
@@ -281,14 +295,26 @@ class Scheduled(nn.Module):
         super().__init__()
         self.make, self.strength = make, strength
         self._calls = 0
+        self._made()  # what does not fit shows here, not in the first step
 
     def forward(self, *arguments: Any, **source: Any) -> Any:
         """Return what the augmentation or attack of this step returns."""
-        value = self.strength(self._calls)
-        check_real("Scheduled", "strength(step)", value, remedy=f"Look at what it returns for step {self._calls}")
-        images = self.make(value)(*arguments, **source)
+        images = self._made()(*arguments, **source)
         self._calls += self.training
         return images
+
+    def _made(self) -> Callable[..., Any]:
+        """Return the augmentation or attack of this step."""
+        value = self.strength(self._calls)
+        check_real("Scheduled", "strength(step)", value, remedy=f"Look at what it returns for step {self._calls}")
+        remedy = "Pass lambda s: ContrastivePairAugment(32, strength=s) for example"
+        try:
+            made = self.make(value)
+        except TypeError as error:
+            expected, got = "make to be a function of the strength", f"the error {str(error).rstrip('.')!r} for {value}"
+            raise TypeError(complaint("Scheduled", expected, got, remedy)) from error
+        check_callable("Scheduled", "the result of make", made, remedy=remedy)
+        return made
 
     def get_extra_state(self) -> dict[str, int]:
         """Return the number of calls for the state dict."""
@@ -296,6 +322,8 @@ class Scheduled(nn.Module):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Load the number of calls from a state dict."""
+        check_state("Scheduled", state, "calls")
+        check_int("Scheduled", "calls of the state", state["calls"], low=0, remedy="Pass what get_extra_state returned")
         self._calls = state["calls"]
 
     def extra_repr(self) -> str:

@@ -75,8 +75,8 @@ class DAQSDP(ContrastiveLearner):
         terms: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__(model, attack=attack, augment=augment, terms=terms)
-        self.teacher = frozen_teacher("DAQSDP", teacher, model)
         self.robust = self.weight("robust", robust, remedy="The paper takes 2")
+        self.teacher = frozen_teacher("DAQSDP", teacher, model)
 
     def parts(self, step: Step) -> Iterator[Part]:
         """Yield, for each stream, the distance from the teacher and that of the attacked view from the clean one."""

@@ -68,8 +68,8 @@ class DeACL(ContrastiveLearner):
         terms: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__(model, attack=attack, augment=augment, terms=terms)
-        self.teacher = frozen_teacher("DeACL", teacher, model)
         self.robust = self.weight("robust", robust, remedy="The paper takes 2")
+        self.teacher = frozen_teacher("DeACL", teacher, model)
 
     def parts(self, step: Step) -> Iterator[Part]:
         """Yield the distance from the teacher, and that of the attacked view from the clean one."""

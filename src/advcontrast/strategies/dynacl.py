@@ -53,6 +53,7 @@ class Ramp:
 
     def __call__(self, step: int) -> float:
         """Return alpha at a training step, which counts from 0."""
+        check_int("Ramp", "step", step, low=0, remedy="Steps count from 0")
         count = min(step, self.steps - 1) + self.released
         w = 2 / 3 * (count // self.every * self.every / self.steps)
         return (1 + w) / (1 - w)

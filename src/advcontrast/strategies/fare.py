@@ -81,11 +81,11 @@ class FARE(ContrastiveLearner):
     ) -> None:
         check_real("FARE", "drift", drift, low=0, remedy="0 charges every drift")
         super().__init__(model, attack=CLIP_ATTACK if attack is None else attack, augment=augment, terms=terms)
-        self.teacher = frozen_teacher("FARE", teacher, model)
         self.clean = self.weight("clean", clean, remedy="The paper takes 0")
         if drift and clean == 0:
             raise ValueError(complaint("FARE", "clean > 0 with a limit of the drift", repr(clean), "Pass clean=1"))
         self.drift = drift
+        self.teacher = frozen_teacher("FARE", teacher, model)
 
     def parts(self, step: Step) -> Iterator[Part]:
         """Yield the distance of attacked images from the teacher, and that of clean ones."""

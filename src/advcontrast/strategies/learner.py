@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .. import distributed
 from .._checks import (
     check_callable,
     check_copyable,
+    check_finite,
+    check_iterable,
     check_module,
     check_real,
     check_tensor,
@@ -112,16 +116,18 @@ class ContrastiveLearner(nn.Module):
         for name, part in (("attack", attack), ("augment", augment)):
             if part is not None:
                 check_callable(owner, name, part, remedy="Pass a function, or None")
+        remedy = "Pass modules such as [Invariance()]"
+        check_iterable(owner, "terms", terms, remedy=remedy)
         terms = [*terms]
         for term in terms:
             if not isinstance(term, nn.Module):
-                remedy = "Pass modules such as [Invariance()]"
                 raise TypeError(complaint(owner, "each of terms to be an nn.Module", type_name(term), remedy))
         super().__init__()
         self.model = model
         self.attack = PGDAttack() if attack is None else attack
         self.augment = augment
         self._schedules: dict[str, Callable[[int], float]] = {}
+        self._tried = False  # whether a call has succeeded: parts that do not fit show in the first one
         self.require_branches(model)
         if terms:
             self.terms = nn.ModuleList(terms)
@@ -149,9 +155,11 @@ class ContrastiveLearner(nn.Module):
         for name, schedule in self._schedules.items():
             self._check_weight(name, schedule(self._clock.calls))
         step = self._step(batch, {} if generator is None else {"generator": generator})
-        main = [*self.parts(step)]
-        added = [part for term in getattr(self, "terms", ()) for part in term(step)]
-        weights = [self.now(part.weight) for part in main]
+        with nullcontext() if self._tried else _buffers_kept_on_error(self):
+            main = [*self.parts(step)]
+            added = [part for term in getattr(self, "terms", ()) for part in term(step)]
+            weights = [self.now(part.weight) for part in main]
+        self._tried = True
         loss = torch.stack([weight * part.loss for weight, part in zip(weights, main, strict=True)]).sum()
         if self.normalised:
             loss = loss / sum(weights)
@@ -184,8 +192,14 @@ class ContrastiveLearner(nn.Module):
         return value
 
     def now(self, weight: Weight) -> float:
-        """Return a weight at the present training step."""
-        return weight(self._clock.calls) if callable(weight) else weight
+        """Return a weight at the present training step, after a check; a schedule must have been noted."""
+        if callable(weight):
+            if weight not in self._schedules.values():
+                expected, remedy = "a schedule that was noted", "Pass it to self.weight in the constructor"
+                raise ValueError(complaint(type(self).__name__, expected, repr(weight), remedy))
+            weight = weight(self._clock.calls)
+        self._check_weight("weight", weight)
+        return weight
 
     def encoder(self, branch: str | None = None) -> nn.Module:
         """Return a plain copy of the network to use downstream, without dual norms.
@@ -210,6 +224,8 @@ class ContrastiveLearner(nn.Module):
 
     def require_branches(self, *modules: nn.Module) -> None:
         """Raise a ``ValueError`` unless all dual norms of the modules have the branches of the strategy."""
+        for module in modules:
+            check_module(type(self).__name__, module)
         for found in {norm.branches for module in modules for norm in _dual_norms(module)}:
             if not set(self.branches) <= set(found):
                 expected = f"dual norms to have the branches {' and '.join(map(repr, self.branches))}"
@@ -250,12 +266,13 @@ class ContrastiveLearner(nn.Module):
             made = self.augment(views[0], **source)
             views = tuple(made) if isinstance(made, (tuple, list)) else (made,)
             if not self._takes(len(views)):
-                expected = f"augment to return {'a pair' if self.views == 2 else f'{count} views'}"
-                remedy = f"Return {count} batches of views, row i of each of image i"
+                expected = f"augment to return {({1: 'one view', 2: 'a pair'}).get(self.views or 0, f'{count} views')}"
+                remedy = "Return a batch for each view, row i of each of image i"
                 raise ValueError(complaint(owner, expected, type_name(made), remedy))
         elif not self._takes(len(views)):
-            expected, remedy = f"{count} views of each image, or the images", "Pass each view as one tensor"
-            raise ValueError(complaint(owner, expected, f"{len(views)} tensors", remedy))
+            expected = f"{count} views of each image, or the images{', and targets' if self.labelled else ''}"
+            got, remedy = f"{len(views) + self.labelled} tensors", "Pass each view as one tensor"
+            raise ValueError(complaint(owner, expected, got, remedy))
         self._check_views(views)
         if images is None and any(getattr(term, "needs_images", False) for term in getattr(self, "terms", ())):
             remedy = "Call the learner with images, and build it with augment="
@@ -276,6 +293,7 @@ class ContrastiveLearner(nn.Module):
                 raise TypeError(complaint(owner, f"x{i} to be views", got, remedy))
             remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment"
             check_tensor(owner, f"x{i}", x, remedy=remedy)
+            check_finite(owner, f"x{i}", x, remedy=remedy)
             if (x.shape, x.dtype, x.device) != (first.shape, first.dtype, first.device):
                 got = " and ".join(f"{list(each.shape)} {each.dtype} on {each.device}" for each in (first, x))
                 expected = f"x1 and x{i} of one shape, dtype and device"
@@ -326,6 +344,19 @@ class _Clock(Block):
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.calls = state["calls"]
+
+
+@contextmanager
+def _buffers_kept_on_error(module: nn.Module) -> Iterator[None]:
+    """Restore the buffers of a module, such as running statistics, if the block raises."""
+    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers() if not is_lazy(buffer)]
+    try:
+        yield
+    except Exception:
+        for buffer, value in before:
+            with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+                buffer.copy_(value)
+        raise
 
 
 def exported(network: nn.Module, branch: str) -> nn.Module:

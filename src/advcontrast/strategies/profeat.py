@@ -77,9 +77,9 @@ class ProFeAT(ContrastiveLearner):
     ) -> None:
         check_type("ProFeAT", "projector", projector, nn.Module, remedy="Pass the head of the teacher")
         super().__init__(model, attack=attack, augment=augment, terms=terms)
+        self.beta = self.weight("beta", beta, remedy="The paper takes 8")
         self.teacher = frozen_teacher("ProFeAT", teacher, model)
         self.projector = Frozen(projector)
-        self.beta = self.weight("beta", beta, remedy="The paper takes 8")
 
     def forward(self, *batch: Tensor, generator: torch.Generator | None = None) -> StepOutput:
         """Return the loss of a pair of views, or of images; without ``augment`` these are both views."""

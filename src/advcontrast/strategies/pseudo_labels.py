@@ -47,6 +47,8 @@ def pseudo_labels(encoder: nn.Module, images: Tensor, clusters: int | Sequence[i
     check_images(_OWNER, images)
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
     counts = [*clusters] if isinstance(clusters, Sequence) else [clusters]
+    if not counts:
+        raise ValueError(complaint(_OWNER, "at least one number of clusters", "none", "Pass [2, 10] for example"))
     for count in counts:
         check_int(_OWNER, "clusters", count, low=1, remedy="The number of classes is usual")
         if count > len(images):

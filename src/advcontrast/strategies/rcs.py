@@ -8,7 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_bool, check_callable, check_int, check_real, check_type, complaint
+from .._checks import (
+    check_bool,
+    check_callable,
+    check_int,
+    check_real,
+    check_state,
+    check_tensor,
+    check_type,
+    complaint,
+    type_name,
+)
 from .._modes import eval_mode
 from ..attacks import PGDAttack, under_attack
 from ..functional.image import as_floats, check_images
@@ -101,6 +111,9 @@ class RobustCoreset(nn.Module):
         if head is None and not linear:
             remedy = "Pass the module whose weights count as head="
             raise ValueError(complaint(owner, "a model with linear layers", "none", remedy))
+        if head is not None and all(head is not module for module in learner.model.modules()):
+            expected, remedy = "head to be a module of learner.model", "Pass the module itself"
+            raise ValueError(complaint(owner, expected, type_name(head), remedy))
         if attack is not None:
             check_callable(owner, "attack", attack, remedy="Pass PGDAttack(steps=3)")
         super().__init__()
@@ -120,10 +133,14 @@ class RobustCoreset(nn.Module):
             learner: as before; its weights are those of the end of the last epoch.
 
         Raises:
-            ValueError: epoch < 1.
+            ValueError: epoch < 1, or another learner.
             TypeError: epoch is not an int.
         """
         check_int("RobustCoreset", "epoch", epoch, low=1, remedy="Epochs count from 1")
+        coreset: nn.Module | None = getattr(learner, "coreset", None)
+        if coreset is not self:
+            expected, remedy = "learner to be that of the constructor", "Build a RobustCoreset for each learner"
+            raise ValueError(complaint("RobustCoreset", expected, f"another {type_name(learner)}", remedy))
         if epoch <= self.warmup:
             return None
         if self._selected is None or (epoch - 1 - self.warmup) % self.every == 0:
@@ -180,6 +197,10 @@ class RobustCoreset(nn.Module):
 
     def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
         """Load the selected images from a state dict."""
+        check_state("RobustCoreset", state, "selected")
+        if state["selected"] is not None:
+            remedy = "Pass what get_extra_state returned"
+            check_tensor("RobustCoreset", "selected of the state", state["selected"], (torch.int64,), remedy=remedy)
         self._selected = state["selected"]
 
     def extra_repr(self) -> str:

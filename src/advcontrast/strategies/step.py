@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import distributed
-from .._checks import check_tensor, complaint
+from .._checks import check_callable, check_shape, check_tensor, complaint
 from ..attacks import under_attack
 from ..norm import DualNorm, bn_branch
 
@@ -56,9 +56,9 @@ class Step:
 
         Raises:
             TypeError: the network returns something other than a floating-point tensor.
-            ValueError: it does not return a row for each image.
+            ValueError: its result is not ``[N, D]``.
         """
-        return self._forward(branch, torch.cat(x), [len(batch) for batch in x], by)
+        return self._forward(branch, self._joined(x), [len(batch) for batch in x], by)
 
     def still(self, branch: str | None, *x: Tensor, by: nn.Module | None = None) -> tuple[Tensor, ...]:
         """Embed batches in eval mode without a gradient, as a fixed target; arguments are those of :meth:`embed`."""
@@ -90,9 +90,10 @@ class Step:
             The perturbed batches.
 
         Raises:
-            TypeError, ValueError: the attack returns something other than images of the same shape.
+            TypeError, ValueError: the attack returns something other than images of the same shape and dtype.
         """
-        both, sizes = torch.cat(x), [len(batch) for batch in x]
+        check_callable(self._owner, "objective", objective, remedy="Pass a function of the embeddings")
+        both, sizes = self._joined(x), [len(batch) for batch in x]
 
         def value(images: Tensor) -> Tensor:
             if through is not None:
@@ -102,9 +103,10 @@ class Step:
         parts = [*self._learner.parts_under_attack(), *modules]
         with under_attack(*parts), switched(parts, branch):
             perturbed = self._learner.attack(value, both, **self._source)
-        check_tensor(self._owner, "the result of attack", perturbed, remedy="Return images like its argument")
+        remedy = "Return images like its argument"
+        check_tensor(self._owner, "the result of attack", perturbed, (both.dtype,), remedy=remedy)
         if perturbed.shape != both.shape:
-            expected, remedy = f"attack to return shape {list(both.shape)}", "Return images like its argument"
+            expected = f"attack to return shape {list(both.shape)}"
             raise ValueError(complaint(self._owner, expected, f"{list(perturbed.shape)}", remedy))
         return torch.split(perturbed, sizes)
 
@@ -114,19 +116,27 @@ class Step:
         If each process computes its loss of all rows, the gradients that DDP averages equal those of one process with
         the whole batch.
         """
+        for each in z:
+            check_tensor(self._owner, "each of z", each, remedy="Pass embeddings")
         return tuple(distributed.all_gather(each).flatten(0, 1) for each in z)
+
+    def _joined(self, x: tuple[Tensor, ...]) -> Tensor:
+        """Return batches as one, after a check that they fit together."""
+        remedy = "Pass images, or embeddings"
+        for each in x:
+            check_tensor(self._owner, "each of x", each, remedy=remedy)
+            shape = ", ".join(["N", *map(str, x[0].shape[1:])])
+            fits = each.dim() > 0 and each.shape[1:] == x[0].shape[1:]
+            check_shape(self._owner, "each of x", each, f"[{shape}]", fits, remedy=remedy)
+        return torch.cat(x)
 
     def _forward(self, branch: str | None, x: Tensor, sizes: list[int], by: nn.Module | None) -> tuple[Tensor, ...]:
         model = self._learner.model if by is None else by
         with switched([model], branch):
             z: Tensor = model(x)
         check_tensor(self._owner, "the result of model", z, remedy="Return the embeddings [N, D] only")
-        if len(z) != len(x):
-            expected, remedy = (
-                f"model to return {len(x)} rows, one for each image",
-                "Flatten all but the first dimension",
-            )
-            raise ValueError(complaint(self._owner, expected, f"shape {list(z.shape)}", remedy))
+        fits, remedy = z.dim() == 2 and len(z) == len(x), "Flatten all but the first dimension"
+        check_shape(self._owner, "the result of model", z, f"[{len(x)}, D]", fits, remedy=remedy)
         return torch.split(z, sizes)
 
 

@@ -60,10 +60,11 @@ class Invariance(nn.Module):
 
     def forward(self, step: Step) -> Iterator[Part]:
         """Yield the parts of a step."""
-        if not {"clean", "adv"} <= step.z.keys():
-            got = ", ".join(step.z) or "none"
+        if any(len(step.z.get(part, ())) != 2 for part in ("clean", "adv")):
+            got = ", ".join(f"{len(z)} of {part!r}" for part, z in step.z.items()) or "none"
+            expected = "a strategy with two views in its parts 'clean' and 'adv'"
             remedy = "Use it with ACL in mode 'DS', DynACL or a strategy of your own that stores both in step.z"
-            raise ValueError(complaint("Invariance", "a strategy with the parts 'clean' and 'adv'", got, remedy))
+            raise ValueError(complaint("Invariance", expected, got, remedy))
         (z0,) = step.embed("clean", step.images)  # type: ignore[arg-type]
         p1, p2 = (self._relation(step, z, z0) for z in step.z["clean"])
         q1, q2 = (

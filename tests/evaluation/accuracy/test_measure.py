@@ -568,3 +568,11 @@ def test_images_that_are_misclassified_need_no_change():
     wrong = ~right(model, x, y)
     result = robust_accuracy(model, [(x[wrong], y[wrong])], lambda objective, x, generator: x)
     assert result.accuracy == 0
+
+
+def test_an_evaluation_computes_without_tf32():
+    seen = []
+    model = nn.Flatten()
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    accuracy(model, [(torch.rand(4, 3), torch.arange(4) % 3)])
+    assert set(seen) == {"ieee"}

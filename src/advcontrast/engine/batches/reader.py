@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from ..._checks import check_int, check_real, complaint, type_name
 from ..._digest import digest
+from ..._transfer import to_device
 from ...data.stream import ImageStream
 from .plan import Plan
 from .worker import Batch, BatchDataset, LoadedBatch, WorkerError
@@ -183,7 +184,7 @@ class WorkerSource:
     def _received(self, batch: LoadedBatch | WorkerError, device: torch.device) -> tuple[Batch, int | None]:
         if isinstance(batch, WorkerError):
             raise batch.exception()
-        tensors = tuple(tensor.to(device, non_blocking=True) for tensor in batch.tensors)
+        tensors = tuple(to_device(tensor, device) for tensor in batch.tensors)
         if not isinstance(self._dataset, ImageStream) or self._dataset.unreadable == "raise":
             return tensors, None
         for index, reason in batch.replaced:

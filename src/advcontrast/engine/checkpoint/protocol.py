@@ -15,6 +15,7 @@ import torch
 from ..._atomic_io import flush_folder, only_process, write
 from ..._checks import check_int, check_path, complaint, type_name
 from ..._digest import digest, file_digest
+from ..._transfer import on_cpu
 from . import archive
 from .errors import (
     CheckpointBusyError,
@@ -121,7 +122,7 @@ class Checkpoint:
         path, step = self.path(step), int(step)
         if not isinstance(state, Mapping):
             raise TypeError(complaint(_OWNER, "state to be a dict", type_name(state), "Pass the state under names"))
-        state = archive.plain(dict(state), "state")
+        state = on_cpu(archive.plain(dict(state), "state"))
         with writing(path):
             if self._is_locked is not None and not self._is_locked():
                 expected = f"{self.folder} to be the folder that this process has locked"

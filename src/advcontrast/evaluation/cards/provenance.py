@@ -12,7 +12,8 @@ from ..._checks import check_device, check_path
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     """Return the versions of advcontrast, PyTorch and Python, the platform, and the device that a result depends on.
 
-    On the CPU the device includes the number of threads, since sums are split among them.
+    On the CPU the device includes the number of threads, since sums are split among them. On a GPU of NVIDIA there are
+    the versions of CUDA and cuDNN, and that the evaluations of this library compute without TF32.
 
     Args:
         device: the device that the evaluation ran on.
@@ -24,13 +25,18 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     import advcontrast  # the package is not complete yet when this file is imported
 
     device = check_device("versions", device)
-    on = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    on, libraries = device.type, {}
+    if device.type == "cuda":
+        on = torch.cuda.get_device_name(device)
+        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        libraries = {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "tf32": "off"}
     return {
         "advcontrast": advcontrast.__version__,
         "device": f"cpu, {torch.get_num_threads()} threads" if on == "cpu" else on,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        **libraries,
     }
 
 

@@ -78,11 +78,12 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
     if len(losses) < 2 or len(shapes) != 1 or len(min(shapes)) != 1 or min(shapes)[0] < 2:
         got = ", ".join(str(list(loss.shape)) for loss in losses.values()) or "none"
         raise ValueError(complaint(owner, "two or more losses of one shape [N] with N >= 2", got, remedy))
+    losses = {value: loss.cpu().double() for value, loss in losses.items()}  # MPS has no float64
     values = sorted(losses)
-    means = {value: losses[value].double().mean().item() for value in values}
+    means = {value: losses[value].mean().item() for value in values}
     raised = False
     for weaker, stronger in pairwise(values):
-        drop = losses[weaker].double() - losses[stronger].double()
+        drop = losses[weaker] - losses[stronger]
         error = drop.std().item() / len(drop) ** 0.5
         raised |= drop.mean().item() > LOSS_DROP * abs(means[weaker]) + SLACK * error
     reason = "mean loss " + ", ".join(f"{mean:.3g} at {value:.3g}" for value, mean in means.items())

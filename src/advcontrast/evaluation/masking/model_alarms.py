@@ -100,7 +100,7 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
     with prepared_for_evaluation("probability_output", model) as device:
         x = _some("probability_output", images, device)
         rows = _output("probability_output", model, torch.cat([x, torch.zeros_like(x)])).float()
-    smallest, error = rows.min().item(), (rows.sum(1) - 1).abs().max().item()
+    smallest, error = torch.stack([rows.min(), (rows.sum(1) - 1).abs().max()]).tolist()
     reason = f"outputs are at least {smallest:.2g} and sum to 1 up to {error:.2g}"
     figures, advice = {"smallest": smallest, "error": error}, "Return logits: leave out the softmax at the end."
     return Alarm("probability output", smallest >= 0 and error < 1e-2, reason, figures, advice)
@@ -136,7 +136,7 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
             missing = torch.full_like(y, slope is None)
             slope = (torch.zeros_like(x) if slope is None else slope).flatten(1)
             states.append(torch.stack([(slope == 0).all(1), ~slope.isfinite().all(1), missing.bool()]))
-    zero, bad, missing = torch.cat(states, 1).double().mean(1).tolist()
+    zero, bad, missing = torch.cat(states, 1).cpu().double().mean(1).tolist()
     reason = f"{zero:.1%} of the gradients are zero, {bad:.1%} not finite"
     if missing:
         reason = "no gradient reaches the images: the model leaves the graph"
@@ -160,5 +160,6 @@ def _output(owner: str, model: nn.Module, x: Tensor) -> Tensor:
 
 def _difference(first: Tensor, second: Tensor) -> float:
     """Return the largest difference of two outputs, relative to the spread of the first."""
-    smallest, largest = first.double().aminmax()
-    return ((first.double() - second.double()).abs().max() / (largest - smallest).clamp(min=1e-300)).item()
+    first, second = torch.stack([first, second]).cpu().double()  # MPS has no float64
+    smallest, largest = first.aminmax()
+    return ((first - second).abs().max() / (largest - smallest).clamp(min=1e-300)).item()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import check_copyable, check_int, check_module, check_real, complaint
-from ..._modes import eval_mode
+from ..._modes import eval_mode, without_tf32
 from ..._random import preserve_rng_state
 from ...attacks import PGDAttack
 
@@ -110,5 +110,5 @@ def _loss(learner: Any, attack: PGDAttack, batch: tuple[Tensor, ...], seed: int)
     if isinstance(learner.attack, nn.Module):
         del learner.attack  # otherwise only a module can be assigned
     learner.attack = attack
-    with preserve_rng_state(seed), eval_mode(learner), torch.no_grad():
+    with preserve_rng_state(seed), eval_mode(learner), without_tf32(), torch.no_grad():
         return float(learner(*batch)[0])

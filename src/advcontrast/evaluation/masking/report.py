@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import check_choice, check_finite, check_int, check_module, check_real, complaint
+from ..._transfer import on_cpu, to_device
 from ..._types import NORMS
 from ...attacks import ClassificationObjective, PGDAttack
 from ..accuracy.curves import check_fields, with_radius
@@ -160,22 +161,24 @@ def _read(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], images: int, device: torch.device
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Return a few images, and those of the first ``images`` that are classified correctly, with their labels."""
-    read, correct, left = [], [], images
+    read, right, left = [], [], images
     for every_x, every_y, readable_y in checked_batches(_OWNER, batches, device):
         x, y = every_x[:left], every_y[:left]
         logits = checked_logits(_OWNER, model, x, readable_y[:left])
         remedy = "Evaluate without half precision, or look for a division by zero in the model"
         check_finite(_OWNER, "the output of the model", logits, remedy=remedy)
-        right = logits.argmax(1) == y
-        read.append(x)
-        correct.append((x[right], y[right]))
+        right.append(logits.argmax(1) == y)
+        read.append((x, y))
         left -= len(x)
         if not left:
             break
-    if (count := sum(len(y) for _, y in correct)) < 2:
+    places = [each.nonzero()[:, 0] for each in on_cpu(right)]
+    if (count := sum(map(len, places))) < 2:
         expected = "at least two images that are classified correctly"
         raise ValueError(complaint(_OWNER, expected, f"{count} of {images - left}", "Look at the accuracy first"))
-    return read[0][:_SOME], [(x, y) for x, y in correct if len(y)]
+    chosen = [to_device(place, device) for place in places]
+    correct = [(x[place], y[place]) for (x, y), place in zip(read, chosen, strict=True) if len(place)]
+    return read[0][0][:_SOME], correct
 
 
 def _compare_attacks(
@@ -203,18 +206,19 @@ def _compare_attacks(
     }
     if surrogate is not None:
         runs["transfer"] = (pgd, _attacks.cross_entropy, surrogate)
-    margins: dict[str, Tensor] = {}
-    verdicts: dict[str, Accuracy] = {}
+    found: dict[str, tuple[Tensor, ...]] = {}
     for name, (variant, loss, target) in runs.items():
         # Every attack draws the same numbers, so that those with a random start begin at the same point.
         source = torch.Generator(batches[0][0].device).manual_seed(seed)
         classifier = _attacks.with_finite_gradient(target)
-        found = []
+        results = []
         for x, y in batches:
             logits = model(perturbed(_OWNER, variant, loss(ClassificationObjective(classifier, y)), x, source))
-            found.append((_attacks.margin(logits, y).clamp(max=0), logits.argmax(1) == y))
-        margins[name], correct = (torch.cat(part) for part in zip(*found, strict=True))
-        verdicts[name] = Accuracy(correct.cpu())
+            results.append((_attacks.margin(logits, y).clamp(max=0), logits.argmax(1) == y))
+        found[name] = tuple(torch.cat(part) for part in zip(*results, strict=True))
+    found = on_cpu(found)
+    margins = {name: margin for name, (margin, _) in found.items()}
+    verdicts = {name: Accuracy(correct) for name, (_, correct) in found.items()}
     white = verdicts["white box"]
     by_steps: dict[float, Tensor] = {1: margins["one step"], steps: margins["white box"]}
     by_steps[2 * steps] = margins["twice the steps"]

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from ..._transfer import on_cpu
 from ...functional.nt_xent import alignment
 from ...norm import DualNorm, bn_branch
 from ...norm.dual_norm import dual_norms
@@ -76,35 +76,33 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
             with bn_branch(model, "adv"):
                 features.append((clean, checked_features(_OWNER, model, x)))
         # On the CPU values can be checked before a number is returned.
-        clean, adv = (torch.cat(part).cpu() for part in zip(*features, strict=True))
+        clean, adv = on_cpu([torch.cat(part) for part in zip(*features, strict=True)])
         # Half the squared distance of two unit vectors is one minus their cosine, without its cancellation near 1.
         gap = alignment(clean, adv).item() / 2
         return BranchGap(features=gap, statistics=_statistics_gap(norms), affine=_affine_gap(model))
 
 
 def _statistics_gap(norms: list[DualNorm]) -> float:
-    gaps = []
-    for norm in norms:
-        if getattr(norm.clean, "running_mean", None) is None or getattr(norm.adv, "running_mean", None) is None:
-            continue
-        (mean, variance), (other_mean, other_variance) = map(_gaussian, (norm.clean, norm.adv))
+    pairs = [
+        [(branch.running_mean, branch.running_var, branch.eps) for branch in (norm.clean, norm.adv)]
+        for norm in norms
+        if all(getattr(branch, "running_mean", None) is not None for branch in (norm.clean, norm.adv))
+    ]
+    gaps: list[float] = []
+    for pair in on_cpu(pairs):
+        # Mean and variance of each channel, as the norm sees them.
+        (mean, variance), (other_mean, other_variance) = ((m.double(), v.double() + eps) for m, v, eps in pair)
         spread = (variance - other_variance).square() / (variance * other_variance)
         shift = (mean - other_mean).square() * (1 / variance + 1 / other_variance)
         gaps.append((spread + shift).mean().item() / 4)
     return sum(gaps) / max(len(gaps), 1)
 
 
-def _gaussian(branch: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of each channel, as the norm sees them."""
-    mean, variance = (branch.get_buffer(name).cpu().double() for name in ("running_mean", "running_var"))
-    return mean, variance + cast(float, branch.eps)
-
-
 def _affine_gap(model: nn.Module) -> float:
     # Norms without scale and shift have no parameters; the zero in front makes a vector of none.
     clean, adv = (
-        torch.cat([torch.zeros(1).double(), *(each.detach().cpu().double().flatten() for each in parameters)])
-        for parameters in (branch_parameters(model, "clean"), branch_parameters(model, "adv"))
+        torch.cat([torch.zeros(1).double(), *(each.double().flatten() for each in parameters)])
+        for parameters in on_cpu([[p.detach() for p in branch_parameters(model, name)] for name in ("clean", "adv")])
     )
     length = math.sqrt((clean.square().sum().item() + adv.square().sum().item()) / 2)
     return torch.linalg.vector_norm(clean - adv).item() / length if length else 0.0

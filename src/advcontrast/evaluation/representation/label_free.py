@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._checks import check_finite, check_iterable, check_shape, check_tensor, complaint
+from ..._transfer import to_device
 from ..._types import Objective
 from ...attacks import PGDAttack
 from ...functional import representation
@@ -145,7 +146,7 @@ def image_batches(owner: str, batches: Iterable[Any], device: torch.device, *, l
         check_shape(owner, "images", x, "[N, ...]", x.dim() > 1, remedy="Add a dimension with images[None]")
         if len(x):
             sizes.append(len(x))
-            yield x.to(device, non_blocking=True)
+            yield to_device(x, device)
     if max(sizes) < least:
         rule = f"a batch of at least {least} image{'s' if least > 1 else ''}"
         remedy = "An iterator can be walked only once; pass a list or a DataLoader"
