@@ -256,5 +256,5 @@ def test_without_lightning_the_adapter_says_what_to_install():
 @pytest.mark.parametrize("images", [{"images": torch.zeros(1)}, [torch.zeros(1), torch.zeros(1)], None])
 def test_the_learner_says_what_is_wrong_with_a_batch(images):
     module = LightningLearner(AdversarialTrainer(network()), optimizer=SGD)
-    with pytest.raises(TypeError, match=r"^AdversarialTrainer: expected images to be a floating point tensor"):
+    with pytest.raises(TypeError, match=r"^AdversarialTrainer: expected images to be"):
         module.training_step((images, torch.zeros(1, dtype=torch.int64)), 0)

@@ -233,7 +233,7 @@ def test_the_repr_is_the_call_without_the_model(model):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda m: AsTorchattack("pgd", m), TypeError, "AsTorchattack: expected an attack"),
+        (lambda m: AsTorchattack("pgd", m), TypeError, "AsTorchattack: expected attack to be"),
         (lambda m: AsTorchattack(PGDAttack(), 1), TypeError, "AsTorchattack: expected model to be an nn.Mod"),
         (lambda m: AsTorchattack(PGDAttack(), m, "no"), ValueError, "bn_branch: expected"),
         (
