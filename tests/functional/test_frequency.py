@@ -39,3 +39,13 @@ def test_it_equals_the_whole_transform(shape, radius):
 
 def test_half_precision_is_computed_in_float32():
     assert high_frequency(torch.rand(4, 4).bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 3, 4, 4), (1, 3, 4, 0)])
+def test_images_have_pixels(shape):
+    with pytest.raises(ValueError, match="high_frequency: expected x"):
+        high_frequency(torch.zeros(shape))
+
+
+def test_a_huge_radius_leaves_nothing():
+    assert high_frequency(torch.rand(4, 4), 1e308).abs().max().item() == 0

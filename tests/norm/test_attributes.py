@@ -147,6 +147,15 @@ def test_a_norm_that_replaces_that_of_a_branch_shares_what_the_others_share(repl
     assert getattr(dual.adv, name) is getattr(dual.clean, name) is before
 
 
+@pytest.mark.parametrize("replace", [setattr, DualNorm.add_module], ids=["assigned", "added"])
+def test_a_branch_cannot_be_replaced_by_anything_but_a_norm(replace):
+    dual = DualNorm(nn.LayerNorm(6))
+    before = dual.adv
+    with pytest.raises(TypeError, match=r"^DualNorm: expected adv"):
+        replace(dual, "adv", None)
+    assert dual.adv is before
+
+
 @pytest.mark.parametrize(
     "write",
     [

@@ -9,6 +9,7 @@ from torch import nn
 from advcontrast import ACLTrainer, ContrastivePairAugment
 from advcontrast.augment import CropFlip
 from advcontrast.strategies import (
+    ContrastiveLearner,
     Distillation,
     DynACL,
     Frozen,
@@ -21,6 +22,8 @@ from advcontrast.strategies import (
     RoCL,
     Scheduled,
     Step,
+    TeCoA,
+    perturbed_weights,
     pseudo_labels,
 )
 from tests.strategies.methods import FEW, METHODS, batch
@@ -138,6 +141,32 @@ def test_a_part_has_a_weight_that_was_checked(weight, owner):
         learner(*views())
 
 
+class Yielding(ContrastiveLearner):
+    """A strategy of known parts."""
+
+    found = ()
+
+    def parts(self, step):
+        yield from self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([], "parts with weights"),
+        ([Part("a", torch.ones(()), 0.0)], "parts with weights"),
+        ([("a", torch.ones(()))], "each part"),
+        ([Part("a", 1.0)], "the loss of 'a'"),
+        ([Part("a", torch.ones(3))], "the loss of 'a' of shape"),
+    ],
+)
+def test_parts_are_scalars_with_weights(found, message):
+    learner = Yielding(network("single"))
+    learner.found = found
+    with pytest.raises((TypeError, ValueError), match=f"Yielding: expected {message}"):
+        learner(*views())
+
+
 @pytest.mark.parametrize("name", ["DeACL", "DAQSDP", "FARE", "ProFeAT"])
 def test_a_constructor_that_fails_does_not_freeze_the_teacher(name):
     weight = {"FARE": "clean", "ProFeAT": "beta"}.get(name, "robust")
@@ -169,6 +198,7 @@ def test_branches_are_those_of_modules():
         (lambda step, x: step.perturb(lambda z: z.sum(), "adv", None), "each of x"),
         (lambda step, x: step.perturb(None, "adv", x), "objective"),
         (lambda step, x: step.gather(None), "each of z"),
+        (lambda step, x: step.gather(x[0, 0, 0, 0]), "each of z of shape"),
     ],
 )
 def test_a_step_takes_batches(call, argument):
@@ -198,8 +228,11 @@ def test_a_state_is_one_that_was_saved(block, state):
 
 def test_a_coreset_belongs_to_a_learner():
     learner, images = acl(augment=ContrastivePairAugment(6)), torch.rand(8, 3, 6, 6)
-    with pytest.raises(ValueError, match="RobustCoreset: expected head"):
-        RobustCoreset(learner, images, fraction=0.5, every=1, head=nn.Linear(2, 2))
+    for head in (nn.Linear(2, 2), learner.model[2]):
+        with pytest.raises(ValueError, match="RobustCoreset: expected head"):
+            RobustCoreset(learner, images, fraction=0.5, every=1, head=head)
+    with pytest.raises(ValueError, match="RobustCoreset: expected batch_size"):
+        RobustCoreset(learner, images, fraction=0.5, every=1, batch_size=1)
     select = RobustCoreset(learner, images, fraction=0.5, every=1)
     with pytest.raises(ValueError, match="RobustCoreset: expected learner"):
         select(1, acl())
@@ -207,9 +240,25 @@ def test_a_coreset_belongs_to_a_learner():
         select.set_extra_state({"selected": [1, 2]})
 
 
+@pytest.mark.parametrize("loss", [lambda z: z, lambda z: None])
+def test_perturbed_weights_take_a_scalar_and_keep_statistics(loss):
+    model, x = network("single"), views()[0]
+    before = copy.deepcopy(model.state_dict())
+    with (
+        pytest.raises((TypeError, ValueError), match="perturbed_weights: expected the result of loss"),
+        perturbed_weights(model, lambda: loss(model(x))),
+    ):
+        pass
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_other_arguments():
+    with pytest.raises(ValueError, match="TeCoA: expected prototypes"):
+        TeCoA(nn.Flatten(), torch.zeros(3, 0))
     with pytest.raises(ValueError, match="pseudo_labels: expected at least one number of clusters"):
         pseudo_labels(nn.Flatten(), torch.rand(4, 3, 6, 6), [])
+    with pytest.raises(ValueError, match="pseudo_labels: expected seed"):
+        pseudo_labels(nn.Flatten(), torch.rand(4, 3, 6, 6), 2, seed=2**32)
     with pytest.raises(TypeError, match="Ramp: expected step"):
         Ramp(4, 2)(None)
     with pytest.raises(TypeError, match="Frozen: expected x"):

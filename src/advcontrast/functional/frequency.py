@@ -40,6 +40,6 @@ def high_frequency(x: Tensor, radius: float = 8) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
     height, width = x.shape[-2:]
     rows, columns = (torch.fft.fftfreq(size, 1 / size, device=x.device) for size in (height, width))
-    low = rows[:, None].square() + columns[: width // 2 + 1].square() < radius**2
+    low = rows[:, None].square() + columns[: width // 2 + 1].square() < float(radius) * float(radius)  # may be inf
     high: Tensor = torch.fft.irfft2(torch.fft.rfft2(x).masked_fill(low, 0), s=(height, width))
     return high

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_callable, check_module, check_real
+from .._checks import check_callable, check_module, check_real, check_shape, check_tensor
 from ..functional import cosine
 from .blocks import check_teacher_output, frozen_teacher
 from .learner import ContrastiveLearner, Part, Weight
@@ -120,7 +120,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: fl
         gamma: :math:`\gamma` above, at least 0: 0.002 in DAQ-SDP.
 
     Raises:
-        ValueError: gamma < 0.
+        ValueError: gamma < 0, or a loss that is not a scalar.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -144,11 +144,16 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: fl
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.dim() > 1]
     buffers = [*model.buffers()]
     statistics, originals = ([tensor.detach().clone() for tensor in tensors] for tensors in (buffers, weights))
-    with torch.enable_grad():
-        gradients = torch.autograd.grad(loss(), weights, allow_unused=True)
+    try:
+        with torch.enable_grad():
+            value, remedy = loss(), "Return the mean over the batch"
+            check_tensor(owner, "the result of loss", value, remedy=remedy)
+            check_shape(owner, "the result of loss", value, "[]", value.dim() == 0, remedy=remedy)
+            gradients = torch.autograd.grad(value, weights, allow_unused=True)
+    finally:
+        _copy(buffers, statistics)
     try:
         with torch.no_grad():
-            _copy(buffers, statistics)
             for weight, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None:
                     length = gradient.norm()

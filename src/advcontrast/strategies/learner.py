@@ -19,7 +19,9 @@ from .._checks import (
     check_iterable,
     check_module,
     check_real,
+    check_shape,
     check_tensor,
+    check_type,
     complaint,
     source_device,
     type_name,
@@ -158,7 +160,11 @@ class ContrastiveLearner(nn.Module):
         with nullcontext() if self._tried else _buffers_kept_on_error(self):
             main = [*self.parts(step)]
             added = [part for term in getattr(self, "terms", ()) for part in term(step)]
+            self._check_parts(main + added)
             weights = [self.now(part.weight) for part in main]
+            if not main or (self.normalised and sum(weights) == 0):
+                expected, remedy = "parts with weights, not all zero", "Yield a Part with a weight of more than 0"
+                raise ValueError(complaint(type(self).__name__, expected, f"{weights}", remedy))
         self._tried = True
         loss = torch.stack([weight * part.loss for weight, part in zip(weights, main, strict=True)]).sum()
         if self.normalised:
@@ -303,6 +309,14 @@ class ContrastiveLearner(nn.Module):
             remedy = "Skip a short last batch with drop_last=True"
             raise ValueError(complaint(owner, f"at least {least} images", f"shape {list(first.shape)}", remedy))
         warn_of_channels_last(self.model, *views)
+
+    def _check_parts(self, parts: list[Any]) -> None:
+        owner, remedy = type(self).__name__, "Yield Part(name, loss, weight)"
+        for part in parts:
+            check_type(owner, "each part", part, Part, remedy=remedy)
+            name = f"the loss of {part.name!r}"
+            check_tensor(owner, name, part.loss, remedy=remedy)
+            check_shape(owner, name, part.loss, "[]", part.loss.dim() == 0, remedy="Average it over the batch")
 
     def _check_weight(self, name: str, value: Any, remedy: str = "Look at what it returns for this step") -> None:
         check_real(type(self).__name__, name, value, low=0, remedy=remedy)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_finite, check_int, check_module, check_tensor, complaint
+from .._checks import check_finite, check_int, check_module, check_real, check_tensor, complaint
 from ..attacks import under_attack
 from ..functional.image import as_floats, check_images
 
@@ -25,7 +25,7 @@ def pseudo_labels(encoder: nn.Module, images: Tensor, clusters: int | Sequence[i
         encoder: images ``[N, C, H, W]`` in [0, 1] to features ``[N, D]``.
         images: images ``[N, C, H, W]``, uint8, or floats in [0, 1].
         clusters: number of clusters, between 1 and N; or a sequence of K numbers.
-        seed: seed of the starts.
+        seed: seed of the starts, of 32 bits.
 
     Returns:
         Numbers from 0, int64 on the device of the images: ``[N]``, or ``[N, K]`` for a sequence.
@@ -46,6 +46,7 @@ def pseudo_labels(encoder: nn.Module, images: Tensor, clusters: int | Sequence[i
     check_module(_OWNER, encoder)
     check_images(_OWNER, images)
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
+    check_real(_OWNER, "seed", seed, high=2**32 - 1, remedy="scikit-learn takes no other")
     counts = [*clusters] if isinstance(clusters, Sequence) else [clusters]
     if not counts:
         raise ValueError(complaint(_OWNER, "at least one number of clusters", "none", "Pass [2, 10] for example"))

@@ -59,7 +59,8 @@ class RobustCoreset(nn.Module):
         fraction: of the images to select, in (0, 1].
         every: number of epochs between selections, at least 1.
         warmup: number of epochs on all images before the first one, at least 0; the paper's 100.
-        batch_size: of the batches, at least 1; at most the size of the coreset is taken.
+        batch_size: of the batches, at least 1, and 2 if the learner compares images with each other; at most the size
+            of the coreset is taken.
         head: module of ``learner.model`` whose weights count, by default its last linear layer.
         attack: of the divergence, by default ``PGDAttack(steps=3, step_size=10 / 255 / 3)``.
         released: whether to take each step of the head twice.
@@ -102,7 +103,7 @@ class RobustCoreset(nn.Module):
         check_real(owner, "fraction", fraction, low=0, high=1, above=True, remedy="The paper takes 0.2")
         check_int(owner, "every", every, low=1, remedy="The paper takes 20")
         check_int(owner, "warmup", warmup, low=0, remedy="The paper takes 100")
-        check_int(owner, "batch_size", batch_size, low=1, remedy="The paper takes 512")
+        check_int(owner, "batch_size", batch_size, low=1 + learner.couples_samples, remedy="The paper takes 512")
         check_bool(owner, "released", released, remedy="True takes each step twice")
         if int(fraction * len(images)) < 2:
             remedy = "Take a larger fraction, or more images"
@@ -111,8 +112,9 @@ class RobustCoreset(nn.Module):
         if head is None and not linear:
             remedy = "Pass the module whose weights count as head="
             raise ValueError(complaint(owner, "a model with linear layers", "none", remedy))
-        if head is not None and all(head is not module for module in learner.model.modules()):
-            expected, remedy = "head to be a module of learner.model", "Pass the module itself"
+        heads = [module for module in learner.model.modules() if [*module.parameters()]]
+        if head is not None and all(head is not module for module in heads):
+            expected, remedy = "head to be a module of learner.model with weights", "Pass the module itself"
             raise ValueError(complaint(owner, expected, type_name(head), remedy))
         if attack is not None:
             check_callable(owner, "attack", attack, remedy="Pass PGDAttack(steps=3)")

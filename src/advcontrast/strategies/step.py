@@ -118,6 +118,7 @@ class Step:
         """
         for each in z:
             check_tensor(self._owner, "each of z", each, remedy="Pass embeddings")
+            check_shape(self._owner, "each of z", each, "[N, ...]", each.dim() > 0, remedy="Pass a row for each image")
         return tuple(distributed.all_gather(each).flatten(0, 1) for each in z)
 
     def _joined(self, x: tuple[Tensor, ...]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._checks import check_classes, check_finite, check_real, check_tensor, complaint
+from .._checks import check_classes, check_finite, check_real, check_shape, check_tensor, complaint
 from ..functional.nt_xent import unit_rows
 from .fare import CLIP_ATTACK
 from .learner import ContrastiveLearner, Part
@@ -41,7 +41,7 @@ class TeCoA(ContrastiveLearner):
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
-        ValueError: ``scale`` <= 0, or prototypes that are not ``[C, D]`` with C at least 2 or not finite.
+        ValueError: ``scale`` <= 0, or prototypes that are not finite ``[C, D]`` with C at least 2.
         TypeError: an argument of the wrong kind.
 
     Example:
@@ -70,9 +70,9 @@ class TeCoA(ContrastiveLearner):
     ) -> None:
         check_real("TeCoA", "scale", scale, low=0, above=True, remedy="CLIP has 100")
         check_tensor("TeCoA", "prototypes", prototypes, remedy="Pass the embeddings of the class names")
-        if prototypes.dim() != 2 or len(prototypes) < 2:
-            expected, remedy = "prototypes of shape [C, D] with C >= 2", "Pass a row for each class"
-            raise ValueError(complaint("TeCoA", expected, f"{list(prototypes.shape)}", remedy))
+        fits = prototypes.dim() == 2 and len(prototypes) > 1 and prototypes.shape[1] > 0
+        expected, remedy = "[C, D] with C >= 2 and D >= 1", "Pass a row for each class"
+        check_shape("TeCoA", "prototypes", prototypes, expected, fits, remedy=remedy)
         check_finite("TeCoA", "prototypes", prototypes, remedy="Look at the text encoder")
         super().__init__(model, attack=CLIP_ATTACK if attack is None else attack, augment=augment, terms=terms)
         self.register_buffer("prototypes", unit_rows(prototypes.detach()))
