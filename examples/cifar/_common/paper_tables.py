@@ -77,7 +77,7 @@ SMALL = Budget(
     passes=360,
 )
 # As small, with the four convolutions of the quickstart.
-QUICK = replace(SMALL, common={"arch": "quickstart"}, wide={"arch": "quickstart"}, passes=300)
+QUICK = replace(SMALL, common={"arch": "quickstart"}, wide={"arch": "quickstart"}, passes=150)
 # Meant for one GPU and RI, S2S and DS: the settings of the paper, but for the epochs of pre-training.
 HOUR = Budget(
     seeds=1,
