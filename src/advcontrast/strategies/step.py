@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import distributed
 from .._checks import check_callable, check_shape, check_tensor, complaint
 from ..attacks import under_attack
+from ..attacks.folding import folded
 from ..norm import DualNorm, bn_branch
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ class Step:
             return objective(*self._forward(branch, images, sizes, None))
 
         parts = [*self._learner.parts_under_attack(), *modules]
-        with under_attack(*parts), switched(parts, branch):
-            perturbed = self._learner.attack(value, both, **self._source)
+        with under_attack(*parts), switched(parts, branch), folded(value, *parts) as faster:
+            perturbed = self._learner.attack(faster, both, **self._source)
         remedy = "Return images like its argument"
         check_tensor(self._owner, "the result of attack", perturbed, (both.dtype,), remedy=remedy)
         if perturbed.shape != both.shape:
