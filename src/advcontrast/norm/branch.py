@@ -1,6 +1,6 @@
 """Switch the branch of all dual norms of a model; list the parameters of a branch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -114,7 +114,11 @@ def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
         >>> model[1].branch
         'clean'
     """
-    norms = dual_norms("bn_branch", model)
+    return norms_on(dual_norms("bn_branch", model), branch)
+
+
+def norms_on(norms: Sequence[DualNorm], branch: str) -> AbstractContextManager[None]:
+    """Return a context in which dual norms, at least one, use one branch; errors are those of :func:`bn_branch`."""
     check_branch("bn_branch", norms, branch)
     return _switched(dict.fromkeys(norms, branch))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,8 @@ from .. import distributed
 from .._checks import check_callable, check_shape, check_tensor, complaint
 from ..attacks import under_attack
 from ..attacks.folding import folded
-from ..norm import DualNorm, bn_branch
+from ..norm import DualNorm
+from ..norm.branch import norms_on
 
 if TYPE_CHECKING:
     from .learner import ContrastiveLearner
@@ -59,7 +60,9 @@ class Step:
             TypeError: the network returns something other than a floating-point tensor.
             ValueError: its result is not ``[N, D]``.
         """
-        return self._forward(branch, self._joined(x), [len(batch) for batch in x], by)
+        model = self._learner.model if by is None else by
+        with switched([model], branch):
+            return self._rows(model, self._joined(x), [len(batch) for batch in x])
 
     def still(self, branch: str | None, *x: Tensor, by: nn.Module | None = None) -> tuple[Tensor, ...]:
         """Embed batches in eval mode without a gradient, as a fixed target; arguments are those of :meth:`embed`."""
@@ -99,7 +102,7 @@ class Step:
         def value(images: Tensor) -> Tensor:
             if through is not None:
                 return objective(*through(*torch.split(images, sizes)))
-            return objective(*self._forward(branch, images, sizes, None))
+            return objective(*self._rows(self._learner.model, images, sizes))
 
         parts = [*self._learner.parts_under_attack(), *modules]
         with under_attack(*parts), switched(parts, branch), folded(value, *parts) as faster:
@@ -132,10 +135,8 @@ class Step:
             check_shape(self._owner, "each of x", each, f"[{shape}]", fits, remedy=remedy)
         return torch.cat(x)
 
-    def _forward(self, branch: str | None, x: Tensor, sizes: list[int], by: nn.Module | None) -> tuple[Tensor, ...]:
-        model = self._learner.model if by is None else by
-        with switched([model], branch):
-            z: Tensor = model(x)
+    def _rows(self, model: nn.Module, x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        z: Tensor = model(x)
         check_tensor(self._owner, "the result of model", z, remedy="Return the embeddings [N, D] only")
         fits, remedy = z.dim() == 2 and len(z) == len(x), "Flatten all but the first dimension"
         check_shape(self._owner, "the result of model", z, f"[{len(x)}, D]", fits, remedy=remedy)
@@ -145,8 +146,7 @@ class Step:
 @contextmanager
 def switched(modules: Iterable[nn.Module], branch: str | None) -> Iterator[None]:
     """Switch the dual norms of modules to a branch; modules without dual norms are left alone."""
-    with ExitStack() as stack:
-        for module in modules:
-            if branch is not None and any(isinstance(part, DualNorm) for part in module.modules()):
-                stack.enter_context(bn_branch(module, branch))
+    parts = () if branch is None else (part for module in modules for part in module.modules())
+    norms = [part for part in parts if isinstance(part, DualNorm)]
+    with nullcontext() if branch is None or not norms else norms_on(norms, branch):
         yield
