@@ -1,5 +1,7 @@
 """Fast paths equal the step in float32, eager and contiguous."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from advcontrast import ACLTrainer, NTXentLoss, PGDAttack, convert_to_dual_bn
 # Relative distances: of the loss, of the gradients of all parameters as one vector, of each running statistic.
 TOLERANCE = {
     "channels last": (1e-6, 1e-4, 1e-5),
+    "folded": (1e-6, 1e-4, 1e-5),
     "tiled": (1e-6, 1e-5, 1e-6),
     "aot_eager": (1e-6, 1e-5, 1e-6),
     "inductor": (1e-5, 1e-3, 1e-5),
@@ -55,6 +58,14 @@ def distance(found, expected):
 @pytest.mark.parametrize("mode", ["S2S", "A2A", "A2S", "DS"])
 def test_path_agrees_with_the_plain_one(mode, path):
     agrees(step(mode, path), step(mode), TOLERANCE[path])
+
+
+@pytest.mark.parametrize("mode", ["A2A", "A2S", "DS"])
+def test_folded_norms_agree_with_norms_that_stay(mode, monkeypatch):
+    found = step(mode)
+    monkeypatch.setattr("advcontrast.strategies.step.folded", lambda value, *_: nullcontext(value))
+    expected = step(mode)
+    agrees(found, expected, TOLERANCE["folded"])
 
 
 @pytest.mark.slow
