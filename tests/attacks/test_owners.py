@@ -157,7 +157,7 @@ def test_a_refused_model_is_one_of_the_objective(model, x, error):
 
 
 def test_a_refused_state_is_one_of_the_attack():
-    with pytest.raises(TypeError, match=r"^ProgressiveAttack: expected calls of the state"):
+    with pytest.raises(TypeError, match=r"^ProgressiveAttack: expected state"):
         ProgressiveAttack([(None, PGDAttack())]).set_extra_state({})
 
 

@@ -93,7 +93,7 @@ def test_bad_stages_are_refused(stages, kind, text):
 @pytest.mark.parametrize("state", [None, {}, {"calls": -1}, {"calls": 1.5}], ids=str)
 def test_a_state_of_something_else_is_refused(state):
     attack = ProgressiveAttack([(1, PGDAttack(steps=1)), (None, PGDAttack(steps=2))])
-    with pytest.raises((TypeError, ValueError), match="ProgressiveAttack: expected calls of the state to be an int "):
+    with pytest.raises((TypeError, ValueError), match=r"^ProgressiveAttack: expected (state|calls)"):
         attack.set_extra_state(state)
     assert attack.get_extra_state() == {"calls": 0}
 
