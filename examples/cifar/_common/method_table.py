@@ -35,7 +35,7 @@ def methods_table(cards: Mapping[str, Sequence[ResultCard]]) -> str:
 
 def percent(cards: Sequence[ResultCard], metric: str) -> str:
     """Return mean and standard deviation of a metric over the cards of several seeds."""
-    values = [100 * card.verdicts[metric][0].accuracy for card in cards if metric in card.verdicts]
+    values = [100 * card.results[metric].accuracies[0] for card in cards if metric in card.results]
     if not values:
         return ""
     return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
