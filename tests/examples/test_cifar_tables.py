@@ -313,3 +313,27 @@ def test_the_smoke_budget_runs_the_scripts_themselves(scripts, tmp_path):
     scripts.patch.setattr(sys, "argv", ["tables.py", *flags])
     assert scripts.tables.main() == 0
     assert "Not run" not in (tmp_path / "tables.md").read_text()
+
+
+def test_methods_are_compared_in_one_table_and_one_figure(scripts, tmp_path):
+    from _common import method_table
+
+    training = {"cost": 20.0}
+    cards = {
+        "methods-DS": [result(1, 70, 30, **training), result(2, 72, 34, **training)],
+        "methods-DS-linear": [result(1, 60, 40)],
+        "methods-deacl": [result(1, 71, 20, **training)],
+    }
+    for name, found in cards.items():
+        for card in found:
+            card.settings["flags"] = {"passes": 60.0}
+            folder = tmp_path / f"seed{card.seeds[0]}" / name
+            folder.mkdir(parents=True)
+            (folder / "metrics.csv").write_text("epoch,knn_ra\n1,0.1\n2,0.3\n")
+    lines = method_table.methods_table(cards).splitlines()
+    assert [line.split(" | ")[0].lstrip("| ") for line in lines[4:]] == ["DS", "deacl"]
+    assert "| 71.0 ± 1.4 | 32.0 ± 2.8 | 60.0 | 40.0 |" in lines[4]
+    ours, theirs = method_table.draw_cost(tmp_path, cards).axes[0].lines
+    assert ours.get_xdata().tolist() == [20.0, 40.0]
+    assert theirs.get_xdata().tolist() == pytest.approx([60.0, 80.0])  # the teacher has spent 40
+    assert ours.get_ydata().tolist() == pytest.approx([10.0, 30.0])
