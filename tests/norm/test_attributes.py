@@ -201,3 +201,11 @@ def test_the_mode_is_that_of_every_branch():
         dual.branch = branch
         assert torch.equal(dual(images()), getattr(dual, branch).eval()(images()))
         assert dual.num_batches_tracked == 0
+
+
+def test_a_branch_of_another_structure_is_refused_where_branches_share_tensors():
+    dual = DualNorm(nn.BatchNorm1d(3), split="affine")
+    before = dual.adv
+    with pytest.raises(ValueError, match=r"^DualNorm: expected adv to have the parts of the other branches"):
+        dual.adv = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())
+    assert dual.adv is before

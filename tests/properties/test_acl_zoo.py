@@ -106,18 +106,32 @@ def everything_thaws_after(*models):
 
 
 def always_on(branch):
-    return stepping(_forward=lambda self, _, *args: Step._forward(self, branch, *args))
+    return branching(lambda _: branch)
 
 
-def swapped(self, branch, *args):
-    return Step._forward(self, "adv" if branch == "clean" else "clean", *args)
+def branching(change):
+    """Return the real trainer with other branches."""
+    return stepping(
+        embed=lambda self, branch, *x, by=None: Step.embed(self, change(branch), *x, by=by),
+        perturb=lambda self, objective, branch, *x: Step.perturb(self, objective, change(branch), *x),
+    )
 
 
-def left_on(self, branch, x, sizes, by):
-    for part in self._learner.modules():
-        if hasattr(part, "branch"):
-            part.branch = branch
-    return Step._forward(self, None, x, sizes, by)
+def left_on():
+    def switch(self, branch):
+        for part in self._learner.modules():
+            if hasattr(part, "branch"):
+                part.branch = branch
+
+    def embed(self, branch, *x, by=None):
+        switch(self, branch)
+        return Step.embed(self, None, *x, by=by)
+
+    def perturb(self, objective, branch, *x):
+        switch(self, branch)
+        return Step.perturb(self, objective, None, *x)
+
+    return stepping(embed=embed, perturb=perturb)
 
 
 def one_view_at_a_time(self, objective, branch, *x):
@@ -211,8 +225,8 @@ DEFECTS = {
     "everything unfrozen after": borrowing(frozen=everything_thaws_after),
     "everything through the clean branch": always_on("clean"),
     "everything through the adversarial branch": always_on("adv"),
-    "branches swapped": stepping(_forward=swapped),
-    "branch left as it was last": stepping(_forward=left_on),
+    "branches swapped": branching({"clean": "adv", "adv": "clean"}.get),
+    "branch left as it was last": left_on(),
     "views attacked one at a time": stepping(perturb=one_view_at_a_time),
     "partner of A2S attacked": trainer(_embeddings=partner_attacked_too),
     "attack through the clean branch": stepping(perturb=attacked_through_the_clean_branch),

@@ -206,6 +206,10 @@ class DualNorm(nn.Module):
         """Replace the norm of the branch ``name``; new names are refused."""
         self._check_held(name, self._modules)
         check_type(type(self).__name__, name, module, nn.Module, remedy="Export a branch to go back to a single norm")
+        others = [other for branch, other in self._modules.items() if branch != name]
+        if self._split != "both" and any(len(_part(other)) != len(_part(module)) for other in others):
+            expected, remedy = f"{name} to have the parts of the other branches", "Pass a norm of the same class"
+            raise ValueError(complaint(type(self).__name__, expected, type_name(module), remedy))
         super().add_module(name, module)
         self._tie()
 
@@ -222,6 +226,8 @@ class DualNorm(nn.Module):
 
     def _tie(self, source: nn.Module | None = None) -> None:
         """Give all branches the shared tensors of ``source``, by default the first branch."""
+        if self._split == "both":
+            return
         first = next(iter(self._modules.values())) if source is None else source
         for other in self._modules.values():
             for module, twin in zip(_part(first), _part(other), strict=True):

@@ -155,12 +155,12 @@ class RobustCoreset(nn.Module):
             self._selected = selected
         return self._selected
 
-    def _select(self, learner: ContrastiveLearner, generator: torch.Generator) -> Tensor:
+    def _select(self, learner: ContrastiveLearner, source: torch.Generator) -> Tensor:
         others = torch.arange(len(self._images))
         others = others[others % _EVERY_NTH != 0]
         budget = int(self.fraction * len(others))
         size = min(self.batch_size, budget)
-        order = others[torch.randperm(len(others), generator=generator)]
+        order = others[torch.randperm(len(others), generator=source)]
         batches = order[: len(order) // size * size].view(-1, size)
         slopes = torch.stack([self._slope(learner(self._on_device(batch)).loss) for batch in batches])
         reference = as_floats(self._on_device(torch.arange(0, len(self._images), _EVERY_NTH)))
