@@ -41,6 +41,7 @@ def test_branches_are_interpolated(few, tmp_path, monkeypatch):
     assert [line.split("|")[1].strip() for line in lines[-2:]] == ["0", "1"]
 
 
+@pytest.mark.nightly
 def test_curves_are_means_over_the_classifiers_of_a_folder(few, tmp_path, monkeypatch, capsys):
     (tmp_path / "models").mkdir()
     for name in ("RI", "S2S", "DS"):

@@ -13,7 +13,7 @@ def teacher(tmp_path_factory):
     return out / "final.safetensors"
 
 
-SAMPLE = ("advcl", "dynacl", "profeat")
+SAMPLE = ("advcl", "dynacl")
 METHODS = [
     pytest.param(name, marks=() if name in SAMPLE else pytest.mark.nightly)
     for name in module("_common.methods").METHODS
