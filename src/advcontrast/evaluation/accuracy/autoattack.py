@@ -159,9 +159,8 @@ def autoattack(
                 remedy = "Pass the same batches in the same order, unshuffled, or choose another folder"
                 expected = f"batch {i} of the run in {checkpoint.folder}"
                 raise CheckpointMismatchError(complaint(_OWNER, expected, "other images or labels", remedy))
-            with preserve_rng_state():  # pyautoattack seeds every device
+            with preserve_rng_state(suite.seed):  # pyautoattack seeds every device
                 if batch is None:
-                    torch.manual_seed(suite.seed)
                     logits = checked_logits(_OWNER, model, x, labels)
                     refuse_probabilities(_OWNER, model, x, logits)
                     verdicts = torch.where(_misclassified(logits, y), _WRONG, _STOOD)
