@@ -28,7 +28,7 @@ from .._checks import (
 )
 from .._digest import digest
 from .._transfer import to_device
-from ..functional.nt_xent import unit_rows
+from ..functional.nt_xent import cosine, unit_rows
 from .learner import Block
 
 
@@ -130,6 +130,16 @@ def check_teacher_output(owner: str, z: Tensor, target: Tensor) -> None:
         expected = "model and teacher to return embeddings of one shape"
         remedy = "Remove or replace the last layer of one of them"
         raise ValueError(complaint(owner, expected, f"{list(z.shape)} and {list(target.shape)}", remedy))
+
+
+def away_from(owner: str, target: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return an objective of embeddings that grows as they turn away from those of a teacher."""
+
+    def objective(z: Tensor) -> Tensor:
+        check_teacher_output(owner, z, target)
+        return -cosine(z, target)
+
+    return objective
 
 
 class Momentum(Block):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._checks import check_callable, check_module, check_real, check_shape, check_tensor
 from ..functional import cosine
-from .blocks import check_teacher_output, frozen_teacher
+from .blocks import away_from, frozen_teacher
 from .learner import ContrastiveLearner, Part, Weight
 from .step import Step
 
@@ -89,12 +89,7 @@ class DAQSDP(ContrastiveLearner):
 
     def _stream(self, step: Step, x: Tensor, clean: str, adv: str) -> Iterator[Part]:
         target = self.teacher(x)
-
-        def away_from_teacher(z: Tensor) -> Tensor:
-            check_teacher_output("DAQSDP", z, target)
-            return -cosine(z, target)
-
-        (x_adv,) = step.perturb(away_from_teacher, adv, x)
+        (x_adv,) = step.perturb(away_from("DAQSDP", target), adv, x)
         (z,), (z_adv,) = step.z[clean], step.z[adv] = step.embed(clean, x), step.embed(adv, x_adv)
         yield Part(clean, -cosine(z, target), 0.5)
         yield Part(adv, -cosine(z_adv, z), self.now(self.robust) / 2)

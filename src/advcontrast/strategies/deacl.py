@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..functional import cosine
-from .blocks import check_teacher_output, frozen_teacher
+from .blocks import away_from, frozen_teacher
 from .learner import ContrastiveLearner, Part, Weight
 from .step import Step
 
@@ -75,12 +75,7 @@ class DeACL(ContrastiveLearner):
         """Yield the distance from the teacher, and that of the attacked view from the clean one."""
         (x,) = step.views
         target = self.teacher(x)
-
-        def away_from_teacher(z: Tensor) -> Tensor:
-            check_teacher_output("DeACL", z, target)
-            return -cosine(z, target)
-
-        (x_adv,) = step.perturb(away_from_teacher, "adv", x)
+        (x_adv,) = step.perturb(away_from("DeACL", target), "adv", x)
         z, z_adv = step.z["clean"], step.z["adv"] = [(each,) for each in step.embed("adv", x, x_adv)]
         yield Part("clean", -cosine(*z, target))
         yield Part("adv", -cosine(*z_adv, *z), self.robust)
