@@ -1,5 +1,6 @@
 """The coreset of RCS."""
 
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from advcontrast import ACLTrainer, fit
+from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, fit
 from advcontrast.augment import Replay
 from advcontrast.functional import nt_xent
 from advcontrast.strategies import AdvCL, DeACL, RobustCoreset
 from advcontrast.strategies.rcs import representational_divergence
+from tests.ranks import WORLD_SIZE
 from tests.strategies.methods import FEW, Identity, known, student, teacher
 from tests.strategies.networks import flags
 from tests.strategies.test_methods import Stopped, optimizer, same, state
@@ -159,6 +161,30 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
         ours, again = run(tmp_path / str(stop))
         assert same(ours, whole)
         assert torch.equal(again, selected)
+
+
+def selections():
+    """Return what is selected in several epochs without randomness of views and attacks."""
+    warnings.filterwarnings("ignore", r"\w+: expected dual batch norms")
+    learner = ACLTrainer(student(None), loss=NTXentLoss(gather=True), attack=FEW, augment=pair)
+    select = RobustCoreset(learner, images(), fraction=0.5, every=1, batch_size=4, attack=FEW)
+    return [select(epoch, learner).tolist() for epoch in range(1, 6)]
+
+
+@pytest.mark.distributed
+def test_two_processes_select_like_one(ranks):
+    assert ranks.run(selections) == [selections()] * WORLD_SIZE
+
+
+def random_selection():
+    learner = ACLTrainer(student("dual"), augment=ContrastivePairAugment(6))
+    return RobustCoreset(learner, images(), fraction=0.5, every=1, batch_size=4)(1, learner).tolist()
+
+
+@pytest.mark.distributed
+def test_all_processes_select_the_same_images(ranks):
+    first, second = ranks.run(random_selection)
+    assert first == second
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from .. import distributed
 from .._checks import (
     check_bool,
     check_callable,
@@ -48,7 +49,7 @@ class RobustCoreset(nn.Module):
     The paper selects a fraction of 0.05 to 0.2 every 20 epochs after 100 epochs on all images. The released code takes
     each step of :math:`\theta` twice, gradients of the column means of the weights of the whole projection head, and
     losses without a schedule. A selection costs the gradient of one step for each image, and an attack of 3 steps on U
-    for each selected batch.
+    for each selected batch. Several processes share each batch, average their gradients and select the same images.
 
     The selection becomes a part of the learner, ``learner.coreset``, so that the state dict has the selected images,
     and a resumed run continues with them.
@@ -105,9 +106,10 @@ class RobustCoreset(nn.Module):
         check_int(owner, "warmup", warmup, low=0, remedy="The paper takes 100")
         check_int(owner, "batch_size", batch_size, low=1 + learner.couples_samples, remedy="The paper takes 512")
         check_bool(owner, "released", released, remedy="True takes each step twice")
-        if int(fraction * len(images)) < 2:
-            remedy = "Take a larger fraction, or more images"
-            raise ValueError(complaint(owner, "a coreset of at least 2 images", f"{fraction} of {len(images)}", remedy))
+        least, others = max(2, distributed.world_size()), len(images) - len(images[::_EVERY_NTH])
+        if int(fraction * others) < least:
+            expected, remedy = f"a coreset of at least {least} images", "Take a larger fraction, or more images"
+            raise ValueError(complaint(owner, expected, f"{fraction} of {others}", remedy))
         linear = [module for module in learner.model.modules() if isinstance(module, nn.Linear)]
         if head is None and not linear:
             remedy = "Pass the module whose weights count as head="
@@ -159,10 +161,12 @@ class RobustCoreset(nn.Module):
         others = torch.arange(len(self._images))
         others = others[others % _EVERY_NTH != 0]
         budget = int(self.fraction * len(others))
-        size = min(self.batch_size, budget)
+        rank, processes = distributed.rank(), distributed.world_size()
+        size = min(self.batch_size, budget) // processes * processes
         order = others[torch.randperm(len(others), generator=source)]
         batches = order[: len(order) // size * size].view(-1, size)
-        slopes = torch.stack([self._slope(learner(self._on_device(batch)).loss) for batch in batches])
+        shares = batches.chunk(processes, 1)[rank]
+        slopes = torch.stack([self._slope(learner(self._on_device(share)).loss) for share in shares])
         reference = as_floats(self._on_device(torch.arange(0, len(self._images), _EVERY_NTH)))
         rate = _RATE * (2 if self.released else 1)
         chosen: list[int] = []
@@ -188,7 +192,8 @@ class RobustCoreset(nn.Module):
         return representational_divergence(z, *step.embed(adv, x_adv))
 
     def _slope(self, loss: Tensor) -> Tensor:
-        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, self._weights)])
+        gradients = torch.autograd.grad(loss, self._weights)
+        return distributed.all_gather(torch.cat([gradient.flatten() for gradient in gradients])).mean(0)
 
     def _on_device(self, indices: Tensor) -> Tensor:
         return self._images[indices.to(self._images.device)].to(self._weights[0].device)
