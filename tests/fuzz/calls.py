@@ -641,6 +641,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         model=network(),
         teacher=teacher(),
         robust=2.0,
+        gamma=0.002,
         attack=pgd(),
         augment=view_augments[1],
         terms=(),

@@ -77,6 +77,10 @@ def daqsdp(norm, **settings):
     return DAQSDP(student(norm, branches=DAQSDP.branches), teacher(), **{"attack": FEW, **settings})
 
 
+def perturbed(norm, **settings):
+    return daqsdp(norm, gamma=lambda step: 0.1 * (step > 0), **settings)
+
+
 def deacl(norm, **settings):
     return DeACL(student(norm), teacher(), **{"attack": FEW, **settings})
 
@@ -145,6 +149,7 @@ METHODS = {
     "AMOC released": Method(lambda norm, **settings: amoc(norm, released=True, **settings)),
     "CFAMC": Method(cfamc, views=3),
     "DAQSDP": Method(daqsdp, attacked=("adv", "strong_adv")),
+    "DAQSDP, perturbed weights": Method(perturbed, attacked=("adv", "strong_adv")),
     "DeACL": Method(deacl, views=1),
     "DynACL": Method(dynacl),
     "FARE": Method(fare, views=1),

@@ -128,6 +128,34 @@ def test_it_wraps_the_step_of_a_learner():
     )
 
 
+def shifts(objective, x, generator=None):
+    return (x + 0.1).clamp(max=1)
+
+
+def test_a_learner_perturbs_its_weights_for_the_loss_of_the_weak_stream():
+    ours, theirs = (METHOD.make("dual", attack=shifts, **settings) for settings in ({"gamma": 0.1}, {}))
+    weak, strong = batch(METHOD)
+    ours(weak, strong).loss.backward()
+    target = theirs.teacher(weak)
+
+    def loss():
+        with bn_branch(theirs.model, "clean"):
+            z = theirs.model(weak)
+        with bn_branch(theirs.model, "adv"):
+            return -cosine(z, target) - 2 * cosine(theirs.model(shifts(None, weak)), z)
+
+    with perturbed_weights(theirs.model, loss, gamma=0.1):
+        theirs(weak, strong).loss.backward()
+    for name, gradient in gradients(theirs).items():
+        torch.testing.assert_close(gradients(ours)[name], gradient)
+    assert same(state(ours), state(theirs))
+
+
+def test_a_learner_in_eval_mode_perturbs_no_weights():
+    ours, theirs = (METHOD.make("dual", **settings).eval() for settings in ({"gamma": 0.1}, {}))
+    assert ours(*batch(METHOD)).loss == theirs(*batch(METHOD)).loss
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "argument"),
     [

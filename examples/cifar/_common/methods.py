@@ -159,10 +159,14 @@ def profeat(parts: Parts) -> ProFeAT:
 
 
 def daqsdp(parts: Parts) -> DAQSDP:
-    """Return the learner of DAQ-SDP, without the perturbed weights of its last epochs."""
+    """Return the learner of DAQ-SDP; the cost of the perturbed weights of its last epochs is not counted."""
     student, teacher = parts.student()
     student = convert_to_dual_bn(student, branches=DAQSDP.branches)
-    return DAQSDP(student, teacher, attack=parts.attack, augment=parts.weak_and_strong)
+
+    def gamma(step: int) -> float:
+        return 0.002 if step >= 0.6 * parts.steps else 0.0
+
+    return DAQSDP(student, teacher, gamma=gamma, attack=parts.attack, augment=parts.weak_and_strong)
 
 
 def fare(parts: Parts) -> FARE:

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from .. import distributed
 from .._checks import check_callable, check_module, check_real, check_shape, check_tensor
 from ..functional import cosine
 from .blocks import away_from, frozen_teacher
@@ -31,16 +33,21 @@ class DAQSDP(ContrastiveLearner):
     through both arguments of the second term. The branch ``"adv"`` is the product. The student usually starts as a
     copy of the teacher, ``convert_to_dual_bn(copy.deepcopy(teacher), branches=DAQSDP.branches)``.
 
+    With ``gamma`` > 0 the four batches of a step in train mode pass through weights that are perturbed as by
+    :func:`~advcontrast.strategies.perturbed_weights`, for the loss of the weak stream over all processes. Attacks run
+    through the weights themselves, which take the gradients of the perturbed ones.
+
     The paper's settings for CIFAR-10: pad-and-crop and flip for weak views, TrivialAugment before them for strong ones;
     PGD with 5 steps of 2/255 in 8/255; batches of 256, SGD with rate 0.5, momentum 0.9 and weight decay 5e-4, 100
-    epochs with 10 epochs of warm-up and a cosine; :func:`~advcontrast.strategies.perturbed_weights` from epoch 60 on,
-    for the loss of the weak stream; ResNet-34 and larger, as smaller networks gain little. The released code has a
-    first convolution with padding 2. A step costs 34 forward passes an image.
+    epochs with 10 epochs of warm-up and a cosine; ``gamma`` = 0.002 from epoch 60 on, ``lambda step: 0.002 * (step >=
+    0.6 * steps)``; ResNet-34 and larger, as smaller networks gain little. The released code has a first convolution
+    with padding 2. A step costs 34 forward passes an image, with perturbed weights 40.
 
     Args:
         model: the student: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out.
         teacher: a network with outputs of the same size, in eval mode; it is frozen.
         robust: w above, at least 0, or a function of the training step.
+        gamma: size of the perturbation of the weights, at least 0, or a function of the training step.
         attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
         augment: ``augment(images)`` to a weak and a strong view, such as ``MultiView(CropFlip(), strong)``; without it
             the learner is called with these.
@@ -70,29 +77,49 @@ class DAQSDP(ContrastiveLearner):
         teacher: nn.Module,
         *,
         robust: Weight = 2.0,
+        gamma: Weight = 0.0,
         attack: Callable[..., Tensor] | None = None,
         augment: Callable[..., Any] | None = None,
         terms: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__(model, attack=attack, augment=augment, terms=terms)
         self.robust = self.weight("robust", robust, remedy="The paper takes 2")
+        self.gamma = self.weight("gamma", gamma, remedy="The paper takes 0.002")
         self.teacher = frozen_teacher("DAQSDP", teacher, model)
 
     def parts(self, step: Step) -> Iterator[Part]:
         """Yield, for each stream, the distance from the teacher and that of the attacked view from the clean one."""
-        weak, strong = step.views
-        yield from self._stream(step, weak, "clean", "adv")
-        yield from self._stream(step, strong, "strong_clean", "strong_adv")
+        network: nn.Module = self.model
+        for x, clean, adv in zip(step.views, ("clean", "strong_clean"), ("adv", "strong_adv"), strict=True):
+            target = self.teacher(x)
+            (x_adv,) = step.perturb(away_from("DAQSDP", target), adv, x)
+            if clean == "clean" and self.training and (gamma := self.now(self.gamma)):
+                with torch.enable_grad(), _statistics_kept(network):
+                    (z,), (z_adv,) = step.embed(clean, x), step.embed(adv, x_adv)
+                    loss = -cosine(z, target) - self.now(self.robust) * cosine(z_adv, z)
+                    network = _Perturbed(network, loss, gamma)
+            (z,), (z_adv,) = step.embed(clean, x, by=network), step.embed(adv, x_adv, by=network)
+            step.z[clean], step.z[adv] = (z,), (z_adv,)
+            yield Part(clean, -cosine(z, target), 0.5)
+            yield Part(adv, -cosine(z_adv, z), self.now(self.robust) / 2)
 
     def _branch_to_ship(self) -> str:
         return "adv"
 
-    def _stream(self, step: Step, x: Tensor, clean: str, adv: str) -> Iterator[Part]:
-        target = self.teacher(x)
-        (x_adv,) = step.perturb(away_from("DAQSDP", target), adv, x)
-        (z,), (z_adv,) = step.z[clean], step.z[adv] = step.embed(clean, x), step.embed(adv, x_adv)
-        yield Part(clean, -cosine(z, target), 0.5)
-        yield Part(adv, -cosine(z_adv, z), self.now(self.robust) / 2)
+
+class _Perturbed(nn.Module):
+    """A network with perturbed weights, whose gradients reach its own weights."""
+
+    def __init__(self, network: nn.Module, loss: Tensor, gamma: float) -> None:
+        super().__init__()
+        self.network = network
+        weights = _perturbed(network)
+        moves = _moves([*weights.values()], loss, gamma)
+        self.weights = {name: weight + move for (name, weight), move in zip(weights.items(), moves, strict=True)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = functional_call(self.network, self.weights, (x,))
+        return z
 
 
 @contextmanager
@@ -105,8 +132,8 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: fl
 
     A training step has its forward and backward pass inside the block, and its optimizer step after it, so that the
     gradients of the perturbed weights change the original ones. Buffers and the gradients of the parameters stay as
-    they are; each process takes the gradient of its own images. It is for loops of your own:
-    :func:`~advcontrast.engine.fit` does not call it. Reference: Wu et al., NeurIPS 2020.
+    they are. Several processes average g. It is for loops of your own; ``DAQSDP(gamma=)`` does the same within
+    :func:`~advcontrast.engine.fit`. Reference: Wu et al., NeurIPS 2020.
 
     Args:
         model: the network.
@@ -136,26 +163,46 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: fl
     check_module(owner, model)
     check_callable(owner, "loss", loss, remedy="Pass a function without arguments")
     check_real(owner, "gamma", gamma, low=0, remedy="DAQ-SDP takes 0.002")
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.dim() > 1]
-    buffers = [*model.buffers()]
-    statistics, originals = ([tensor.detach().clone() for tensor in tensors] for tensors in (buffers, weights))
-    try:
-        with torch.enable_grad():
-            value, remedy = loss(), "Return the mean over the batch"
-            check_tensor(owner, "the result of loss", value, remedy=remedy)
-            check_shape(owner, "the result of loss", value, "[]", value.dim() == 0, remedy=remedy)
-            gradients = torch.autograd.grad(value, weights, allow_unused=True)
-    finally:
-        _copy(buffers, statistics)
+    weights = [*_perturbed(model).values()]
+    with torch.enable_grad(), _statistics_kept(model):
+        value, remedy = loss(), "Return the mean over the batch"
+        check_tensor(owner, "the result of loss", value, remedy=remedy)
+        check_shape(owner, "the result of loss", value, "[]", value.dim() == 0, remedy=remedy)
+        moves = _moves(weights, value, gamma)
+    originals = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
-            for weight, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None:
-                    length = gradient.norm()
-                    weight.add_(gradient * (gamma * weight.norm() / length.masked_fill(length == 0, 1)))
+            for weight, move in zip(weights, moves, strict=True):
+                weight.add_(move)
         yield
     finally:
         _copy(weights, originals)
+
+
+def _perturbed(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of a network that are perturbed."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad and weight.dim() > 1}
+
+
+def _moves(weights: Sequence[Tensor], loss: Tensor, gamma: float) -> list[Tensor]:
+    """Return the perturbation of each weight."""
+    moves = []
+    slopes = torch.autograd.grad(loss, weights, materialize_grads=True) if weights else ()
+    for weight, slope in zip(weights, slopes, strict=True):
+        gradient = distributed.all_gather(slope).mean(0)
+        length = gradient.norm()
+        moves.append(gradient * (gamma * weight.detach().norm() / length.masked_fill(length == 0, 1)))
+    return moves
+
+
+@contextmanager
+def _statistics_kept(model: nn.Module) -> Iterator[None]:
+    buffers = [*model.buffers()]
+    before = [buffer.detach().clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        _copy(buffers, before)
 
 
 @torch.no_grad()
