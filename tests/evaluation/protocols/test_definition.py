@@ -14,6 +14,7 @@ from advcontrast.evaluation.protocols.presets import PROTOCOLS, protocol
 ALL = [each for preset in PROTOCOLS.values() for each in preset.values()]
 NAMES = [f"{each.preset}-{each.kind}" for each in ALL]
 SLF, AFF, SEMI = protocol("acl2020", "SLF"), protocol("acl2020", "AFF"), protocol("acl2020", "semi")
+LP_AFT = protocol("dynacl2023", "LP-AFT")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ SLF, AFF, SEMI = protocol("acl2020", "SLF"), protocol("acl2020", "AFF"), protoco
         ("dynacl2023", "SLF", "ce", 25, 512, 0.01, True, (10, 20), "last"),
         ("dynacl2023", "ALF", "adversarial-ce", 25, 512, 0.01, True, (10, 20), "last"),
         ("dynacl2023", "AFF", "trades", 25, 128, 0.1, False, (15, 20), "last"),
+        ("dynacl2023", "LP-AFT", "trades", 25, 512, 0.1, False, (10, 20), "last"),
     ],
 )
 def test_the_numbers_of_the_sources(preset, kind, loss, epochs, batch_size, lr, nesterov, milestones, select):
@@ -37,7 +39,7 @@ def test_the_numbers_of_the_sources(preset, kind, loss, epochs, batch_size, lr, 
     assert (found.preset, found.kind, found.loss, found.select) == (preset, kind, loss, select)
     assert (found.epochs, found.batch_size, found.milestones) == (epochs, batch_size, milestones)
     assert (found.lr, found.momentum, found.nesterov) == (lr, 0.9, nesterov)
-    assert found.weight_decay == (5e-4 if kind == "semi" else 2e-4)
+    assert found.weight_decay == {"semi": 5e-4, "LP-AFT": 1e-4}.get(kind, 2e-4)
     assert found.branch == ("clean" if kind == "SFF" else "adv")
     assert found.frozen == (kind in ("SLF", "ALF"))
     assert found.labels == (0.1 if kind == "semi" else 1.0)
@@ -47,17 +49,24 @@ def test_the_numbers_of_the_sources(preset, kind, loss, epochs, batch_size, lr, 
 
 
 def test_every_protocol_is_in_the_table_above():
-    assert len(ALL) == 11
+    assert len(ALL) == 12
     assert {preset: list(kinds) for preset, kinds in PROTOCOLS.items()} == {
         "acl2020": ["SLF", "ALF", "AFF", "SFF", "semi"],
         "robustssl": ["SLF", "ALF", "AFF"],
-        "dynacl2023": ["SLF", "ALF", "AFF"],
+        "dynacl2023": ["SLF", "ALF", "AFF", "LP-AFT"],
     }
 
 
 def test_the_semi_supervised_protocol_knows_equation_3_and_its_teacher():
     assert (SEMI.alpha, SEMI.temperature) == (0.5, 1.0)
     assert SEMI.teacher == protocol("acl2020", "SFF")
+
+
+def test_the_head_of_lp_aft_is_trained_as_in_dynacl():
+    probe = LP_AFT.probe
+    assert (probe.kind, probe.branch, probe.loss, probe.frozen, probe.select) == ("SLF", "adv", "ce", True, "last")
+    assert (probe.epochs, probe.batch_size, probe.milestones) == (10, 512, ())
+    assert (probe.lr, probe.momentum, probe.nesterov, probe.weight_decay) == (0.01, 0.9, False, 1e-4)
 
 
 @pytest.mark.parametrize("each", ALL, ids=NAMES)
@@ -190,6 +199,11 @@ def test_unknown_names(names, error, message):
         (AFF, {"beta": -1}, ValueError, "expected beta"),
         (SEMI, {"alpha": 2}, ValueError, "expected alpha"),
         (SEMI, {"temperature": 0}, ValueError, "expected temperature"),
+        (AFF, {"probe": SLF}, ValueError, "expected no probe"),
+        (LP_AFT, {"probe": None}, ValueError, "expected a probe"),
+        (LP_AFT, {"probe": "SLF"}, TypeError, "expected probe"),
+        (LP_AFT, {"probe": AFF}, ValueError, "expected a probe"),
+        (LP_AFT, {"branch": "clean"}, ValueError, "expected a probe"),
     ],
 )
 def test_wrong_settings(base, changes, error, message):

@@ -33,12 +33,14 @@ def shortened(preset, kind, **changes):
     short = {"epochs": 2, "milestones": (1,), "batch_size": 20, "attack_steps": steps, "eps": 0.05}
     if base.teacher is not None:
         short["teacher"] = replace(base.teacher, epochs=1, milestones=(), batch_size=8)
+    if base.probe is not None:
+        short["probe"] = replace(base.probe, epochs=1, batch_size=20)
     return replace(base, **{**short, **changes})
 
 
 SLF, ALF = shortened("robustssl", "SLF"), shortened("robustssl", "ALF")
 AFF, SEMI = shortened("acl2020", "AFF"), shortened("acl2020", "semi", labels=0.5)
-TRADES_ALF = shortened("acl2020", "ALF")
+TRADES_ALF, LP_AFT = shortened("acl2020", "ALF"), shortened("dynacl2023", "LP-AFT")
 
 
 def images(n, seed):
@@ -93,7 +95,9 @@ def fits(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("each", [SLF, ALF, TRADES_ALF, AFF, SEMI], ids=lambda each: f"{each.preset}-{each.kind}")
+@pytest.mark.parametrize(
+    "each", [SLF, ALF, TRADES_ALF, AFF, SEMI, LP_AFT], ids=lambda each: f"{each.preset}-{each.kind}"
+)
 def test_the_verdicts_are_those_of_the_model_on_the_test_images(each):
     result = run_protocol(network(), each, *SPLITS)
     attack = PGDAttack(eps=0.05, step_size=0.0125, steps=20)
@@ -134,6 +138,15 @@ def test_a_teacher_keeps_its_own_learner(fits):
     semi = partial(SemiSupervisedTrainer, attack=SEMI.attack, augment=CropFlip(1))
     run_protocol(network(), SEMI, *SPLITS, learner=semi)
     assert [type(call["learner"]) for call in fits] == [StandardTrainer, SemiSupervisedTrainer]
+
+
+def test_fine_tuning_starts_with_the_head_of_the_probe(fits):
+    run_protocol(network(), LP_AFT, TRAIN, None, TEST)
+    assert [type(call["learner"]) for call in fits] == [StandardTrainer, TRADESTrainer]
+    probed, before = fits[0]["learner"].model.state_dict(), fits[1]["before"]
+    assert before["head.weight"].any()
+    assert equal({name: probed[name] for name in before}, before)
+    assert all(p.requires_grad for p in fits[1]["learner"].model.parameters())
 
 
 def test_epochs_without_a_validation_are_not_selected():

@@ -10,7 +10,7 @@ from ..._types import BRANCHES, Branch
 from ...attacks import PGDAttack
 from ...optim import MultiStep
 
-Kind = Literal["SLF", "ALF", "AFF", "SFF", "semi"]
+Kind = Literal["SLF", "ALF", "AFF", "SFF", "semi", "LP-AFT"]
 Loss = Literal["ce", "adversarial-ce", "trades", "semi"]
 Augment = Literal["crop-flip", "none"]
 Select = Literal["val_ra", "val_ta", "last"]
@@ -23,6 +23,7 @@ _KINDS: dict[Kind, tuple[bool, tuple[Loss, ...]]] = {
     "AFF": (False, ("adversarial-ce", "trades")),
     "SFF": (False, ("ce",)),
     "semi": (False, ("semi",)),
+    "LP-AFT": (False, ("adversarial-ce", "trades")),
 }
 # Settings of single losses; with the other losses they must be None.
 _SETTINGS: dict[Loss, tuple[str, ...]] = {
@@ -44,7 +45,7 @@ class Protocol:
         preset: name of the set of protocols.
         kind: ``"SLF"`` and ``"ALF"``, a linear head on a frozen encoder, standard and adversarial; ``"AFF"`` and
             ``"SFF"``, fine-tuning of all weights, adversarial and standard; ``"semi"``, fine-tuning of all weights with
-            few labels and a teacher.
+            few labels and a teacher; ``"LP-AFT"``, adversarial fine-tuning that starts with a trained head.
         source: source of the numbers.
         notes: differences from the source, and choices that it leaves open.
         branch: branch of a dual encoder.
@@ -68,6 +69,7 @@ class Protocol:
             validation images, or the ``"last"``.
         labels: fraction of the training images whose labels are used, in (0, 1], equally many of each class.
         teacher: for the loss ``"semi"``, protocol of the network that labels all images, trained on the labels alone.
+        probe: for the kind ``"LP-AFT"``, protocol of kind SLF of the head to start with, on the same branch.
 
     Raises:
         ValueError: a number out of its range, an unknown name, or settings that contradict each other.
@@ -104,6 +106,7 @@ class Protocol:
     select: Select
     labels: float = 1.0
     teacher: Protocol | None = None
+    probe: Protocol | None = None
 
     def __post_init__(self) -> None:
         for name in ("preset", "source", "notes"):
@@ -148,6 +151,14 @@ class Protocol:
             if self.teacher.loss != "ce":
                 got = repr(self.teacher.loss)
                 raise ValueError(complaint(_OWNER, "a teacher with the loss 'ce'", got, "Pass one of kind SFF"))
+        if (self.probe is not None) != (self.kind == "LP-AFT"):
+            expected = f"{'no' if self.probe else 'a'} probe for {self.kind}"
+            raise ValueError(complaint(_OWNER, expected, repr(self.probe), "Only LP-AFT has one"))
+        if self.probe is not None:
+            check_type(_OWNER, "probe", self.probe, Protocol, remedy="Pass one of kind SLF")
+            if (self.probe.kind, self.probe.branch) != ("SLF", self.branch):
+                expected, got = f"a probe of kind 'SLF' on branch {self.branch!r}", f"{self.probe.kind!r}"
+                raise ValueError(complaint(_OWNER, expected, f"{got} on {self.probe.branch!r}", "Change both together"))
 
     @property
     def attack(self) -> PGDAttack | None:

@@ -130,6 +130,24 @@ _DYNACL_AFF = replace(
     epochs=25,
     milestones=(15, 20),
 )
+_DYNACL_LP_AFT = replace(
+    _DYNACL_AFF,
+    kind="LP-AFT",
+    source=f"{_DYNACL}: LPAFT.py, the post-processing of DynACL++.",
+    notes="For the clusters of pseudo_labels in place of labels; result.model.encoder is then the encoder to evaluate. "
+    f"{_START}The head of the probe starts at random, here at zero. No epoch is selected.",
+    milestones=(10, 20),
+    batch_size=512,
+    weight_decay=1e-4,
+    probe=replace(
+        _DYNACL_SLF,
+        source=f"{_DYNACL}: LPAFT.py, its linear probe.",
+        epochs=10,
+        milestones=(),
+        nesterov=False,
+        weight_decay=1e-4,
+    ),
+)
 
 
 def _by_kind(*protocols: Protocol) -> Mapping[str, Protocol]:
@@ -141,7 +159,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = MappingProxyType(
     {
         "acl2020": _by_kind(_ACL_SLF, _ACL_ALF, _ACL_AFF, _ACL_SFF, _ACL_SEMI),
         "robustssl": _by_kind(_ROBUSTSSL_SLF, _ROBUSTSSL_ALF, _ROBUSTSSL_AFF),
-        "dynacl2023": _by_kind(_DYNACL_SLF, _DYNACL_ALF, _DYNACL_AFF),
+        "dynacl2023": _by_kind(_DYNACL_SLF, _DYNACL_ALF, _DYNACL_AFF, _DYNACL_LP_AFT),
     }
 )
 
@@ -151,7 +169,8 @@ def protocol(preset: str, kind: str) -> Protocol:
 
     Args:
         preset: ``"acl2020"``, ``"robustssl"`` or ``"dynacl2023"``.
-        kind: ``"SLF"``, ``"ALF"`` or ``"AFF"``; ``"acl2020"`` also has ``"SFF"`` and ``"semi"``.
+        kind: ``"SLF"``, ``"ALF"`` or ``"AFF"``; ``"acl2020"`` also has ``"SFF"`` and ``"semi"``,
+            ``"dynacl2023"`` ``"LP-AFT"``.
 
     Raises:
         ValueError: an unknown name.

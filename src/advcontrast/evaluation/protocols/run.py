@@ -77,8 +77,8 @@ def run_protocol(
     """Train a classifier on an encoder, and measure its standard and robust accuracy.
 
     A copy of the encoder, with the norms of ``protocol.branch`` if it is dual, is trained with a linear head that
-    starts at zero. The validation images select the epoch; the test images are used once, at the end. The encoder that
-    is passed and the global random state do not change. Two mistakes are excluded:
+    starts at zero, or as ``protocol.probe`` trains it. The validation images select the epoch; the test images are used
+    once, at the end. The encoder that is passed and the global random state do not change. Two mistakes are excluded:
 
     - **Selection on the test split.** The call raises if more than 1 % of the images of any of the three splits are
       also in another one. (Data sets have some duplicates.)
@@ -187,6 +187,10 @@ def _train(
     labelled = train.subset(chosen)
     data: Sequence[Tensor] = (labelled.x, labelled.y)
     groups = None
+    if protocol.probe is not None:
+        inner = options | {"folder": options["folder"] and options["folder"] / "probe"}
+        probe_model, _ = _train(encoder, protocol.probe, labelled, validation, None, evaluate_every, inner)
+        model.get_submodule("head").load_state_dict(probe_model.get_submodule("head").state_dict())
     if protocol.teacher is not None:
         inner = options | {"folder": options["folder"] and options["folder"] / "teacher"}
         teacher, _ = _train(encoder, protocol.teacher, labelled, validation, None, evaluate_every, inner)
@@ -285,7 +289,8 @@ def _validate(
         if shared > _DUPLICATES * len(part) or of_other > _DUPLICATES * len(whole):
             got = f"{shared} of {len(part)} that are, {of_other} of the {len(whole)} of {against}"
             raise ValueError(complaint(_OWNER, f"{name} images that are not in {against}", got, remedy))
-    selecting = [part.select for part in (protocol, protocol.teacher) if part is not None and part.select != "last"]
+    stages = protocol, protocol.teacher, protocol.probe
+    selecting = [stage.select for stage in stages if stage is not None and stage.select != "last"]
     if validation is None and selecting:
         raise ValueError(complaint(_OWNER, f"validation images to select {selecting[0]} on", "None", remedy))
 
