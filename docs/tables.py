@@ -33,5 +33,7 @@ def _goes_on(following: Sequence[str]) -> bool:
 
 
 def _row(line: str) -> list[str]:
-    cells = [cell.strip().replace(" %", "\u00a0%") for cell in line.strip("|").split("|")]
+    # A number stays on one line with its unit, its spread or the end of its range.
+    text = re.sub(r"(?<=\d) (%|± |to (?=\d))", lambda match: match[0].replace(" ", "\u00a0"), line)
+    cells = [cell.strip() for cell in text.strip("|").split("|")]
     return [f"   {'* -' if i == 0 else '  -'} {cell}".rstrip() for i, cell in enumerate(cells)] + [""]

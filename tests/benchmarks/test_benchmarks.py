@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import charts
 from benchmarks.run import BENCHMARKS, main
 from benchmarks.timing import end_to_end, sidebyside, step
 from benchmarks.timing.sidebyside import Candidate, Settings, Table, agree
@@ -38,6 +39,12 @@ def test_end_to_end_runs_at_tiny_size(monkeypatch):
     shares = [float(cell.removesuffix(" %")) for cell in whole.rows[0][4:]]
     assert sum(shares) == pytest.approx(100, abs=0.5)
     assert len(growth.rows) == 12
+
+
+def test_charts_have_every_row_of_the_committed_tables_that_they_name():
+    points = sum(len(candidates) for *_, candidates in charts.SPEEDS)
+    assert len(charts.draw_speed().axes[0].lines) == points + 1  # the line at 1
+    charts.draw_launches()
 
 
 def test_reference_step_is_the_step_of_the_trainer():
