@@ -601,6 +601,13 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "strategies.AInfoNCE.parts": lambda _: lesson(strategies.AInfoNCE, views=3),
     "strategies.AMOC": lambda _: strategy(strategies.AMOC, queue=8, decay=0.9, temperature=0.2, released=False),
     "strategies.AMOC.parts": lambda _: lesson(strategies.AMOC, queue=8),
+    "strategies.AdaptiveGamma": lambda _: call(strategies.AdaptiveGamma, start=0.2, after=1, nearest=0.4),
+    "strategies.AdaptiveGamma.advance": lambda _: call(strategies.AdaptiveGamma(after=1).advance),
+    "strategies.AdaptiveGamma.forward": lambda _: call(strategies.AdaptiveGamma(after=1), distance=1.0),
+    "strategies.AdaptiveGamma.get_extra_state": lambda _: call(strategies.AdaptiveGamma(after=1).get_extra_state),
+    "strategies.AdaptiveGamma.set_extra_state": lambda _: call(
+        strategies.AdaptiveGamma(after=1).set_extra_state, state={"sum": 1.0, "steps": 1}
+    ),
     "strategies.AdvCL": lambda _: call(
         strategies.AdvCL,
         model=network(),

@@ -14,6 +14,7 @@ from advcontrast.strategies import (
     DAQSDP,
     FARE,
     TARO,
+    AdaptiveGamma,
     AdvCL,
     AInfoNCE,
     DeACL,
@@ -59,6 +60,10 @@ def advcl(norm, **settings):
 
 def ainfonce(norm, **settings):
     return AInfoNCE(student(norm), **{"attack": FEW, **settings})
+
+
+def adaptive(norm, **settings):
+    return ainfonce(norm, gamma=AdaptiveGamma(after=1, nearest=0.0), **settings)
 
 
 def hard_negatives(norm, **settings):
@@ -144,6 +149,7 @@ METHODS = {
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
     "AdvCL": Method(advcl, 3, lambda n: torch.arange(2 * n).view(n, 2) % 2, attacked=("adv", "adv_ce")),
     "AInfoNCE": Method(ainfonce, views=3),
+    "AInfoNCE, adaptive": Method(adaptive, views=3),
     "AInfoNCE, hard negatives": Method(hard_negatives, views=3),
     "AMOC": Method(amoc),
     "AMOC released": Method(lambda norm, **settings: amoc(norm, released=True, **settings)),

@@ -1,11 +1,13 @@
 """Hard negatives, schedules and errors of A-InfoNCE."""
 
+import copy
 import math
 
 import pytest
 import torch
 
-from advcontrast.strategies import AInfoNCE
+from advcontrast.norm import bn_branch
+from advcontrast.strategies import AdaptiveGamma, AInfoNCE
 from tests.strategies.methods import FEW, METHODS, Identity, batch, known, student
 from tests.strategies.test_methods import same, state
 
@@ -13,8 +15,8 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms"
 METHOD = METHODS["AInfoNCE"]
 
 
-def loop(z, prior, beta):
-    """Return the loss of each pair of views with hard negatives, from the formula."""
+def loop(z, prior, beta, added=0.0):
+    """Return the loss of each pair of views with hard negatives, from the formula; ``added`` to what weighs them."""
     unit = [each / each.norm(dim=1, keepdim=True) for each in z]
     views, n = len(z), len(z[0])
     losses = torch.zeros(views, views, dtype=torch.float64)
@@ -24,7 +26,8 @@ def loop(z, prior, beta):
             partners = [e[b][i] for b in range(views) if b != a]
             others = [e[b][j] for b in range(views) for j in range(n) if j != i]
             count, p = len(others), sum(partners) / len(partners)
-            mean = sum(x ** (1 + beta) for x in others) / sum(x**beta for x in others)
+            weights = [(x + added) ** beta for x in others]
+            mean = sum(w * x for w, x in zip(weights, others, strict=True)) / sum(weights)
             hard = max((count * mean - prior * count * p) / (1 - prior), count * math.exp(-2))
             for b in range(views):
                 losses[a, b] += 0 if a == b else -math.log(e[b][i] / (p + hard)) / n
@@ -37,9 +40,12 @@ def test_hard_negatives(prior, beta):
     losses = AInfoNCE(Identity(), hard_negatives=(prior, beta))._losses(*z)
     expected = loop(z, prior, beta)
     torch.testing.assert_close(losses, expected, rtol=0, atol=1e-12)
-    if (prior, beta) == (0.1, 1):  # the reference adds up 1e-9 too, and has adv to clean in both directions
-        total = expected[1:, 1:].sum() + 2 * expected[0, 1:].sum()
-        assert 0.5 / 0.07 / 12 * total.item() == pytest.approx(18.8326759091, abs=1e-7)
+
+
+def test_the_reference_adds_up_a_constant_and_has_one_direction():
+    losses = loop([known(v).detach().flatten(1) for v in (2, 0, 1, 3)], 0.1, 1, added=1e-9 * math.exp(2))
+    total = losses[1:, 1:].sum() + 2 * losses[0, 1:].sum()
+    assert 0.5 / 0.07 / 12 * total.item() == pytest.approx(18.8326759091, rel=0, abs=1e-9)
 
 
 def test_gamma_follows_its_schedule():
@@ -49,6 +55,37 @@ def test_gamma_follows_its_schedule():
         values.append(learner(*x).loss.item())
         assert values[-1] == AInfoNCE(student(None), gamma=step / 2, attack=FEW)(*x).loss.item()
     assert len({*values}) == 3
+
+
+def test_the_adaptive_gamma_follows_the_distance_from_the_mean_of_the_first_steps():
+    gamma = AdaptiveGamma(0.2, after=2, nearest=1.0)
+    for distance in (4.0, 2.0):
+        assert gamma(distance) == 0.2
+        gamma.advance()
+    assert [gamma(d) for d in (5.0, 3.0, 2.0, 1.0, 0.5)] == pytest.approx([0.2, 0.2, 0.35, 0.5, 0.5])
+    gamma.advance()
+    assert gamma(2.0) == pytest.approx(0.35)
+    other = AdaptiveGamma(0.2, after=2, nearest=1.0)
+    other.load_state_dict(gamma.state_dict())
+    assert other(2.0) == gamma(2.0)
+
+
+def test_the_adaptive_gamma_measures_clean_and_attacked_images_on_the_clean_branch():
+    x, found = batch(METHOD), []
+    gamma = AdaptiveGamma(after=1)
+    gamma.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0]))
+    learner = METHOD.make("dual", gamma=gamma, attack=lambda objective, x: x * 0.5)
+    model = copy.deepcopy(learner.model).eval()
+    learner.eval()(*x)
+    with bn_branch(model, "clean"):
+        expected = (model(x[2]) - model(x[2] * 0.5)).norm(dim=1).mean().item()
+    assert found == [pytest.approx(expected, abs=1e-12)]
+
+
+def test_an_evaluation_does_not_count_for_the_adaptive_gamma():
+    learner = METHOD.make("dual", gamma=AdaptiveGamma(after=1)).eval()
+    learner(*batch(METHOD))
+    assert learner.gamma.get_extra_state() == {"sum": 0.0, "steps": 0}
 
 
 def test_a_schedule_that_leaves_the_range_is_refused_before_anything_moves():
@@ -76,3 +113,11 @@ def test_a_schedule_that_leaves_the_range_is_refused_before_anything_moves():
 def test_wrong_settings(settings, error, argument):
     with pytest.raises(error, match=f"^AInfoNCE: expected {argument}"):
         AInfoNCE(Identity(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"), [({"start": 2.0}, "start"), ({"after": 0}, "after"), ({"nearest": -1.0}, "nearest")]
+)
+def test_wrong_settings_of_the_adaptive_gamma(settings, argument):
+    with pytest.raises(ValueError, match=f"^AdaptiveGamma: expected {argument}"):
+        AdaptiveGamma(**{"after": 1, **settings})

@@ -2,7 +2,7 @@
 
 from .acl import ACLOutput, ACLTrainer
 from .advcl import AdvCL
-from .ainfonce import AInfoNCE
+from .ainfonce import AdaptiveGamma, AInfoNCE
 from .amoc import AMOC
 from .blocks import Frozen, Momentum, Queue, Scheduled, Staircase
 from .cfamc import CFAMC
@@ -33,6 +33,7 @@ __all__ = [
     "ACLOutput",
     "ACLTrainer",
     "AInfoNCE",
+    "AdaptiveGamma",
     "AdvCL",
     "AdversarialTrainer",
     "ContrastiveLearner",

@@ -105,7 +105,8 @@ class AdvCL(ContrastiveLearner):
             losses = [self._cross_entropy(step, z, *pair) for pair in zip(self.heads, labels.unbind(1), strict=True)]
             return torch.stack(losses).mean()
 
-        yield Part("contrast", contrast(*four_views(step, self.radius, contrast)))
+        _, z = four_views(step, self.radius, contrast)
+        yield Part("contrast", contrast(*z))
         (x_ce,) = step.perturb(cross_entropy, "adv_ce", step.views[2])
         (z_ce,) = step.embed("adv_ce", x_ce)
         yield Part("labels", cross_entropy(z_ce), self.label_weight)

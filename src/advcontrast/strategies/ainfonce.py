@@ -9,13 +9,84 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_bool, check_real, complaint
+from .._checks import check_bool, check_int, check_real, check_state, complaint
 from ..functional.nt_xent import unit_rows
 from .contrast import four_views, pair_means, view_losses
-from .learner import ContrastiveLearner, Part, Weight
+from .learner import Block, ContrastiveLearner, Part, Weight
 from .step import Step
 
 _TEMPERATURE = 0.5
+
+
+class AdaptiveGamma(Block):
+    r"""Weight of :class:`AInfoNCE` that grows to 0.5 as attacked images come near clean ones.
+
+    With the mean distance d of a batch between the embeddings of the images and of the attacked ones, both through the
+    clean branch in eval mode, and its mean :math:`\bar d` over the first ``after`` training steps, it is
+    :math:`\gamma_0` in these steps, and from then on
+
+    .. math:: \gamma = \gamma_0 + (0.5 - \gamma_0) \min\Big(1, \max\Big(0,
+        \frac{\bar d - d}{\bar d - d_\mathrm{min}}\Big)\Big)
+
+    The paper has the steps of 30 epochs and :math:`d_\mathrm{min}` = 0.4; the released code measures the features
+    before the projection head, in train mode.
+
+    Args:
+        start: :math:`\gamma_0` above, in [0, 1].
+        after: number of training steps with :math:`\gamma_0`, at least 1.
+        nearest: :math:`d_\mathrm{min}` above, at least 0.
+
+    Raises:
+        ValueError: a number out of its range.
+        TypeError: an argument of the wrong kind.
+
+    Example:
+        >>> from advcontrast.strategies import AdaptiveGamma
+        >>> gamma = AdaptiveGamma(0.2, after=1, nearest=0.5)
+        >>> before = gamma(1.5)
+        >>> gamma.advance()
+        >>> before, [round(gamma(distance), 2) for distance in (1.5, 1.0, 0.5)]
+        (0.2, [0.2, 0.35, 0.5])
+    """
+
+    def __init__(self, start: float = 0.2, *, after: int, nearest: float = 0.4) -> None:
+        check_real("AdaptiveGamma", "start", start, low=0, high=1, remedy="The paper takes 0.2")
+        check_int("AdaptiveGamma", "after", after, low=1, remedy="Pass the steps of 30 epochs for example")
+        check_real("AdaptiveGamma", "nearest", nearest, low=0, remedy="The paper takes 0.4")
+        super().__init__()
+        self.start, self.after, self.nearest = start, after, nearest
+        self._sum, self._steps, self._distance = 0.0, 0, 0.0
+
+    def forward(self, distance: float) -> float:
+        """Return the weight for the mean distance of a batch."""
+        check_real("AdaptiveGamma", "distance", distance, low=0, remedy="Pass the mean distance of embeddings")
+        self._distance = distance
+        if self._steps < self.after or distance > (mean := self._sum / self._steps):
+            return self.start
+        if distance <= self.nearest:
+            return 0.5
+        return self.start + (0.5 - self.start) * (mean - distance) / (mean - self.nearest)
+
+    def advance(self) -> None:
+        """Count the distance of a training step among the first ones."""
+        if self._steps < self.after:
+            self._sum, self._steps = self._sum + self._distance, self._steps + 1
+
+    def get_extra_state(self) -> dict[str, float]:
+        """Return the sum and number of the first distances for the state dict."""
+        return {"sum": self._sum, "steps": self._steps}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        """Load them from a state dict."""
+        check_state("AdaptiveGamma", state, "sum", "steps")
+        remedy = "Pass what get_extra_state returned"
+        check_real("AdaptiveGamma", "sum of the state", state["sum"], low=0, remedy=remedy)
+        check_int("AdaptiveGamma", "steps of the state", state["steps"], low=0, remedy=remedy)
+        self._sum, self._steps = state["sum"], int(state["steps"])
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"{self.start}, after={self.after}, nearest={self.nearest}"
 
 
 class AInfoNCE(ContrastiveLearner):
@@ -37,15 +108,16 @@ class AInfoNCE(ContrastiveLearner):
     .. math:: n_i = \max\Big( \frac{1}{1 - \tau} \Big[ M \frac{\sum_k e_{ik}^{1 + \beta}}{\sum_k e_{ik}^\beta} -
         \tau M p_i \Big], M e^{-1 / 0.5} \Big)
 
-    The paper's settings for CIFAR-10, beside those of AdvCL: 400 epochs, w = 1.2 and :math:`\gamma` = 0.2, which
-    approaches 0.5 from epoch 30 on as attacked features come near clean ones; or hard negatives (0.12, 1) alone; or
-    both, with w = 0.7. The released code divides by the sums of columns, takes the mean of the weights over zeros for
-    the partners too, and bounds :math:`n_i` by M. Without :math:`\gamma` it takes :math:`\ell(a, c)` in both
-    directions. A step costs 25 forward passes an image.
+    The paper's settings for CIFAR-10, beside those of AdvCL: 400 epochs, w = 1.2 and :class:`AdaptiveGamma` from
+    :math:`\gamma` = 0.2; or hard negatives (0.12, 1) alone; or both, with w = 0.7. The released code divides by the
+    sums of columns, takes the mean of the weights over all columns, whose exponentials are zero for partners and have
+    1e-9 added, and bounds :math:`n_i` by M. Without :math:`\gamma` it takes :math:`\ell(a, c)` in both directions. A
+    step costs 25 forward passes an image, with :class:`AdaptiveGamma` 27.
 
     Args:
         model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out, normally with dual norms.
-        gamma: in [0, 1], or a function of the training step; ``None`` makes the contrast symmetric, without sg.
+        gamma: in [0, 1], a function of the training step, or :class:`AdaptiveGamma`; ``None`` makes the contrast
+            symmetric, without sg.
         weight: w above, at least 0, or a function of the training step.
         hard_negatives: ``None``, or the pair of the prior :math:`\tau` of a negative to be a partner, in [0, 1), and
             the concentration :math:`\beta`, at least 0.
@@ -77,7 +149,7 @@ class AInfoNCE(ContrastiveLearner):
         self,
         model: nn.Module,
         *,
-        gamma: Weight | None = 0.2,
+        gamma: Weight | AdaptiveGamma | None = 0.2,
         weight: Weight = 1.2,
         hard_negatives: tuple[float, float] | None = None,
         released: bool = False,
@@ -96,7 +168,9 @@ class AInfoNCE(ContrastiveLearner):
             check_real("AInfoNCE", "1 - the prior of hard_negatives", 1 - prior, low=0, above=True, remedy=remedy)
             check_real("AInfoNCE", "the concentration of hard_negatives", concentration, low=0, remedy=remedy)
         super().__init__(model, attack=attack, augment=augment, terms=terms)
-        self.gamma = None if gamma is None else self.weight("gamma", gamma, remedy="The paper takes 0.2")
+        if gamma is not None and not isinstance(gamma, AdaptiveGamma):
+            self.weight("gamma", gamma, remedy="The paper takes 0.2")
+        self.gamma = gamma
         self._gamma_now()
         self.adv_weight = self.weight("weight", weight, remedy="The paper takes 1.2")
         self.hard_negatives, self.released = hard_negatives, released
@@ -104,7 +178,11 @@ class AInfoNCE(ContrastiveLearner):
     def parts(self, step: Step) -> Iterator[Part]:
         """Yield the asymmetric contrast of the four views."""
         gamma = self._gamma_now()
-        z = four_views(step, 8, lambda *z: view_losses(*step.gather(*z)).sum())
+        x_adv, z = four_views(step, 8, lambda *z: view_losses(*step.gather(*z)).sum())
+        if isinstance(gamma, AdaptiveGamma):
+            clean, attacked = step.still("clean", step.views[2], x_adv)
+            (distances,) = step.gather((clean - attacked).norm(dim=1))
+            gamma = gamma(distances.mean().item())
         z = step.gather(*z)
         losses = self._losses(*z)
         from_adv, to_adv = losses[0, 1:].sum(), losses[1:, 0].sum()
@@ -116,9 +194,9 @@ class AInfoNCE(ContrastiveLearner):
         total = losses[1:, 1:].sum() + self.now(self.adv_weight) * across
         yield Part("contrast", _TEMPERATURE / 0.07 * total / 12)
 
-    def _gamma_now(self) -> float | None:
-        if self.gamma is None:
-            return None
+    def _gamma_now(self) -> float | AdaptiveGamma | None:
+        if self.gamma is None or isinstance(self.gamma, AdaptiveGamma):
+            return self.gamma
         gamma = self.now(self.gamma)
         check_real("AInfoNCE", "gamma", gamma, low=0, high=1, remedy="The paper takes 0.2")
         return gamma
@@ -134,14 +212,15 @@ class AInfoNCE(ContrastiveLearner):
             image = torch.arange(n, device=logits.device).repeat(views)
             partner = (image[:, None] == image).fill_diagonal_(False)
             negative = image[:, None] != image
-            positive = (logits.exp() * partner).sum(1) / (views - 1)
-            weights = (concentration * logits).exp() * negative
-            count = (n - 1) * views
-            if self.released:
-                negatives = (weights * logits.exp() / weights.mean(1)).sum(1)
+            e = logits.exp()
+            positive, count = (e * partner).sum(1) / (views - 1), (n - 1) * views
+            if self.released:  # its exponentials are smaller by exp(1 / 0.5)
+                weights = (e * negative + 1e-9 * math.exp(1 / _TEMPERATURE)) ** concentration
+                negatives = (weights * e * negative / weights.mean(1)).sum(1)
                 least, shape = float(count), (1, -1)
             else:
-                negatives = count * (weights * logits.exp()).sum(1) / weights.sum(1)
+                weights = e**concentration * negative
+                negatives = count * (weights * e).sum(1) / weights.sum(1)
                 least, shape = count * math.exp(-1 / _TEMPERATURE), (-1, 1)
             sums = positive + ((negatives - prior * count * positive) / (1 - prior)).clamp(min=least)
             return pair_means(sums.log().view(shape) - logits, views)

@@ -42,8 +42,8 @@ def pair_means(losses: Tensor, views: int) -> Tensor:
     return means.masked_fill(torch.eye(views, dtype=torch.bool, device=means.device), 0)
 
 
-def four_views(step: Step, radius: float, loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-    """Return the embeddings of the attacked images, of two views of them, and of their high frequencies.
+def four_views(step: Step, radius: float, loss: Callable[..., Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return attacked images, and the embeddings of them, of two views and of their high frequencies.
 
     The views of the step are the two views and the images. The attack maximises ``loss`` of the four embeddings over
     the first ones, through the adversarial branch; the others are fixed meanwhile, and pass through the clean branch,
@@ -56,4 +56,4 @@ def four_views(step: Step, radius: float, loss: Callable[..., Tensor]) -> tuple[
     step.z["adv"] = step.embed("adv", x_adv)
     z1, z2, high = (z for view in clean for z in step.embed("clean", view))
     step.z["clean"] = z1, z2
-    return *step.z["adv"], z1, z2, high
+    return x_adv, (*step.z["adv"], z1, z2, high)
