@@ -9,6 +9,7 @@ import torch
 from advcontrast.norm import bn_branch
 from advcontrast.strategies import AdaptiveGamma, AInfoNCE
 from tests.strategies.methods import FEW, METHODS, Identity, batch, known, student
+from tests.strategies.networks import unlike_branches
 from tests.strategies.test_methods import same, state
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -75,7 +76,7 @@ def test_the_adaptive_gamma_measures_clean_and_attacked_images_on_the_clean_bran
     gamma = AdaptiveGamma(after=1)
     gamma.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0]))
     learner = METHOD.make("dual", gamma=gamma, attack=lambda objective, x: x * 0.5)
-    model = copy.deepcopy(learner.model).eval()
+    model = copy.deepcopy(unlike_branches(learner.model)).eval()
     learner.eval()(*x)
     with bn_branch(model, "clean"):
         expected = (model(x[2]) - model(x[2] * 0.5)).norm(dim=1).mean().item()
