@@ -23,9 +23,12 @@ def w(alpha):
     ],
 )
 def test_the_weight_follows_the_table_of_the_paper(released, values):
-    alpha = Ramp(1000, 50, released)
-    assert [w(alpha(epoch - 1)) for epoch in EPOCHS] == pytest.approx([value / 30 for value in values], abs=1e-12)
-    assert alpha(5000) == alpha(999)
+    for length in (1, 3):  # steps of an epoch
+        alpha = Ramp(1000 * length, 50 * length, released)
+        for step in range(length):
+            found = [w(alpha((epoch - 1) * length + step)) for epoch in EPOCHS]
+            assert found == pytest.approx([value / 30 for value in values], abs=1e-12)
+        assert alpha(5000) == alpha(1000 * length - 1)
 
 
 def test_a_learner_follows_both_schedules():

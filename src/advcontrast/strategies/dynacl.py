@@ -28,8 +28,8 @@ class Ramp:
     Args:
         steps: length E of the training, at least 1.
         every: steps K between changes, at least 1; the paper's are those of 50 of 1000 epochs.
-        released: whether to take :math:`\lfloor e / K \rfloor`, as the code of DynACL does with epochs: the weight
-            then changes one step before the augmentation.
+        released: whether to take :math:`\lfloor e / K \rfloor`, as the code of DynACL does: the weight then changes an
+            epoch before the augmentation, that is a fiftieth of ``every``, or a step where that is shorter.
 
     Raises:
         ValueError: a number < 1.
@@ -54,7 +54,7 @@ class Ramp:
     def __call__(self, step: int) -> float:
         """Return alpha at a training step, which counts from 0."""
         check_int("Ramp", "step", step, low=0, remedy="Steps count from 0")
-        count = min(step, self.steps - 1) + self.released
+        count = min(step, self.steps - 1) + self.released * max(1, self.every // 50)
         w = 2 / 3 * (count // self.every * self.every / self.steps)
         return (1 + w) / (1 - w)
 
