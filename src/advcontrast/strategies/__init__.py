@@ -1,4 +1,4 @@
-"""Training strategies, one paper a file: modules whose forward pass returns a loss."""
+"""Training strategies, one file per paper: modules whose forward pass returns a loss."""
 
 from .acl import ACLOutput, ACLTrainer
 from .advcl import AdvCL

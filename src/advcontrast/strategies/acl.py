@@ -62,15 +62,15 @@ class ACLTrainer(ContrastiveLearner):
     other receives no gradients; ``DDP(trainer)`` ignores its parameters. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
-        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out, normally encoder and projection head after
+        model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``, normally encoder and projection head after
             :func:`advcontrast.convert_to_dual_bn`. Single norms, which both kinds of images then share, make A2S and DS
             worse (Table 4 of the paper): there is a warning.
-        loss: ``loss(z1, z2)`` to a scalar, by default ``NTXentLoss()`` with temperature 0.5. A loss with layers or
+        loss: ``loss(z1, z2)`` returns a scalar, by default ``NTXentLoss()`` with temperature 0.5. A loss with layers or
             memories must be a module, not a function around one, which the trainer cannot see. In eval mode, as under
             attack, its buffers do not change.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``: 5 steps of 2/255 in an
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``: 5 steps of 2/255 in an
             L-infinity ball of 8/255. It and ``augment`` get the ``generator=`` of the forward call, if any.
-        augment: ``augment(x)`` to two views, used when the forward call gets one batch of images.
+        augment: ``augment(x)`` returns two views, used when the forward call gets one batch of images.
         mode: ``"S2S"``, ``"A2A"``, ``"A2S"`` or ``"DS"``.
         alpha: weight of the adversarial stream of DS, at least 0, the paper's 1; or a function of the training step to
             it. With the number 0 the attack is not run.
@@ -78,7 +78,7 @@ class ACLTrainer(ContrastiveLearner):
 
     Raises:
         ValueError: an unknown mode, alpha < 0, or a dual norm that lacks one of the two branches.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Warns:
         UserWarning: A2S or DS on a model without dual norms, or with single batch norms in the model or the loss beside
@@ -203,7 +203,7 @@ def _dual_norms(module: nn.Module) -> list[DualNorm]:
 
 
 def _warn_of_single_norms(owner: str, model: nn.Module, loss: nn.Module | None, mode: str) -> None:
-    """Warn of norms that clean and perturbed images share, unless the split of the dual ones intends it."""
+    """Warn about norms that clean and perturbed images share, unless the split of the dual ones intends it."""
     dual = _dual_norms(model)
     single = _single_norms(model)
     of_loss = [] if loss is None else [f"loss.{name}" for name in _single_norms(loss)]
@@ -230,7 +230,7 @@ def _single_norms(module: nn.Module) -> list[str]:
 def _raise_if_memory_changes(owner: str, loss: nn.Module, mode: str) -> Iterator[None]:
     """Raise if the block changes a memory of a loss that all branches share: images become their own negatives.
 
-    A memory is a buffer of two dimensions or more, a row an embedding; running statistics and counters have fewer.
+    A memory is a buffer of two dimensions or more, one row per embedding; running statistics and counters have fewer.
     Versions are compared, not values: nothing waits for the device.
     """
     before = _memories(loss)

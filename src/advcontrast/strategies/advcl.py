@@ -29,7 +29,7 @@ class AdvCL(ContrastiveLearner):
     where SupCon, at temperature 0.5, averages over all ordered pairs of the four views of an image, whose anchors have
     all other embeddings of the batch in the denominator. :math:`x'` maximises the first term through the adversarial
     branch, the other three views being fixed, and :math:`x''` the second one through ``"adv_ce"``, both in eval mode.
-    In training each of the five passes through the network on its own. The adversarial branch is the product. The
+    In training each of the five has its own forward pass. The adversarial branch is the one to export. The
     learner is called with images or views, and pseudo-labels ``[N, K]``, int64, of which -1 is ignored.
 
     The paper's settings for CIFAR-10: pad-and-crop and flip for x, SimCLR's views for the others,
@@ -37,22 +37,22 @@ class AdvCL(ContrastiveLearner):
     the features of a network trained on ImageNet, K = 5 with 2, 10, 50, 100 and 500 of them; batches of 512, SGD with
     rate 0.5, momentum 0.9 and weight decay 1e-4, 1000 epochs with 10 epochs of warm-up and a cosine. The released code
     attacks in train mode, which changes running statistics; its heads see the features before a projection head, which
-    has a single norm. A step costs 38 forward passes an image.
+    has a single norm. A step costs 38 forward passes per image.
 
     Args:
-        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out; dual norms need the branches ``"clean"``,
+        model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``; dual norms need the branches ``"clean"``,
             ``"adv"`` and ``"adv_ce"``.
         heads: K modules from embeddings to logits, at least one; they are trained.
-        weight: w above, at least 0, or a function of the training step.
+        weight: the weight w, at least 0, or a function of the training step.
         radius: of the low frequencies that h lacks.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
-        augment: ``augment(images)`` to :math:`x_1, x_2` and x; without it the learner is called with these.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` returns :math:`x_1, x_2` and x; without it the learner is called with these.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
-        ValueError: there are no heads, a number is out of its range, a dual norm lacks a branch, or, in use,
+        ValueError: there are no heads, a number is out of range, a dual norm lacks a branch, or, in use,
             pseudo-labels of another shape or, on the CPU, out of the range of their head.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         If all embeddings are equal, so are the 7 candidates of each anchor of four views of two images.

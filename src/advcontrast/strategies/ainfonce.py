@@ -32,13 +32,13 @@ class AdaptiveGamma(Block):
     before the projection head, in train mode.
 
     Args:
-        start: :math:`\gamma_0` above, in [0, 1].
+        start: the weight :math:`\gamma_0`, in [0, 1].
         after: number of training steps with :math:`\gamma_0`, at least 1.
-        nearest: :math:`d_\mathrm{min}` above, at least 0.
+        nearest: the distance :math:`d_\mathrm{min}`, at least 0.
 
     Raises:
-        ValueError: a number out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from advcontrast.strategies import AdaptiveGamma
@@ -90,7 +90,7 @@ class AdaptiveGamma(Block):
 
 
 class AInfoNCE(ContrastiveLearner):
-    r"""Contrast attacked images with clean views so that these hardly move towards the attacked ones.
+    r"""Contrast attacked images with clean views, which are pulled only weakly towards the attacked ones.
 
     The views and their branches are those of :class:`~advcontrast.strategies.AdvCL`, without pseudo-labels: attacked
     images :math:`a` on the adversarial branch, and on the clean one views :math:`c`, high frequencies among them. With
@@ -99,8 +99,8 @@ class AInfoNCE(ContrastiveLearner):
     .. math:: L = \frac{0.5}{0.07 \cdot 12} \Big[ \sum_{c \ne c'} \ell(c, c') + 2 w \sum_c
         \big( \gamma\, \ell(c, \mathrm{sg}(a)) + (1 - \gamma)\, \ell(a, \mathrm{sg}(c)) \big) \Big]
 
-    where sg detaches partners and negatives: attacked images are inferior positives, by which clean views are drawn
-    with weight :math:`\gamma` only. The attack maximises the plain contrast of :class:`~advcontrast.strategies.AdvCL`.
+    where sg detaches partners and negatives: attacked images are inferior positives, which pull clean views only with
+    weight :math:`\gamma`. The attack maximises the plain contrast of :class:`~advcontrast.strategies.AdvCL`.
 
     With hard negatives, :math:`\ell` is :math:`-\log\big(e_{ij} / (p_i + n_i)\big)` with exponentials e of the
     similarities, :math:`p_i` their mean over the partners of anchor i, and for its M negatives k
@@ -112,25 +112,25 @@ class AInfoNCE(ContrastiveLearner):
     :math:`\gamma` = 0.2; or hard negatives (0.12, 1) alone; or both, with w = 0.7. The released code divides by the
     sums of columns, takes the mean of the weights over all columns, whose exponentials are zero for partners and have
     1e-9 added, and bounds :math:`n_i` by M. Without :math:`\gamma` it takes :math:`\ell(a, c)` in both directions. A
-    step costs 25 forward passes an image, with :class:`AdaptiveGamma` 27.
+    step costs 25 forward passes per image, with :class:`AdaptiveGamma` 27.
 
     Args:
-        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out, normally with dual norms.
+        model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``, normally with dual norms.
         gamma: in [0, 1], a function of the training step, or :class:`AdaptiveGamma`; ``None`` makes the contrast
             symmetric, without sg.
-        weight: w above, at least 0, or a function of the training step.
+        weight: the weight w, at least 0, or a function of the training step.
         hard_negatives: ``None``, or the pair of the prior :math:`\tau` of a negative to be a partner, in [0, 1), and
             the concentration :math:`\beta`, at least 0.
         released: whether to take the forms of the released code.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
-        augment: ``augment(images)`` to two views and the images, such as ``MultiView(ContrastivePairAugment(32),
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` returns two views and the images, such as ``MultiView(ContrastivePairAugment(32),
             CropFlip())``; without it the learner is called with these.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
-        ValueError: a number out of its range, also one that a schedule returns, or a dual norm without the branches
+        ValueError: a number is out of range, also one that a schedule returns, or a dual norm without the branches
             ``"clean"`` and ``"adv"``.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         If all embeddings are equal, each of the 12 pairs of four views of two images costs log 7.

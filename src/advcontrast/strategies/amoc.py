@@ -21,8 +21,10 @@ class AMOC(ContrastiveLearner):
     With the query :math:`q = f(x_1)`, the key :math:`k = \bar f(x_2)` of the momentum network, both through the clean
     branch, the query :math:`q'` of the attacked view through the adversarial branch, and two queues Q and Q',
 
-    .. math:: L = \tfrac12 \mathrm{NCE}(q, k; Q) + \tfrac12 \mathrm{NCE}(q', k; Q'), \quad
-        \mathrm{NCE}(q, k; Q) = -\log \frac{e^{q \cdot k / t}}{e^{q \cdot k / t} + \sum_{n \in Q} e^{q \cdot n / t}}
+    .. math::
+
+        L &= \tfrac12 \mathrm{NCE}(q, k; Q) + \tfrac12 \mathrm{NCE}(q', k; Q') \\
+        \mathrm{NCE}(q, k; Q) &= -\log \frac{e^{q \cdot k / t}}{e^{q \cdot k / t} + \sum_{n \in Q} e^{q \cdot n / t}}
 
     for embeddings of length one, averaged over the batch. The attack maximises :math:`\mathrm{NCE}(q', k; Q')` over the
     first view, through the adversarial branch in eval mode; k is fixed. Gradients reach the queries only. Afterwards k
@@ -31,23 +33,23 @@ class AMOC(ContrastiveLearner):
 
     The paper's settings for CIFAR-10: crops of area 0.2 and more, colour jitter, gray, blur and flip; PGD with 5 steps
     of 2/255 in 8/255; batches of 256, SGD with rate 0.1, momentum 0.9 and weight decay 5e-4, 200 epochs with 10 epochs
-    of warm-up and a cosine. The released code lets keys enter the queues before these are read, so that each image is
-    its own negative too, and the attack adds noise to the second view. A step costs 19 forward passes an image.
+    of warm-up and a cosine. In the released code keys enter the queues before the queues are read, so that each image
+    is also its own negative, and the attack adds noise to the second view. A step costs 19 forward passes per image.
 
     Args:
-        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out, normally with dual norms.
+        model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``, normally with dual norms.
         queue: length of each queue, at least the images of a batch in all processes.
         decay: of the momentum network, in [0, 1].
-        temperature: t above.
-        released: whether keys enter the queues before these are read.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
-        augment: ``augment(images)`` to two views; without it the learner is called with views.
+        temperature: the temperature t.
+        released: whether keys enter the queues before the queues are read.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` returns two views; without it the learner is called with views.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
-        ValueError: a number out of its range, a dual norm without the branches ``"clean"`` and ``"adv"``, or, in use, a
+        ValueError: a number is out of range, a dual norm without the branches ``"clean"`` and ``"adv"``, or, in use, a
             queue shorter than a batch.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         RuntimeError: ``model`` cannot be copied, as in :func:`advcontrast.export_branch`.
 
     Example:

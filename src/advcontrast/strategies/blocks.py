@@ -151,14 +151,14 @@ class Momentum(Block):
 
     Args:
         model: the network to follow.
-        decay: m above, in [0, 1].
+        decay: the decay m, in [0, 1].
 
     Attributes:
         model: the copy.
 
     Raises:
         ValueError: decay outside [0, 1].
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         RuntimeError: ``model`` cannot be copied, as in :func:`advcontrast.export_branch`.
 
     Example:
@@ -211,7 +211,7 @@ class Queue(Block):
 
     Raises:
         ValueError: a number < 1, or, in use, more embeddings than the queue holds or of another length.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from advcontrast.strategies import Queue
@@ -284,8 +284,8 @@ class Scheduled(nn.Module):
     two calls of its attack.
 
     Args:
-        make: ``make(strength)`` to an augmentation, for example ``lambda s: ContrastivePairAugment(32, strength=s)``,
-            or to an attack, ``lambda eps: PGDAttack(eps=eps, step_size=eps / 4)``.
+        make: ``make(strength)`` returns an augmentation, for example ``lambda s: ContrastivePairAugment(32,
+            strength=s)``, or an attack, ``lambda eps: PGDAttack(eps=eps, step_size=eps / 4)``.
         strength: a function of the training step, such as :class:`Staircase`.
 
     Raises:
@@ -355,8 +355,8 @@ class Staircase:
         every: K, at least 1; ``None`` changes the value at every step.
 
     Raises:
-        ValueError: a number out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from advcontrast.strategies import Staircase

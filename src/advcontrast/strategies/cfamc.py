@@ -16,7 +16,7 @@ from .step import Step
 
 
 class CFAMC(ContrastiveLearner):
-    r"""Draw the embeddings of many attacked crops of an image together, and those of all images apart.
+    r"""Pull the embeddings of many attacked crops of an image together, and push those of all images apart.
 
     With the embeddings :math:`z_1, \dots, z_V` of the attacked crops, scaled to length one, their mean
     :math:`\bar z` and the coding rate R (:func:`~advcontrast.functional.coding_rate`),
@@ -24,7 +24,7 @@ class CFAMC(ContrastiveLearner):
     .. math:: L = -\frac{200}{V} \sum_v \cos(z_v, \bar z) - \frac1V \sum_v R(z_v)
 
     averaged over the batch in the first term. All crops pass through the network in one forward pass and share batch
-    statistics; there is no clean stream, and a dual network uses its adversarial branch alone. The attack maximises L.
+    statistics; there is no clean stream, and a dual network uses only its adversarial branch. The attack maximises L.
     By default it is free: the gradient of the crops comes from the training step itself, in train mode, and the
     perturbations are kept for the next batch.
 
@@ -33,16 +33,16 @@ class CFAMC(ContrastiveLearner):
     :class:`~advcontrast.augment.Replay` does; steps of 0.01 in 8/255, embeddings of length 1024, batches of 100, SGD
     with LARS, rate 0.3, Nesterov momentum 0.9 and weight decay 1e-4, 10 epochs with a cosine. The released code starts
     from perturbations of zero and does not clamp the images to [0, 1] in the first pass of a batch. A step costs 3
-    forward passes a crop.
+    forward passes per crop.
 
     Args:
-        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``FreeAttack(step_size=0.01)``.
-        augment: ``augment(images)`` to two or more views; without it the learner is called with them.
+        model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``FreeAttack(step_size=0.01)``.
+        augment: ``augment(images)`` returns two or more views; without it the learner is called with them.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         Crops with equal embeddings are at the minimum of the first term; two orthogonal ones have the rate log 6.

@@ -24,13 +24,15 @@ class DAQSDP(ContrastiveLearner):
     The loss is half that of :class:`~advcontrast.strategies.DeACL` for each of two streams, with a weak and a strong
     view x of each image,
 
-    .. math:: L = \frac12 \sum_{x} -\cos\big(S(x), T(x)\big) - w \cos\big(S(x'), S(x)\big), \quad
-        x' = \arg\max_{x'} -\cos\big(S(x'), T(x)\big)
+    .. math::
+
+        L &= \frac12 \sum_{x} -\cos\big(S(x), T(x)\big) - w \cos\big(S(x'), S(x)\big) \\
+        x' &= \arg\max_{x'} -\cos\big(S(x'), T(x)\big)
 
     averaged over the batch. The student has four branches, ``"clean"`` and ``"adv"`` for the weak views and
     ``"strong_clean"`` and ``"strong_adv"`` for the strong ones. Each attack runs through the adversarial branch of its
-    stream in eval mode. In training each of the four batches passes through the student on its own; gradients flow
-    through both arguments of the second term. The branch ``"adv"`` is the product. The student usually starts as a
+    stream in eval mode. In training each of the four batches has its own forward pass; gradients flow
+    through both arguments of the second term. ``"adv"`` is the branch to export. The student usually starts as a
     copy of the teacher, ``convert_to_dual_bn(copy.deepcopy(teacher), branches=DAQSDP.branches)``.
 
     With ``gamma`` > 0 the four batches of a step in train mode pass through weights that are perturbed as by
@@ -41,21 +43,21 @@ class DAQSDP(ContrastiveLearner):
     PGD with 5 steps of 2/255 in 8/255; batches of 256, SGD with rate 0.5, momentum 0.9 and weight decay 5e-4, 100
     epochs with 10 epochs of warm-up and a cosine; ``gamma`` = 0.002 from epoch 60 on, ``lambda step: 0.002 * (step >=
     0.6 * steps)``; ResNet-34 and larger, as smaller networks gain little. The released code has a first convolution
-    with padding 2. A step costs 34 forward passes an image, with perturbed weights 40.
+    with padding 2. A step costs 34 forward passes per image, with perturbed weights 40.
 
     Args:
-        model: the student: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out.
+        model: the student, from images ``[N, C, H, W]`` to embeddings ``[N, D]``.
         teacher: a network with outputs of the same size, in eval mode; it is frozen.
-        robust: w above, at least 0, or a function of the training step.
+        robust: the weight w, at least 0, or a function of the training step.
         gamma: size of the perturbation of the weights, at least 0, or a function of the training step.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
-        augment: ``augment(images)`` to a weak and a strong view, such as ``MultiView(CropFlip(), strong)``; without it
-            the learner is called with these.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` returns a weak and a strong view, such as ``MultiView(CropFlip(), strong)``;
+            without it the learner is called with these.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
         ValueError: as for :class:`~advcontrast.strategies.DeACL`, or a dual norm that lacks one of the branches.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         A student that equals the teacher, without an attack, is at the minimum -1 - w.
@@ -143,7 +145,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: fl
 
     Raises:
         ValueError: gamma < 0, or a loss that is not a scalar.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         The gradient is (1, 0), so the weights (3, 4) with norm 5 move by (0.5, 0).

@@ -18,30 +18,32 @@ class DeACL(ContrastiveLearner):
 
     With the student S, the frozen teacher T, a view x of each image and the attacked view x',
 
-    .. math:: L = -\cos\big(S(x), T(x)\big) - w \cos\big(S(x'), S(x)\big), \quad
-        x' = \arg\max_{x'} -\cos\big(S(x'), T(x)\big)
+    .. math::
+
+        L &= -\cos\big(S(x), T(x)\big) - w \cos\big(S(x'), S(x)\big) \\
+        x' &= \arg\max_{x'} -\cos\big(S(x'), T(x)\big)
 
     averaged over the batch. The attack runs through the student in eval mode. Both views pass through it in one forward
-    pass and share batch statistics; gradients flow through both arguments of the second term. A dual network uses its
-    adversarial branch alone. The student usually starts as a copy of the teacher.
+    pass and share batch statistics; gradients flow through both arguments of the second term. A dual network uses only
+    its adversarial branch. The student usually starts as a copy of the teacher.
 
     The paper's settings for CIFAR-10: pad-and-crop and flip (:class:`~advcontrast.augment.CropFlip`), PGD with 5 steps
     of 2/255 in 8/255, batches of 256, SGD with rate 0.5, momentum 0.9 and weight decay 5e-4, 100 epochs with 10 epochs
     of warm-up and a cosine. The released code has a first convolution with padding 2, and takes w = 3 where the class
-    is used directly. A step costs 17 forward passes an image, where :class:`~advcontrast.ACLTrainer` costs 32.
+    is used directly. A step costs 17 forward passes per image, against 32 for :class:`~advcontrast.ACLTrainer`.
 
     Args:
-        model: the student: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out.
+        model: the student, from images ``[N, C, H, W]`` to embeddings ``[N, D]``.
         teacher: a network with outputs of the same size, in eval mode; it is frozen.
-        robust: w above, at least 0, or a function of the training step.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
-        augment: ``augment(images)`` to one view; without it the learner is called with views.
+        robust: the weight w, at least 0, or a function of the training step.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` returns one view; without it the learner is called with views.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
         ValueError: the teacher is in train mode, on another device or shares parameters with the student; a convolution
             has the teacher's weights and another stride or padding; ``robust`` < 0.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         A student that equals the teacher, without an attack, is at the minimum -1 - w.

@@ -33,7 +33,7 @@ class Ramp:
 
     Raises:
         ValueError: a number < 1.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from advcontrast.strategies import Ramp
@@ -79,7 +79,7 @@ class DynACL(ACLTrainer):
     The paper's settings for CIFAR-10: E = 1000 epochs, K = 50, NT-Xent at temperature 0.5, PGD with 5 steps of 2/255 in
     8/255, batches of 512, LARS with rate 5 and weight decay 1e-6, 10 epochs of warm-up and a cosine. The released code
     takes :math:`\lfloor e / K \rfloor` for w, and after an interruption the strength of the epoch at which it resumes.
-    A step costs 28 forward passes an image, that of DS 32. DynACL++ continues as :doc:`/api/methods` shows. AIR is
+    A step costs 28 forward passes per image, that of DS 32. DynACL++ continues as :doc:`/api/methods` shows. AIR is
     ``ACLTrainer(model, alpha=Ramp(E, K), augment=Scheduled(make, Staircase(1, 0, E, K)), terms=[Invariance()])``.
     Reference: Luo et al., ICLR 2023.
 
@@ -90,14 +90,14 @@ class DynACL(ACLTrainer):
         decay: decay of the momentum encoder, in [0, 1].
         released: whether to take the index of the released code for w.
         loss: as for :class:`~advcontrast.ACLTrainer`, by default ``NTXentLoss(gather=True)``.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
         augment: a function of the strength to a pair augmentation, such as
             ``lambda s: ContrastivePairAugment(32, strength=s)``; or a :class:`Scheduled` pair augmentation.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
-        ValueError: a number out of its range, or a dual norm that lacks one of the two branches.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, or a dual norm that lacks one of the two branches.
+        TypeError: an argument has the wrong type.
         RuntimeError: ``model`` cannot be copied, as in :func:`advcontrast.export_branch`.
 
     Warns:

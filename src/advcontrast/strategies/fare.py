@@ -19,18 +19,20 @@ CLIP_ATTACK = PGDAttack(eps=4 / 255, step_size=1 / 255, steps=10)
 
 
 class FARE(ContrastiveLearner):
-    r"""Fine-tune an encoder so that attacked images keep the embeddings that the original gives to clean ones.
+    r"""Fine-tune an encoder so that attacked images keep the original embeddings of the clean images.
 
     With the encoder f, the frozen original :math:`f_0`, an image x and the attacked image x',
 
-    .. math:: L = \lVert f(x') - f_0(x) \rVert^2 + c\, \max\big(0, \lVert f(x) - f_0(x) \rVert^2 - \rho\big), \quad
-        x' = \arg\max_{x'} \lVert f(x') - f_0(x) \rVert^2
+    .. math::
+
+        L &= \lVert f(x') - f_0(x) \rVert^2 + c\, \max\big(0, \lVert f(x) - f_0(x) \rVert^2 - \rho\big) \\
+        x' &= \arg\max_{x'} \lVert f(x') - f_0(x) \rVert^2
 
     averaged over the batch, with sums over the dimensions of embeddings that are not normalised. The paper has c = 0.
-    With c > 0 clean images are charged where their embedding drifts by more than :math:`\rho`, a penalty and no
-    guarantee; the mean of the squared drift is logged. The attack runs through f in eval mode. Attacked and clean
+    With c > 0 the loss also penalises clean images whose embedding drifts by more than :math:`\rho`, which does not
+    bound the drift; the mean of the squared drift is logged. The attack runs through f in eval mode. Attacked and clean
     images pass through f in one forward pass. A dual network, such as
-    ``convert_to_dual_bn(vit, norms=nn.LayerNorm)``, uses its adversarial branch alone. The encoder usually starts as a
+    ``convert_to_dual_bn(vit, norms=nn.LayerNorm)``, uses only its adversarial branch. The encoder usually starts as a
     copy of the original, where the attack needs its random start: at the image the distance has no gradient.
 
     The paper's settings for CLIP on ImageNet: PGD with 10 steps of 1/255 in 2/255 or 4/255, batches of 128, AdamW with
@@ -38,21 +40,21 @@ class FARE(ContrastiveLearner):
     code has an attack with momentum, which with signs changes nothing where there is a gradient. A radius that grows
     over the first half of the training, for encoders that are not robust at all, is
     ``attack=Scheduled(lambda e: PGDAttack(eps=e, step_size=e / 4, steps=10), Staircase(1/255, 4/255, steps // 2))``.
-    A step costs 24 forward passes an image, with c > 0 27. Reference: Schlarmann et al., ICML 2024.
+    A step costs 24 forward passes per image, with c > 0 27. Reference: Schlarmann et al., ICML 2024.
 
     Args:
-        model: f: images ``[N, C, H, W]`` in [0, 1] in, embeddings ``[N, D]`` out; normalisation belongs in it.
+        model: f, from images ``[N, C, H, W]`` in [0, 1] to embeddings ``[N, D]``; it contains the normalisation.
         teacher: :math:`f_0`, a network with outputs of the same size, in eval mode; it is frozen.
-        clean: c above, at least 0, or a function of the training step. With the number 0 there is no clean pass.
-        drift: :math:`\rho` above, at least 0, in squared units of the embedding; it needs ``clean``.
-        attack: ``attack(objective, x)`` to perturbed images, by default that of the paper with 4/255.
-        augment: ``augment(images)`` to one view; without it the learner is called with views.
+        clean: the weight c, at least 0, or a function of the training step. With the number 0 there is no clean pass.
+        drift: the limit :math:`\rho`, at least 0, in squared units of the embedding; it needs ``clean``.
+        attack: ``attack(objective, x)`` returns perturbed images, by default that of the paper with 4/255.
+        augment: ``augment(images)`` returns one view; without it the learner is called with views.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
         ValueError: the teacher is in train mode, on another device or shares parameters with the encoder; a convolution
-            has the teacher's weights and another stride or padding; or a number is out of its range.
-        TypeError: an argument of the wrong kind.
+            has the teacher's weights and another stride or padding; or a number is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         An attack that moves a pixel by 0.5 moves the embedding of an encoder that equals the original by 0.25.

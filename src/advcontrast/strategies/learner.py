@@ -87,16 +87,17 @@ class ContrastiveLearner(nn.Module):
     - ``couples_samples``: whether the loss compares the images of a batch with each other.
 
     Args:
-        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out. Its dual norms, if any, need all ``branches``.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
-        augment: ``augment(images)`` to a batch of views, or a tuple with one batch for each view. It and ``attack``
-            get the ``generator=`` of the forward call, if any.
+        model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``. Its dual norms, if any, need all
+            ``branches``.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` returns a batch of views, or a tuple with one batch for each view. It and
+            ``attack`` get the ``generator=`` of the forward call, if any.
         terms: modules that add parts to the loss, such as :class:`~advcontrast.strategies.Invariance`: called with the
             :class:`~advcontrast.strategies.Step`, they yield parts.
 
     Raises:
         ValueError: a dual norm lacks one of the branches.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
 
     views: ClassVar[int | None] = 2
@@ -245,7 +246,7 @@ class ContrastiveLearner(nn.Module):
         return "adv" if "adv" in self.branches else self.branches[-1]
 
     def _branches_of(self, part: nn.Module) -> Iterable[str]:  # noqa: ARG002 (for subclasses)
-        """Return the branches of a part that get gradients."""
+        """Return the branches of a part that receive gradients."""
         return self.branches
 
     def _step(self, batch: tuple[Any, ...], source: dict[str, Any]) -> Step:

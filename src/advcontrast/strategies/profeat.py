@@ -22,33 +22,35 @@ class ProFeAT(ContrastiveLearner):
     :math:`x_T` of each image for the teacher, a strong view x for the student and the attacked view x', let
     :math:`d(z, t) = -\tfrac12 \cos(z, t) - \tfrac12 \cos(P(z), P(t))`. Then
 
-    .. math:: L = d\big(S(x), T(x_T)\big) + \beta\, d\big(S(x'), S(x)\big), \quad
-        x' = \arg\max_{x'} -\cos\big(S(x'), S(x)\big) - \cos\big(P(S(x')), P(T(x_T))\big)
+    .. math::
+
+        L &= d\big(S(x), T(x_T)\big) + \beta\, d\big(S(x'), S(x)\big) \\
+        x' &= \arg\max_{x'} -\cos\big(S(x'), S(x)\big) - \cos\big(P(S(x')), P(T(x_T))\big)
 
     averaged over the batch. The attack runs through the student in eval mode; its target S(x) is that of the training
     pass, which precedes it. The two views have a forward pass each, with batch statistics of its own. Gradients flow
-    through both arguments of d, also through P, whose weights get none. A dual network uses its adversarial branch
-    alone. The student usually starts as a copy of the teacher.
+    through both arguments of d, also through P, whose weights get none. A dual network uses only its adversarial
+    branch. The student usually starts as a copy of the teacher.
 
     The paper's settings for CIFAR-10: pad-and-crop and flip for the teacher, the same after AutoAugment for the
     student, PGD with 5 steps of 2/255 in 8/255, a projector Linear - ReLU - Linear to 256, batches of 256, SGD with
     rate 0.5, momentum 0.9 and weight decay 3e-4, 100 epochs with 10 epochs of warm-up and a cosine. The released code
     trains 101 epochs and clamps to [0, 1] after a step, not at the start of an attack. A step costs 17 forward passes
-    an image, where :class:`~advcontrast.ACLTrainer` costs 32. Reference: Addepalli et al., 2024.
+    an image, against 32 for :class:`~advcontrast.ACLTrainer`. Reference: Addepalli et al., 2024.
 
     Args:
-        model: the student: images ``[N, C, H, W]`` in, features ``[N, D]`` out.
+        model: the student, from images ``[N, C, H, W]`` to features ``[N, D]``.
         projector: P, features ``[N, D]`` to projections; it is frozen and put into eval mode.
         teacher: a network with features of the same size, in eval mode; it is frozen.
         beta: weight of the attacked view, at least 0, or a function of the training step.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
-        augment: ``augment(images)`` to a pair, the teacher's views and the student's.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` returns a pair, the teacher's views and the student's.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
         ValueError: the teacher is in train mode, on another device or shares parameters with the student; a convolution
             has the teacher's weights and another stride or padding; ``beta`` < 0.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         A student that equals the teacher, without an attack, is at the minimum -1 - beta.

@@ -33,7 +33,7 @@ def pseudo_labels(encoder: nn.Module, images: Tensor, clusters: int | Sequence[i
     Raises:
         ValueError: more clusters than images, images of another shape or range, or features that are not finite or not
             ``[N, D]``.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         ImportError: scikit-learn is not installed.
 
     Example:

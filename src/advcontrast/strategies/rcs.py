@@ -36,8 +36,10 @@ class RobustCoreset(nn.Module):
     Every hundredth image is set aside. On these images U, the representational divergence with clean embeddings z and
     embeddings z' of attacked images is
 
-    .. math:: R = \frac{1}{N D} \sum_{i,d} q'_{id} \log \frac{q'_{id}}{q_{id}}, \quad
-        q_{id} = \frac{z_{id} - \min_d z_{id}}{\max_d z_{id} - \min_d z_{id}} + 10^{-8}
+    .. math::
+
+        R &= \frac{1}{N D} \sum_{i,d} q'_{id} \log \frac{q'_{id}}{q_{id}} \\
+        q_{id} &= \frac{z_{id} - \min_d z_{id}}{\max_d z_{id} - \min_d z_{id}} + 10^{-8}
 
     where the attack maximises R. The other images are divided at random into batches b with losses :math:`L_b` of the
     learner. With the gradients for the weights :math:`\theta` of a head, the batch with the largest
@@ -67,9 +69,9 @@ class RobustCoreset(nn.Module):
         released: whether to take each step of the head twice.
 
     Raises:
-        ValueError: a number out of its range, a learner that needs targets or several views, or a model without linear
+        ValueError: a number is out of range, a learner that needs targets or several views, or a model without linear
             layers where ``head`` is ``None``.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         A third of 10 images: image 0 is set aside, and one batch of 3 is selected.

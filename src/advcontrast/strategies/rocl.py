@@ -20,29 +20,31 @@ class RoCL(ContrastiveLearner):
     :math:`\ell(a, b)` the cross-entropy of NT-Xent for anchors a with partners b among the embeddings of all views
     that its loss has,
 
-    .. math:: L = \frac13 \sum_{a \ne b \in \{z_1, z_2, z'_1\}} \ell(a, b) + e\, \mathrm{NTX}(z'_1, z_2), \quad
-        x'_1 = \arg\max_{x'_1} \mathrm{NTX}(z'_1, z_2)
+    .. math::
+
+        L &= \frac13 \sum_{a \ne b \in \{z_1, z_2, z'_1\}} \ell(a, b) + e\, \mathrm{NTX}(z'_1, z_2) \\
+        x'_1 &= \arg\max_{x'_1} \mathrm{NTX}(z'_1, z_2)
 
     so an anchor has two partners, whose losses are added. The attack runs through the network in eval mode, with
     :math:`z_2` fixed. All three views pass through it in one forward pass and share batch statistics. A dual network
-    uses its adversarial branch alone.
+    uses only its adversarial branch.
 
     The paper's settings for CIFAR-10: SimCLR's views, 7 steps of 0.007 in 0.0314, temperature 0.5, batches of 512,
     LARS with rate 1.5 and weight decay 1e-6, 1000 epochs with 10 epochs of warm-up and a cosine, and a head without
     batch norms. The released code detaches the partners and negatives in every similarity, and embeds the views of
-    the last term once more. A step costs 20 forward passes an image with the default attack.
+    the last term once more. A step costs 20 forward passes per image with the default attack.
 
     Args:
-        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out.
-        extra: e above, at least 0, or a function of the training step.
+        model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``.
+        extra: the weight e, at least 0, or a function of the training step.
         released: whether to detach partners and negatives, also in the attack.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
-        augment: ``augment(images)`` to two views; without it the learner is called with views.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` returns two views; without it the learner is called with views.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
         ValueError: ``extra`` < 0.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         If all embeddings are equal, each of the 6 pairs of three views of two images costs log 5.

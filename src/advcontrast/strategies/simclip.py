@@ -15,33 +15,35 @@ from .step import Step
 
 
 class SimCLIP(ContrastiveLearner):
-    r"""Fine-tune an encoder so that attacked images keep the direction of the original's embeddings of clean ones.
+    r"""Fine-tune an encoder so that embeddings of attacked images keep the direction of the original clean ones.
 
     With the encoder f, the frozen original :math:`f_0`, an image x and the attacked image x',
 
-    .. math:: L = -\tfrac12 \cos\big(f(x'), \mathrm{sg}\, f_0(x)\big)
-        - \tfrac12 \cos\big(f_0(x), \mathrm{sg}\, f(x')\big), \quad
-        x' = \arg\max_{x'} \lVert f(x') - f_0(x) \rVert^2
+    .. math::
 
-    averaged over the batch, with sg for no gradient. Since :math:`f_0` is frozen, the second half has no gradient: it
-    halves the rate, to which AdamW is invariant. The attack runs through f in eval mode. A dual network uses its
-    adversarial branch alone.
+        L &= -\tfrac12 \cos\big(f(x'), \mathrm{sg}\, f_0(x)\big)
+            - \tfrac12 \cos\big(f_0(x), \mathrm{sg}\, f(x')\big) \\
+        x' &= \arg\max_{x'} \lVert f(x') - f_0(x) \rVert^2
+
+    averaged over the batch, where sg stops the gradient. Since :math:`f_0` is frozen, the second half has no gradient:
+    it halves the rate, to which AdamW is invariant. The attack runs through f in eval mode. A dual network uses only
+    its adversarial branch.
 
     The released script for CLIP on ImageNet has PGD with 10 steps of 1/255 in 2/255 or 4/255, batches of 64, AdamW with
-    rate 1e-3 and weight decay 1e-5, and 10,000 steps. A step costs 24 forward passes an image. Reference: Hossain and
+    rate 1e-3 and weight decay 1e-5, and 10,000 steps. A step costs 24 forward passes per image. Reference: Hossain and
     Imteaj, 2024.
 
     Args:
-        model: f: images ``[N, C, H, W]`` in [0, 1] in, embeddings ``[N, D]`` out; normalisation belongs in it.
+        model: f, from images ``[N, C, H, W]`` in [0, 1] to embeddings ``[N, D]``; it contains the normalisation.
         teacher: :math:`f_0`, a network with outputs of the same size, in eval mode; it is frozen.
-        attack: ``attack(objective, x)`` to perturbed images, by default that of the paper with 4/255.
-        augment: ``augment(images)`` to one view; without it the learner is called with views.
+        attack: ``attack(objective, x)`` returns perturbed images, by default that of the paper with 4/255.
+        augment: ``augment(images)`` returns one view; without it the learner is called with views.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
         ValueError: the teacher is in train mode, on another device or shares parameters with the encoder; or a
             convolution has the teacher's weights and another stride or padding.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from advcontrast.strategies import SimCLIP

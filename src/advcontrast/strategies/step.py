@@ -1,4 +1,4 @@
-"""A batch on its way through a strategy: views, attacks on them, embeddings."""
+"""The views of a batch, attacks on them, and their embeddings."""
 
 from __future__ import annotations
 

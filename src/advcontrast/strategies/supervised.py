@@ -41,13 +41,13 @@ class StandardTrainer(nn.Module):
 
     Args:
         model: a classifier that returns logits ``[N, C]``; ``frozen`` needs a part ``model.encoder``.
-        augment: ``augment(images)`` to float images in [0, 1], for example ``CropFlip()``; ``None`` uses them as they
-            are.
+        augment: ``augment(images)`` returns float images in [0, 1], for example ``CropFlip()``; ``None`` uses them as
+            they are.
         frozen: whether to train all but ``model.encoder``, normally ``model.head``.
 
     Raises:
         ValueError: ``frozen`` for a model without a part ``encoder``.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         Logits of zero give each of two classes the probability 1/2.
@@ -100,7 +100,7 @@ class StandardTrainer(nn.Module):
 
         Raises:
             ValueError: shapes do not fit, devices differ or, on the CPU, a label is out of its range.
-            TypeError: an argument of the wrong kind.
+            TypeError: an argument has the wrong type.
         """
         logits = self._logits(self._augmented(images, labels))
         self._check_labels(logits, labels)
@@ -150,8 +150,8 @@ class AdversarialTrainer(StandardTrainer):
 
     Args:
         model: as for :class:`StandardTrainer`, whose errors this trainer has too; differentiable.
-        attack: ``attack(objective, x)`` to perturbed images, by default PGD with 10 steps of 2/255 in an L-infinity
-            ball of 8/255.
+        attack: ``attack(objective, x)`` returns perturbed images, by default PGD with 10 steps of 2/255 in an
+            L-infinity ball of 8/255.
         augment: as for :class:`StandardTrainer`.
         frozen: as for :class:`StandardTrainer`.
 

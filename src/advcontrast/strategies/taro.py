@@ -25,33 +25,35 @@ class TARO(ContrastiveLearner):
     :math:`D(i, j) = -\frac12 \big[\cos(p_i, \mathrm{sg}(z_j)) + \cos(p_j, \mathrm{sg}(z_i))\big]`, where sg stops the
     gradient, of the first view and both attacked ones,
 
-    .. math:: L = D(x_1, x'_1) + D(x'_1, x'_2) + D(x_1, x'_2), \quad
-        x'_v = \arg\max_{x'_v} \cos\big(h(f(x'_v)), z_{v,t(v)}\big)
+    .. math::
+
+        L &= D(x_1, x'_1) + D(x'_1, x'_2) + D(x_1, x'_2) \\
+        x'_v &= \arg\max_{x'_v} \cos\big(h(f(x'_v)), z_{v,t(v)}\big)
 
     averaged over the batch. The target of an image is the other image j of the batch with the largest sum of
     :math:`(1 + \cos(p_i, p_j)) / 2` and the entropy of :math:`\mathrm{softmax}(p_j)`, each scaled so that its squares
     over j add up to 1. Targets are chosen for each view, and attacks run, through network and predictor in eval mode;
-    the target is fixed. The three views then share a forward pass and its batch statistics. A dual network uses its
-    adversarial branch alone.
+    the target is fixed. The three views then share a forward pass and its batch statistics. A dual network uses only
+    its adversarial branch.
 
     The paper's settings for CIFAR-10: SimCLR's views with colour jitter (0.4, 0.4, 0.2, 0.1), PGD with 10 steps of
     2/255 in 8/255, batches of 512, SGD with rate 0.06, constant for the predictor, momentum 0.9 and weight decay 5e-4,
     800 epochs with 5 epochs of warm-up and a cosine. The released code takes the similarity of an image with itself as
     0, so that it can be its own target, and chooses targets in train mode. Its attack also has a term
-    :math:`\cos(p_t, \mathrm{sg}(z))`, which has no gradient. A step costs 31 forward passes an image with the default
+    :math:`\cos(p_t, \mathrm{sg}(z))`, which has no gradient. A step costs 31 forward passes per image with the default
     attack.
 
     Args:
-        model: images ``[N, C, H, W]`` in, embeddings ``[N, D]`` out.
+        model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``.
         predictor: embeddings ``[N, D]`` in and out; it is trained.
         released: whether an image can be its own target.
-        attack: ``attack(objective, x)`` to perturbed images, by default ``PGDAttack()``.
-        augment: ``augment(images)`` to two views; without it the learner is called with views.
+        attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
+        augment: ``augment(images)`` returns two views; without it the learner is called with views.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
         ValueError: in use, a predictor whose outputs have another size than its inputs.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         If all predictions are parallel to all embeddings, each of the three D is at its minimum.

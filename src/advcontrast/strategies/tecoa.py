@@ -21,28 +21,31 @@ class TeCoA(ContrastiveLearner):
 
     With the encoder f, prototypes :math:`t_c` of the classes c, an image x with label y and the attacked image x',
 
-    .. math:: L = \mathrm{CE}\big(s \cos(f(x'), t_c)_c,\, y\big), \quad x' = \arg\max_{x'} L
+    .. math::
+
+        L &= \mathrm{CE}\big(s \cos(f(x'), t_c)_c,\, y\big) \\
+        x' &= \arg\max_{x'} L
 
     averaged over the batch. The attack runs through f in eval mode. A dual network, such as
-    ``convert_to_dual_bn(vit, norms=nn.LayerNorm)``, uses its adversarial branch alone. The learner is called with
+    ``convert_to_dual_bn(vit, norms=nn.LayerNorm)``, uses only its adversarial branch. The learner is called with
     images and labels.
 
     The settings of Schlarmann et al. for CLIP on ImageNet, whose code trains it beside :class:`FARE`: PGD with 10 steps
     of 1/255 in 2/255 or 4/255, batches of 128, AdamW with rate 1e-5 and weight decay 1e-4, 20,000 steps with 1,400 of
-    warm-up and a cosine. A step costs 23 forward passes an image. Reference: Mao et al., ICLR 2023.
+    warm-up and a cosine. A step costs 23 forward passes per image. Reference: Mao et al., ICLR 2023.
 
     Args:
-        model: f: images ``[N, C, H, W]`` in [0, 1] in, embeddings ``[N, D]`` out; normalisation belongs in it.
+        model: f, from images ``[N, C, H, W]`` in [0, 1] to embeddings ``[N, D]``; it contains the normalisation.
         prototypes: embeddings ``[C, D]`` of the classes, for example of "a photo of a ..." by CLIP's text encoder. They
             are scaled to length one, and are not trained.
-        scale: s above, positive: the inverse temperature, 100 in CLIP.
-        attack: ``attack(objective, x)`` to perturbed images, by default that of FARE with 4/255.
-        augment: ``augment(images)`` to one view; without it the learner is called with views.
+        scale: the factor s, positive: the inverse temperature, 100 in CLIP.
+        attack: ``attack(objective, x)`` returns perturbed images, by default that of FARE with 4/255.
+        augment: ``augment(images)`` returns one view; without it the learner is called with views.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
         ValueError: ``scale`` <= 0, or prototypes that are not finite ``[C, D]`` with C at least 2.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         An image between two prototypes has the loss log 2.

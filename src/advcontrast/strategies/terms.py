@@ -35,12 +35,12 @@ class Invariance(nn.Module):
 
     Args:
         weight: of both parts, at least 0, or a function of the training step.
-        temperature: t above.
+        temperature: the temperature t.
         released: whether to take the sums of the released code.
 
     Raises:
-        ValueError: a number out of its range, or, in use, a strategy without these parts.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, or, in use, a strategy without these parts.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from advcontrast.strategies import Invariance
