@@ -103,6 +103,10 @@ def test_values_elsewhere_are_not_read():
     _checks.check_within("Me", "a", away, (0.0, 1.0), remedy="Do this")
 
 
+def test_finite_values_whose_sum_overflows_are_let_pass():
+    _checks.check_finite("Me", "a", torch.full((4,), 3e38), remedy="Do this")
+
+
 @pytest.mark.parametrize("value", [-1e-6, 1 + 1e-6])
 def test_a_millionth_of_the_range_is_let_pass(value):
     _checks.check_within("Me", "a", torch.tensor([value * (1 - 1e-9)]), (0.0, 1.0), remedy="Do this")

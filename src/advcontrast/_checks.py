@@ -290,9 +290,14 @@ def readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def all_finite(value: Tensor) -> bool:
+    """Return whether all values are finite: their sum, one pass, is finite only if they are, but may overflow."""
+    return math.isfinite(value.detach().sum().item()) or bool(value.isfinite().all())
+
+
 def check_finite(owner: str, name: str, value: Tensor, *, everywhere: bool = False, remedy: str) -> None:
     """Require finite values, where they are :func:`readable` or ``everywhere``."""
-    if (everywhere or readable(value)) and not bool(torch.isfinite(value).all()):
+    if (everywhere or readable(value)) and not all_finite(value):
         got = f"{int((~torch.isfinite(value)).sum())} non-finite of {value.numel()} values"
         raise ValueError(complaint(owner, f"{name} to be finite", got, remedy))
 

@@ -58,12 +58,13 @@ class L2Ball:
         self.eps = eps
         self.radius = rounded_radius(x, eps)
         self.bounds = inward_bounds(bounds, x)
+        self._wide = torch.empty(x.shape, dtype=widest(x), device=x.device)
 
     def random_point(self, generator: torch.Generator | None) -> Tensor:
         """Draw one point per sample, uniform in the ball, then moved into the bounds."""
-        at, dtype = self.centre, widest(self.centre)
-        direction = torch.randn(at.shape, generator=generator, dtype=dtype, device=at.device)
-        fraction = torch.rand(len(at), generator=generator, dtype=dtype, device=at.device)
+        at = self.centre
+        direction = torch.randn(at.shape, generator=generator, dtype=at.dtype, device=at.device)
+        fraction = torch.rand(len(at), generator=generator, dtype=widest(at), device=at.device)
         radius = self.eps * fraction ** (1 / at[0].numel())
         return self.step(at, direction, per_sample(radius, at))
 
@@ -75,17 +76,20 @@ class L2Ball:
         """Step by ``size`` in the direction of steepest ascent of each sample, by 0 where the gradient is zero."""
         length = self._length(gradient)
         pace = (size / length.masked_fill(length == 0, 1)).clamp_(max=torch.finfo(point.dtype).max)
-        return self.project(torch.addcmul(point, gradient.to(point.dtype), pace.to(point.dtype)))
+        return self._from_centre(torch.addcmul(point, gradient.to(point.dtype), pace.to(point.dtype)).sub_(self.centre))
 
     def project(self, point: Tensor) -> Tensor:
         """Return the nearest point of the ball, moved into the bounds; that can only bring it nearer to the centre."""
-        delta = point - self.centre
+        return self._from_centre(point - self.centre)
+
+    def _from_centre(self, delta: Tensor) -> Tensor:
         length = self._length(delta)
         share = (self.radius / length.clamp_(min=torch.finfo(length.dtype).tiny)).clamp_(max=1)
         return torch.addcmul(self.centre, delta, share.to(delta.dtype), out=delta).clamp_(*self.bounds)
 
     def _length(self, move: Tensor) -> Tensor:
-        return sample_norm(move, dtype=widest(move))
+        # Converting into the same memory each time is twice as fast as into new memory.
+        return sample_norm(self._wide.copy_(move))
 
 
 class L1Ball:

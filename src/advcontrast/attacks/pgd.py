@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import (
+    all_finite,
     check_bool,
     check_bounds,
     check_callable,
@@ -27,6 +28,7 @@ from .._checks import (
 from .._types import NORMS, Norm, Objective
 from ..functional.projection import per_sample
 from .balls import BALLS
+from .classification import ClassificationObjective
 
 AttackClass = TypeVar("AttackClass", bound=type)
 
@@ -212,7 +214,8 @@ def check_call(
 
 def value_of(owner: str, objective: Objective, image: Tensor, *, scalar: bool) -> Tensor:
     """Return the value of an objective: one for each sample, or where ``scalar`` is set a scalar."""
-    value = objective(image.clone())  # an objective may change its argument in place
+    # An objective may change its argument in place; this one copies it.
+    value = objective(image if isinstance(objective, ClassificationObjective) else image.clone())
     remedy = "Use reduction='none', or the mean of it" if scalar else "Use reduction='none'"
     if isinstance(objective, nn.Module):
         remedy = "Pass ClassificationObjective(model, y), or a function such as lambda x: loss(model(x), y)"
@@ -242,9 +245,8 @@ def ascent(
     if gradient is None:
         remedy = "Compute it from the argument, without detach or no_grad"
         raise ValueError(complaint(owner, "objective to depend on x", "a value without a gradient", remedy))
-    # The sum is finite only if every value is, and takes one pass; if it overflowed, every value is checked.
-    if readable(gradient) and not math.isfinite(gradient.sum().item()):
-        if scaled and not bool(gradient.isfinite().all()):
+    if readable(gradient) and not all_finite(gradient):
+        if scaled:
             return ascent(owner, gain, image, scaled=False)
         remedy = "Look for a division by zero in the model"
         check_finite(owner, "the gradient of the objective", gradient, remedy=remedy)
