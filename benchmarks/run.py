@@ -7,7 +7,7 @@
 
 Each benchmark first checks that the candidates compute the same thing. Libraries that are not installed are left out;
 the table lists them. To install all: pip install adversarial-robustness-toolbox foolbox kornia lightly pyautoattack
-pytorch-metric-learning torchattacks. Writes one Markdown file a benchmark to --out, with hardware, versions and date.
+pytorch-metric-learning torchattacks. Writes one Markdown file per benchmark to --out, with hardware, versions and date.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def main() -> None:
     """Train, and print the mean loss of each epoch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=512, help="how many to train on, of 5,000")
-    parser.add_argument("--batch-size", type=int, default=64, help="images a step and process")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step and process")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--out", type=Path, help="file for the weights")
     parser.add_argument("--state", type=Path, help="folder for the state of the run, from which it continues")

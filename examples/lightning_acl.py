@@ -49,7 +49,7 @@ def main() -> None:
     """Train, and print the losses of the last epoch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=512, help="how many to train on, of 5,000")
-    parser.add_argument("--batch-size", type=int, default=64, help="images a step and process")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per step and process")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--devices", type=int, default=1, help="processes")
     parser.add_argument("--out", default="runs/lightning", help="folder of checkpoints and logs")

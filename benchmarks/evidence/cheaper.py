@@ -1,8 +1,8 @@
 """Measure the cost of cheaper attacks in pre-training, and the robustness that they lose.
 
 For each attack an encoder is pre-trained on Fashion-MNIST at 14 x 14 pixels without labels; a linear classifier on the
-frozen encoder and a fine-tuned network then learn from 100 labels. Costs are forward passes an image and step, counted,
-so that they do not depend on the machine.
+frozen encoder and a fine-tuned network then learn from 100 labels. Costs are forward passes per image and step,
+counted, so that they do not depend on the machine.
 
     python -m benchmarks.evidence.cheaper --seeds 3
     python -m benchmarks.evidence.cheaper --only default free
@@ -34,7 +34,7 @@ from advcontrast.strategies import AdversarialTrainer, TRADESTrainer
 from benchmarks.common import conditions, markdown_table
 from benchmarks.evidence import fashion
 
-BATCH, EACH, REPLAYS = 125, 10, 3  # images a step, labels a class, steps on a batch of the free attack
+BATCH, EACH, REPLAYS = 125, 10, 3  # images per step, labels per class, steps on a batch of the free attack
 LABELLED_STEPS = {"linear": 80, "fine-tuned": 160}
 TITLES = {
     "default": "three steps of eps / 2",
@@ -71,7 +71,7 @@ def learner_of(name: str, encoder: fashion.Encoder, steps: int) -> ACLTrainer:
 
 
 def mean_cost(acl: ACLTrainer, batch: torch.Tensor, steps: int) -> float:
-    """Return the forward passes an image and step, on average over the run."""
+    """Return the forward passes per image and step, on average over the run."""
     if not isinstance(acl.attack, ProgressiveAttack):
         return forward_equivalents(acl, batch)
     progressive, taken, cost = acl.attack, 0, 0.0

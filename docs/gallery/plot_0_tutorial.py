@@ -2,12 +2,12 @@
 Tutorial: robust features without labels
 ========================================
 
-An imperceptible change of an image can make a network classify a shoe as a bag. Networks can learn to withstand such
-attacks, but that takes many labels. This page needs few: it trains an encoder *without* labels so that its features are
-robust to attacks, and then trains a robust classifier with ten labelled images a class.
+A change too small to see can make a network classify a shoe as a bag. Networks can be trained to resist such attacks,
+but this usually takes many labels. Here we need few: we train an encoder *without* labels so that its features are
+robust to attacks, and then a robust classifier with ten labelled images per class.
 
-The page assumes that you know PyTorch. Everything below ran on a CPU when this page was built. Networks and runs are
-tiny; :doc:`/guides/pipeline` has the full ones.
+You should know PyTorch; adversarial attacks and contrastive learning are explained as we go. Everything below ran on a
+CPU when this page was built, with tiny networks and short runs; :doc:`/guides/pipeline` has the full-size scripts.
 """
 
 from collections import OrderedDict
@@ -45,9 +45,9 @@ BLUE, RED, GREY = "#1a66b0", "#c2331c", "#747c86"
 # The images
 # ----------
 #
-# The repository comes with a part of Fashion-MNIST: 5,000 training and 1,000 test images of ten kinds of clothes. We
-# halve them to 14 x 14 pixels to be fast. Images are uint8, or floats in [0, 1]. They are not normalised here, since
-# the limit of an attack is in units of the pixels; the network normalises.
+# The repository contains a part of Fashion-MNIST: 5,000 training and 1,000 test images of ten kinds of clothes. We
+# downsample them to 14 x 14 pixels to save time. Images are uint8, or floats in [0, 1]. We do not normalise them: the
+# size of an attack is in units of the pixels, so normalisation belongs in the network.
 
 DATA = Path("examples/data/fashion-mini.npz")  # in a clone of the repository
 path = next((p / DATA for p in DATA.absolute().parents if (p / DATA).exists()), DATA)
@@ -76,9 +76,9 @@ plt.show()
 # Two views
 # ---------
 #
-# Contrastive learning needs no labels. :class:`~advcontrast.ContrastivePairAugment` makes two random views of every
-# image of a batch, and the network learns which two of all views show the same image. To recognise them it must learn
-# features that do not change when an image is cropped, mirrored and recoloured.
+# Contrastive learning needs no labels. :class:`~advcontrast.ContrastivePairAugment` creates two random views of every
+# image in a batch, and the network learns which views show the same image. To match them it must learn features that do
+# not change when an image is cropped, flipped and recoloured.
 
 augment = ContrastivePairAugment(14, strength=0.5)
 x1, x2 = augment(train.x[one_of_each])
@@ -93,9 +93,9 @@ for row, (name, pictures) in zip(axes, rows.items(), strict=True):
 plt.show()
 
 # %%
-# The network is a ResNet of ten layers, narrow enough for a CPU. It maps an image to 64 features, and the head maps
-# these to the embedding that the contrastive loss compares. We keep the untrained weights: every encoder on this page
-# starts from them.
+# The encoder is a ResNet-10, narrow enough for a CPU. It maps an image to 64 features; a projection head maps the
+# features to the embedding that the contrastive loss compares. We keep the untrained weights, since every encoder on
+# this page starts from them.
 
 mean, std = train.x.float().mean() / 255, train.x.float().std() / 255
 encoder = ResNet(
@@ -113,9 +113,9 @@ untrained = nn.Sequential(encoder, head)
 # The baseline: SimCLR
 # --------------------
 #
-# :class:`~advcontrast.ACLTrainer` is a module whose forward pass is a training step. Its mode S2S, "standard to
-# standard", compares two clean views; that is SimCLR. :func:`~advcontrast.engine.fit` is the loop. It takes
-# images and no labels.
+# :class:`~advcontrast.ACLTrainer` is a module whose forward pass returns the loss of a training step. Its mode S2S
+# ("standard to standard") compares two clean views, as SimCLR does. :func:`~advcontrast.engine.fit` is the training
+# loop. It gets images, but no labels.
 
 pretraining = {"epochs": 10, "batch_size": 125}
 unlabelled = train.x[:2000]
@@ -129,10 +129,10 @@ simclr_history = fit(simclr, unlabelled, optimizer=adam, **pretraining)
 # Attacks on a pair
 # -----------------
 #
-# An attack moves every pixel by at most ``eps`` so that a function of the images grows. Here the function is the
-# contrastive loss, so that the embeddings of a pair move apart. Alignment is the mean squared distance of the two
-# embeddings of a pair, on a scale where unrelated images are about 2 apart. Noise of the same size is shown for
-# comparison.
+# An attack changes every pixel by at most ``eps`` so that some function of the images grows. With the contrastive loss
+# as the function, it moves the embeddings of a pair apart. We measure this by the alignment, the mean squared distance
+# between the two normalised embeddings of a pair: 0 for identical embeddings and about 2 for unrelated images. For
+# comparison, one view is changed by random noise of the same size.
 
 attack = PGDAttack(eps=0.1, step_size=0.05, steps=3)
 x1, x2 = augment(test.x)
@@ -141,8 +141,8 @@ with torch.no_grad(), under_attack(simclr.model):
     z1, z2 = simclr.model(x1), simclr.model(x2)
     x1_adv = attack(lambda images: loss(simclr.model(images), z2), x1)
     noisy = (x1 + attack.eps * torch.randn_like(x1).sign()).clamp(0, 1)
-    print(f"two views          {alignment(z1, z2):.2f}")
-    print(f"one of them noisy  {alignment(simclr.model(noisy), z2):.2f}")
+    print(f"two clean views    {alignment(z1, z2):.2f}")
+    print(f"one with noise     {alignment(simclr.model(noisy), z2):.2f}")
     print(f"one attacked       {alignment(simclr.model(x1_adv), z2):.2f}")
 
 figure, axes = plt.subplots(3, 8, figsize=(5.6, 2.4), layout="constrained")
@@ -159,23 +159,24 @@ for row, (name, pictures) in zip(axes, rows.items(), strict=True):
 plt.show()
 
 # %%
-# The attacked images are easy to recognise. To the network, the pair has lost most of its similarity.
+# You still recognise the attacked images easily, but for the network the pair has lost most of its similarity.
 #
 # Training under attack
 # ---------------------
 #
-# The remedy is to train on attacked views. A single set of batch norms for clean and attacked views costs much
-# robustness, as :ref:`the paper measured <single-norm>`. So :func:`~advcontrast.convert_to_dual_bn` gives every batch
-# norm two branches, ``"clean"`` and ``"adv"``, which start as copies. All other weights stay shared.
+# The remedy is to train on attacked views. Their statistics differ from those of clean views, and in the
+# :ref:`ACL paper <single-norm>` sharing batch norms between the two costs much robustness. Therefore
+# :func:`~advcontrast.convert_to_dual_bn` gives every batch norm two branches, ``"clean"`` and ``"adv"``, which start as
+# copies of the original. All other weights stay shared.
 
 dual = convert_to_dual_bn(deepcopy(untrained))
 print(dual[0].bn1)
 
 # %%
-# The mode DS, "dual stream", is the one that the ACL paper recommends. Each step compares two clean views through the
-# clean branch, and the same views under attack through the adversarial branch; :doc:`/modes` draws it. The trainer runs
-# the attack, switches the branches, and restores the state of the network. It costs four times as much as SimCLR, half
-# of it for the attack.
+# The mode DS ("dual stream") is the one that the ACL paper recommends. Each step compares two clean views through the
+# clean branch, and the same two views under attack through the adversarial branch (see the diagram in :doc:`/modes`).
+# The trainer runs the attack, switches the branches, and restores the state of the network. With three attack steps
+# this costs four times as much as SimCLR; half of the cost is the attack.
 
 acl = ACLTrainer(dual, mode="DS", loss=loss, attack=attack, augment=augment)
 adam = torch.optim.Adam(acl.parameters(), lr=3e-3)
@@ -197,13 +198,13 @@ ax.grid(alpha=0.3)
 plt.show()
 
 # %%
-# Both losses fall; the one under attack is larger.
+# Both losses of ACL fall; the loss under attack stays larger.
 #
 # Export
 # ------
 #
-# :func:`~advcontrast.export_branch` makes a plain network again, with the norms of one branch and the keys from before
-# the conversion. The adversarial branch is the robust one. The head is not needed any more.
+# :func:`~advcontrast.export_branch` returns a plain network with the norms of one branch and the original parameter
+# names. The adversarial branch is the robust one. The projection head (``[1]``) is no longer needed.
 
 encoders = {
     "random": deepcopy(encoder),
@@ -212,12 +213,13 @@ encoders = {
 }
 
 # %%
-# A classifier from ten labels a class
-# ------------------------------------
+# A classifier from ten labels per class
+# --------------------------------------
 #
-# Each encoder is frozen and gets a linear classifier, trained on 100 clean labelled images. No attack is used here, so
-# any robustness comes from the encoder. ``frozen=True`` requires parts with the names ``encoder`` and ``head``.
-# :func:`~advcontrast.evaluation.robust_curve` then attacks the whole classifier with growing ``eps``.
+# We train a linear classifier on each frozen encoder, with 100 clean labelled images. No attack is used here, so any
+# robustness comes from the encoder. ``frozen=True`` expects submodules with the names ``encoder`` and ``head``.
+# :func:`~advcontrast.evaluation.robust_curve` then attacks the whole classifier with increasing ``eps``. Accuracies at
+# the radii ``eps``, in percent:
 
 labelled = train.subset(labelled_subset(train.y, 100 / len(train), seed=0))
 pgd = PGDAttack(eps=0.1, step_size=0.025, steps=10)
@@ -232,12 +234,12 @@ for name, frozen in encoders.items():
     few = labelled.x.float() / 255, labelled.y
     fit(learner, few, epochs=100, batch_size=100, optimizer=sgd)
     curves[name] = robust_curve(classifier, test.batches(250), pgd, eps=radii)
-    print(name, curves[name])
+    print(f"{name:6}", *(f"{100 * share:5.1f}" for share in curves[name].accuracies))
 
 # %%
-# The point at ``eps`` 0 is accuracy on clean images, the rest is accuracy under attack. Without attack both
-# pre-trained encoders are better than the random one. Under attack they differ: SimCLR soon loses its accuracy, and the
-# encoder that was trained under attack keeps much of it.
+# The first value, at ``eps`` 0, is the accuracy on clean images. There both pre-trained encoders are better than the
+# random one. Under attack the accuracy of SimCLR soon drops, while the encoder that was trained under attack retains
+# much of it.
 
 figure, ax = plt.subplots(layout="constrained")
 styles = {"random": (GREY, "^"), "SimCLR": (BLUE, "s"), "ACL": (RED, "o")}
@@ -258,10 +260,10 @@ plt.show()
 # sphinx_gallery_thumbnail_number = -1
 
 # %%
-# These are upper bounds, found by one attack on one seed of a tiny experiment; :doc:`/guides/robustness` explains how
-# to get reliable numbers, and :ref:`the quickstart <example-results>` has them over three seeds, with fine-tuning.
-# Next:
+# This is one seed of a tiny experiment, and a single attack gives only an upper bound on robust accuracy.
+# :doc:`/guides/robustness` explains how to get reliable numbers, and :ref:`the quickstart <example-results>` has
+# results over three seeds, with fine-tuning. Next steps:
 #
 # - your own network and images: :doc:`/quickstart` and :doc:`/guides/backbones`;
-# - the modes: :doc:`/modes`;
-# - fine-tuning, semi-supervised training and all tables of the paper: :doc:`/guides/pipeline`.
+# - the four modes: :doc:`/modes`;
+# - fine-tuning, semi-supervised training and the tables of the paper: :doc:`/guides/pipeline`.

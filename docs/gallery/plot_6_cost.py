@@ -20,7 +20,7 @@ plt.rc("font", size=11)
 # %%
 # A forward pass counts one, and its backward pass two: one for the gradient of the input, one for that of the
 # weights. SimCLR embeds two views, so it costs 2 x 3 = 6. A step of the attack needs the gradient of the images only,
-# and costs 2 a view.
+# and costs 2 per view.
 
 encoder = resnet18(num_classes=0, width=16)
 model = convert_to_dual_bn(nn.Sequential(encoder, simclr_head(encoder.num_features)))
@@ -47,7 +47,7 @@ for (mode, counts), colour, marker in zip(
 ax.set(
     xticks=steps,
     xlabel="steps of the attack",
-    ylabel="forward passes an image",
+    ylabel="forward passes per image",
     xlim=(0.5, 11),
     ylim=(0, 60),
 )

@@ -73,7 +73,7 @@ class Settings(Common):
     attack_step: float = flag(0.25, "length of an attack step, as a fraction of the radius")
     stream: str = flag("", "folder of images, flat or nested, to read while training on them instead of --data's")
     unreadable: str = flag("raise", "files of --stream that are no images", "raise", "skip")
-    passes: float = flag(0.0, "forward passes an image of the whole run, which then sets the epochs; 0 for --epochs")
+    passes: float = flag(0.0, "forward passes per image of the whole run, which then sets the epochs; 0 for --epochs")
     monitor: int = flag(0, "validation images for the accuracy of nearest neighbours after each epoch; 0 for none")
     workers: int = flag(4, "processes of each process that read --stream")
 
@@ -99,7 +99,7 @@ def main(settings: Settings) -> None:
     if run is None:
         return
     cost = mean_cost(learner, batch_of(parts), steps)
-    say(f"{settings.out}: {cost:.1f} forward passes an image and epoch; SimCLR takes 6, ACL with PGD-5 takes 32")
+    say(f"{settings.out}: {cost:.1f} forward passes per image and epoch; SimCLR takes 6, ACL with PGD-5 takes 32")
     history = fit(
         learner,
         data if parts.targets is None else (data, parts.targets),

@@ -284,7 +284,7 @@ def test_a_bare_attack_of_theirs_is_told_from_ours(model, labels):
     ("labels", "message"),
     [
         (torch.full((12,), 9), "labels within bounds [0, 4]"),
-        (torch.zeros(3, dtype=torch.int64), "12 labels, one an image"),
+        (torch.zeros(3, dtype=torch.int64), "12 labels, one per image"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_the_attack(labels, message):

@@ -76,7 +76,7 @@ def test_more_than_8_bits_a_channel_are_refused(tmp_path, name):
     for owner, read in (("image_folder", image_folder), ("ImageStream", lambda root: ImageStream(root)[0])):
         path = str(tmp_path / "cat" / name)
         with pytest.raises(
-            UnreadableImageError, match=f"^{owner}: expected 8 bits a channel in {re.escape(repr(path))}"
+            UnreadableImageError, match=f"^{owner}: expected 8 bits per channel in {re.escape(repr(path))}"
         ):
             read(tmp_path)
 

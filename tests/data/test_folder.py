@@ -341,7 +341,7 @@ def test_wrong_policies(root, setting, error, message):
 
 def test_16_bit_image_is_refused_instead_of_clipped(root):
     Image.frombytes("I;16", (1, 1), b"\x40\x9c").save(root / "cat" / "deep.png")
-    message = f"image_folder: expected 8 bits a channel in {str(root / 'cat' / 'deep.png')!r}, got 16 bits. "
+    message = f"image_folder: expected 8 bits per channel in {str(root / 'cat' / 'deep.png')!r}, got 16 bits. "
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}"):
         image_folder(root, size=8)
 

@@ -179,7 +179,7 @@ def test_a_file_that_cannot_be_used_is_named(root, damage):
     damage(root / "b" / "0.png")
     name = re.escape(repr(str(root / "b" / "0.png")))
     pattern = (
-        rf"^ImageStream: expected (an image|8 bits a channel) in {name}, got .*[^.]\. "
+        rf"^ImageStream: expected (an image|8 bits per channel) in {name}, got .*[^.]\. "
         r"Remove the file, or replace it with an 8-bit RGB image\.$"
     )
     with pytest.raises(UnreadableImageError, match=pattern):

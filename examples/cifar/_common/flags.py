@@ -39,7 +39,7 @@ class Common:
     out: str = flag("", "folder of this run (required)")
     seed: int = flag(1, "of weights, splits, order and noise")
     epochs: int = flag(0, "passes over the training images")
-    batch_size: int = flag(0, "images a step, of all processes together")
+    batch_size: int = flag(0, "images per step, of all processes together")
     arch: str = flag(
         "resnet18", "network: resnet18, resnet34, resnet50, wide_resnet34_10, quickstart, or a torchvision or timm name"
     )

@@ -60,7 +60,7 @@ def draw_cost(out: Path, cards: Mapping[str, Sequence[ResultCard]]) -> Figure | 
         axes.plot([spent + cost * epoch for epoch in range(1, len(mean) + 1)], mean, label=name)
     if not axes.lines:
         return None
-    axes.set(xlabel="forward passes an image, teacher included", ylabel="nearest neighbours under PGD-10 (%)")
+    axes.set(xlabel="forward passes per image, teacher included", ylabel="nearest neighbours under PGD-10 (%)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
     return figure

@@ -10,7 +10,7 @@ Flags = Mapping[str, str | int | float]
 
 @dataclass(frozen=True)
 class Budget:
-    """Number of seeds, flags for each kind of run, and the forward passes an image of a method."""
+    """Number of seeds, flags for each kind of run, and the forward passes per image of a method."""
 
     seeds: int
     common: Flags

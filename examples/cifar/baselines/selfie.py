@@ -86,7 +86,7 @@ class Jigsaw(nn.Module):
 class SelfieLearner(nn.Module):
     """A training step of adversarial Selfie, the baseline of Chen et al. to which ACL is compared.
 
-    Images are shifted by up to two pixels and cut into 4 x 4 patches. One permutation a batch chooses four of them to
+    Images are shifted by up to two pixels and cut into 4 x 4 patches. One permutation per batch chooses four of them to
     hide. An attack on the pixels makes it hard to tell, by the other twelve, which one belongs where; the loss is the
     mean of the cross-entropies of clean and of attacked images. Afterwards the first three stages of ``encoder`` are
     pre-trained; its last stage and its classifier are as they were.

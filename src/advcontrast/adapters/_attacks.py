@@ -47,7 +47,7 @@ def model_and_labels(
         raise TypeError(complaint(owner, rule, type_name(objective), remedy))
     check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index an image")
     if y.shape != x.shape[:1]:
-        raise ValueError(complaint(owner, f"{len(x)} labels, one an image", f"{list(y.shape)}", "Pass labels [N]"))
+        raise ValueError(complaint(owner, f"{len(x)} labels, one per image", f"{list(y.shape)}", "Pass labels [N]"))
     with attack_context(model), torch.no_grad():  # their errors would come from deep inside
         checked_logits(owner, model, x[:1], y)
     return model, x.detach().as_subclass(Tensor), y.as_subclass(Tensor)

@@ -27,8 +27,8 @@ class ContrastivePairAugment:
         strength: strength in [0, 1]: 1 is that of the ACL code, 0 leaves only the mirror image.
         min_area: smallest area of a crop at full strength, in (0, 1]: 0.1 in the code of ACL, 0.08 in SimCLR.
         transform: replaces the default recipe: any callable of an image batch ``[N, C, H, W]`` in [0, 1], such as a
-            kornia module. Torchvision's transforms draw once a call, so they are called image by image; inside your own
-            function they are not detected. The overshoot of bicubic interpolation is clamped.
+            kornia module. Torchvision's transforms draw once per call, so they are called image by image; inside your
+            own function they are not detected. The overshoot of bicubic interpolation is clamped.
 
     Raises:
         ValueError: a number out of its range, or ``strength`` or ``min_area`` with a transform.

@@ -107,7 +107,7 @@ class SimCLRAugment:
         check_int(_OWNER, "width", width, low=1, remedy="Pass the width of the images")
         source_device(_OWNER, generator)
         s = self.strength
-        # A row of uniform numbers an image, so that its parameters do not depend on later images.
+        # One row of uniform numbers per image, so that its parameters do not depend on later images.
         uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=on_host(generator), dtype=torch.float64)
         crop, place, chances, factors, order = torch.split(uniform, [2 * _ATTEMPTS, 2, 3, 4, 4], dim=1)
         rows, columns = _crop_sizes(crop, height, width, 1 - (1 - self.min_area) * s)

@@ -27,7 +27,7 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
     If a file holds several images, the first one is decoded. The central square is resized to a side of ``size``.
 
     Raises:
-        UnreadableImageError: the file is not a regular file or not a whole image, has more than 8 bits a channel, or
+        UnreadableImageError: the file is not a regular file or not a whole image, has more than 8 bits per channel, or
             more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     from PIL import Image, ImageOps
@@ -55,7 +55,7 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
         got = f"{type(error).__name__}: {error}".rstrip(".")
         raise UnreadableImageError(complaint(owner, f"an image in {str(path)!r}", got, remedy)) from error
     if channel is not None:
-        raise UnreadableImageError(complaint(owner, f"8 bits a channel in {str(path)!r}", channel, remedy))
+        raise UnreadableImageError(complaint(owner, f"8 bits per channel in {str(path)!r}", channel, remedy))
     if rgb.size != (size, size):
         side = min(rgb.size)
         left, top = (rgb.width - side) // 2, (rgb.height - side) // 2

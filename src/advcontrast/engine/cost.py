@@ -17,7 +17,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     """Count the work of a training step, in forward passes of the network for each image of the batch.
 
     The unit is one forward pass of ``learner.model`` for one image as it reaches the network. A backward pass costs one
-    for the gradient of the inputs and another one for that of the weights. So SimCLR costs 6 an image, which has two
+    for the gradient of the inputs and another one for that of the weights. So SimCLR costs 6 per image, which has two
     views, and ACL with PGD-5 costs 32; the authors' code, which computes gradients of the weights in the attack too,
     costs 42. Convolutions and matrix products are counted, by running one step of a copy; nothing of the learner
     changes, nor does the global random state.
@@ -28,7 +28,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
             an image in larger batches, for NT-Xent by twice the width of the embeddings for each other view.
 
     Returns:
-        Forward passes an image.
+        Forward passes per image.
 
     Raises:
         TypeError: ``learner`` is not a module.

@@ -108,8 +108,8 @@ def fit(
     Args:
         learner: on the device to train on. It is put into train mode and into channels-last format, except networks
             with 3-d convolutions, and on a CPU those so narrow that PyTorch crashes in that format.
-        data: tensors with one entry a sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and whatever else
-            the learner takes, moved to its device as a whole. Or a map-style data set, such as
+        data: tensors with one entry per sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and whatever
+            else the learner takes, moved to its device as a whole. Or a map-style data set, such as
             :class:`advcontrast.data.ImageStream`, that is read during training; see :class:`DataReader`.
         epochs: passes over the data, at least 1.
         batch_size: samples a step, shared equally by all processes. The last batch of an epoch is filled up with the

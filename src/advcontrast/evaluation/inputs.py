@@ -59,7 +59,7 @@ def checked_batches(
         check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass a class index an image")
         if x.dim() == 0 or y.shape != x.shape[:1]:
             got = f"{list(y.shape)} for images of shape {list(x.shape)}"
-            raise ValueError(complaint(owner, "one label an image", got, "Pass images [N, ...] and labels [N]"))
+            raise ValueError(complaint(owner, "one label per image", got, "Pass images [N, ...] and labels [N]"))
         if len(x):
             empty = False
             yield to_device(x, device), to_device(y, device), y

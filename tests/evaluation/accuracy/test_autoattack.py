@@ -590,7 +590,7 @@ def test_wrong_settings(settings, error, message):
         ([(X + 1, Y)], ValueError, "expected images"),
         ([(X * math.nan, Y)], ValueError, "expected images"),
         ([(X, Y + 10)], ValueError, "expected labels"),
-        ([(X, Y[:3])], ValueError, "expected one label an image"),
+        ([(X, Y[:3])], ValueError, "expected one label per image"),
     ],
 )
 def test_wrong_batches(data, error, message):

@@ -315,8 +315,8 @@ X, Y = torch.linspace(0, 1, 48).view(4, 3, 2, 2), torch.arange(4)
         ([(X, Y.int())], TypeError, "expected labels"),
         ([(X, Y.tolist())], TypeError, "expected labels"),
         ([(X[0], 1)], TypeError, "expected labels"),
-        ([(X, Y[:3])], ValueError, "expected one label an image"),
-        ([(X[0, 0, 0, 0], Y[0])], ValueError, "expected one label an image"),
+        ([(X, Y[:3])], ValueError, "expected one label per image"),
+        ([(X[0, 0, 0, 0], Y[0])], ValueError, "expected one label per image"),
         (
             [(X, Y + 4)],
             ValueError,

@@ -306,7 +306,7 @@ def test_non_finite_logits_are_counted_and_refused(monkeypatch):
         (classifier(), [((255 * X).byte(), Y)], TypeError, "images"),
         (classifier(), [(X, Y + 4)], ValueError, "labels"),
         (classifier(), [(X, Y.int())], TypeError, "labels"),
-        (classifier(), [(X, Y[:3])], ValueError, "one label an image"),
+        (classifier(), [(X, Y[:3])], ValueError, "one label per image"),
         (lambda x: x, [(X, Y)], TypeError, "model"),
         (
             nn.Identity(),

@@ -19,7 +19,7 @@ _REMEDY = "Pass a tensor [N, C, H, W] or (images, labels); of a folder image_fol
 
 
 class TensorSource:
-    """Tensors with one entry a sample."""
+    """Tensors with one entry per sample."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tensors

@@ -52,7 +52,7 @@ def independent_signs(best: Tensor, done: float, generator: torch.Generator | No
 
 
 def window_signs(best: Tensor, done: float, generator: torch.Generator | None) -> Tensor:
-    """Return the best signs with one random sign a channel in a random window, which shrinks; stripes at the start.
+    """Return the best signs with one random sign per channel in a random window, which shrinks; stripes at the start.
 
     A square attack without its tuning: networks react to patches far more than to pixel noise.
 

@@ -60,7 +60,7 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
         x = _some("randomised_output", images, device)
         difference = _difference(*(_output("randomised_output", model, x) for _ in range(2)))
     reason = f"two forward passes differ by {difference:.1e} of the spread of the outputs"
-    advice = "Attack with the gradient averaged over many passes a step, or remove the source of randomness."
+    advice = "Attack with the gradient averaged over many passes per step, or remove the source of randomness."
     return Alarm("randomised output", difference > ROUNDING, reason, {"difference": difference}, advice)
 
 

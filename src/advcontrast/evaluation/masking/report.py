@@ -92,7 +92,7 @@ def gradient_masking(
       has no gradient.
     - ``"margin loss"`` follows the direction :math:`g_r / \lVert g_r \rVert - g_y / \lVert g_y \rVert`, with
       :math:`g_y` and :math:`g_r` the gradients of the logits of the true class and of the strongest other one, in two
-      forward and two backward passes a step. No increasing function of each logit changes it, such as a leaky clip.
+      forward and two backward passes per step. No increasing function of each logit changes it, such as a leaky clip.
 
     Both runs, and the one on the surrogate, are those of the given attack where it is a ``PGDAttack``, and otherwise
     PGD with as many steps of a quarter of the radius. The loss that is compared across steps and eps is the margin of

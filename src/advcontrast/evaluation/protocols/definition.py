@@ -53,7 +53,7 @@ class Protocol:
         loss: training loss: ``"ce"``, cross-entropy on clean images; ``"adversarial-ce"``, on attacked ones;
             ``"trades"``; or ``"semi"``, equation 3 of ACL.
         epochs: passes over the images with labels, or over all of them with the loss ``"semi"``.
-        batch_size: images a step.
+        batch_size: images per step.
         lr: learning rate of SGD.
         momentum: momentum of SGD, in [0, 1).
         nesterov: whether SGD uses Nesterov momentum.
@@ -119,7 +119,7 @@ class Protocol:
         check_bool(_OWNER, "frozen", self.frozen, remedy="True for SLF and ALF")
         check_bool(_OWNER, "nesterov", self.nesterov, remedy="Pass one of the two")
         check_int(_OWNER, "epochs", self.epochs, low=1, remedy="Pass the length of the training")
-        check_int(_OWNER, "batch_size", self.batch_size, low=2, remedy="Pass the number of images a step")
+        check_int(_OWNER, "batch_size", self.batch_size, low=2, remedy="Pass the number of images per step")
         check_real(_OWNER, "lr", self.lr, low=0, above=True, remedy="0.1 is usual")
         check_real(_OWNER, "momentum", self.momentum, low=0, high=1, remedy="0.9 is usual")
         check_real(_OWNER, "weight_decay", self.weight_decay, low=0, remedy="0.0002 is usual")

@@ -48,7 +48,7 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
     :math:`\theta`, are compared by :math:`\lVert \theta_c - \theta_a \rVert / \sqrt{(\lVert \theta_c \rVert^2 + \lVert
     \theta_a \rVert^2) / 2}`. Norms without running statistics, or without scale and shift, count as equal.
 
-    The cost is two forward passes an image. Model, branch and random state are restored.
+    The cost is two forward passes per image. Model, branch and random state are restored.
 
     Args:
         model: a network with dual norms, from images in [0, 1] to features ``[N, D]``.
