@@ -603,11 +603,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "strategies.AMOC.parts": lambda _: lesson(strategies.AMOC, queue=8),
     "strategies.AdaptiveGamma": lambda _: call(strategies.AdaptiveGamma, start=0.2, after=1, nearest=0.4),
     "strategies.AdaptiveGamma.advance": lambda _: call(strategies.AdaptiveGamma(after=1).advance),
-    "strategies.AdaptiveGamma.forward": lambda _: call(strategies.AdaptiveGamma(after=1), distance=1.0),
-    "strategies.AdaptiveGamma.get_extra_state": lambda _: call(strategies.AdaptiveGamma(after=1).get_extra_state),
-    "strategies.AdaptiveGamma.set_extra_state": lambda _: call(
-        strategies.AdaptiveGamma(after=1).set_extra_state, state={"sum": 1.0, "steps": 1}
-    ),
+    "strategies.AdaptiveGamma.forward": lambda _: call(strategies.AdaptiveGamma(after=1), distances=torch.ones(3)),
     "strategies.AdvCL": lambda _: call(
         strategies.AdvCL,
         model=network(),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_bool, check_int, check_real, check_state, complaint
+from .._checks import check_bool, check_int, check_real, check_shape, check_tensor, complaint
 from ..functional.nt_xent import unit_rows
 from .contrast import four_views, pair_means, view_losses
 from .learner import Block, ContrastiveLearner, Part, Weight
@@ -43,11 +43,14 @@ class AdaptiveGamma(Block):
     Example:
         >>> from advcontrast.strategies import AdaptiveGamma
         >>> gamma = AdaptiveGamma(0.2, after=1, nearest=0.5)
-        >>> before = gamma(1.5)
+        >>> before = gamma(torch.tensor([1.0, 2.0]))
         >>> gamma.advance()
-        >>> before, [round(gamma(distance), 2) for distance in (1.5, 1.0, 0.5)]
-        (0.2, [0.2, 0.35, 0.5])
+        >>> [round(weight.item(), 2) for weight in (before, gamma(torch.tensor([1.0])), gamma(torch.tensor([0.5])))]
+        [0.2, 0.35, 0.5]
     """
+
+    total: Tensor
+    steps: Tensor
 
     def __init__(self, start: float = 0.2, *, after: int, nearest: float = 0.4) -> None:
         check_real("AdaptiveGamma", "start", start, low=0, high=1, remedy="The paper takes 0.2")
@@ -55,34 +58,26 @@ class AdaptiveGamma(Block):
         check_real("AdaptiveGamma", "nearest", nearest, low=0, remedy="The paper takes 0.4")
         super().__init__()
         self.start, self.after, self.nearest = start, after, nearest
-        self._sum, self._steps, self._distance = 0.0, 0, 0.0
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._distance = self.total
 
-    def forward(self, distance: float) -> float:
-        """Return the weight for the mean distance of a batch."""
-        check_real("AdaptiveGamma", "distance", distance, low=0, remedy="Pass the mean distance of embeddings")
-        self._distance = distance
-        if self._steps < self.after or distance > (mean := self._sum / self._steps):
-            return self.start
-        if distance <= self.nearest:
-            return 0.5
-        return self.start + (0.5 - self.start) * (mean - distance) / (mean - self.nearest)
+    def forward(self, distances: Tensor) -> Tensor:
+        """Return the weight, a scalar, for the distances ``[N]`` of a batch."""
+        remedy = "Pass the distance of each image from the attacked one"
+        check_tensor("AdaptiveGamma", "distances", distances, remedy=remedy)
+        check_shape("AdaptiveGamma", "distances", distances, "[N]", distances.dim() == 1, remedy=remedy)
+        self._distance = distances.detach().mean().to(self.total.dtype)
+        mean = self.total / self.steps
+        share = ((mean - self._distance) / (mean - self.nearest)).masked_fill(self._distance > mean, 0)
+        share = share.masked_fill(self._distance <= self.nearest, 1).masked_fill(self.steps < self.after, 0)
+        return self.start + (0.5 - self.start) * share
 
     def advance(self) -> None:
         """Count the distance of a training step among the first ones."""
-        if self._steps < self.after:
-            self._sum, self._steps = self._sum + self._distance, self._steps + 1
-
-    def get_extra_state(self) -> dict[str, float]:
-        """Return the sum and number of the first distances for the state dict."""
-        return {"sum": self._sum, "steps": self._steps}
-
-    def set_extra_state(self, state: dict[str, float]) -> None:
-        """Load them from a state dict."""
-        check_state("AdaptiveGamma", state, "sum", "steps")
-        remedy = "Pass what get_extra_state returned"
-        check_real("AdaptiveGamma", "sum of the state", state["sum"], low=0, remedy=remedy)
-        check_int("AdaptiveGamma", "steps of the state", state["steps"], low=0, remedy=remedy)
-        self._sum, self._steps = state["sum"], int(state["steps"])
+        first = self.steps < self.after
+        self.total += self._distance * first
+        self.steps += first
 
     def extra_repr(self) -> str:
         """Show the settings."""
@@ -182,7 +177,7 @@ class AInfoNCE(ContrastiveLearner):
         if isinstance(gamma, AdaptiveGamma):
             clean, attacked = step.still("clean", step.views[2], x_adv)
             (distances,) = step.gather((clean - attacked).norm(dim=1))
-            gamma = gamma(distances.mean().item())
+            gamma = gamma(distances)
         z = step.gather(*z)
         losses = self._losses(*z)
         from_adv, to_adv = losses[0, 1:].sum(), losses[1:, 0].sum()
