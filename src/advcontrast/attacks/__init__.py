@@ -1,4 +1,4 @@
-"""Attacks: callables ``(objective, x) -> x_adv``, and the context in which a model is attacked."""
+"""Attacks, which are callables ``(objective, x) -> x_adv``, and the context in which a model is attacked."""
 
 from .. import _deprecated
 from .apgd import APGDAttack

@@ -51,7 +51,7 @@ class APGDAttack:
     Given a :class:`ClassificationObjective`, the attack is one on accuracy: it maximises the ``loss``, a sample is done
     as soon as it is misclassified, and its first misclassified image is returned, which is the image itself where that
     is misclassified without attack. A sample that is done leaves the batch, on the CPU at once, on an accelerator at
-    the next checkpoint, since finding out waits for the device. The result is the same, up to how the batch size
+    the next checkpoint, since the check synchronises with it. The result is the same, up to how the batch size
     affects rounding in the model. Given any other function, such as the distance of features, it never drops a sample.
 
     Results of samples are independent, as long as the objective couples none: every run draws noise for the whole
@@ -75,7 +75,7 @@ class APGDAttack:
 
     Raises:
         ValueError: as for ``PGDAttack``, or an unknown loss.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         A linear objective is maximal at the corner of the cube that its weights point to.

@@ -21,7 +21,7 @@ class LinfBall:
         self.lower, self.upper = linf_box(x, eps, bounds)
 
     def random_point(self, generator: torch.Generator | None) -> Tensor:
-        """Draw one point per sample, uniform in the cube of side ``2 * eps``, then moved into the bounds."""
+        """Draw one point per sample, uniform in the cube of side ``2 * eps``, then clamped to the bounds."""
         at = self.centre
         noise = torch.rand(at.shape, generator=generator, dtype=widest(at), device=at.device)
         move = torch.empty_like(at).copy_(noise.sub_(0.5))
@@ -61,7 +61,7 @@ class L2Ball:
         self._wide = torch.empty(x.shape, dtype=widest(x), device=x.device)
 
     def random_point(self, generator: torch.Generator | None) -> Tensor:
-        """Draw one point per sample, uniform in the ball, then moved into the bounds."""
+        """Draw one point per sample, uniform in the ball, then clamped to the bounds."""
         at = self.centre
         direction = torch.randn(at.shape, generator=generator, dtype=at.dtype, device=at.device)
         fraction = torch.rand(len(at), generator=generator, dtype=widest(at), device=at.device)
@@ -79,7 +79,7 @@ class L2Ball:
         return self._from_centre(torch.addcmul(point, gradient.to(point.dtype), pace.to(point.dtype)).sub_(self.centre))
 
     def project(self, point: Tensor) -> Tensor:
-        """Return the nearest point of the ball, moved into the bounds; that can only bring it nearer to the centre."""
+        """Return the nearest point of the ball, clamped to the bounds, which can only move it towards the centre."""
         return self._from_centre(point - self.centre)
 
     def _from_centre(self, delta: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class L1Ball:
         self.radius = (eps - torch.finfo(x.dtype).eps * (size + 4) * reach).clamp_min(0)
 
     def random_point(self, generator: torch.Generator | None) -> Tensor:
-        """Draw one point per sample, uniform in the ball, then moved into the bounds."""
+        """Draw one point per sample, uniform in the ball, then clamped to the bounds."""
         at, dtype = self.centre, widest(self.centre)
         # A direction on the simplex has exponential coordinates; the last one is the distance from the surface.
         draws = torch.rand(len(at), at[0].numel() + 1, generator=generator, dtype=dtype, device=at.device)

@@ -29,7 +29,7 @@ class ClassificationObjective:
         y: classes of the images, int64 ``[N]`` in [0, C).
 
     Raises:
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         ValueError: ``y`` is not one-dimensional.
 
     Example:

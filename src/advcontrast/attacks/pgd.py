@@ -36,7 +36,7 @@ _OWNER = "PGDAttack"
 
 
 def explains_calls(attack: AttackClass) -> AttackClass:
-    """Explain to those who write ``Attack(model, eps=...)`` and ``attack(model, x, y)`` how an attack is called."""
+    """Raise errors that explain the calling convention for ``Attack(model, eps=...)`` and ``attack(model, x, y)``."""
     call = "forward" if issubclass(attack, nn.Module) else "__call__"
     for name, expected in (("__init__", "settings by name"), (call, "an objective and images")):
         setattr(attack, name, _explained(attack.__name__, getattr(attack, name), expected))
@@ -70,11 +70,11 @@ class PGDAttack:
     (``"l2"``), and :math:`\Pi` the projection onto the ball and the bounds. The defaults are those of the contrastive
     attack of ACL on CIFAR-10.
 
-    The attack knows nothing of models: the caller sets the mode, the batch-norm branch and autocast. It does not change
-    flags, buffers, ``.grad`` or, given a generator, the global random state, and it works under ``no_grad`` and
+    The attack is independent of the model: the caller sets the mode, the batch-norm branch and autocast. It does not
+    change flags, buffers, ``.grad`` or, given a generator, the global random state, and it works under ``no_grad`` and
     ``inference_mode``. Objectives may couple the samples of a batch, as a contrastive loss of both views does. The
-    constraint holds in exact arithmetic: no coordinate (``"linf"``), and no sample's Euclidean norm (``"l2"``),
-    exceeds ``eps``. Half precision cannot represent that (a step of bfloat16 near 1 is 1/256), so images are float32 or
+    constraint holds in exact arithmetic: no coordinate (``"linf"``), and no sample's Euclidean norm (``"l2"``), exceeds
+    ``eps``. Half precision cannot represent that (a step of bfloat16 near 1 is 1/256), so images are float32 or
     float64; put autocast around the model instead. The loss is scaled internally, so that small gradients survive half
     precision. References: Madry et al., ICLR 2018; Jiang et al., NeurIPS 2020.
 
@@ -92,9 +92,9 @@ class PGDAttack:
         minimize: whether to shrink the objective instead, for example the loss of a target class.
 
     Raises:
-        ValueError: a number out of its range, an unknown norm, bounds that are not in order, or an ``eps`` that exceeds
+        ValueError: a number is out of range, an unknown norm, bounds that are not in order, or an ``eps`` that exceeds
             the range of the bounds, such as 8 instead of 8/255.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         A linear objective is maximal at the corner of the cube that its weights point to.
@@ -138,9 +138,9 @@ class PGDAttack:
 
         Raises:
             ValueError: ``x`` has no sample dimension, or ``start`` has another shape; the objective returns another
-                shape, or a value that does not depend on its argument. On the CPU, where reading values stalls nothing,
-                also: ``x`` leaves the bounds, or ``x``, ``start``, the objective or its gradient is not finite.
-            TypeError: an argument of the wrong kind, such as half precision or uint8 images.
+                shape, or a value that does not depend on its argument. On the CPU, where reading values is cheap,
+                also: ``x`` is outside the bounds, or ``x``, ``start``, the objective or its gradient is not finite.
+            TypeError: an argument has the wrong type, such as half precision or uint8 images.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)
         if start is not None:

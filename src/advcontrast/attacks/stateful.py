@@ -173,8 +173,8 @@ class ProgressiveAttack(nn.Module):
         stages: pairs (calls, attack): for how many calls to run an attack, at least 1, and ``None`` for the last one.
 
     Raises:
-        ValueError: there are no stages, or a number of calls is missing or out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: there are no stages, or a number of calls is missing or out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> few, more = (PGDAttack(eps=1, step_size=0.25, steps=steps, random_start=False) for steps in (1, 2))

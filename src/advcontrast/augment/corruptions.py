@@ -171,7 +171,7 @@ class Corruption:
     - ``"pixelate"``: shrunk to .95, .9, .85, .75, .65 of the side and enlarged again
     - ``"jpeg_compression"``: a JPEG file of quality 80, 65, 58, 50, 40
 
-    The results differ from the files of CIFAR-10-C: the noise is drawn anew, and they are not rounded to 8 bits. The
+    The results differ from the files of CIFAR-10-C: the noise is drawn again, and they are not rounded to 8 bits. The
     constants are made for images of 32 x 32 pixels; other sizes are possible. JPEG is Pillow's, and may differ in a bit
     between versions. Reference: Hendrycks and Dietterich, ICLR 2019.
 
@@ -180,8 +180,8 @@ class Corruption:
         severity: from 1 to 5, the strongest. Of ``"saturate"`` 1 and 2 wash out, 3 to 5 exaggerate.
 
     Raises:
-        ValueError: an unknown name, or a severity out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: an unknown name, or a severity out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         Severity 2 halves the contrast.

@@ -12,17 +12,17 @@ _OWNER = "CropFlip"
 
 
 class CropFlip:
-    """Shift and mirror every image of a batch at random: zero padding, a random crop of the original size, a flip.
+    """Shift every image of a batch at random by zero padding and a crop of the original size, and flip some.
 
     Randomness is drawn on the CPU, or on the device of the generator.
 
     Args:
         padding: width of the black border in pixels, at least 0: the largest shift.
-        flip: probability of the mirror image, in [0, 1].
+        flip: probability of a horizontal flip, in [0, 1].
 
     Raises:
-        ValueError: a number out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> CropFlip(padding=0, flip=1.0)(torch.tensor([[[[0.0, 0.25, 0.5]]]])).tolist()

@@ -24,15 +24,15 @@ class ContrastivePairAugment:
 
     Args:
         size: side of the views in pixels, or (height, width); only for the default recipe, like the next two.
-        strength: strength in [0, 1]: 1 is that of the ACL code, 0 leaves only the mirror image.
+        strength: strength in [0, 1]: 1 is that of the ACL code, 0 leaves only the horizontal flip.
         min_area: smallest area of a crop at full strength, in (0, 1]: 0.1 in the code of ACL, 0.08 in SimCLR.
         transform: replaces the default recipe: any callable of an image batch ``[N, C, H, W]`` in [0, 1], such as a
             kornia module. Torchvision's transforms draw once per call, so they are called image by image; inside your
             own function they are not detected. The overshoot of bicubic interpolation is clamped.
 
     Raises:
-        ValueError: a number out of its range, or ``strength`` or ``min_area`` with a transform.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, or ``strength`` or ``min_area`` with a transform.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> augment = ContrastivePairAugment(32)
@@ -78,8 +78,8 @@ class ContrastivePairAugment:
             Two batches of views in [0, 1], on the device of ``x``.
 
         Raises:
-            ValueError: ``x``, or a result of ``transform``, has another shape or, on the CPU, leaves [0, 1].
-            TypeError: an argument of the wrong kind.
+            ValueError: ``x``, or a result of ``transform``, has another shape or, on the CPU, is outside [0, 1].
+            TypeError: an argument has the wrong type.
         """
         if self.transform is None:
             check_images(_OWNER, x)

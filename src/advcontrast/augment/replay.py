@@ -25,7 +25,7 @@ class Replay(nn.Module):
 
     Raises:
         ValueError: times < 1.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> augment = Replay(lambda x: (x, x + 1), times=2)

@@ -22,10 +22,11 @@ _CACHE = 3 * 2**17  # values of a batch that fit into the cache of a processor: 
 class ViewParameters(NamedTuple):
     """Parameters of the views of a batch; every field has the length N.
 
-    A crop begins at row ``top`` and column ``left``, has ``height`` rows and ``width`` columns, and is mirrored left to
-    right where ``flip`` is set. Where ``jitter`` is set, the four colour operations apply in the ``order`` ``[N, 4]``
-    of brightness 0, contrast 1, saturation 2 and hue 3. The factors ``brightness``, ``contrast`` and ``saturation``
-    change nothing at 1, and ``hue``, the shift as a fraction of a full turn, at 0. ``gray`` converts to gray.
+    A crop begins at row ``top`` and column ``left``, has ``height`` rows and ``width`` columns, and is flipped
+    horizontally where ``flip`` is set. Where ``jitter`` is set, the four colour operations apply in the ``order`` ``[N,
+    4]`` of brightness 0, contrast 1, saturation 2 and hue 3. The factors ``brightness``, ``contrast`` and
+    ``saturation`` change nothing at 1, and ``hue``, the shift as a fraction of a full turn, at 0. ``gray`` converts to
+    gray.
     """
 
     top: Tensor
@@ -46,22 +47,22 @@ class SimCLRAugment:
     """One random view of every image of a batch.
 
     In this order: a crop of area fraction U(1 - (1 - a) s, 1) and log-uniform aspect ratio in [3/4, 4/3], resized with
-    antialiased bicubic interpolation; a mirror image with probability 0.5; with probability 0.8 s brightness, contrast
-    and saturation factors from U(1 - 0.4 s, 1 + 0.4 s) and a hue shift from U(-0.1 s, 0.1 s) of a turn, in random
-    order; gray with probability 0.2 s. With strength s = 1 and a = 0.1 this is the recipe of the ACL code for CIFAR-10;
-    with s = 0 only the mirror image is left (for square images of the size ``size``). Parameters are drawn on the CPU,
-    so that a seed gives the same views on every device; a generator of another device seeds them. They can be drawn
-    once, :meth:`draw`, and applied several times, :meth:`apply`. References: Chen et al., ICML 2020, appendix B.9; Luo
-    et al., ICLR 2023, for s.
+    antialiased bicubic interpolation; a horizontal flip with probability 0.5; with probability 0.8 s brightness,
+    contrast and saturation factors from U(1 - 0.4 s, 1 + 0.4 s) and a hue shift from U(-0.1 s, 0.1 s) of a turn, in
+    random order; gray with probability 0.2 s. With strength s = 1 and a = 0.1 this is the recipe of the ACL code for
+    CIFAR-10; with s = 0 only the horizontal flip is left (for square images of the size ``size``). Parameters are drawn
+    on the CPU, so that a seed gives the same views on every device; a generator of another device seeds them. They can
+    be drawn once, :meth:`draw`, and applied several times, :meth:`apply`. References: Chen et al., ICML 2020, appendix
+    B.9; Luo et al., ICLR 2023, for s.
 
     Args:
         size: side of the views in pixels, or (height, width).
-        strength: s above, in [0, 1].
-        min_area: a above, in (0, 1]: 0.1 in the code of ACL, 0.08 in SimCLR.
+        strength: the strength s, in [0, 1].
+        min_area: the smallest area a, in (0, 1]: 0.1 in the code of ACL, 0.08 in SimCLR.
 
     Raises:
         ValueError: size < 1, or strength or min_area out of range.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> augment, images = SimCLRAugment(32), torch.zeros(8, 3, 40, 40, dtype=torch.uint8)
@@ -89,8 +90,8 @@ class SimCLRAugment:
             Images ``[N, C, *size]`` in [0, 1] on the device and in the memory format of ``x``; float32 for uint8.
 
         Raises:
-            ValueError: ``x`` has another shape or, on the CPU, leaves [0, 1].
-            TypeError: ``x`` or ``generator`` is of the wrong kind.
+            ValueError: ``x`` has another shape or, on the CPU, is outside [0, 1].
+            TypeError: ``x`` or ``generator`` has the wrong type.
         """
         image.check_images(_OWNER, x)
         return self._apply(x, self.draw(len(x), x.shape[2], x.shape[3], generator=generator))
@@ -99,8 +100,8 @@ class SimCLRAugment:
         """Draw the parameters of views of ``n`` images, at least 0, of a height and width, and return them on the CPU.
 
         Raises:
-            ValueError: a number out of its range.
-            TypeError: an argument of the wrong kind.
+            ValueError: a number is out of range.
+            TypeError: an argument has the wrong type.
         """
         check_int(_OWNER, "n", n, low=0, remedy="Pass the length of the batch")
         check_int(_OWNER, "height", height, low=1, remedy="Pass the height of the images")

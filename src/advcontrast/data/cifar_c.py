@@ -71,7 +71,7 @@ def cifar10_c(
     Raises:
         FileNotFoundError: files are missing.
         ValueError: a name is unknown, or a file is damaged or holds something else.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     check_type(_OWNER, "names", names, (tuple, list), remedy="CIFAR10_C_MAIN holds the usual 15")
     if not names:
@@ -86,7 +86,7 @@ def cifar10_c(
         expected, remedy = f"{len(paths)} files in {str(folder)!r}", "Unpack CIFAR-10-C.tar there"
         raise FileNotFoundError(complaint(_OWNER, expected, f"all but {', '.join(missing)}", remedy))
     labels = torch.from_numpy(_mapped(paths["labels"], "integer", (_SEVERITIES * _IMAGES,)).astype("int64"))
-    check_within(_OWNER, "labels", labels, (0, len(_CLASSES) - 1), remedy="Download CIFAR-10-C anew")
+    check_within(_OWNER, "labels", labels, (0, len(_CLASSES) - 1), remedy="Download CIFAR-10-C again")
     files = {name: _mapped(paths[name], "uint8", (_SEVERITIES * _IMAGES, 32, 32, 3)) for name in names}
     if verify:
         from torchvision.datasets.utils import check_integrity
@@ -94,7 +94,7 @@ def cifar10_c(
         for name, path in paths.items():
             if not check_integrity(path, _MD5[name]):
                 expected, got = f"the published MD5 {_MD5[name]} of {path.name}", "another one"
-                remedy = "Download CIFAR-10-C anew, or pass verify=False to read files of your own"
+                remedy = "Download CIFAR-10-C again, or pass verify=False to read files of your own"
                 raise ValueError(complaint(_OWNER, expected, got, remedy))
 
     def images(file: np.ndarray[Any, Any], part: slice) -> ImageSet:
@@ -108,7 +108,7 @@ def _mapped(path: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray[Any, An
     """Return the array of ``kind`` and ``shape`` in a file, without reading it yet."""
     import numpy as np
 
-    expected, remedy = f"{kind} {list(shape)} in {path.name}", "Download CIFAR-10-C anew"
+    expected, remedy = f"{kind} {list(shape)} in {path.name}", "Download CIFAR-10-C again"
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     # Of foreign bytes numpy may complain in any way.

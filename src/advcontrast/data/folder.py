@@ -64,9 +64,9 @@ def image_folder(
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         UnreadableImageError: an image is unreadable, or claims more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; where
             they are skipped, there are too many, or all of a class.
-        ValueError: an argument out of its range, a link out of the folder or in a circle, or only folders with the
+        ValueError: an argument out of range, a link out of the folder or in a circle, or only folders with the
             names of splits, such as ``train`` and ``test``.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
     """
     check_settings(_OWNER, size, unreadable, tolerance, outside_links)
     check_progress(_OWNER, progress)

@@ -34,7 +34,7 @@ class ImageSet:
 
     Raises:
         ValueError: shapes, lengths or devices do not match or, on the CPU, a label is out of range.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> images = ImageSet(torch.full((5, 3, 8, 8), 51, dtype=torch.uint8), torch.arange(5) % 2, ("cat", "dog"))

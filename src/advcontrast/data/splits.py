@@ -51,7 +51,7 @@ def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
 
     Raises:
         ValueError: a number or a shape out of range, or no image of a class, or more than the smallest class has.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> labels = torch.arange(100) % 5
@@ -91,7 +91,7 @@ def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tens
 
     Raises:
         ValueError: ``groups`` is empty or not one-dimensional, or ``generator`` is on another device.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> groups = torch.tensor([1] * 3 + [0] * 27)

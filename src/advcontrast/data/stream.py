@@ -37,8 +37,8 @@ class ImageStream(Dataset[Tensor]):
     Raises:
         FileNotFoundError: the folder does not exist, or holds no image.
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
-        ValueError: an argument out of its range; a link that leads out of the folder, or in a circle.
-        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range; a link that leads out of the folder, or in a circle.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> import tempfile

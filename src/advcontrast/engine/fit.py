@@ -156,9 +156,9 @@ def fit(
         a data set that does so.
 
     Raises:
-        ValueError: an argument out of its range; data that is empty, not finite or of unequal lengths; an optimizer of
+        ValueError: an argument out of range; data that is empty, not finite or of unequal lengths; an optimizer of
             parameters that the learner does not hold.
-        TypeError: an argument of the wrong kind, such as an optimizer that needs a closure; or the learner returns
+        TypeError: an argument has the wrong type, such as an optimizer that needs a closure; or the learner returns
             something other than a loss and a dict of scalars, as a plain network does.
         RuntimeError: the loss, a gradient or a trained weight is not finite, in any process. On the CPU the weights are
             still those of the step before; elsewhere this is raised at the next checkpoint, which is not written.

@@ -20,11 +20,11 @@ def coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
 
     Args:
         z: embeddings ``[N, D]``, floating point, N and D at least 1.
-        eps: :math:`\epsilon` above, positive.
+        eps: the constant :math:`\epsilon`, positive.
 
     Raises:
         ValueError: ``z`` is not ``[N, D]`` with N and D at least 1, or eps <= 0.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from advcontrast.functional import coding_rate

@@ -23,11 +23,11 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
     Args:
         logits: logits of the student, ``[N, C]``.
         teacher_logits: logits of the teacher, ``[N, C]``.
-        temperature: T above, at least 1e-30; more than 1 softens both predictions.
+        temperature: the temperature T, at least 1e-30; more than 1 softens both predictions.
 
     Raises:
         ValueError: shapes or devices differ, shapes are not ``[N, C]`` with C at least 2, or temperature < 1e-30.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         The teacher predicts 3/4 and 1/4, and at a temperature of 1/2 their normalised squares, 9/10 and 1/10.

@@ -52,7 +52,7 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
 
     Raises:
         ValueError: shapes do not fit, devices differ, or beta < 0.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> logits = torch.zeros(4, 10)

@@ -22,7 +22,7 @@ def high_frequency(x: Tensor, radius: float = 8) -> Tensor:
 
     Raises:
         ValueError: ``x`` has fewer than two dimensions or no values, or radius < 0.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         A checkerboard has one frequency, the highest, beside its mean.

@@ -17,7 +17,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 def crop_and_resize(
     x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int], flip: Tensor
 ) -> Tensor:
-    """Crop each image to a rectangle, resize it to ``size`` with antialiased bicubic interpolation, and mirror some.
+    """Crop each image, resize it to ``size`` with antialiased bicubic interpolation, and flip some horizontally.
 
     Equals ``torchvision.transforms.functional.resized_crop`` followed by ``hflip`` to 2e-6 in float32. Bicubic
     interpolation overshoots: the result may leave [0, 1] by 9/32.

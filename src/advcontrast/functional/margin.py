@@ -24,7 +24,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
     Raises:
         ValueError: another shape or device, or, on the CPU, a label out of range.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         The rival of class 0 is class 1, 2 below it; the third largest logit is 4 below.

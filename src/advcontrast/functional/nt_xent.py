@@ -28,7 +28,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
     Args:
         z1: embeddings of the first views, ``[N, D]``, floating point, N at least 2. They need not be normalised.
         z2: embeddings of the second views, ``[N, D]``, row i the partner of row i of ``z1``.
-        temperature: the t above, at least 1e-30. SimCLR and ACL use 0.5 for CIFAR-10.
+        temperature: the temperature t, at least 1e-30. SimCLR and ACL use 0.5 for CIFAR-10.
         tile: number of anchors whose similarities are in memory at a time. ``None`` holds all ``[2N, 2N]``, twice in
             the backward pass; a number gives the same loss and gradient with memory O(N * tile) and two thirds of the
             products, but no second derivatives. On a CPU 256 or 512 is faster from a few hundred pairs on, and
@@ -37,7 +37,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
     Raises:
         ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, temperature < 1e-30, tile < 1, or, on the CPU,
             values are not finite (on an accelerator the loss becomes NaN instead).
-        TypeError: an argument of the wrong kind, or ``z1`` and ``z2`` of different dtypes.
+        TypeError: an argument has the wrong type, or ``z1`` and ``z2`` of different dtypes.
 
     Example:
         Two pairs whose four views are all parallel: each anchor has a partner and two equal negatives.

@@ -25,7 +25,7 @@ def linf_box(x: Tensor, eps: float, bounds: tuple[float, float] = (0.0, 1.0)) ->
 
     Raises:
         ValueError: eps < 0, or bounds that are not in order.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> lower, upper = linf_box(torch.tensor([0.0, 0.5, 1.0]), 0.25)

@@ -35,7 +35,7 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
     Raises:
         ValueError: shapes or devices differ, shapes are not ``[N, D]``, N < 2, D < 1 or, on any device, a value is not
             finite: a comparison with NaN would count as robust.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         Three images at 0, 1 and 3. The first moves to 2, which is closer to both others: two of six pairs.
@@ -65,8 +65,8 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
         top: number of nearest images among which the own one counts, from 1 to N - 1.
 
     Raises:
-        ValueError: as for :func:`breakaway_risk`, or ``top`` out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: as for :func:`breakaway_risk`, or ``top`` out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> clean, adv = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[2.0], [1.0], [3.0]])
@@ -97,10 +97,10 @@ def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -
     :func:`breakaway_risk`, but one pair is enough.
 
     Args:
-        clean: the c above, ``[N, D]``, floating point, N at least 1.
-        other: the c' above, ``[N, D]``.
-        adv: the a above, ``[N, D]``.
-        adv_other: the a' above, ``[N, D]``.
+        clean: the features c, ``[N, D]``, floating point, N at least 1.
+        other: the features c', ``[N, D]``.
+        adv: the features a, ``[N, D]``.
+        adv_other: the features a', ``[N, D]``.
 
     Example:
         Images at 0 and 1, each moved by 1/4 towards the other: 3/4 - 1/4.
@@ -155,7 +155,7 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
     Raises:
         ValueError: ``z`` is not ``[N, D]``, N < 2, D < 1, values that are not finite, or t <= 0.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         Two features at a right angle are the square root of 2 apart.

@@ -33,7 +33,7 @@ def semi_supervised(
     where :math:`H_i` is the :func:`distillation` of the teacher's prediction for the clean image into that for the
     adversarial one. This is the paper's form, with :math:`\alpha` on the labels; the authors' code has
     :math:`1 - \alpha` there, which is the same at their 0.5. The gradient does not flow to the teacher. Any number of
-    images of a batch may be labelled. An accelerator is not stalled. Reference: Jiang et al., NeurIPS 2020.
+    images of a batch may be labelled. No value is read from an accelerator. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
         clean_logits: logits of the clean images, ``[N, C]``.
@@ -45,8 +45,8 @@ def semi_supervised(
         beta: weight of the divergence, at least 0; the paper's :math:`1/\lambda`.
 
     Raises:
-        ValueError: shapes do not fit, devices differ, or a number or, on the CPU, a label out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: shapes do not fit, devices differ, or a number or, on the CPU, a label out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> logits = torch.zeros(4, 10)

@@ -1,4 +1,4 @@
-"""Losses as modules: settings held, mathematics in :mod:`advcontrast.functional`."""
+"""Losses as modules; their formulas are in :mod:`advcontrast.functional`."""
 
 from .nt_xent import NTXentLoss
 from .semi_supervised import SemiSupervisedLoss

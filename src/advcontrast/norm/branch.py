@@ -199,7 +199,7 @@ def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 def checkpoint_context_fn(
     model: nn.Module,
 ) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """Return a ``context_fn`` for ``torch.utils.checkpoint`` that notes the branches and re-enters them.
+    """Return a ``context_fn`` for ``torch.utils.checkpoint`` that records the branches and restores them.
 
     Checkpointing runs a part of the network a second time during the backward pass, when the ``with`` block of
     :func:`bn_branch` is over. Dual norms find the branch of the forward pass by themselves, or raise. In modules that

@@ -107,8 +107,8 @@ class DualBatchNorm2d(DualBatchNorm):
         dtype: dtype of the parameters.
 
     Raises:
-        ValueError: a number out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> norm = DualBatchNorm2d(3)

@@ -39,7 +39,7 @@ class DualNorm(nn.Module):
     Raises:
         ValueError: ``branches`` are fewer than two, not distinct or not valid names of attributes, or ``split`` is
             unknown.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> dual = DualNorm(torch.nn.LayerNorm(8))
@@ -191,19 +191,19 @@ class DualNorm(nn.Module):
         return name.startswith("_") or name in self.__dict__ or name in self._modules or hasattr(type(self), name)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Replace a parameter of the active branch; new names are refused."""
+        """Replace a parameter of the active branch; new names raise an error."""
         self._check_held(name, self.active._parameters)
         self.active.register_parameter(name, param)
         self._tie(self.active)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Replace a buffer of the active branch; new names are refused."""
+        """Replace a buffer of the active branch; new names raise an error."""
         self._check_held(name, self.active._buffers)
         self.active.register_buffer(name, tensor, persistent)
         self._tie(self.active)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Replace the norm of the branch ``name``; new names are refused."""
+        """Replace the norm of the branch ``name``; new names raise an error."""
         self._check_held(name, self._modules)
         check_type(type(self).__name__, name, module, nn.Module, remedy="Export a branch to go back to a single norm")
         others = [other for branch, other in self._modules.items() if branch != name]
@@ -313,7 +313,7 @@ def dual_norms(owner: str, model: nn.Module) -> list[DualNorm]:
 
 
 def check_switch(owner: str) -> None:
-    """Refuse to set a branch where compiled code overlooks it, and in a recomputation, which it would outlast."""
+    """Raise if a branch is set where compiled code would ignore it, or in a recomputation, which it would outlast."""
     if torch.compiler.is_compiling():
         return
     refuse_unchecked_switch(owner)

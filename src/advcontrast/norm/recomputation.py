@@ -83,7 +83,7 @@ def unknown_branch(owner: str, got: str) -> RuntimeError:
 
 
 def refuse_unchecked_switch(owner: str) -> None:
-    """Refuse to switch under the stance of ``torch.compiler`` with which compiled code does not check its branch."""
+    """Raise on a switch under the stance of ``torch.compiler`` in which compiled code does not check its branch."""
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is not None and compiler._is_skip_guard_eval_unsafe_stance():
         expected = "compiled code to check which branch is in use"

@@ -60,7 +60,7 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # the average of all batches
-                # The forward pass reads it, which would wait for an accelerator.
+                # The forward pass reads it, which would synchronise with an accelerator.
                 norm.num_batches_tracked = torch.zeros((), dtype=torch.int64)
                 norm.training = True
             for x in chain([first], batches):
@@ -118,7 +118,7 @@ def _images(loader: Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
 
 
 def _require_finite(norms: list[_BatchNorm]) -> None:
-    """Require finite statistics; this waits for the device, once."""
+    """Require finite statistics; this synchronises with the device, once."""
     finite = [buffer.isfinite().all() for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
     if not bool(torch.stack(finite).all()):
         remedy = "Look for NaN in the images, or for batches too large for the dtype"

@@ -32,7 +32,7 @@ class EMA:
 
     Raises:
         ValueError: decay outside [0, 1].
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         RuntimeError: ``model`` cannot be copied, as in :func:`advcontrast.export_branch`.
 
     Example:

@@ -28,8 +28,8 @@ class LARS(Optimizer):
     :math:`\|g\|` is 0, so a bias that starts at zero takes its first step at the full ``lr``. The learning rate is
     inside the momentum: a change of ``lr`` acts on later gradients only, unlike in :class:`torch.optim.SGD`. With these
     defaults and a peak of 5.0 this is the optimizer of the ACL code, which adapts every tensor; SimCLR leaves norms and
-    biases out, as ``exclude_1d=True`` does. An accelerator is not stalled. Reference: You et al., "Large Batch Training
-    of Convolutional Networks", 2017.
+    biases out, as ``exclude_1d=True`` does. No value is read from an accelerator. Reference: You et al., "Large Batch
+    Training of Convolutional Networks", 2017.
 
     Args:
         params: parameters, or dicts of parameters with settings of their own, as for every optimizer of PyTorch.
@@ -40,8 +40,8 @@ class LARS(Optimizer):
         exclude_1d: whether tensors of one dimension or none have :math:`r = 1` and no weight decay.
 
     Raises:
-        ValueError: a number out of its range, or no parameters.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, or no parameters.
+        TypeError: an argument has the wrong type.
 
     Example:
         The first step is ``lr * trust`` times as long as the tensor, 10, however large the gradient (without decay).

@@ -26,8 +26,8 @@ class WarmupCosine:
         floor: last factor, in [0, 1].
 
     Raises:
-        ValueError: a number out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> schedule = WarmupCosine(7, warmup=3)
@@ -69,8 +69,8 @@ class MultiStep:
         gamma: factor of a drop, in (0, 1].
 
     Raises:
-        ValueError: a number out of its range, or milestones that do not ascend.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, or milestones that do not ascend.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> schedule = MultiStep((15, 20), gamma=0.5)

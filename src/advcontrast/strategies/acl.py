@@ -231,7 +231,7 @@ def _raise_if_memory_changes(owner: str, loss: nn.Module, mode: str) -> Iterator
     """Raise if the block changes a memory of a loss that all branches share: images become their own negatives.
 
     A memory is a buffer of two dimensions or more, one row per embedding; running statistics and counters have fewer.
-    Versions are compared, not values: nothing waits for the device.
+    Versions are compared, not values: this does not synchronise with the device.
     """
     before = _memories(loss)
     yield

@@ -99,7 +99,7 @@ class StandardTrainer(nn.Module):
             attacked ones, for those that the loss uses.
 
         Raises:
-            ValueError: shapes do not fit, devices differ or, on the CPU, a label is out of its range.
+            ValueError: shapes do not fit, devices differ or, on the CPU, a label is out of range.
             TypeError: an argument has the wrong type.
         """
         logits = self._logits(self._augmented(images, labels))

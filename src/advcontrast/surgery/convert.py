@@ -53,7 +53,7 @@ def convert_to_dual_bn(
     Raises:
         ValueError: ``branches`` are fewer than two, not distinct or not valid names of attributes, or ``split`` is
             unknown.
-        TypeError: an argument of the wrong kind; ``model`` is wrapped (DDP, DataParallel, FSDP, ``torch.compile``),
+        TypeError: an argument has the wrong type; ``model`` is wrapped (DDP, DataParallel, FSDP, ``torch.compile``),
             scripted, or lazy and not yet initialised.
         RuntimeError: a norm, or with ``inplace=False`` the model, cannot be copied, as in :func:`export_branch`.
 

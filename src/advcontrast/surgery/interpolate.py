@@ -36,7 +36,7 @@ def interpolate_branches(
         loader: batches of images to estimate the statistics from, if there are any; ``None`` interpolates them.
 
     Raises:
-        ValueError: a weight out of its range, weights that do not add up to 1, a branch that a dual norm does not have,
+        ValueError: a weight out of range, weights that do not add up to 1, a branch that a dual norm does not have,
             no dual norm in the model, a loader without batches or one for a model without running statistics.
         TypeError: ``weights`` is not a mapping to numbers, or ``model`` is not a module, is wrapped or scripted.
         RuntimeError: ``model`` cannot be copied, as in :func:`export_branch`.

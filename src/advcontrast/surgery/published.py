@@ -86,7 +86,7 @@ def load_published(
     Raises:
         ValueError: the names are those of another layout; something does not match, and is listed; or a tensor is on
             the meta device. The model is not changed.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))

@@ -45,8 +45,8 @@ class DataReader:
         prefetch: batches that each worker reads ahead, at least 1.
 
     Raises:
-        ValueError: an argument out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: an argument out of range.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from torch.utils.data import TensorDataset

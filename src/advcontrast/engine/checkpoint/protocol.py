@@ -51,7 +51,7 @@ class Checkpoint:
 
     Raises:
         ValueError: keep < 1.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> import tempfile

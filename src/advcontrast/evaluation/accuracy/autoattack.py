@@ -103,8 +103,8 @@ def autoattack(
 
     Raises:
         ImportError: ``pyautoattack`` is not installed.
-        ValueError: a number out of its range, an unknown norm or version, or as for :func:`accuracy`.
-        TypeError: an argument of the wrong kind, or a model or images in another precision.
+        ValueError: a number is out of range, an unknown norm or version, or as for :func:`accuracy`.
+        TypeError: an argument has the wrong type, or a model or images in another precision.
         CheckpointMismatchError: the folder belongs to other arguments, another model or other batches.
         CheckpointCorruptError: a file in the folder is damaged.
         CheckpointBusyError: another process is writing to the folder.

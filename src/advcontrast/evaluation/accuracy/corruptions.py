@@ -88,7 +88,7 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
 
     Raises:
         ValueError: there is no condition, one comes twice, or its images or labels are out of range.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         Fog that turns one of two images upside down, for a model that takes the brighter of two pixels for the class.
@@ -148,7 +148,7 @@ def corrupted(
 
     Raises:
         ValueError: there is no name or severity, or one is unknown; when walked, there is no image.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> clean = [(torch.tensor([[[[0.0, 0.5, 1.0]]]]), torch.tensor([2]))]

@@ -76,7 +76,7 @@ def robust_curve(
     Raises:
         ValueError: as for :func:`robust_accuracy`; not exactly one setting, values not ascending, or an attack with a
             step size and ``eps`` 0, whose ratio is undefined.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         The two pixels of an image differ by 0.8, 0.2, 0.6 and 0.6; an attack closes a difference of twice its radius.

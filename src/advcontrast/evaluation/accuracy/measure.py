@@ -57,7 +57,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
     Raises:
         ValueError: there is no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
             images leave [0, 1] or labels leave [0, C).
-        TypeError: an argument of the wrong kind, such as uint8 images, or images in another precision than the model.
+        TypeError: an argument has the wrong type, such as uint8 images, or images in another precision than the model.
 
     Example:
         Images of two pixels, and a model that takes the brighter pixel for the class.
@@ -91,7 +91,7 @@ def robust_accuracy(
 
     Raises:
         ValueError: as for :func:`accuracy`, the attack returns images of another shape, or it takes no steps.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Warns:
         UserWarning: the attack changed none of the images that are classified correctly, though its ``eps`` is not 0.

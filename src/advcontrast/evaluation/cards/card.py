@@ -159,7 +159,7 @@ class ResultCard:
         Raises:
             ValueError: results of different branches, or on another number of images than ``data`` has; a fingerprint
                 passed with images; or as for the class.
-            TypeError: an argument of the wrong kind.
+            TypeError: an argument has the wrong type.
 
         Example:
             >>> clean = Accuracy(torch.tensor([True, True, True, False]))

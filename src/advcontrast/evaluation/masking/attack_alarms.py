@@ -63,7 +63,7 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
 
     Raises:
         ValueError: fewer than two values, or losses of different or other shapes.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> one, twenty = torch.tensor([2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 3.0])
@@ -104,7 +104,7 @@ def attack_not_converged(once: Accuracy, twice: Accuracy) -> Alarm:
 
     Raises:
         ValueError: verdicts on different numbers of images.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> attack_not_converged(Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())).raised
@@ -124,7 +124,7 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
         unbounded: the verdicts under an attack whose ball holds every image, on correctly classified images.
 
     Raises:
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> unbounded_attack(Accuracy(torch.zeros(20).bool())).raised
@@ -152,7 +152,7 @@ def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
 
     Raises:
         ValueError: verdicts on different numbers of images.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> loss_beaten(Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool()), by="DLR loss").raised

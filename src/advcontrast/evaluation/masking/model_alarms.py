@@ -50,7 +50,7 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
 
     Raises:
         ValueError: no image, images leave [0, 1], or the output has another shape or is not finite.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> randomised_output(torch.nn.Flatten(), torch.rand(4, 3)).raised
@@ -119,7 +119,7 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
 
     Raises:
         ValueError: as for :func:`randomised_output`, or labels leave [0, C).
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> images, labels = torch.rand(4, 3), torch.tensor([0, 1, 2, 0])

@@ -61,8 +61,8 @@ def catastrophic_overfitting(
         seed: seed of views and random starts.
 
     Raises:
-        ValueError: the learner has no attack, does not call it for this batch, or a number is out of its range.
-        TypeError: an argument of the wrong kind.
+        ValueError: the learner has no attack, does not call it for this batch, or a number is out of range.
+        TypeError: an argument has the wrong type.
         RuntimeError: the learner cannot be copied.
 
     Example:

@@ -112,7 +112,7 @@ def gradient_masking(
     Raises:
         ValueError: as for :func:`accuracy`; an attack without radius or steps; fewer than two images classified
             correctly.
-        TypeError: an argument of the wrong kind, or an attack whose ``eps`` is not a distance between images.
+        TypeError: an argument has the wrong type, or an attack whose ``eps`` is not a distance between images.
 
     Example:
         A linear classifier has an informative gradient, unless its images are rounded first.

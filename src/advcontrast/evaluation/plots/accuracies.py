@@ -30,7 +30,7 @@ def plot_curves(curves: Mapping[str, RobustCurve | CurveRecord]) -> Figure:
 
     Raises:
         ValueError: there is no curve, the parameters differ, or accuracies leave [0, 1].
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         ImportError: matplotlib is not installed.
     """
     owner = "plot_curves"
@@ -76,8 +76,8 @@ def plot_corruptions(accuracies: Mapping[str, Mapping[str, float]]) -> Figure:
         accuracies: for each label the accuracy under each corruption, in [0, 1].
 
     Raises:
-        ValueError: there is nothing to draw, or an accuracy leaves [0, 1].
-        TypeError: an argument of the wrong kind.
+        ValueError: there is nothing to draw, or an accuracy is outside [0, 1].
+        TypeError: an argument has the wrong type.
         ImportError: matplotlib is not installed.
     """
     owner = "plot_corruptions"

@@ -41,7 +41,7 @@ def plot_images(
 
     Raises:
         ValueError: shapes do not fit, or values leave their range.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         ImportError: matplotlib is not installed.
     """
     owner = "plot_images"
@@ -93,7 +93,7 @@ def plot_branches(
 
     Raises:
         ValueError: shapes do not fit, or features are not finite.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         ImportError: matplotlib is not installed.
     """
     owner = "plot_branches"

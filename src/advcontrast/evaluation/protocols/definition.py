@@ -72,8 +72,8 @@ class Protocol:
         probe: for the kind ``"LP-AFT"``, protocol of kind SLF of the head to start with, on the same branch.
 
     Raises:
-        ValueError: a number out of its range, an unknown name, or settings that contradict each other.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, an unknown name, or settings that contradict each other.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from dataclasses import replace

@@ -103,7 +103,7 @@ def run_protocol(
     Raises:
         ValueError: images of one split are in another; the splits differ in classes or image size; ``validation`` is
             ``None`` though the protocol selects with it; or the encoder does not return ``[N, D]``.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         RuntimeError: a frozen encoder changed, the training diverged, or the encoder cannot be copied.
         CheckpointError: the folder holds another run.
 
@@ -147,7 +147,7 @@ def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
 
     Raises:
         RuntimeError: at the end of the block, if something differs; the message lists the differences.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> encoder = torch.nn.BatchNorm2d(3)

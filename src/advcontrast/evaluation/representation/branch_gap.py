@@ -56,7 +56,7 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
 
     Raises:
         ValueError: the model holds no dual norm; there is no image; a shape does not fit; features are not finite.
-        TypeError: an argument of the wrong kind, such as uint8 images.
+        TypeError: an argument has the wrong type, such as uint8 images.
 
     Example:
         A unit variance and means one apart: the divergence is 1/2.

@@ -37,8 +37,8 @@ class KNNClassifier(nn.Module):
         temperature: t above; 0.1 is usual.
 
     Raises:
-        ValueError: a number out of its range, or features that are not finite or not ``[N, D]``.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, or features that are not finite or not ``[N, D]``.
+        TypeError: an argument has the wrong type.
 
     Example:
         The neighbours of the image at 45 degrees from both classes are one of each.
@@ -119,7 +119,7 @@ def knn_monitor(
 
     Raises:
         ValueError: every < 1; when called, as for :class:`KNNClassifier`.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> from advcontrast.evaluation.representation import knn_monitor

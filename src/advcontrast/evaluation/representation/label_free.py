@@ -86,7 +86,7 @@ def label_free_robustness(
     Raises:
         ValueError: no batch has two images; a shape does not fit; features are not finite; images that lie on the CPU
             leave [0, 1].
-        TypeError: an argument of the wrong kind, such as uint8 images.
+        TypeError: an argument has the wrong type, such as uint8 images.
 
     Example:
         Four pixels as features, each of which moves by 1/8, so the image by 1/4. Two images 1 apart draw nearer by 1/4

@@ -40,8 +40,8 @@ class ElasticAttack:
         minimize: whether to shrink the objective instead, for example the loss of a target class.
 
     Raises:
-        ValueError: a number out of its range, or an even ``kernel_size``.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, or an even ``kernel_size``.
+        TypeError: an argument has the wrong type.
 
     Example:
         An image that brightens to the right is brightest when every pixel is taken from its right neighbour.
@@ -108,7 +108,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
     Raises:
         ValueError: shapes that do not fit, or devices that differ.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         A flow of half a pixel to the right takes means of neighbours; the last pixel has black next to it.

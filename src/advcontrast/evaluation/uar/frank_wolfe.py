@@ -43,8 +43,8 @@ class FrankWolfeAttack:
         minimize: whether to shrink the objective instead, for example the loss of a target class.
 
     Raises:
-        ValueError: a number out of its range, or bounds that are infinite or not in order.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, or bounds that are infinite or not in order.
+        TypeError: an argument has the wrong type.
 
     Example:
         A budget of 0.75 takes the pixel of the largest weight to white, and leaves 0.25 for the next, which it darkens.

@@ -69,8 +69,8 @@ class JPEGAttack:
         minimize: whether to shrink the objective instead, for example the loss of a target class.
 
     Raises:
-        ValueError: a number out of its range, an unknown norm, or a step size for ``"l1"``.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, an unknown norm, or a step size for ``"l1"``.
+        TypeError: an argument has the wrong type.
 
     Example:
         Half a quantisation step of a block's mean luma is 8/8 of 255. A radius of 2 in L2 moves four blocks by 1 each.

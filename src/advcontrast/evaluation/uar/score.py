@@ -147,7 +147,7 @@ def calibrated_attacks(name: str, *, steps: int = 200) -> tuple[Callable[..., Te
 
     Raises:
         ValueError: an unknown name, or ``steps`` below 1.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> [attack.eps for attack in calibrated_attacks("jpeg_linf")]
@@ -189,7 +189,7 @@ def uar(
 
     Raises:
         ValueError: as for :func:`robust_accuracy`.
-        TypeError: an argument of the wrong kind, such as uint8 images.
+        TypeError: an argument has the wrong type, such as uint8 images.
 
     Example:
         A model that ignores the pixels cannot be attacked.
