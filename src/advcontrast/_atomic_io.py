@@ -98,7 +98,7 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
     ``path`` must not exist, not even as a link. ``produce`` calls the ``write`` method of its argument.
 
     Raises:
-        OSError: the disk refused, even if ``produce`` raised another error because of it.
+        OSError: the disk failed, even if ``produce`` raised another error because of it.
     """
     sink = _Sink(path)
     try:

@@ -107,7 +107,7 @@ def explain_lost_peer(owner: str, remedy: str) -> Iterator[None]:
 
 
 class _AllGather(torch.autograd.Function):
-    """Gather with a gradient: the gradients of all copies are added up in the rank that the tensor came from."""
+    """Gather with a gradient: the gradients of all copies are summed in the rank that the tensor came from."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

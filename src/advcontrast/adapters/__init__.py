@@ -1,1 +1,1 @@
-"""Connections to other libraries, one file each. Each needs its library when it is imported, and only then."""
+"""Adapters for other libraries, one module each, which needs its library only when it is imported."""

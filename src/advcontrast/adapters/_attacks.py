@@ -19,7 +19,7 @@ from ..norm import DualNorm, bn_branch
 
 @contextmanager
 def attack_context(model: nn.Module, branch: str | None = None) -> Iterator[None]:
-    """Put a model into the state in which it is attacked, on a branch of its dual norms or on that which is active."""
+    """Put a model into the state for an attack, on a branch of its dual norms or on the active one."""
     if branch is not None and not any(isinstance(module, DualNorm) for module in model.modules()):
         raise ValueError(complaint("branch", "None for a network with single norms", repr(branch), "Leave it out"))
     with under_attack(model), nullcontext() if branch is None else bn_branch(model, branch):
@@ -28,7 +28,7 @@ def attack_context(model: nn.Module, branch: str | None = None) -> Iterator[None
 
 @contextmanager
 def seeded(generator: torch.Generator | None) -> Iterator[None]:
-    """Seed torch, Python and NumPy by a draw of a generator or the global one; on the way out they are as before."""
+    """Seed torch, Python and NumPy from a generator or the global one, and restore their states on exit."""
     source = torch.default_generator if generator is None else generator
     seed = int(torch.randint(2**62, (), generator=source, device=source.device))
     with preserve_rng_state(seed), torch.inference_mode(False), torch.enable_grad():
@@ -38,7 +38,7 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
 def model_and_labels(
     owner: str, objective: Objective, x: Tensor, generator: torch.Generator | None
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return the model that the objective knows, the images without traces, and the labels, all of them checked."""
+    """Return the model of the objective, the images without traces, and the labels, after checks."""
     check_call(owner, objective, x, generator, (0.0, 1.0))
     model, y = getattr(objective, "model", None), getattr(objective, "y", None)
     if not isinstance(model, nn.Module) or not isinstance(y, Tensor):

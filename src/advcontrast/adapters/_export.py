@@ -1,4 +1,4 @@
-"""Exports to other libraries: copies of networks with single norms, and folders that appear when they are complete."""
+"""Exports to other libraries: copies of networks with single norms, and folders that are created atomically."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def new_folder(owner: str, folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder beside ``folder``, and give it that name when the block ends without an error.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the folder cannot be written.
         FileExistsError: there is something at ``folder`` already, other than an empty folder.
     """
     target = check_path(owner, "folder", folder, remedy="Pass the folder to write").absolute()

@@ -1,4 +1,4 @@
-"""foolbox, both ways: our models for its attacks, and its attacks where ours go."""
+"""Adapters for foolbox: models of this library for its attacks, and its attacks for this library."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _View(nn.Module):
 def as_foolbox_model(
     model: nn.Module, *, branch: str | None = None, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> PyTorchModel:
-    """Return a model, no copy of it, for foolbox: in eval mode, on a ``branch`` of its dual norms if one is named."""
+    """Wrap a model for foolbox without copying it: in eval mode, on a ``branch`` of its dual norms if one is named."""
     check_module("as_foolbox_model", model)
     check_bounds("as_foolbox_model", bounds)
     with attack_context(model, branch):
@@ -46,7 +46,7 @@ def as_foolbox_model(
 @explains_calls
 @dataclass(frozen=True)
 class FoolboxAttack:
-    """An attack of foolbox, called as this library calls its own, its perturbations clipped to ``eps``."""
+    """An attack of foolbox with the interface of this library; perturbations are clipped to ``eps``."""
 
     attack: Attack
     eps: float
@@ -56,7 +56,7 @@ class FoolboxAttack:
         check_real("FoolboxAttack", "eps", self.eps, low=0, remedy="For images in [0, 1] it is usually 8/255")
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
+        """Return adversarial versions of images in [0, 1], for the model and the labels of the objective."""
         model, x, y = model_and_labels("FoolboxAttack", objective, x, generator)
         with seeded(generator):
             return self.attack(as_foolbox_model(model), x.clamp(0, 1), y.clone(), epsilons=self.eps)[1]

@@ -1,4 +1,4 @@
-"""Hugging Face hub: an encoder that is saved with all that rebuilds it, without pickle, and with a model card."""
+"""Hugging Face hub: encoders saved without pickle, with the settings to rebuild them and a model card."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
 
     @classmethod
     def of(cls, encoder: nn.Module, name: str, **settings: Any) -> HubEncoder:
-        """Old name of :meth:`from_encoder`, which works for one release."""
+        """Old name of :meth:`from_encoder`, kept for one release."""
         warn("HubEncoder.of", "HubEncoder.from_encoder", stacklevel=2)
         return cls.from_encoder(encoder, name, **settings)
 
@@ -87,13 +87,13 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         """Write weights, config and model card into a folder that :meth:`from_pretrained` can load.
 
         Args:
-            save_directory: the folder. A README that is in it is kept.
+            save_directory: the folder. An existing README is kept.
             config: ``None``, or what is in ``self.config``: the encoder is rebuilt from it.
             model_card_kwargs: arguments of :meth:`generate_model_card`.
             settings: other arguments of the mixin, such as ``push_to_hub=True``.
 
         Raises:
-            OSError: the file system refuses to write.
+            OSError: the files cannot be written.
             ValueError: ``config`` differs from ``self.config``, the network no longer matches its config, or the README
                 is the card of another encoder. Nothing is written.
             TypeError: upload arguments, such as ``branch``, without ``push_to_hub=True``. Nothing is written.

@@ -27,8 +27,8 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
     """Train ``ACLTrainer`` or another ``learner`` of this library under Lightning.
 
     ``optimizer(parameters)`` returns the optimizer, ``schedule(step)`` the fraction of its learning rate to use. A
-    batch is a tensor, or a tuple of what the learner takes. Loss and terms are logged as ``train_...`` and ``val_...``;
-    validation attacks too, whatever ``Trainer(inference_mode=...)``. DDP learns what gets no gradient in the mode.
+    batch is a tensor, or a tuple of the learner's inputs. Loss and terms are logged as ``train_...`` and ``val_...``;
+    validation attacks too, whatever ``Trainer(inference_mode=...)``. DDP ignores parameters that receive no gradient.
     """
 
     def __init__(self, learner: nn.Module, *, optimizer: Callable[..., Any], schedule: Any = lambda _: 1.0) -> None:
@@ -54,7 +54,7 @@ class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
             return self.training_step(batch, index, "val")
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer, and the schedule to ask after every step."""
+        """Return the optimizer and the schedule, which is called after every step."""
         optimizer = self._optimizer(self.parameters())
         remedy = "Return one of torch.optim, such as SGD(parameters, lr=0.1)"
         check_type("LightningLearner", "the optimizer", optimizer, torch.optim.Optimizer, remedy=remedy)

@@ -1,4 +1,4 @@
-"""Losses of lightly, pytorch-metric-learning and others as ``ACLTrainer(loss=...)``; most of them fit as they are.
+"""Adapters for losses of lightly, pytorch-metric-learning and others in ``ACLTrainer(loss=...)``; most need none.
 
 A loss that takes the embeddings of two views and returns a scalar needs no adapter: ``loss=lightly.loss.VICRegLoss()``.
 This module has adapters for the others. It imports none of these libraries.
@@ -19,7 +19,7 @@ from ..norm import DualNorm
 
 
 class PairsAsLabels(nn.Module):
-    """Loss of embeddings and labels, which gets the two views of an image as a class of their own.
+    """Loss of embeddings and labels, with the two views of each image as a separate class.
 
     Works for the losses of pytorch-metric-learning that need no proxies of classes; their own ``SelfSupervisedLoss``
     does the same for some of them.
@@ -37,12 +37,12 @@ class PairsAsLabels(nn.Module):
 
 
 class TrainOnlyMemoryBank(nn.Module):
-    """A loss that remembers batches, such as one with a memory bank, with a memory for each branch.
+    """A loss that stores batches, such as one with a memory bank, with a separate memory for each branch.
 
     With one memory for both, the adversarial stream of DS would enqueue images that the clean stream then takes as
     negatives. ``ACLTrainer`` switches the branches; each has its own buffers, and they share the parameters. In eval
-    mode, as under attack, a copy of the loss is called, so that nothing is remembered, not even in plain attributes.
-    ``model`` is no longer needed.
+    mode, as under attack, a copy of the loss is called, so that nothing is stored, not even in plain attributes.
+    ``model`` is no longer used.
     """
 
     def __init__(self, loss: nn.Module, model: nn.Module | None = None) -> None:

@@ -1,4 +1,4 @@
-"""timm: its networks in, and folders out that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads."""
+"""Adapters for timm: its networks as encoders, and folders for ``timm.create_model("local-dir:FOLDER", ...)``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _OF_OTHER_WEIGHTS = ("tag", "url", "hf_hub_id", "license", "origin_url", "test_i
 
 
 def from_timm(model: nn.Module) -> nn.Sequential:
-    """Return a network of timm behind the normalisation of its config: it takes images in [0, 1] from now on."""
+    """Return a network of timm with the normalisation of its config in front, so that it takes images in [0, 1]."""
     data: Any = timm.data
-    config = data.resolve_input_data_config(_checked("from_timm", model))  # with one number a channel
+    config = data.resolve_input_data_config(_checked("from_timm", model))  # with one number per channel
     return nn.Sequential(Normalize(config["mean"], config["std"]), model)
 
 
@@ -38,11 +38,12 @@ def save_timm(
     size: int | None = None,
     labels: Sequence[str] | None = None,
 ) -> None:
-    """Write a network of timm, or a branch of one, to a new folder that timm loads to the same outputs, bit for bit.
+    """Write a network of timm, or a branch of one, to a new folder that timm loads with bit-identical outputs.
 
     For the transforms of timm the config gets the constants of a ``Normalize`` in front, mean 0 and deviation 1 without
     one; ``size``, the side of the images, if given; and ``labels``, the names of the classes in their order, as
-    ``label_names``. The folder appears once loaded and compared; what timm cannot build, as a stem, is refused.
+    ``label_names``. The folder is created once timm has loaded it and the outputs agree; networks that timm cannot
+    build are an error.
     """
     plain = plain_copy("save_timm", model, branch).cpu()
     first, network = plain if type(plain) is nn.Sequential and len(plain) == 2 else (None, plain)

@@ -1,4 +1,4 @@
-"""torchattacks, both ways. Nothing of it is imported: its attacks bring it along, and ours can do without."""
+"""Adapters for torchattacks, in both directions. They do not import torchattacks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ._attacks import attack_context, model_and_labels, seeded
 
 @dataclass(frozen=True)
 class AsTorchattack:
-    """An attack of this library, called as torchattacks calls its own: ``attack(images, labels)``.
+    """An attack of this library with the interface of torchattacks, ``attack(images, labels)``.
 
-    The model is attacked in eval mode, on a ``branch`` of its dual norms if one is named, and left as it was. The
-    labels are target classes where the attack is ``PGDAttack(minimize=True)``. ``MultiAttack`` takes it among its own.
+    The model is attacked in eval mode, on a ``branch`` of its dual norms if one is named, and restored afterwards. The
+    labels are target classes where the attack is ``PGDAttack(minimize=True)``. It can be part of a ``MultiAttack``.
     """
 
     attack: Callable[..., Tensor]
@@ -46,12 +46,12 @@ class AsTorchattack:
 @explains_calls
 @dataclass(frozen=True)
 class TorchattacksAttack:
-    """An attack of torchattacks, called as this library calls its own: for ``robust_accuracy``, or to train on."""
+    """An attack of torchattacks with the interface of this library, for ``robust_accuracy`` or for training."""
 
     attack: Any
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return what the attack makes of images in [0, 1], for the model and the labels that the objective knows."""
+        """Return adversarial versions of images in [0, 1], for the model and the labels of the objective."""
         model, x, y = model_and_labels("TorchattacksAttack", objective, x, generator)
         if getattr(self.attack, "model", None) is not model or self.attack.normalization_used is not None:
             expected, got = "an attack on raw images and on the model that is attacked", repr(self.attack)

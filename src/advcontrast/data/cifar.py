@@ -25,7 +25,7 @@ def cifar10(root: str | Path, *, train: bool, download: bool = True) -> ImageSet
         FileNotFoundError: files are missing, and ``download`` is False.
         RuntimeError: files are damaged, and ``download`` is False.
         OSError: the download failed.
-        TypeError: an argument of the wrong type.
+        TypeError: an argument has the wrong type.
     """
     from torchvision.datasets import CIFAR10
 

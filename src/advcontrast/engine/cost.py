@@ -14,7 +14,7 @@ _OWNER = "forward_equivalents"
 
 
 def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
-    """Count the work of a training step, in forward passes of the network for each image of the batch.
+    """Return the cost of a training step, in forward passes of the network per image of the batch.
 
     The unit is one forward pass of ``learner.model`` for one image as it reaches the network. A backward pass costs one
     for the gradient of the inputs and another one for that of the weights. So SimCLR costs 6 per image, which has two
@@ -25,7 +25,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     Args:
         learner: as for :func:`fit`, before it is wrapped in DDP.
         batch: arguments of the learner, for at least two images. A loss that compares the images of a batch costs more
-            an image in larger batches, for NT-Xent by twice the width of the embeddings for each other view.
+            per image in larger batches, for NT-Xent by twice the width of the embeddings for each other view.
 
     Returns:
         Forward passes per image.

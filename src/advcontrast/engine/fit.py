@@ -55,7 +55,7 @@ CONNECTION_LOST_REMEDY = (
     "Look for the first message of all; started again, the run continues from the last checkpoint, which is whole"
 )
 _LOG = logging.getLogger(__name__)
-_POLL = 16  # steps between two questions to the other processes whether to stop
+_POLL = 16  # steps between two checks of whether any process was asked to stop
 
 
 @distributed.explain_lost_peer(_OWNER, CONNECTION_LOST_REMEDY)
@@ -96,8 +96,8 @@ def fit(
     ``select``) and *output* (``folder`` to ``progress``). Most runs set a few of the first group and ``folder``.
 
     With a ``folder`` the run can be interrupted. Called again with the same arguments, ``fit`` continues; a complete
-    run returns at once. On the CPU, in one process or two, a resumed run ends with bit-identical weights. (With more
-    processes DDP adds up in another order after a restart; a GPU is as exact as its kernels are deterministic.) SIGTERM
+    run returns immediately. On the CPU, in one process or two, a resumed run ends with bit-identical weights. (With
+    more processes, DDP sums in another order after a restart; on a GPU this depends on deterministic kernels.) SIGTERM
     saves after the current step and exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
 
     Under ``torchrun``, with a process group, each process takes its share of every batch. Batches, steps and rates do
@@ -108,11 +108,11 @@ def fit(
     Args:
         learner: on the device to train on. It is put into train mode and into channels-last format, except networks
             with 3-d convolutions, and on a CPU those so narrow that PyTorch crashes in that format.
-        data: tensors with one entry per sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and whatever
-            else the learner takes, moved to its device as a whole. Or a map-style data set, such as
+        data: tensors with one entry per sample, or a single such tensor: uint8 images ``[N, C, H, W]`` and the other
+            inputs of the learner, moved to its device as a whole. Or a map-style data set, such as
             :class:`advcontrast.data.ImageStream`, that is read during training; see :class:`DataReader`.
         epochs: passes over the data, at least 1.
-        batch_size: samples a step, shared equally by all processes. The last batch of an epoch is filled up with the
+        batch_size: samples per step, shared equally by all processes. The last batch of an epoch is filled up with the
             first samples of the epoch; if there are fewer samples than that, a step takes all.
         optimizer: of the learner's parameters, by default :class:`~advcontrast.optim.LARS` with the ACL code's rate of
             5. ``schedule`` scales the learning rates that it has at the time of the call; afterwards it has them again.
@@ -124,9 +124,9 @@ def fit(
             seeded here.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
         select_data: ``select_data(epoch, learner)``, the indices int64 ``[M]`` of the samples of an epoch, counted from
-            1, or ``None`` for all. Every process calls it, the indices of the first one count. An epoch has as many
-            steps as its samples fill, and ``schedule``, which must be given, counts the steps that are taken.
-        accumulate: number of parts into which each batch is cut to save memory; their gradients are added up. Refused
+            1, or ``None`` for all. Every process calls it, and those of the first process are used. An epoch has as
+            many steps as its samples fill, and ``schedule``, which must be given, counts the steps that are taken.
+        accumulate: number of parts into which each batch is cut to save memory; their gradients are added up. An error
             for a learner whose loss compares the samples of a batch with each other.
         amp: ``"bf16"`` or ``"fp16"`` runs the learner under autocast; fp16 with a gradient scaler.
         ema: average of ``learner.model`` to update after each step.
@@ -136,10 +136,10 @@ def fit(
             taken, for an average of your own or a limit on the weights. A resumed run restores the learner only: assign
             the modules that ``after_step`` changes to attributes of it, with ``requires_grad_(False)``.
         evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it. It
-            must leave the learning rates of the optimizer alone, which are those of ``schedule``.
+            must not change the learning rates of the optimizer, which ``schedule`` sets.
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
-            must return it after the first epoch, and may leave it out after others; NaN counts as the lowest value. A
-            name with the word "test" in it is refused: a score on images that selected the model does not test it.
+            must return it after the first epoch, and may omit it after others; NaN counts as the lowest value. A
+            name that contains "test" is an error: images that selected the model do not test it.
         folder: where to keep ``checkpoints/``, ``metrics.csv`` with a row for each epoch, ``steps.csv`` and
             ``tensorboard/``.
         save_every: steps between checkpoints, beside those at the end of each epoch.

@@ -43,7 +43,7 @@ class Means:
         self.samples = 0
 
     def add(self, terms: Mapping[str, Tensor], samples: int) -> None:
-        """Add the means over a batch of so many samples."""
+        """Add the means over a batch of ``samples`` samples."""
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float() * samples
         self.samples += samples
@@ -62,7 +62,7 @@ class Means:
 
     @classmethod
     def from_states(cls, states: Sequence[Mapping[str, Any]], device: torch.device) -> Means:
-        """Continue from the states of all processes; rank 0 adds those of processes that are gone."""
+        """Continue from the states of all processes; rank 0 adds those of processes that no longer exist."""
         means, rank, world = cls(), distributed.rank(), distributed.world_size()
         mine = [state for i, state in enumerate(states) if i == rank or (rank == 0 and i >= world)]
         for name in states[0]["sums"]:
@@ -259,7 +259,7 @@ class Run:
                 self.ema.load_state_dict(self.best["ema"])
 
     def require_finite(self) -> None:
-        """Require the loss and the trained weights to be finite in all processes. This waits for the device."""
+        """Require the loss and the trained weights to be finite in all processes. This synchronises with the device."""
         weights = [parameter.detach() for parameter in self.learner.parameters() if parameter.requires_grad]
         losses = [value for name, value in self.means.sums.items() if name == "loss"]
         for expected, values in (("a finite loss", losses), ("finite weights", weights)):

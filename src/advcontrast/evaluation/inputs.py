@@ -47,7 +47,7 @@ def generator_or_default(owner: str, generator: torch.Generator | None, device: 
 def checked_batches(
     owner: str, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield images and labels on the device, and the labels where they came from, to be read without waiting."""
+    """Yield images and labels on the device, and the labels where they came from, to read without synchronisation."""
     empty, remedy = True, "Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)"
     check_iterable(owner, "batches", batches, remedy=remedy)
     for batch in batches:

@@ -24,7 +24,7 @@ class EMA:
 
     Args:
         model: the network to follow, on its final device.
-        decay: m above, in [0, 1]: 0 always copies, 1 never changes.
+        decay: the decay m, in [0, 1]: 0 always copies, 1 never changes.
 
     Attributes:
         model: the averaged network.
@@ -57,10 +57,10 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take a step towards the weights of ``model``, unwrapped; call it after every step of the optimizer.
+        """Update the average with the weights of ``model``, unwrapped; call it after every step of the optimizer.
 
         Raises:
-            ValueError: the parameters or buffers of the model are others than at first.
+            ValueError: the parameters or buffers of the model differ from those of the original.
             TypeError: the model is not a module.
         """
         check_module(_OWNER, model)
@@ -70,7 +70,7 @@ class EMA:
             if expected != got:
                 remedy = "Pass the model itself, unwrapped, and create the EMA on its final device"
                 raise ValueError(complaint(_OWNER, f"{name} to be {expected}", got, remedy))
-        # Not AveragedModel: its update copies a counter to the device, which waits for the device.
+        # Not AveragedModel: its update copies a counter to the device, which synchronises with it.
         average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         averaged = [n for n, p in self.model.named_parameters() if p.is_floating_point() or p.is_complex()]
         if averaged:
@@ -88,7 +88,7 @@ class EMA:
 
         Raises:
             ValueError: it has other entries.
-            TypeError: it is not a dict, or its entries are of the wrong kind.
+            TypeError: it is not a dict, or its entries have the wrong type.
             RuntimeError: its weights do not fit the network.
         """
         remedy = "Pass what state_dict() returned"

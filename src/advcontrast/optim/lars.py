@@ -34,9 +34,9 @@ class LARS(Optimizer):
     Args:
         params: parameters, or dicts of parameters with settings of their own, as for every optimizer of PyTorch.
         lr: learning rate, at least 0. May be changed between steps, by a scheduler for example.
-        momentum: share of the last step that is taken again, in [0, 1].
+        momentum: the momentum :math:`\mu`, in [0, 1].
         weight_decay: at least 0.
-        trust: the factor above, positive.
+        trust: the trust coefficient, positive.
         exclude_1d: whether tensors of one dimension or none have :math:`r = 1` and no weight decay.
 
     Raises:
@@ -74,7 +74,7 @@ class LARS(Optimizer):
         super().__init__(found, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of ``params`` with any settings that shall differ; errors are those of the constructor."""
+        """Add a group of ``params`` with settings that differ from the defaults; errors are as for the constructor."""
         if not isinstance(param_group, dict) or "params" not in param_group:
             got = f"one of {list(param_group)}" if isinstance(param_group, dict) else type_name(param_group)
             raise TypeError(complaint(_OWNER, "a group to be a dict with params", got, _PARAMS))
@@ -97,7 +97,7 @@ class LARS(Optimizer):
         """Take one step for every parameter that has a gradient, and return the loss of the closure, if any.
 
         Args:
-            closure: a function that computes the loss anew and its gradients.
+            closure: a function that recomputes the loss and its gradients.
 
         Raises:
             RuntimeError: a gradient is sparse; nothing was changed then.

@@ -127,7 +127,7 @@ def _divisible(norm: nn.Module, split: Split) -> bool:
 def _warn_of_nothing(
     model: nn.Module, kinds: tuple[type[nn.Module], ...], branches: Sequence[str], split: Split, *, filtered: bool
 ) -> None:
-    """Warn of a call without effect, unless the model is converted already."""
+    """Warn about a call without effect, unless the model is already converted."""
     dual = [module for module in model.modules() if isinstance(module, DualNorm)]
     others = [module for module in dual if (module.branches, module.split) != (tuple(branches), split)]
     what = "batch norms" if kinds == (_BatchNorm,) else " or ".join(kind.__name__ for kind in kinds)

@@ -27,8 +27,8 @@ def interpolate_branches(
     such as counts of batches, come from the branch with the largest weight. If one weight is 1, the copy is that of
     :func:`export_branch`, bit-identical.
 
-    Interpolated statistics belong to no network. With a ``loader`` they are estimated by :func:`advcontrast.update_bn`
-    instead, from the images that the copy will see: clean ones, attacked ones, or some of each.
+    Interpolated statistics are not those of any data. With a ``loader`` they are estimated by
+    :func:`advcontrast.update_bn` instead, from the kind of images that the copy is used for: clean, attacked, or both.
 
     Args:
         model: a network with dual norms.

@@ -22,7 +22,7 @@ _WRAPPERS = {
 
 
 def check_surgery(owner: str, model: nn.Module) -> None:
-    """Refuse wrapped, scripted and lazy modules anywhere in ``model``."""
+    """Raise if ``model`` contains wrapped, scripted or lazy modules."""
     check_module(owner, model)
     for name, module in model.named_modules():
         here = f" at {name!r}" if name else ""
@@ -40,7 +40,7 @@ def check_surgery(owner: str, model: nn.Module) -> None:
 
 
 def check_values(owner: str, what: str, tensors: Mapping[str, Any], *, remedy: str) -> None:
-    """Require tensors that hold values: those on the meta device have none."""
+    """Require tensors with values, which those on the meta device do not have."""
     name = next((name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta), None)
     if name is not None:
         raise ValueError(complaint(owner, f"{what} to hold values", f"{name!r} on the meta device", remedy))

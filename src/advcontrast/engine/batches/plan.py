@@ -1,6 +1,6 @@
 """Plan of the batches: a function of the seed and the step, so that a resume needs no state.
 
-The number of processes changes which process sees a sample, but not the samples of a batch.
+The number of processes affects which process gets a sample, but not the samples of a batch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 
     Args:
         samples: length of the data, at least 1.
-        batch_size: samples a step, of all processes together, at least 1.
+        batch_size: samples per step, of all processes together, at least 1.
 
     Returns:
-        The number of batches that it takes to see every sample, whatever the number of processes.
+        The number of batches that contain every sample once, for any number of processes.
 
     Raises:
         ValueError: a number below 1.
@@ -48,8 +48,8 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
 class Plan:
     """Indices of the batches of every epoch; ``batch_size``, ``seed`` and ``groups`` are those of :func:`fit`.
 
-    Every epoch is a permutation of all samples that depends only on the seed and the epoch, cut into batches of one
-    size. The last batch is filled up with the first samples of the permutation; data smaller than a batch are one
+    Every epoch is a permutation of all samples that depends only on the seed and the epoch, divided into batches of
+    equal size. The last batch is filled up with the first samples of the permutation; data smaller than a batch are one
     batch. Processes take turns within a batch, so that all of them get the same number of samples.
     """
 

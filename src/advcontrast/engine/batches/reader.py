@@ -22,17 +22,17 @@ from .plan import Plan
 from .worker import Batch, BatchDataset, LoadedBatch, WorkerError
 
 _OWNER = "DataReader"
-_PATIENCE = 5.0  # seconds that a process has to end
+_PATIENCE = 5.0  # seconds that a process may take to end
 
 
 class DataReader:
-    """A data set that :func:`~advcontrast.engine.fit` reads while it trains, with the settings of how.
+    """A data set that :func:`~advcontrast.engine.fit` reads during training, and the settings for reading it.
 
     Worker processes read ahead, in the order that the seed of :func:`fit` gives. Their number affects only the time:
     the weights are bit-identical, also after an interruption in the middle of an epoch. Random numbers that a sample
     draws, in a data set that augments, depend only on the seed, the step and the sample.
 
-    At most ``workers * prefetch + 1`` batches are in memory. A disk that gives no sample at all for ``timeout``
+    At most ``workers * prefetch + 1`` batches are in memory. A disk that delivers no sample for ``timeout``
     seconds, or a worker that dies, ends the training with an error that names the sample; the next call of ``fit``
     continues from the last checkpoint.
 
@@ -41,7 +41,7 @@ class DataReader:
             tensors and numbers, all of one shape and dtype. A method ``fingerprint()`` that returns a string lets a
             resume detect other samples.
         workers: processes that read; 0 reads between the steps, in the process that trains, without a timeout.
-        timeout: seconds without a sample from any worker after which they are taken to hang, > 0.
+        timeout: seconds without a sample from any worker after which an error is raised, > 0.
         prefetch: batches that each worker reads ahead, at least 1.
 
     Raises:
@@ -146,7 +146,7 @@ class WorkerSource:
             only.clear()  # the only reference to the iterator, even in tracebacks: its finaliser ends the workers
 
     def _next(self, only: list[Any], batches: BatchDataset) -> Any:
-        """Wait for the next batch as long as any worker reads samples."""
+        """Wait for the next batch while workers make progress."""
         while True:
             count, since = int(batches.at[:, 1].sum()), time.monotonic()
             try:
@@ -212,7 +212,7 @@ class WorkerSource:
 
 @contextmanager
 def _without_sigchld() -> Iterator[None]:
-    """Keep PyTorch's signal handler from raising an error for a worker that ends in the block."""
+    """Prevent PyTorch's signal handler from raising an error for a worker that ends in the block."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -22,7 +22,7 @@ from ...data.stream import ImageStream
 
 Batch = tuple[Tensor, ...]
 _OWNER = "fit"
-_POLL = 1.0  # seconds between two looks at the parent process
+_POLL = 1.0  # seconds between two checks of the parent process
 
 
 class LoadedBatch(NamedTuple):

@@ -55,7 +55,7 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     ``where`` is the name of ``value`` in messages, ``depth`` the number of containers around it.
 
     Raises:
-        TypeError: a value that :func:`read` would refuse.
+        TypeError: a value that :func:`read` would not accept.
         ValueError: an int of too many bits, or containers that are nested too deeply.
     """
     if depth > _DEEPEST:
@@ -153,7 +153,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 def read(file: IO[bytes], device: str = "cpu") -> Any:
     """Read a state that :func:`plain` returned and ``torch.save`` wrote, to a device; ``"meta"`` reads no values.
 
-    The memory that this takes is bounded by the bytes in the file, not by sizes that the file claims.
+    The memory that this takes is bounded by the size of the file, not by the sizes stated in it.
 
     Raises:
         ValueError: the file holds anything else. Damaged bytes may raise errors of other types.

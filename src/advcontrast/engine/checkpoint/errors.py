@@ -15,7 +15,7 @@ class CheckpointError(RuntimeError):
 
 
 class CheckpointWriteError(CheckpointError):
-    """A file of a run could not be written. Checkpoints written earlier are untouched."""
+    """A file of a run could not be written. Earlier checkpoints are unchanged."""
 
 
 class CheckpointCorruptError(CheckpointError):

@@ -38,16 +38,17 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
 class Checkpoint:
-    """A folder of checkpoints, one subfolder a step.
+    """A folder of checkpoints, with one subfolder per step.
 
     A checkpoint is written to a temporary folder, flushed to the disk, and renamed once: if the process is killed at
     any instant, it is complete or absent, and earlier ones are unchanged. The next save removes files left by an
     interrupted one. A manifest next to the state holds its size and SHA-256, which are verified before the state is
-    parsed, by a parser that builds only tensors and plain containers, and after a write, before older ones go.
+    parsed, by a parser that builds only tensors and plain containers, and after a write, before older checkpoints are
+    removed.
 
     Args:
         folder: where the checkpoints are; it need not exist yet.
-        keep: how many of the newest to keep, at least 1. Two survive damage to the newest.
+        keep: how many of the newest to keep, at least 1. With two, damage to the newest can be survived.
 
     Raises:
         ValueError: keep < 1.
@@ -89,7 +90,7 @@ class Checkpoint:
             CheckpointError: the system refuses to list the folder.
         """
         try:
-            # glob would return nothing for a folder that may not be listed.
+            # glob would return nothing for a folder without the permission to list it.
             found = [path.name for path in self.folder.iterdir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -113,7 +114,7 @@ class Checkpoint:
             The folder of the checkpoint.
 
         Raises:
-            CheckpointWriteError: the disk is full, read-only or failing. Earlier checkpoints are untouched.
+            CheckpointWriteError: the disk is full, read-only or failing. Earlier checkpoints are unchanged.
             CheckpointMismatchError: the folder has a good checkpoint of a later step, or another state of this one.
             CheckpointError: inside :meth:`locked`, the folder was moved, removed or replaced.
             TypeError: the state holds anything else, which could not be read back.
@@ -149,7 +150,7 @@ class Checkpoint:
         return path
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
-        """Return the newest good checkpoint, and warn of damaged ones that are newer.
+        """Return the newest good checkpoint, and warn about newer damaged ones.
 
         Returns:
             The step and its state, all tensors on the CPU; ``None`` if there are no checkpoints.

@@ -79,7 +79,8 @@ def autoattack(
     the images that all earlier ones failed on. An image counts as broken only if the perturbed image lies in the ball
     and in [0, 1], up to rounding, and a forward pass of this function misclassifies it. With fewer than ten classes the
     targeted attacks try all wrong ones; with three APGD uses the untargeted DLR loss, with two none. Square fails in l2
-    on images of some sizes, such as 14 pixels, which are padded for it; the model does not see the padding.
+    on images of some sizes, such as 14 pixels, which are padded for it; the padding is removed before they reach the
+    model.
 
     The model runs in eval mode and float32, also under autocast. As in ``pyautoattack``, the random state is set to
     ``seed`` before each attack on each batch. Model and global random states are restored as in :func:`accuracy`.
@@ -292,7 +293,7 @@ def _margin(height: int, width: int) -> int:
 
 
 def _within(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
-    """Return which perturbed images lie in the ball and in [0, 1], up to rounding; NaN lies nowhere. On the CPU."""
+    """Return which perturbed images lie in the ball and in [0, 1], up to rounding; NaN is outside. On the CPU."""
     adv, x = adv.cpu().double().flatten(1), x.cpu().double().flatten(1)
     delta = adv - x
     size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)

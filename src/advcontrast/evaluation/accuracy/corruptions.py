@@ -84,7 +84,7 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
     Args:
         model: as for :func:`accuracy`, and restored as there.
         conditions: for each corruption and severity the name of the corruption, its severity, at least 1, and batches
-            as for :func:`accuracy`. Each is walked once, before the next is requested.
+            as for :func:`accuracy`. Each is iterated once, before the next is requested.
 
     Raises:
         ValueError: there is no condition, one comes twice, or its images or labels are out of range.
@@ -139,15 +139,15 @@ def corrupted(
     condition: for the same batches it is the same for every model and device.
 
     Args:
-        batches: clean images ``[N, C, H, W]``, floating point in [0, 1], and labels ``[N]``; walked once, when the
-            first condition is requested, and kept in memory.
+        batches: clean images ``[N, C, H, W]``, floating point in [0, 1], and labels ``[N]``; iterated once, when
+            the first condition is requested, and kept in memory.
         names: which corruptions, some of :data:`advcontrast.augment.CORRUPTIONS`.
         severities: which severities, each from 1 to 5.
         seed: of the noise, at least 0.
         device: where to keep and corrupt the images.
 
     Raises:
-        ValueError: there is no name or severity, or one is unknown; when walked, there is no image.
+        ValueError: there is no name or severity, or one is unknown; when iterated, there is no image.
         TypeError: an argument has the wrong type.
 
     Example:

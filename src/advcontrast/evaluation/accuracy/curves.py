@@ -37,7 +37,7 @@ class RobustCurve:
 
     @property
     def accuracies(self) -> tuple[float, ...]:
-        """The fraction of samples classified correctly at each value, which never grows."""
+        """The fraction of samples classified correctly at each value, which never increases."""
         return tuple(count / self.correct.shape[1] for count in self.correct.sum(1).tolist())
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ def robust_curve(
 
     Args:
         model: as for :func:`robust_accuracy`, and restored as there.
-        batches: as for :func:`robust_accuracy`; walked once.
+        batches: as for :func:`robust_accuracy`; iterated once.
         attack: a dataclass such as ``PGDAttack(...)`` that has the setting as a field.
         eps: radii, each at least 0, ascending.
         steps: numbers of steps, each at least 0, ascending.

@@ -1,4 +1,4 @@
-"""Result cards: an evaluation and all that is needed to judge it, in a JSON file that is verified when it is read."""
+"""Result cards: an evaluation and its provenance in a JSON file that is verified when it is read."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class ResultCard:
 
     Raises:
         ValueError: fields contradict each other, such as a robust image that is wrong without an attack.
-        TypeError: a field of the wrong kind.
+        TypeError: a field has the wrong type.
     """
 
     name: str
@@ -157,7 +157,7 @@ class ResultCard:
                 revision is that of the current folder, and the branch that of the results.
 
         Raises:
-            ValueError: results of different branches, or on another number of images than ``data`` has; a fingerprint
+            ValueError: results of different branches, or from another number of images than ``data`` has; a fingerprint
                 passed with images; or as for the class.
             TypeError: an argument has the wrong type.
 

@@ -12,8 +12,8 @@ from ..._checks import check_device, check_path
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     """Return the versions of advcontrast, PyTorch and Python, the platform, and the device that a result depends on.
 
-    On the CPU the device includes the number of threads, since sums are split among them. On a GPU of NVIDIA there are
-    the versions of CUDA and cuDNN, and that the evaluations of this library compute without TF32.
+    On the CPU the device includes the number of threads, since sums are split among them. For an NVIDIA GPU there are
+    the versions of CUDA and cuDNN, and a note that evaluations of this library disable TF32.
 
     Args:
         device: the device that the evaluation ran on.
@@ -43,7 +43,7 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
 def revision(folder: str | os.PathLike[str] = ".") -> str | None:
     """Return the git commit of a folder, with the suffix "-dirty" if a tracked file differs from it.
 
-    The result is ``None`` outside a repository, before the first commit, or if git is not installed or refuses.
+    The result is ``None`` outside a repository, before the first commit, or if git is not installed or fails.
 
     Args:
         folder: any folder of the working tree.

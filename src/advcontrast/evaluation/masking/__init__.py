@@ -1,4 +1,4 @@
-"""Alarms that a robust accuracy is too high because the attack was misled."""
+"""Checks for signs of gradient masking, which makes robust accuracy appear too high."""
 
 from ... import _deprecated
 from .attack_alarms import (

@@ -30,7 +30,7 @@ def sign_search(
     norm: Norm,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Search for the signs of the strongest perturbation without gradients, one forward pass a query.
+    """Search for the signs of the strongest perturbation without gradients, with one forward pass per query.
 
     Every pixel moves as far as the ball reaches: by ``eps`` (``"linf"``), or all equally far (``"l2"``). ``propose``
     gets the best signs so far, those with the largest margin, the fraction of queries made and the generator.

@@ -49,7 +49,7 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
         images: ``[N, ...]``, floating point in [0, 1]; a few are enough.
 
     Raises:
-        ValueError: no image, images leave [0, 1], or the output has another shape or is not finite.
+        ValueError: no image, images outside [0, 1], or the output has another shape or is not finite.
         TypeError: an argument has the wrong type.
 
     Example:
@@ -90,8 +90,8 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
 def probability_output(model: nn.Module, images: Tensor) -> Alarm:
     """Raise an alarm if all outputs are nonnegative and sum to 1 for each image: probabilities instead of logits.
 
-    The cross-entropy of a softmax of a softmax is almost flat: attacks of this package refuse such a model. Black
-    images are passed as well. Arguments and errors are those of :func:`randomised_output`.
+    The cross-entropy of a softmax of a softmax is almost flat: attacks of this package raise an error for such a model.
+    Black images are passed as well. Arguments and errors are those of :func:`randomised_output`.
 
     Example:
         >>> probability_output(torch.nn.Softmax(1), torch.rand(4, 3)).raised
@@ -118,7 +118,7 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
             correctly, the only ones to attack.
 
     Raises:
-        ValueError: as for :func:`randomised_output`, or labels leave [0, C).
+        ValueError: as for :func:`randomised_output`, or labels outside [0, C).
         TypeError: an argument has the wrong type.
 
     Example:

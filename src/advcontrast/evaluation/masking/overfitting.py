@@ -31,13 +31,13 @@ class Overfitting:
 
     @property
     def share(self) -> float:
-        """The gain of one step as a share of that of many, (single - clean) / (strong - clean); 1 without a gain."""
+        """The gain of one step divided by that of many, (single - clean) / (strong - clean); 1 without a gain."""
         gain = self.strong - self.clean
         return (self.single - self.clean) / gain if gain > 0 else 1.0
 
     @property
     def alarm(self) -> bool:
-        """Whether one step reaches less than a quarter of the gain, which exceeds a tenth of the loss.
+        """``True`` if one step reaches less than a quarter of the gain, which exceeds a tenth of the loss.
 
         On a contrastive loss one step usually reaches about half.
         """

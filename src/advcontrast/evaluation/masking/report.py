@@ -49,7 +49,7 @@ class MaskingReport:
 
     @property
     def raised(self) -> bool:
-        """Whether any alarm is raised."""
+        """``True`` if any alarm is raised."""
         return any(alarm.raised for alarm in self.alarms)
 
     def __getitem__(self, name: str) -> Alarm:

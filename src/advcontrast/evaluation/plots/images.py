@@ -40,7 +40,7 @@ def plot_images(
         amplification: positive factor for the difference; by default one that uses the whole range from black to white.
 
     Raises:
-        ValueError: shapes do not fit, or values leave their range.
+        ValueError: shapes do not fit, or values are out of range.
         TypeError: an argument has the wrong type.
         ImportError: matplotlib is not installed.
     """

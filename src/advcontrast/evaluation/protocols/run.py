@@ -45,7 +45,7 @@ class ProtocolResult:
         model: the classifier, a sequence of ``encoder`` and ``head``, in eval mode.
         ta: verdicts on the clean test images; ``ta.accuracy`` is the standard accuracy.
         ra: verdicts on them under ``protocol.test_attack``; ``ra.accuracy`` is the robust accuracy.
-        history: one row an epoch, as :func:`advcontrast.engine.fit` returns them; accuracies are in [0, 1].
+        history: one row per epoch, as :func:`advcontrast.engine.fit` returns them; accuracies are in [0, 1].
         epoch: the epoch that was tested, counted from 1.
     """
 
@@ -93,7 +93,7 @@ def run_protocol(
         test: test images.
         seed: seed of the choice of labels, the order of the images, and all noise.
         folder: folder of checkpoints, from which an interrupted run is resumed; see :func:`advcontrast.engine.fit`.
-            A folder of another encoder or of other validation images is refused.
+            A folder of another encoder or of other validation images raises an error.
         learner: ``learner(model)`` returns the learner of the classifier, for another method under the same protocol;
             by default the trainer of ``protocol.loss``. It is called with the same tensors. A teacher has its own loss.
         evaluate_every: epochs between validations; the first and the last epoch have one too.
@@ -201,7 +201,7 @@ def _train(
         groups = unlabelled.long().cpu()
 
     learner = _learner(protocol, model, train.x.shape[-1]) if make_learner is None else make_learner(model)
-    # The loop compares the attributes of the learner when it resumes a run: refuse another encoder.
+    # The loop compares the attributes of the learner when it resumes a run: raise for another encoder.
     state = digest(*(f"{name} {value}\n" for name, value in _digests(own).items()))[:16]
     learner.began_with = state, validation and validation.fingerprint()
     # Before the features are compared, since they depend on the memory format in the last bits; the loop does the same.
