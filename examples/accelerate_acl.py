@@ -1,10 +1,10 @@
-"""Pre-train with ACL under Hugging Face accelerate, on the images that come with the repository.
+"""Pre-train with ACL under Hugging Face accelerate, on images that are part of the repository.
 
     python examples/accelerate_acl.py
     torchrun --nproc-per-node=2 examples/accelerate_acl.py --out encoder.pt    # or accelerate launch
 
-accelerate wraps the trainer and shares the batches among the processes. With ``--state FOLDER`` the run continues after
-its last whole epoch when it is started again. Needs ``pip install accelerate``.
+accelerate wraps the trainer and distributes the batches over the processes. With ``--state FOLDER`` an interrupted run
+resumes after its last complete epoch. Needs ``pip install accelerate``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Pre-train with ACL under Lightning, on the images that come with the repository.
+"""Pre-train with ACL under Lightning, on images that are part of the repository.
 
     python examples/lightning_acl.py
     python examples/lightning_acl.py --devices 2     # two processes, by DDP
 
 Needs ``pip install lightning``, or ``pytorch-lightning``, its older name. An evaluation that attacks needs gradients,
-which the inference mode of Lightning's validation and test loops forbids. The attacks of advcontrast leave that mode
-for themselves; what you differentiate yourself does not. Hence ``Trainer(inference_mode=False)`` below.
+which the inference mode of Lightning's validation and test loops forbids. The attacks of advcontrast
+disable that mode while they run, but gradients that you compute yourself need ``Trainer(inference_mode=False)``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ except ImportError:
 
 
 def learner() -> LightningLearner:
-    """Return ACL as Lightning trains it: every step, and every batch of the validation, with its attack."""
+    """Return ACL as a Lightning module, which attacks in training and in validation."""
     model, augment = convert_to_dual_bn(resnet18(num_classes=64)), ContrastivePairAugment(28)
     attack, loss = PGDAttack(eps=0.1, step_size=0.05, steps=2), NTXentLoss(gather=True)
     acl = ACLTrainer(model, loss=loss, attack=attack, augment=augment)

@@ -1,7 +1,7 @@
 """Calls of a function in parallel, each in a separate process, and their progress, for ``quickstart.py``.
 
-Small networks do not gain from several threads of PyTorch: threads that wait for each other spin, and take CPU time
-from all other programs. Several processes with one thread each are faster.
+Small networks do not benefit from several PyTorch threads: waiting threads spin, which takes CPU time from other
+programs. Several processes with one thread each are faster.
 """
 
 from __future__ import annotations

@@ -1,18 +1,19 @@
-"""Compare adversarial contrastive pre-training with two baselines: real images, few labels, minutes on a CPU.
+"""Compare adversarial contrastive pre-training with two baselines on real images with few labels, in minutes.
 
-Three encoders of the same architecture: random initialisation (RI), pre-trained without labels by SimCLR (S2S), and by
-adversarial contrastive learning (DS). Each then gets a few labels: a linear classifier on the frozen encoder is trained
-on adversarial images, and from there the whole network is fine-tuned with TRADES. Reported are the accuracy on clean
-test images (TA) and under a PGD-20 attack (RA), after the last step: nothing is selected on test images.
+Three encoders of the same architecture are compared: random initialisation (RI), and encoders pre-trained without
+labels by SimCLR (S2S) and by adversarial contrastive learning (DS). For each, a linear classifier on the frozen encoder
+is trained with a few labelled, adversarially perturbed images, and then the whole network is fine-tuned with TRADES.
+The results are the accuracy on clean test images (TA) and under a PGD-20 attack (RA) after the last step; nothing is
+selected on test images.
 
     python examples/quickstart.py                        # embedded part of Fashion-MNIST, one seed
     python examples/quickstart.py --seeds 3              # mean and standard deviation
-    python examples/quickstart.py --jobs 1               # one encoder at a time: slower, the same results
+    python examples/quickstart.py --jobs 1               # same results, one encoder at a time
     python examples/quickstart.py --data cifar10         # downloads CIFAR-10 into ./data
     python examples/quickstart.py --data folder PATH     # PATH/train/<class>/*, PATH/test/<class>/*
 
-Encoders are trained in parallel, one on each CPU core, each in a process with one thread of PyTorch unless
-OMP_NUM_THREADS is set. --out gets results.png, images.png, results.json (accuracies), card.json (a ResultCard) and
+Encoders are trained in parallel, one per CPU core, each in a process with one PyTorch thread unless OMP_NUM_THREADS is
+set. The folder --out will contain results.png, images.png, results.json (accuracies), card.json (a ResultCard) and
 models/seed<n>-<encoder>-<protocol>.safetensors, which examples/cifar/evaluate.py evaluates further.
 """
 
@@ -52,7 +53,7 @@ BRANCH = {"S2S": "clean", "DS": "adv"}  # the norms that a pre-trained encoder i
 
 
 class Encoder(nn.Module):
-    """Four convolutions. Takes images in [0, 1]: the normalisation is inside, where the attack sees it."""
+    """Encoder with four convolutions for images in [0, 1]; the normalisation is part of it, also under attack."""
 
     def __init__(self, channels: int, features: int = 128) -> None:
         super().__init__()
@@ -118,7 +119,7 @@ def train(
 
 
 def run(seed: int, name: str, settings: Settings) -> dict[str, list[bool]]:
-    """Train an encoder and its classifiers, store these, and return the verdicts on the test images by metric."""
+    """Train an encoder and its classifiers, save them, and return the outcome for each test image by metric."""
     task = load_task(settings)
     labelled, batches = task.few_labels(settings.labels, seed), list(task.test.batches(500))
     torch.manual_seed(seed)

@@ -49,11 +49,11 @@ class Task:
         return self.train.x.shape[2], self.train.x.shape[3]
 
     def attack(self, steps: int) -> PGDAttack:
-        """Return PGD with the paper's ratio of step size to radius, or longer steps where they are few."""
+        """Return PGD with the paper's ratio of step size to radius, or longer steps if there are few."""
         return PGDAttack(eps=self.eps, step_size=self.eps * max(1 / 4, 1.5 / steps), steps=steps)
 
     def few_labels(self, count: int, seed: int) -> ImageSet:
-        """Return training images to use the labels of, at random, equally many of each class."""
+        """Return a random subset of training images whose labels are used, with equally many of each class."""
         y, classes = self.train.y.cpu(), range(len(self.train.classes))
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
         return self.train.subset(torch.cat([order[y[order] == c][: count // len(classes)] for c in classes]))
@@ -107,7 +107,7 @@ def require(valid: bool, expected: str, got: object) -> None:
 
 
 def shuffled(n: int) -> Tensor:
-    """Return the numbers below n, always in the same random order."""
+    """Return the numbers below n in a fixed random order."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 

@@ -1,4 +1,4 @@
-"""Put results of evaluate.py side by side: a table, figures, and for each pair the differences beyond chance.
+"""Compare results of evaluate.py: a table, figures, and significance tests for each pair.
 
     python examples/cifar/compare.py runs/RI-evaluation runs/DS-evaluation --out runs/comparison
 
@@ -53,7 +53,7 @@ def card_in(folder: Path) -> Path:
 
 
 def unforeseen(cards: Sequence[ResultCard]) -> str:
-    """Return UAR, the accuracy under unforeseen attacks as a share of what training against them reaches."""
+    """Return UAR, the accuracy under unforeseen attacks relative to that of training against them."""
     found = {
         card.name: {
             name: 100 * sum(card.curves[name].accuracies) / sum(calibration.ata)

@@ -1,11 +1,11 @@
-"""Test a classifier on images that no attack of its training has made: common corruptions (Figure 2).
+"""Evaluate a classifier under common corruptions (Figure 2).
 
     python examples/cifar/corruptions.py --model runs/DS-trades/final.safetensors --out runs/DS-corruptions
     python examples/cifar/corruptions.py --model runs/DS-trades/final.safetensors --cifar10c CIFAR-10-C --out runs/DS-c
 
-With ``--cifar10c`` on the 19 files of CIFAR-10-C, which are the paper's "unforeseen attacks". Without, on corruptions
-of the test images that can be computed from published constants; their names are those of the operations; they are not
-CIFAR-10-C. The result is the accuracy in [0, 1], averaged over severities.
+``--cifar10c`` uses the 19 files of CIFAR-10-C, the paper's "unforeseen attacks". Otherwise corruptions of the test
+images are computed from published constants; these are not the files of CIFAR-10-C. The result is the accuracy in [0,
+1], averaged over severities.
 """
 
 from __future__ import annotations

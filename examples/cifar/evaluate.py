@@ -1,23 +1,23 @@
-"""Evaluate a classifier in full: its accuracy, under which attacks, and whether the result is reliable.
+"""Evaluate a classifier: clean accuracy, robust accuracy under several attacks, and checks of its reliability.
 
     python examples/cifar/evaluate.py --model runs/DS-trades/final.safetensors --data cifar10 --out runs/DS-evaluation
     python examples/cifar/evaluate.py --model runs/1/final.safetensors,runs/2/final.safetensors --out runs/evaluation
     python examples/cifar/evaluate.py --model runs/quickstart/models/seed0-DS-finetune.safetensors --out runs/quick
 
-Several models, separated by commas, are seeds of one result. Writes ``result.json``, a card for
-``advcontrast.evaluation.ResultCard.read``, and pictures of images and branches to ``--out``. ``compare.py`` makes the
-table and the other figures of one or several cards. In the card:
+Several models, separated by commas, count as seeds of one result. Writes ``result.json``, a card for
+``advcontrast.evaluation.ResultCard.read``, and pictures of images and branches to ``--out``. ``compare.py`` makes
+tables and figures from one or more cards. The card contains:
 
-- Verdicts on the test images: TA, clean; RA, under PGD-20; APGD, under 50 steps of Auto-PGD on DLR; AA, under
+- The outcome for each test image: TA, clean; RA, under PGD-20; APGD, under 50 steps of Auto-PGD on DLR; AA, under
   AutoAttack (needs pyautoattack).
 - Accuracy against radius and steps of the attack; under common corruptions (CIFAR-10-C with ``--cifar10c``, otherwise
   those that can be computed); under seven unforeseen attacks at six calibrated sizes (``--uar-steps``, 200 is usual;
   images of 32 x 32 pixels).
-- How far attacks move the features, alarms for masked gradients, and with ``--encoder``, a dual encoder of pretrain.py,
+- How far attacks move the features, alarms for gradient masking, and with ``--encoder``, a dual encoder of pretrain.py,
   the distance of its branches.
 
-AutoAttack continues when the script is started again; the rest starts anew. Presets: ``full`` does all but UAR,
-``quick`` leaves out AutoAttack too.
+If the script is started again, AutoAttack resumes; the rest is repeated. Presets: ``full`` does everything except UAR,
+``quick`` also omits AutoAttack.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def corruptions(one: Classifier, settings: Settings) -> Mapping[str, float]:
 
 
 def alarms(one: Classifier, seed: int, few: int, pgd: PGDAttack) -> list[Alarm]:
-    """Look for masked gradients; a model that is right on less than two images has nothing to mask."""
+    """Check for gradient masking, unless the model is correct on fewer than two images."""
     if accuracy(one.model, one.batches(few)).correct.sum() < 2:
         return []
     found = gradient_masking(one.model, one.batches(few), pgd, images=few).alarms

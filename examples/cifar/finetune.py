@@ -1,16 +1,16 @@
-"""Fine-tune a pre-trained encoder, or a random one, to classify: TRADES or standard training (Tables 1 and 3, Fig. 3).
+"""Fine-tune a pre-trained or random encoder as a classifier: TRADES or standard training (Tables 1 and 3, Fig. 3).
 
     python examples/cifar/finetune.py --encoder runs/DS/final.safetensors --branch adv --out runs/DS-trades
     python examples/cifar/finetune.py --encoder random --out runs/RI-trades
     python examples/cifar/finetune.py --encoder runs/DS/final.safetensors --labels 0.01 --out runs/DS-1percent
 
-Trains on 90 % of the training images, keeps the epoch with the best robust accuracy on the other 10 % (standard
-accuracy for standard training), and reports that one on the test images. ``metrics.csv`` has the curve.
+Trains on 90 % of the training images, selects the epoch with the best robust accuracy on the other 10 % (standard
+accuracy for standard training), and tests it on the test images. ``metrics.csv`` has the curve.
 
 Presets: ``paper`` is the text's 25 epochs with decays after 15 and 20, ``code`` the README's 100 epochs with decays at
-the start of epochs 40 and 60, ``fast`` 10 epochs. ``robustssl`` and ``dynacl2023`` have the numbers of this benchmark
-and of this paper, which train on all images, and both branches, and take the last epoch; that is not done here. See
-``advcontrast.evaluation.protocol`` for sources. Wall time and accuracy at full size: not yet run.
+the start of epochs 40 and 60, ``fast`` 10 epochs. ``robustssl`` and ``dynacl2023`` have the settings of that benchmark
+and that paper, except that these train on all images and take the last epoch. See ``advcontrast.evaluation.protocol``
+for sources. Wall time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations

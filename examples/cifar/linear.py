@@ -3,14 +3,14 @@
     python examples/cifar/linear.py --encoder runs/DS/final.safetensors --branch adv --out runs/DS-linear
     python examples/cifar/linear.py --encoder runs/DS/final.safetensors --branch clean --train adversarial --out runs/x
 
-The encoder stays in eval mode: neither its weights nor its running statistics move. ``adversarial`` is the TRADES loss,
+The encoder stays in eval mode: its weights and running statistics do not change. ``adversarial`` is the TRADES loss,
 as in the authors' runs, unless ``--loss`` or the preset changes it. Epochs are selected and reported as by
 finetune.py.
 
 Presets: ``paper`` decays after epochs 15 and 20, ``code`` at their start, ``fast`` has 10 epochs. ``robustssl`` and
-``dynacl2023`` have the numbers that this benchmark and this paper use for CIFAR-10 (with ``--lr 0.05`` for CIFAR-100);
-they train on all images and take the last epoch, which is not done here. See ``advcontrast.evaluation.protocol`` for
-sources. Wall time and accuracy at full size: not yet run.
+``dynacl2023`` have the settings of that benchmark and that paper for CIFAR-10 (with ``--lr 0.05`` for CIFAR-100),
+except that these train on all images and take the last epoch. See ``advcontrast.evaluation.protocol`` for sources. Wall
+time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations

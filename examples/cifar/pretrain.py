@@ -6,15 +6,15 @@
     torchrun --nproc-per-node=2 examples/cifar/pretrain.py --mode DS --out runs/DS    # docs/guides/scale.rst has more
 
 Presets: ``code`` has the settings of the authors' code, ``paper`` those of their text (SimCLR's head and crop, and its
-optimizer, which spares norms and biases), ``fast`` a tenth of the epochs with three longer attack steps for five;
-``selfie`` is the baseline with the settings of its authors. Others spend less on the attack, in as many epochs: ``few``
-takes three longer steps, ``single`` one from a random start, ``warm`` one from where the last batch ended, ``free``
-none beside the training step, on batches that come four times in a row, ``progressive`` one, three and then five.
-The cost of a preset is printed before it runs; ``docs/guides/speed.rst`` has the accuracy that it loses.
-``--method`` takes the settings of the paper of a method (``--preset paper``), or shorter ones (``fast``). Methods that
-learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
+optimizer, which excludes norms and biases), ``fast`` a tenth of the epochs with three longer attack steps instead of
+five; ``selfie`` is the baseline with the settings of its authors. The other presets use cheaper attacks for as many
+epochs: ``few`` takes three longer steps, ``single`` one step from a random start, ``warm`` one step from the
+perturbations of the last batch, ``free`` no step beside the training step, with each batch four times in a row,
+``progressive`` one, three and then five. The cost of a preset is printed before it runs; ``docs/guides/speed.rst`` has
+the loss of accuracy. ``--method`` takes the settings of the paper of a method (``--preset paper``), or shorter ones
+(``fast``). Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
 
-The images of ``--data`` are all used, without labels. With ``--stream PATH`` those below PATH are used instead, which
+All images of ``--data`` are used, without labels. With ``--stream PATH`` those below PATH are used instead, which
 may be more than fit into memory and need no classes; ``--data`` is then for the linear classifier alone. The card has
 the losses of the last epoch, and TA and RA of a linear classifier on the frozen encoder, through the adversarial norms
 if there are two sets. Wall time and accuracy at full size: not yet run.
