@@ -28,7 +28,8 @@ def conditions(module: str, packages: Iterable[str] = (), *, seconds: float | No
     threads = torch.get_num_threads()
     on = f"{threads} thread{'s' if threads > 1 else ''} of {processor()}"
     if device != "cpu":
-        on = f"{torch.cuda.get_device_name(device)}, {on}"
+        timed = "on" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "off"
+        on = f"{torch.cuda.get_device_name(device)}, TF32 off in comparisons and {timed} in timed convolutions, {on}"
     return f"`{command}`: {when}. {on}. {', '.join(f'{k} {v}' for k, v in versions(*packages).items())}."
 
 

@@ -2,11 +2,11 @@
 
 All attack the same untrained network in eval mode, from a random start, on random images labelled with the network's
 own predictions, so that no image is misclassified before the attack. Before they are timed, all run once without a
-random start. Agreement in the L-infinity ball is the share of pixels that an attack moved as the first one did, to
-within half a step; in the L2 ball it is the largest distance between two results, in radii. A gradient near zero
-changes its sign with the order of sums, so that some steps differ. An agreement below 98 %, or a distance above 5 %,
-raises; ART comes closest to that, as it moves into the bounds before the ball. APGD chooses its own 10 steps, so that
-only its loss can be compared.
+random start and without TF32. Agreement in the L-infinity ball is the share of pixels that an attack moved as the first
+one did, to within half a step; in the L2 ball it is the largest distance between two results, in radii. A gradient near
+zero changes its sign with the order of sums, so that some steps differ. An agreement below 98 %, or a distance above
+5 %, raises; ART comes closest to that, as it moves into the bounds before the ball. APGD chooses its own 10 steps, so
+that only its loss can be compared.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advcontrast._memory_format import choose_memory_format
+from advcontrast._modes import without_tf32
 from advcontrast.attacks import ClassificationObjective, PGDAttack, under_attack
 from advcontrast.models import resnet18
 from benchmarks.timing.sidebyside import Candidate, Settings, Table
@@ -147,6 +148,7 @@ def apgd(autopgd: ModuleType, norm: str, steps: int, model: nn.Module) -> Attack
     return run
 
 
+@without_tf32()
 def agreements(attacks: dict[str, Attack], norm: str, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, str]:
     """Return the difference of each attack without random start to the first one, as text."""
     found = {name: attack(x, y, False) for name, attack in attacks.items()}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advcontrast._memory_format import choose_memory_format
+from advcontrast._modes import without_tf32
 from advcontrast.attacks import PGDAttack
 from advcontrast.models import resnet18
 from advcontrast.strategies.trades import TRADESTrainer
@@ -95,6 +96,7 @@ def step(loss: Loss, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> 
     optimizer.step()
 
 
+@without_tf32()
 def agreements(names: tuple[str, ...], model: nn.Module, steps: int, x: Tensor, y: Tensor) -> dict[str, str]:
     """Return the differences of loss and gradient to those of the reference, as text."""
     start = (x + 0.001 * torch.randn_like(x)).clamp(0, 1)

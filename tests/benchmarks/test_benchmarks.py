@@ -41,6 +41,24 @@ def test_end_to_end_runs_at_tiny_size(monkeypatch):
     assert len(growth.rows) == 12
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["step", "pgd", "nt_xent", "trades", "mixed"])
+def test_candidates_are_compared_without_tf32(name, monkeypatch):
+    def note(*_):
+        if torch.is_grad_enabled():
+            found.add(torch.backends.cudnn.conv.fp32_precision)
+
+    found = set()
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **settings: None)
+    monkeypatch.setattr(Table, "race", lambda *_, **__: {})
+    hook = nn.modules.module.register_module_forward_hook(note)
+    try:
+        importlib.import_module(f"benchmarks.timing.{name}").tables(SETTINGS)
+    finally:
+        hook.remove()
+    assert found == {"ieee"}
+
+
 def test_charts_have_every_row_of_the_committed_tables_that_they_name():
     points = sum(len(candidates) for *_, candidates in charts.SPEEDS)
     assert len(charts.draw_speed().axes[0].lines) == points + 1  # the line at 1
