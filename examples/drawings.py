@@ -14,12 +14,12 @@ from advcontrast.attacks import ClassificationObjective, under_attack
 from tasks import Task
 
 COLOURS = ("#9a9a9a", "#56b4e9", "#d55e00")
-SHOWN = 8  # images
+SHOWN = 6  # images
 
 
 def draw_results(results: Mapping[str, Any], encoders: Mapping[str, str], protocols: Mapping[str, str]) -> Figure:
     """Draw the mean accuracies of each encoder, clean and under attack, as bars, and a dot for each seed."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
     panels = figure.subplots(1, len(protocols), sharey=True)
     for axes, (protocol, title) in zip(panels, protocols.items(), strict=True):
         for i, ((name, encoder), colour) in enumerate(zip(encoders.items(), COLOURS, strict=True)):
@@ -30,7 +30,7 @@ def draw_results(results: Mapping[str, Any], encoders: Mapping[str, str], protoc
                 axes.text(place, seeds.max() + 2, f"{seeds.mean():.0f}", ha="center", fontsize=8)
                 if len(seeds) > 1:
                     axes.plot([place] * len(seeds), seeds, ".", color="black", markersize=4, alpha=0.6)
-        axes.set_xticks([0, 1], ["clean images (TA)", "PGD-20 attack (RA)"])
+        axes.set_xticks([0, 1], ["clean (TA)", "PGD-20 (RA)"])
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="test accuracy (%)", ylim=(0, 100))
@@ -40,17 +40,17 @@ def draw_results(results: Mapping[str, Any], encoders: Mapping[str, str], protoc
 
 
 def draw_images(task: Task, models: Mapping[str, nn.Module]) -> Figure:
-    """Draw the first test images that the second of two linear classifiers keeps under attack and the first does not.
+    """Draw the first test images on which only the second of two linear classifiers is correct under attack.
 
-    All of them are classified correctly by both models without attack. Below each image are the attacked versions of
-    both models with what these predict, and the perturbations.
+    Both models classify them correctly without attack. Below each image are the image attacked against either model,
+    with the prediction of that model, and the perturbation.
     """
     x, y = (torch.cat(parts) for parts in zip(*task.test.batches(500), strict=True))
     attacked = {name: _attack(task, model) for name, model in models.items()}
     right = torch.stack([clean == y for clean, _, _ in attacked.values()]).all(0)
     first, second = (right & (predicted == y) for _, predicted, _ in attacked.values())
     chosen = (second & ~first).nonzero()[:SHOWN, 0].tolist()
-    figure = Figure(figsize=(9, 6.2), layout="constrained")
+    figure = Figure(figsize=(6, 5.6), layout="constrained")
     grid = figure.subplots(1 + 2 * len(models), SHOWN)
     for axes in grid.flat:
         axes.axis("off")
@@ -69,9 +69,9 @@ def draw_images(task: Task, models: Mapping[str, nn.Module]) -> Figure:
         bar.ax.set_yticklabels([f"-{task.eps:.3g}", "0", f"+{task.eps:.3g}"])
     a, b = models
     figure.suptitle(
-        f"Linear classifiers on frozen encoders, PGD-20, eps = {task.eps:.3g}. Of {int(right.sum())} images that both "
-        f"classify correctly without attack,\n{b} keeps {int((second & ~first).sum())} that {a} loses, and {a} keeps "
-        f"{int((first & ~second).sum())} that {b} loses. Shown are the first {len(chosen)} of the former.",
+        f"Linear classifiers on frozen encoders, PGD-20, eps = {task.eps:.3g}.\nBoth classify {int(right.sum())} clean "
+        f"images correctly. Under attack only {b} is still correct on {int((second & ~first).sum())},\nof which the "
+        f"first {len(chosen)} are shown, and only {a} on {int((first & ~second).sum())}.",
         fontsize=9,
     )
     return figure

@@ -25,7 +25,7 @@ from benchmarks.evidence import fashion
 
 EPS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15)
 ENCODERS = {"RI": "random initialisation", "S2S": "SimCLR (S2S)", "DS": "ACL (DS)"}
-PROTOCOLS = {"linear": "linear classifier on the frozen encoder", "finetune": "fine-tuned"}
+PROTOCOLS = {"linear": "frozen, linear classifier", "finetune": "fine-tuned"}
 STYLES = {"RI": ("#9a9a9a", "o"), "S2S": ("#56b4e9", "s"), "DS": ("#d55e00", "D")}
 
 
@@ -43,7 +43,7 @@ def curves(folder: Path, encoder: str, protocol: str) -> Tensor:
 
 def draw(found: dict[tuple[str, str], Tensor]) -> Figure:
     """Draw a panel for each protocol with the mean curve of each encoder, and the range of its seeds."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(6, 3.3), layout="constrained")
     panels = figure.subplots(1, len(PROTOCOLS), sharey=True)
     for axes, (protocol, title) in zip(panels, PROTOCOLS.items(), strict=True):
         for name, encoder in ENCODERS.items():
@@ -51,12 +51,12 @@ def draw(found: dict[tuple[str, str], Tensor]) -> Figure:
             axes.plot(EPS, values.mean(0), color=colour, marker=marker, markersize=5, label=encoder)
             axes.fill_between(EPS, values.amin(0), values.amax(0), color=colour, alpha=0.2, linewidth=0)
         axes.axvline(0.1, color="black", linewidth=0.6, linestyle=":")
-        axes.set(xlabel="radius of the attack (eps), images in [0, 1]", xticks=EPS[::2])
+        axes.set(xlabel="radius of the attack (eps)", xticks=EPS[::2])
         axes.set_title(title, fontsize=10)
         axes.grid(axis="y", linewidth=0.5, alpha=0.4)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="accuracy with 100 labels (%)", ylim=(0, 80))
-    panels[0].annotate("trained for 0.1", (0.102, 76), fontsize=8)
+    panels[0].annotate("trained for 0.1", (0.097, 75), ha="right", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure

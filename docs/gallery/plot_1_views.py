@@ -45,9 +45,9 @@ dyes = torch.tensor(
 images = (gray[chosen, None].float() * dyes[:, :, None, None] / 255).to(torch.uint8)
 
 # %%
-# :meth:`~advcontrast.augment.SimCLRAugment.draw` draws, for each image, a crop, a mirror image, changes of colour
-# in random order, and gray. A generator makes the draw repeatable. :meth:`~advcontrast.augment.SimCLRAugment.apply`
-# is deterministic.
+# :meth:`~advcontrast.augment.SimCLRAugment.draw` draws, for each image, a crop, a horizontal flip, colour operations
+# in random order, and a conversion to gray. With a generator the draw is reproducible.
+# :meth:`~advcontrast.augment.SimCLRAugment.apply` is deterministic.
 
 augment = SimCLRAugment(28)
 generator = torch.Generator().manual_seed(4)
@@ -56,8 +56,8 @@ views = [augment.apply(images, drawn) for drawn in (first, second)]
 assert torch.equal(views[0], augment.apply(images, first))  # replayed
 
 # %%
-# Parameters are a named tuple, so they can be changed before they are applied. Without jitter and gray, only the crop
-# and the mirror image are left of the second view.
+# The parameters are a named tuple, so they can be changed before they are applied. Without jitter and gray, only the
+# crop and the flip of the second view remain.
 
 never = torch.zeros(6, dtype=torch.bool)
 uncoloured = second._replace(jitter=never, gray=never)
@@ -89,5 +89,5 @@ plt.show()
 
 # %%
 # The best strength depends on the training. ``strength=0.5`` halves all changes, which suits adversarial training,
-# whose attack changes the views too; transforms of kornia and torchvision can replace the recipe. See
+# since the attack also changes the views. Transforms of kornia and torchvision can replace this augmentation; see
 # :class:`~advcontrast.ContrastivePairAugment`.
