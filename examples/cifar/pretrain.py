@@ -116,6 +116,8 @@ def main(settings: Settings) -> None:
         tensorboard=settings.tensorboard,
     )
     last = {name: value for name, value in history[-1].items() if name not in ("epoch", "step", "seconds", "lr")}
+    if settings.monitor:
+        last["knn_ra"] = [row["knn_ra"] for row in history]
     last["images_per_second"] = len(history) * len(data) / sum(row["seconds"] for row in history)
     if settings.stream:
         last["stream"] = f"ImageStream of {len(data)} samples {data.dataset.fingerprint()[:16]}"

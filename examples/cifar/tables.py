@@ -9,7 +9,7 @@ Each run is one of the scripts in this folder, and writes to ``OUT/seed<N>/<run>
 interrupted. Logs are in ``OUT/logs/``. On a CPU set ``--jobs`` to the number of cores: a run has one thread of PyTorch
 unless the environment variable OMP_NUM_THREADS sets another number. The results do not depend on ``--jobs``.
 ``OUT/tables.md``, ``OUT/figure2.png`` and ``OUT/figure3.png`` show the results so far: mean and standard deviation over
-the seeds, next to the paper's numbers; ``OUT/cards/`` has a JSON card for each run.
+the seeds, next to the paper's numbers; ``OUT/cards/`` has a JSON card for each run, and may hold those of earlier runs.
 
 Budgets: ``paper`` has the settings of the paper (weeks on one GPU); ``hour`` cuts its pre-training to 40 epochs, for
 ``--amp bf16 --only finetune-random finetune-S2S finetune-DS`` on a GPU. ``medium`` has a ResNet-18 of
@@ -31,7 +31,7 @@ from statistics import fmean
 from _common.figures import draw_fine_tuning
 from _common.flags import Parser
 from _common.method_table import draw_cost, methods_table
-from _common.paper_tables import BUDGETS, FIGURES, PARTS, TABLES, Table, needed, runs_of
+from _common.paper_tables import BUDGETS, FIGURES, METHODS, PARTS, TABLES, Table, needed, runs_of
 from _common.run_folder import write_json
 from _common.runner import Runner, card_of
 from advcontrast.evaluation import ResultCard, markdown_table
@@ -90,25 +90,25 @@ def require_same(given: argparse.Namespace) -> None:
 
 
 def write_report(out: Path, title: str) -> None:
-    """Write ``tables.md`` and the figures of the finished runs, and gather their cards in ``cards/``."""
+    """Gather the cards of finished runs in ``cards/``, and write ``tables.md`` and the figures of all cards there."""
     folders: dict[str, list[Path]] = {}
     cards: dict[str, list[ResultCard]] = {}
     (out / "cards").mkdir(parents=True, exist_ok=True)
     for path in sorted(out.glob("seed*/*/card.json")):
-        card = card_of(path.parent)
-        if card is not None:
+        if card_of(path.parent / "card.json") is not None:
             folders.setdefault(path.parent.name, []).append(path.parent)
-            cards.setdefault(path.parent.name, []).append(card)
             shutil.copy(path, out / "cards" / f"{path.parent.name}-{path.parents[1].name}.json")
+    for path in sorted((out / "cards").glob("*.json")):
+        card = card_of(path)
+        if card is not None:
+            cards.setdefault(path.stem.rpartition("-")[0], []).append(card)
     measured = "Accuracy in percent on the test images, clean (TA) and under PGD-20 (RA)"
     parts = [f"# Tables of ACL: {title}", f"{measured}; mean ± standard deviation over the seeds."]
     parts += [table(one, cards) for one in TABLES.values() if any(row.run in cards for row in one.rows)]
-    if any(name.startswith("methods-") for name in cards):
+    if any(f"methods-{name}" in cards for name in METHODS):
         parts.append(methods_table(cards))
-        figure = draw_cost(out, cards)
-        if figure is not None:
-            figure.savefig(out / "methods.png", dpi=150)
-            parts.append("![methods](methods.png)")
+        draw_cost(cards).savefig(out / "methods.png", dpi=150)
+        parts.append("![methods](methods.png)")
     shown = {name: {label: run for label, run in runs.items() if run in cards} for name, runs in FIGURES.items()}
     if shown["figure2"]:
         bars = {label: mean_of(cards[run]) for label, run in shown["figure2"].items()}

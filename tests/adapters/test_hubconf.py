@@ -96,9 +96,9 @@ def test_the_clone_is_listed_where_it_is_not_installed():
     code = """
 torch.hub._get_cache_or_reload = lambda *_, **__: root
 entries = torch.hub.list("owner/advcontrast", trust_repo=True)
-print(len(entries), all("untrained" in torch.hub.help("owner/advcontrast", name, trust_repo=True) for name in entries))
+print(len(entries), all("trained" in torch.hub.help("owner/advcontrast", name, trust_repo=True) for name in entries))
 """
-    assert run(code) == "5 True"
+    assert run(code) == "6 True"
 
 
 def test_wrong_arguments_say_so():

@@ -1,8 +1,10 @@
 """tables.py runs what is needed in order, goes on where it stopped, and reports what it finds."""
 
 import argparse
+import shutil
 import signal
 import sys
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from tests.processes import Popen
 # Stands for a script: notes that it ran, and takes a card from the test unless it is told to fail.
 SCRIPT = """
 import os, shutil, sys
+from itertools import chain
 from pathlib import Path
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 out = Path(flags["--out"])
@@ -134,6 +137,14 @@ def test_the_cards_are_gathered(scripts, tmp_path):
     assert ResultCard.read(tmp_path / "cards" / "finetune-DS-seed2.json").results["TA"].mean == 0.4
 
 
+def test_a_card_without_its_run_counts_too(scripts, tmp_path):
+    fake(tmp_path, "finetune-DS", 1, ta=40, ra=10)
+    report(scripts, tmp_path)
+    shutil.rmtree(tmp_path / "seed1")
+    fake(tmp_path, "finetune-DS", 2, ta=60, ra=10)
+    assert "| DS | 50.00 ± 14.14 | 10.00 ± 0.00 |  | 2 | 82.19 | 52.82 |" in report(scripts, tmp_path)
+
+
 @pytest.mark.slow
 def test_figures_are_drawn_of_what_there_is(scripts, tmp_path):
     for seed in (1, 2):
@@ -157,7 +168,7 @@ def test_every_row_and_figure_has_a_run(scripts):
     assert names <= runs.keys()
 
 
-@pytest.mark.parametrize("budget", ["smoke", "small", "hour", "paper"])
+@pytest.mark.parametrize("budget", ["smoke", "quick", "small", "medium", "hour", "paper"])
 def test_what_a_run_takes_comes_before_it(scripts, budget):
     recipes = scripts.recipes
     order = [run.name for run in recipes.needed(recipes.PARTS, recipes.runs_of(recipes.BUDGETS[budget]))]
@@ -191,7 +202,7 @@ def test_a_folder_with_other_runs_is_refused(run, tmp_path, capsys, flags, text)
     assert f"expected {text} as for the runs in {tmp_path}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("budget", ["smoke", "small", "hour", "paper"])
+@pytest.mark.parametrize("budget", ["smoke", "quick", "small", "medium", "hour", "paper"])
 def test_every_run_has_flags_that_its_script_takes(scripts, budget):
     from _common.flags import parse
 
@@ -315,25 +326,21 @@ def test_the_smoke_budget_runs_the_scripts_themselves(scripts, tmp_path):
     assert "Not run" not in (tmp_path / "tables.md").read_text()
 
 
-def test_methods_are_compared_in_one_table_and_one_figure(scripts, tmp_path):
+def test_methods_are_compared_in_one_table_and_one_figure(scripts):
     from _common import method_table
 
-    training = {"cost": 20.0}
+    training = {"cost": 20.0, "knn_ra": [0.1, 0.3]}
     cards = {
         "methods-DS": [result(1, 70, 30, **training), result(2, 72, 34, **training)],
         "methods-DS-linear": [result(1, 60, 40)],
         "methods-deacl": [result(1, 71, 20, **training)],
     }
-    for name, found in cards.items():
-        for card in found:
-            card.settings["flags"] = {"passes": 60.0}
-            folder = tmp_path / f"seed{card.seeds[0]}" / name
-            folder.mkdir(parents=True)
-            (folder / "metrics.csv").write_text("epoch,knn_ra\n1,0.1\n2,0.3\n")
+    for card in chain(*cards.values()):
+        card.settings["flags"] = {"passes": 60.0}
     lines = method_table.methods_table(cards).splitlines()
     assert [line.split(" | ")[0].lstrip("| ") for line in lines[4:]] == ["DS", "deacl"]
     assert "| 71.0 ± 1.4 | 32.0 ± 2.8 | 60.0 | 40.0 |" in lines[4]
-    ours, theirs = method_table.draw_cost(tmp_path, cards).axes[0].lines
+    ours, theirs = method_table.draw_cost(cards).axes[0].lines
     assert ours.get_xdata().tolist() == [20.0, 40.0]
     assert theirs.get_xdata().tolist() == pytest.approx([60.0, 80.0])  # the teacher has spent 40
     assert ours.get_ydata().tolist() == pytest.approx([10.0, 30.0])

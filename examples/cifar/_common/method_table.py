@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
@@ -41,25 +39,18 @@ def percent(cards: Sequence[ResultCard], metric: str) -> str:
     return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def draw_cost(out: Path, cards: Mapping[str, Sequence[ResultCard]]) -> Figure | None:
+def draw_cost(cards: Mapping[str, Sequence[ResultCard]]) -> Figure:
     """Draw the robust accuracy of nearest neighbours during training against the cost, teacher included."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for name, flags in METHODS.items():
-        curves = []
-        for path in sorted(out.glob(f"seed*/methods-{name}/metrics.csv")):
-            with path.open(newline="") as file:
-                curves.append([float(row["knn_ra"]) for row in csv.DictReader(file) if row.get("knn_ra")])
-        if not curves or f"methods-{name}" not in cards:
+        runs = [card.settings for card in cards.get(f"methods-{name}", [])]
+        if not runs:
             continue
-        settings = cards[f"methods-{name}"][0].settings
-        taught = flags.get("method") in TAUGHT
-        passes, cost = settings["flags"]["passes"], settings["training"]["cost"]
-        spent = passes / (1 - TEACHER) * TEACHER if taught else 0.0
-        mean = [100 * fmean(values) for values in zip(*curves, strict=False)]
+        passes, cost = runs[0]["flags"]["passes"], runs[0]["training"]["cost"]
+        spent = passes / (1 - TEACHER) * TEACHER if flags.get("method") in TAUGHT else 0.0
+        mean = [100 * fmean(values) for values in zip(*(run["training"]["knn_ra"] for run in runs), strict=True)]
         axes.plot([spent + cost * epoch for epoch in range(1, len(mean) + 1)], mean, label=name)
-    if not axes.lines:
-        return None
     axes.set(xlabel="forward passes per image, teacher included", ylabel="nearest neighbours under PGD-10 (%)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)

@@ -98,6 +98,7 @@ MEDIUM = replace(
     seeds=2,
     common={"width": 16},
     pretrain={**SMALL.pretrain, "batch-size": 256, "attack-steps": 5, "attack-step": 0.25},
+    few={**SMALL.few, "labels": 0.01, "epochs": 30, "milestones": "20,26"},
     wide={"width": 16},
     passes=320,
 )
@@ -182,10 +183,14 @@ def runs_of(budget: Budget) -> dict[str, Run]:
         passes = budget.passes * (1 - TEACHER) if taught else budget.passes
         takes = "methods-teacher" if taught else None
         add(f"methods-{name}", "pretrain", budget.pretrain, flags, {"passes": passes, "monitor": 200}, takes=takes)
-        chosen = {"branch": "clean" if name == "S2S" else "adv", "apgd": 50}
+        branch = {"branch": "clean" if name == "S2S" else "adv"}
+        chosen = {**branch, "apgd": 50}
         adversarial = {"train": "adversarial", "loss": "adversarial-ce"}
         add(f"methods-{name}-linear", "linear", budget.linear, adversarial, chosen, takes=f"methods-{name}")
         add(f"methods-{name}-few", "finetune", {"labels": 0.01}, budget.few, chosen, takes=f"methods-{name}")
+        add(f"equal-{name}-10", "finetune", budget.few, {**branch, "labels": 0.1}, takes=f"methods-{name}")
+    add("equal-random-few", "finetune", {"labels": 0.01}, budget.few)
+    add("equal-random-10", "finetune", budget.few, {"labels": 0.1})
     return runs
 
 
@@ -284,6 +289,16 @@ TABLES = {
             Row("standard training, adversarial branch", "linear-standard-adv", 79.76, 30.31),
             Row("adversarial training, clean branch", "linear-adversarial-clean", 82.63, 0.28),
             Row("adversarial training, adversarial branch", "linear-adversarial-adv", 74.22, 44.22),
+        ),
+    ),
+    "equal": Table(
+        "Encoders of equal cost: adversarial linear classifier, and fine-tuned with few and with 10 % of the labels",
+        (
+            *(Row(f"linear, {name}", f"methods-{name}-linear") for name in ("S2S", "DS", "deacl")),
+            Row("few labels, random initialisation", "equal-random-few"),
+            *(Row(f"few labels, {name}", f"methods-{name}-few") for name in ("S2S", "DS", "deacl")),
+            Row("10 % labels, random initialisation", "equal-random-10"),
+            *(Row(f"10 % labels, {name}", f"equal-{name}-10") for name in ("S2S", "DS", "deacl")),
         ),
     ),
 }

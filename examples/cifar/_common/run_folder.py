@@ -57,7 +57,8 @@ class Run:
             network: what is needed to rebuild it, stored with the weights.
             test: the images that were evaluated.
             verdicts: for each metric what was found on them.
-            training: other results, such as the epoch that was selected; the card has them among its settings.
+            training: other results, such as the epoch that was selected, or a list with a value for each epoch; the
+                card has them among its settings.
             **fields: further fields of the card.
         """
         save(model.state_dict(), self.folder / "final.safetensors", network)
@@ -75,7 +76,8 @@ class Run:
         if distributed.rank() == 0:
             card.write(self.folder / "card.json")
         numbers = {metric: found.accuracy for metric, found in verdicts.items()} | settings["training"]
-        shown = (f"{name} {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in numbers.items())
+        last = {name: value[-1] if isinstance(value, list) else value for name, value in numbers.items()}
+        shown = (f"{name} {f'{value:.4f}' if isinstance(value, float) else value}" for name, value in last.items())
         say(f"{self.folder}: {', '.join(shown)}")
 
 

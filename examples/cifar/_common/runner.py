@@ -55,7 +55,7 @@ class Runner:
         if before is not None and before.result():
             return f"{run.name}, seed {seed}: not run, as {run.takes} failed"
         folder = self.folder / f"seed{seed}" / run.name
-        if card_of(folder) is not None:
+        if card_of(folder / "card.json") is not None:
             return ""
         log = self.folder / "logs" / f"{run.name}-seed{seed}.log"
         with log.open("wb") as file:
@@ -68,7 +68,7 @@ class Runner:
             child.wait()
             with self.lock:
                 self.children.discard(child)
-        if card_of(folder) is not None:
+        if card_of(folder / "card.json") is not None:
             return ""
         lines = log.read_text(errors="replace").splitlines() or [f"status {child.returncode}"]
         return f"{run.name}, seed {seed}: {lines[-1]}"
@@ -96,10 +96,10 @@ class Runner:
         return [future.result() for future in names if future.result()]
 
 
-def card_of(folder: Path) -> ResultCard | None:
-    """Return the card of the run in a folder; ``None`` if there is none, or if it is damaged."""
+def card_of(path: Path) -> ResultCard | None:
+    """Return the card in a file; ``None`` if there is none, or if it is damaged."""
     try:
-        return ResultCard.read(folder / "card.json")
+        return ResultCard.read(path)
     except (OSError, ValueError):
         return None
 
