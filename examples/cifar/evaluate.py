@@ -31,6 +31,7 @@ from typing import Any
 from _common.figures import draw_branches, draw_images
 from _common.flags import Common, flag, start
 from _common.load_models import BATCH, Classifier, any_classifier, dual_encoder
+from _common.report import mean_of
 from _common.run_folder import begin
 from advcontrast import PGDAttack
 from advcontrast.attacks import APGDAttack
@@ -155,11 +156,6 @@ def alarms(one: Classifier, seed: int, few: int, pgd: PGDAttack) -> list[Alarm]:
         return []
     found = gradient_masking(one.model, one.batches(few), pgd, images=few).alarms
     return [replace(alarm, name=f"seed {seed}: {alarm.name}") for alarm in found]
-
-
-def mean_of(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean over the runs of each entry."""
-    return {name: fmean(run[name] for run in runs) for name in runs[0]}
 
 
 if __name__ == "__main__":

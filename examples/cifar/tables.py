@@ -23,18 +23,15 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 from _common.figures import draw_fine_tuning
 from _common.flags import Parser
-from _common.method_table import draw_cost, methods_table
-from _common.paper_tables import BUDGETS, FIGURES, METHODS, PARTS, TABLES, Table, needed, runs_of
+from _common.paper_tables import BUDGETS, FIGURES, METHODS, PARTS, TABLES, needed, runs_of
+from _common.report import draw_cost, mean_of, methods_table, paper_table
 from _common.run_folder import write_json
 from _common.runner import Runner, card_of
-from advcontrast.evaluation import ResultCard, markdown_table
+from advcontrast.evaluation import ResultCard
 from advcontrast.evaluation.plots import plot_corruptions
 
 KINDS = ("cifar10", "cifar100", "folder", "embedded")
@@ -104,47 +101,20 @@ def write_report(out: Path, title: str) -> None:
             cards.setdefault(path.stem.rpartition("-")[0], []).append(card)
     measured = "Accuracy in percent on the test images, clean (TA) and under PGD-20 (RA)"
     parts = [f"# Tables of ACL: {title}", f"{measured}; mean ± standard deviation over the seeds."]
-    parts += [table(one, cards) for one in TABLES.values() if any(row.run in cards for row in one.rows)]
+    parts += [paper_table(one, cards) for one in TABLES.values() if any(row.run in cards for row in one.rows)]
     if any(f"methods-{name}" in cards for name in METHODS):
         parts.append(methods_table(cards))
         draw_cost(cards).savefig(out / "methods.png", dpi=150)
         parts.append("![methods](methods.png)")
     shown = {name: {label: run for label, run in runs.items() if run in cards} for name, runs in FIGURES.items()}
     if shown["figure2"]:
-        bars = {label: mean_of(cards[run]) for label, run in shown["figure2"].items()}
+        bars = {label: mean_of([card.corruptions for card in cards[run]]) for label, run in shown["figure2"].items()}
         plot_corruptions(bars).savefig(out / "figure2.png", dpi=150)
     if shown["figure3"]:
         lines = {label: folders[run] for label, run in shown["figure3"].items()}
         draw_fine_tuning(lines).savefig(out / "figure3.png", dpi=150)
     parts += [f"![{name}]({name}.png)" for name, runs in shown.items() if runs]
     (out / "tables.md").write_text("\n\n".join(parts) + "\n")
-
-
-def mean_of(cards: Sequence[ResultCard]) -> dict[str, float]:
-    """Return the accuracy under each corruption, averaged over seeds."""
-    return {name: fmean(card.corruptions[name] for card in cards) for name in cards[0].corruptions}
-
-
-def table(one: Table, cards: Mapping[str, Sequence[ResultCard]]) -> str:
-    """Return a table of the paper in Markdown, with its numbers beside those of the runs."""
-    rows = [row for row in one.rows if row.run in cards]
-    measured = markdown_table([joined(row.label, cards[row.run]) for row in rows]).splitlines()
-    paper = [["seeds", "paper TA", "paper RA"], ["---:"] * 3]
-    for row in rows:
-        numbers = ("" if number is None else f"{number:.2f}" for number in (row.ta, row.ra))
-        paper.append([str(len(cards[row.run])), *numbers])
-    lines = [f"{line} {' | '.join(cells)} |" for line, cells in zip(measured, paper, strict=True)]
-    missing = "; ".join(row.label for row in one.rows if row not in rows)
-    return "\n".join([f"## {one.title}", "", *lines, *(["", f"Not run: {missing}."] if missing else [])])
-
-
-def joined(label: str, cards: Sequence[ResultCard]) -> ResultCard:
-    """Return one card of the cards of several seeds."""
-    right = [card.settings["training"].get("pseudo_label_accuracy") for card in cards]
-    if None not in right:
-        label += f" (pseudo-labels {100 * fmean(right):.1f})"
-    verdicts = {metric: [card.verdicts[metric][0] for card in cards] for metric in cards[0].verdicts}
-    return replace(cards[0], name=label, verdicts=verdicts, seeds=[card.seeds[0] for card in cards])
 
 
 def main() -> int:

@@ -327,7 +327,7 @@ def test_the_smoke_budget_runs_the_scripts_themselves(scripts, tmp_path):
 
 
 def test_methods_are_compared_in_one_table_and_one_figure(scripts):
-    from _common import method_table
+    from _common import report as reports
 
     training = {"cost": 20.0, "knn_ra": [0.1, 0.3]}
     cards = {
@@ -337,10 +337,10 @@ def test_methods_are_compared_in_one_table_and_one_figure(scripts):
     }
     for card in chain(*cards.values()):
         card.settings["flags"] = {"passes": 60.0}
-    lines = method_table.methods_table(cards).splitlines()
+    lines = reports.methods_table(cards).splitlines()
     assert [line.split(" | ")[0].lstrip("| ") for line in lines[4:]] == ["DS", "deacl"]
     assert "| 71.0 ± 1.4 | 32.0 ± 2.8 | 60.0 | 40.0 |" in lines[4]
-    ours, theirs = method_table.draw_cost(cards).axes[0].lines
+    ours, theirs = reports.draw_cost(cards).axes[0].lines
     assert ours.get_xdata().tolist() == [20.0, 40.0]
     assert theirs.get_xdata().tolist() == pytest.approx([60.0, 80.0])  # the teacher has spent 40
     assert ours.get_ydata().tolist() == pytest.approx([10.0, 30.0])

@@ -1,19 +1,47 @@
-"""Table and figure of the methods of pre-training at equal cost."""
+"""Tables of result cards in Markdown, and the figure of the methods of pre-training at equal cost."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 
 from matplotlib.figure import Figure
 
-from advcontrast.evaluation import ResultCard
+from advcontrast.evaluation import ResultCard, markdown_table
 
-from .paper_tables import METHODS, TAUGHT, TEACHER
+from .paper_tables import METHODS, TAUGHT, TEACHER, Table
 
 # The runs of a method, and the metrics of each: standard linear classifier, adversarial one, fine-tuning.
 COLUMNS = {"": ("TA", "RA"), "-linear": ("TA", "RA", "APGD"), "-few": ("TA", "RA", "APGD")}
 TITLE = "Methods at equal cost: frozen with a standard and with an adversarial linear classifier, and fine-tuned"
+
+
+def mean_of(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean over the runs of each entry."""
+    return {name: fmean(run[name] for run in runs) for name in runs[0]}
+
+
+def paper_table(one: Table, cards: Mapping[str, Sequence[ResultCard]]) -> str:
+    """Return a table of the paper in Markdown, with its numbers beside those of the runs."""
+    rows = [row for row in one.rows if row.run in cards]
+    measured = markdown_table([joined(row.label, cards[row.run]) for row in rows]).splitlines()
+    paper = [["seeds", "paper TA", "paper RA"], ["---:"] * 3]
+    for row in rows:
+        numbers = ("" if number is None else f"{number:.2f}" for number in (row.ta, row.ra))
+        paper.append([str(len(cards[row.run])), *numbers])
+    lines = [f"{line} {' | '.join(cells)} |" for line, cells in zip(measured, paper, strict=True)]
+    missing = "; ".join(row.label for row in one.rows if row not in rows)
+    return "\n".join([f"## {one.title}", "", *lines, *(["", f"Not run: {missing}."] if missing else [])])
+
+
+def joined(label: str, cards: Sequence[ResultCard]) -> ResultCard:
+    """Return one card of the cards of several seeds."""
+    right = [card.settings["training"].get("pseudo_label_accuracy") for card in cards]
+    if None not in right:
+        label += f" (pseudo-labels {100 * fmean(right):.1f})"
+    verdicts = {metric: [card.verdicts[metric][0] for card in cards] for metric in cards[0].verdicts}
+    return replace(cards[0], name=label, verdicts=verdicts, seeds=[card.seeds[0] for card in cards])
 
 
 def methods_table(cards: Mapping[str, Sequence[ResultCard]]) -> str:
