@@ -102,8 +102,8 @@ def explain_lost_peer(owner: str, remedy: str) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(part in str(error) for part in _TRANSPORT):
             raise
         late = "imed out" in str(error) or "timeout" in str(error).lower()
-        got = f"{'no response from' if late else 'an end of the connection to'} another on process {rank()}"
-        raise RuntimeError(complaint(owner, f"all {world_size()} processes to go on together", got, remedy)) from error
+        got = f"{'a timeout' if late else 'a lost connection'} on process {rank()}"
+        raise RuntimeError(complaint(owner, f"all {world_size()} processes to stay connected", got, remedy)) from error
 
 
 class _AllGather(torch.autograd.Function):

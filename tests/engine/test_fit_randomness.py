@@ -136,7 +136,7 @@ def test_a_generator_in_the_place_of_another_is_part_of_a_checkpoint(tmp_path):
 def test_a_generator_that_is_made_in_training_is_refused_where_it_would_be_saved(tmp_path):
     train(Late(None))
     learner = Late(None)
-    with pytest.raises(RuntimeError, match=r"^fit: expected generators to be made before training"):
+    with pytest.raises(RuntimeError, match=r"^fit: expected generators to be created before training"):
         train(learner, folder=tmp_path, save_every=1)
     assert len(learner.seen) == 1
 

@@ -88,7 +88,7 @@ def test_a_rate_that_evaluate_sets_is_refused(change, lr):
         "scheduler": lambda: plateau.step(1.0),
         "new group": lambda: optimizer.add_param_group({"params": [*learner.model[5].parameters()]}),
     }
-    with pytest.raises(RuntimeError, match=r"^fit: expected evaluate to leave the learning rates alone"):
+    with pytest.raises(RuntimeError, match=r"^fit: expected evaluate to leave the learning rates unchanged"):
         train(learner, optimizer=optimizer, schedule=1.0, evaluate=lambda epoch: changes[change]() or {})
     assert optimizer.param_groups[0]["lr"] == lr
 

@@ -79,7 +79,7 @@ SHARED = "Shared memory may be short, see df /dev/shm; enlarge it, or pass DataR
 def test_a_worker_that_dies_is_named_and_the_last_checkpoint_is_good(tmp_path, deed, how, remedy, workers):
     data = Misbehaving(5, deed)
     message = (
-        f"fit: expected the workers that read the data to live, got one of {workers} {how} while it read sample 5. "
+        f"fit: expected the data-loading workers to stay alive, got one of {workers} {how} while it read sample 5. "
         f"{remedy}"
     )
     with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
@@ -338,4 +338,4 @@ def test_a_worker_that_dies_is_noticed_in_a_thread_too():
     thread.start()
     thread.join(60)
     assert found
-    assert found[0].startswith("fit: expected the workers that read the data to live")
+    assert found[0].startswith("fit: expected the data-loading workers to stay alive")

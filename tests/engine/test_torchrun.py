@@ -14,10 +14,10 @@ from tests.processes import Popen, run
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 MEMBER = Path(__file__).with_name("member.py")
 PATIENCE = 120  # seconds for what takes about ten
-LAST = "Look for the first message of all; started again, the run continues from the last checkpoint, which is whole."
-TOGETHER = "RuntimeError: fit: expected all 2 processes to go on together, got"
-GONE = f"{TOGETHER} an end of the connection to another on process 0. {LAST}"
-LATE = f"{TOGETHER} no response from another on process 0. {LAST}"
+LAST = "Look at the first error of all processes; started again, the run resumes from the last intact checkpoint."
+TOGETHER = "RuntimeError: fit: expected all 2 processes to stay connected, got"
+GONE = f"{TOGETHER} a lost connection on process 0. {LAST}"
+LATE = f"{TOGETHER} a timeout on process 0. {LAST}"
 
 
 def free_port():

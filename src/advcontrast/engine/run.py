@@ -137,7 +137,7 @@ class Run:
                 if theirs[name] != value:
                     got = f"on process {rank} {change(name, theirs[name], value)}"
                     remedy = "Pass all data and the same arguments everywhere; each process takes its share of a batch"
-                    raise ValueError(complaint(_OWNER, "all processes to call it alike", got, remedy))
+                    raise ValueError(complaint(_OWNER, "the same arguments in all processes", got, remedy))
         # DDP does this too, but neither for the average nor for parameters without gradients in this mode.
         for module in self.modules:
             distributed.broadcast_([*module.parameters(), *module.buffers()])
@@ -215,7 +215,9 @@ class Run:
             self._set_own_states(own)
             if [float(group["lr"]) for group in self.optimizer.param_groups] != rates:
                 remedy = "Pass a function of the step as schedule, instead of a scheduler of PyTorch for example"
-                raise RuntimeError(complaint(_OWNER, "evaluate to leave the learning rates alone", "others", remedy))
+                raise RuntimeError(
+                    complaint(_OWNER, "evaluate to leave the learning rates unchanged", "others", remedy)
+                )
         if select is not None and select not in row and not self.history:
             raise ValueError(complaint(_OWNER, f"a metric {select!r}", str(list(row)), "Let evaluate return it"))
         if select is not None and select in row:
@@ -274,7 +276,7 @@ class Run:
         learner, own = self.learner.state_dict(), self._own_states()
         if late := sorted(own.keys() - self.generators):
             remedy = "Make them in __init__, so that a resumed run can restore their states"
-            raise RuntimeError(complaint(_OWNER, "generators to be made before training", ", ".join(late), remedy))
+            raise RuntimeError(complaint(_OWNER, "generators to be created before training", ", ".join(late), remedy))
         return {
             "settings": self.settings,
             "learner": learner,

@@ -21,20 +21,19 @@ from .step import Step
 class TARO(ContrastiveLearner):
     r"""Attack each view towards another image that is similar and uncertain, with the loss of SimSiam.
 
-    With embeddings :math:`z = f(x)`, predictions :math:`p = h(z)` and
-    :math:`D(i, j) = -\frac12 \big[\cos(p_i, \mathrm{sg}(z_j)) + \cos(p_j, \mathrm{sg}(z_i))\big]`, where sg stops the
-    gradient, of the first view and both attacked ones,
+    With embeddings :math:`z = f(x)` and predictions :math:`p = h(z)` of the first view and both attacked ones,
 
     .. math::
 
         L &= D(x_1, x'_1) + D(x'_1, x'_2) + D(x_1, x'_2) \\
+        D(i, j) &= -\tfrac12 \cos(p_i, \mathrm{sg}(z_j)) - \tfrac12 \cos(p_j, \mathrm{sg}(z_i)) \\
         x'_v &= \arg\max_{x'_v} \cos\big(h(f(x'_v)), z_{v,t(v)}\big)
 
-    averaged over the batch. The target of an image is the other image j of the batch with the largest sum of
-    :math:`(1 + \cos(p_i, p_j)) / 2` and the entropy of :math:`\mathrm{softmax}(p_j)`, each scaled so that its squares
-    over j add up to 1. Targets are chosen for each view, and attacks run, through network and predictor in eval mode;
-    the target is fixed. The three views then share a forward pass and its batch statistics. A dual network uses only
-    its adversarial branch.
+    averaged over the batch, where sg stops the gradient. The target of an image is the other image j of the batch with
+    the largest sum of :math:`(1 + \cos(p_i, p_j)) / 2` and the entropy of :math:`\mathrm{softmax}(p_j)`, each scaled so
+    that its squares over j add up to 1. Targets are chosen for each view, and attacks run, through network and
+    predictor in eval mode; the target is fixed. The three views then share a forward pass and its batch statistics. A
+    dual network uses only its adversarial branch.
 
     The paper's settings for CIFAR-10: SimCLR's views with colour jitter (0.4, 0.4, 0.2, 0.1), PGD with 10 steps of
     2/255 in 8/255, batches of 512, SGD with rate 0.06, constant for the predictor, momentum 0.9 and weight decay 5e-4,

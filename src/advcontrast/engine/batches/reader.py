@@ -207,7 +207,7 @@ class WorkerSource:
         remedy = "Memory may be short: try fewer workers. The next run resumes from the last checkpoint"
         if code == -signal.SIGBUS:
             remedy = "Shared memory may be short, see df /dev/shm; enlarge it, or pass DataReader workers=0"
-        return RuntimeError(complaint("fit", "the workers that read the data to live", got, remedy))
+        return RuntimeError(complaint("fit", "the data-loading workers to stay alive", got, remedy))
 
 
 @contextmanager
