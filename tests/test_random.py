@@ -173,7 +173,7 @@ class OneGenerator(Module):
 def test_an_accelerator_with_one_generator_is_seeded_and_kept(accelerator, monkeypatch):
     module = accelerator(OneGenerator())
     mps = torch.device("mps", 0)
-    monkeypatch.setattr(_random, "_in_use", lambda: [mps])
+    monkeypatch.setattr(_random, "in_use", lambda: [mps])
     monkeypatch.setattr(torch, "Generator", lambda device, make=torch.Generator: make())
     with _random.preserve_rng_state(2**62):
         assert torch.equal(module.states[0], torch.Generator("mps").manual_seed(2**62).get_state())

@@ -101,7 +101,7 @@ def _held(value: Any) -> Iterable[tuple[Any, Any]]:
 @contextmanager
 def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
     """Restore every global generator on exit, those of all devices included; seed them first if a seed is given."""
-    devices = _in_use()
+    devices = in_use()
     before = capture(*devices)
     try:
         if seed is not None:
@@ -132,7 +132,7 @@ def _accelerators(devices: tuple[torch.device, ...]) -> list[torch.device]:
     return [device for device in devices if device.type != "cpu"]
 
 
-def _in_use() -> list[torch.device]:
+def in_use() -> list[torch.device]:
     """Return all devices of the accelerator that this process has used."""
     kind = torch.accelerator.current_accelerator()
     if kind is None:

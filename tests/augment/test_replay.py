@@ -19,6 +19,14 @@ def test_views_come_so_many_times_and_then_new_ones():
     assert [replay(torch.tensor([i]))[1].item() for i in range(7)] == [1, 1, 1, 4, 4, 4, 7]
 
 
+def test_an_evaluation_has_views_of_its_own():
+    replay = Replay(pair, times=3)
+    found = []
+    for i, training in enumerate((True, False, True, False, True, True)):
+        found.append(replay.train(training)(torch.tensor([i]))[1].item())
+    assert found == [1, 2, 1, 4, 1, 6]
+
+
 def test_once_changes_nothing():
     x = torch.rand(4, 3, 8, 8)
     ours, plain = (

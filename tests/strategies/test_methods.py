@@ -6,9 +6,11 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from advcontrast import fit
+from advcontrast import PGDAttack, convert_to_dual_bn, fit
+from advcontrast.attacks import FreeAttack
 from advcontrast.engine import forward_equivalents
 from advcontrast.norm import DualNorm, bn_branch
 from tests.ranks import WORLD_SIZE
@@ -26,7 +28,12 @@ def state(learner):
 
 
 def same(ours, theirs):
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    """Compare nested states to the bit."""
+    if isinstance(ours, torch.Tensor):
+        return isinstance(theirs, torch.Tensor) and torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(same(value, theirs[name]) for name, value in ours.items())
+    return ours == theirs
 
 
 def asks(objective, x, generator=None):
@@ -40,6 +47,24 @@ def asks(objective, x, generator=None):
 def rests(objective, x, generator=None):
     """Attack in name only."""
     return x
+
+
+@every_method
+def test_all_that_takes_part_in_an_attack_is_in_eval_mode_and_gets_no_gradients(name):
+    method, found = METHODS[name], []
+
+    def looks(objective, x, generator=None):
+        networks = [module for name, module in learner.named_children() if name not in ("attack", "_clock")]
+        parts = [part for module in networks for part in module.modules()]
+        norms = [part for part in parts if isinstance(part, DualNorm)]
+        weights = [p for part in parts for p in part.parameters()]
+        found.append((any(part.training for part in parts), any(p.requires_grad for p in weights)))
+        assert {norm.branch for norm in norms} == {method.attacked[len(found) - 1]}
+        return x
+
+    learner = method.make("dual", attack=looks)
+    learner(*batch(method))
+    assert found == [(False, False)] * len(method.attacked)
 
 
 @pytest.mark.parametrize("norm", ["dual", "single"])
@@ -128,7 +153,7 @@ def run(method, folder, *, stop=None):
         folder=folder,
         save_every=None if folder is None else 1,
     )
-    return state(learner)
+    return learner.state_dict()
 
 
 @every_method
@@ -143,6 +168,50 @@ def test_a_run_that_is_interrupted_ends_with_the_same_bits(name, tmp_path):
             run(method, folder, stop=stop)
         torch.manual_seed(1)
         assert same(run(method, folder), whole)
+
+
+def resumes_on_a_rank(name, folder):
+    warnings.filterwarnings("ignore", r"\w+: expected dual batch norms")
+    method = METHODS[name]
+    whole = run(method, None)
+    with pytest.raises(Stopped):
+        run(method, folder, stop=4)
+    return same(run(method, folder), whole)
+
+
+@pytest.mark.distributed
+@every_method
+def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(ranks, name, tmp_path):
+    assert ranks.run(resumes_on_a_rank, name, tmp_path) == [True] * WORLD_SIZE
+
+
+LEARNERS = {name: method.make("dual") for name, method in METHODS.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, learner in LEARNERS.items() if learner.couples_samples])
+def test_a_loss_that_compares_images_takes_whole_batches(name):
+    method = METHODS[name]
+    with pytest.raises(ValueError, match=r"^fit: expected accumulate to be 1"):
+        fit(method.make(None), batch(method, 8), epochs=1, batch_size=4, accumulate=2)
+
+
+def in_parts(name, accumulate):
+    method = METHODS[name]
+    learner = method.make(None)
+    settings = {"epochs": 1, "batch_size": 4, "optimizer": optimizer(learner), "schedule": 1.0}
+    fit(learner, batch(method, 8), accumulate=accumulate, **settings)
+    return state(learner)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, learner in LEARNERS.items() if not learner.couples_samples and not learner._schedules],
+)
+def test_parts_of_a_batch_add_up(name):
+    """Unless a schedule counts the parts as steps of their own."""
+    whole = in_parts(name, 1)
+    for key, value in in_parts(name, 2).items():
+        torch.testing.assert_close(value, whole[key], rtol=0, atol=1e-12)
 
 
 def train_on_a_rank(name):
@@ -199,10 +268,24 @@ def test_bf16_trains(name):
     assert loss.isfinite()
 
 
-@every_method
-def test_the_cost_is_counted(name):
+def wide(norm="dual", *, dtype=torch.float32, seed=0, branches=("clean", "adv")):
+    """Return a network whose cost is that of its second convolution."""
+    layers = [nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5)).to(dtype)
+    return convert_to_dual_bn(model, branches=branches) if norm == "dual" else model
+
+
+COST = {"ACL": 32, "AdvCL": 38, "AInfoNCE": 25, "AInfoNCE, adaptive": 27, "AMOC": 19, "CFAMC": 9, "DAQSDP": 34}
+COST |= {"DeACL": 17, "DynACL": 28, "FARE": 14, "ProFeAT": 17, "RoCL": 20, "SimCLIP": 14, "TARO": 31, "TeCoA": 13}
+
+
+@pytest.mark.parametrize("name", COST)
+def test_the_cost_is_that_of_the_documentation(name, monkeypatch):
+    """With 5 steps of attack, where FARE, SimCLIP and TeCoA document 10; CF-AMC documents the cost of a crop."""
+    monkeypatch.setattr("tests.strategies.methods.network", wide)
     method = METHODS[name]
-    assert forward_equivalents(method.make("dual"), *batch(method)) > 3
+    learner = method.make("dual", attack=FreeAttack() if name == "CFAMC" else PGDAttack())
+    assert forward_equivalents(learner, *batch(method)) == pytest.approx(COST[name], abs=0.6)
 
 
 @every_method

@@ -113,6 +113,16 @@ def test_an_augmentation_keeps_its_state():
     assert learner.augment.get_extra_state()["left"] == 49
 
 
+def test_views_that_are_replayed_do_not_take_the_place_of_the_images():
+    found = []
+    for augment in (pair, Replay(pair, times=50)):
+        learner = ACLTrainer(linear(), attack=FEW, augment=augment)
+        learner(images(4))
+        select = RobustCoreset(learner, images(), fraction=0.5, every=1, batch_size=4, attack=FEW)
+        found.append(select(1, learner).tolist())
+    assert found[0] == found[1]
+
+
 def test_when_it_selects():
     learner = ACLTrainer(linear(), attack=FEW, augment=pair)
     select = RobustCoreset(learner, images(), fraction=0.3, every=3, warmup=2, batch_size=2)

@@ -16,8 +16,8 @@ class Replay(nn.Module):
 
     Training on each batch ``times`` times in a row lets the perturbations of :class:`advcontrast.attacks.FreeAttack`
     grow. Every ``times``-th batch of a loop is used, so ``times`` epochs use each image about once. The views are in
-    the state dict, so that a resumed run continues with them. Only for learners without labels, which would not match.
-    Reference: Shafahi et al., NeurIPS 2019.
+    the state dict, so that a resumed run continues with them. In eval mode each call makes views of its own. Only for
+    learners without labels, which would not match. Reference: Shafahi et al., NeurIPS 2019.
 
     Args:
         augment: creates the views, for example ``ContrastivePairAugment(32)``.
@@ -42,9 +42,11 @@ class Replay(nn.Module):
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Any:
         """Return the stored views, or new ones of ``x``; arguments and errors are those of ``augment``."""
+        source = {} if generator is None else {"generator": generator}
+        if not self.training:
+            return self.augment(x, **source)
         if not self._left:
-            self._views = self.augment(x, **({} if generator is None else {"generator": generator}))
-            self._left = self.times
+            self._views, self._left = self.augment(x, **source), self.times
         self._left, views = self._left - 1, self._views
         if not self._left:
             self._views = None

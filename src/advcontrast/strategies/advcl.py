@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import distributed
-from .._checks import check_iterable, check_real, check_tensor, check_within, complaint, type_name
+from .._checks import check_iterable, check_one_device, check_real, check_tensor, check_within, complaint, type_name
 from .contrast import four_views, view_losses
 from .learner import ContrastiveLearner, Part, Weight
 from .step import Step
@@ -36,8 +36,9 @@ class AdvCL(ContrastiveLearner):
     ``MultiView(ContrastivePairAugment(32, min_area=0.2), CropFlip())``; PGD with 5 steps of 2/255 in 8/255; clusters of
     the features of a network trained on ImageNet, K = 5 with 2, 10, 50, 100 and 500 of them; batches of 512, SGD with
     rate 0.5, momentum 0.9 and weight decay 1e-4, 1000 epochs with 10 epochs of warm-up and a cosine. The released code
-    attacks in train mode, which changes running statistics; its heads see the features before a projection head, which
-    has a single norm. A step costs 38 forward passes per image.
+    attacks in train mode, which changes running statistics, and does not clamp to [0, 1] at the start of an attack; its
+    heads see the features before a projection head, which has a single norm. A step costs 38 forward passes per image.
+    Reference: Fan et al., NeurIPS 2021.
 
     Args:
         model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``; dual norms need the branches ``"clean"``,
@@ -126,6 +127,7 @@ class AdvCL(ContrastiveLearner):
         if labels.shape != (len(x), k):
             expected, got = f"pseudo-labels of shape {[len(x), k]}", f"{list(labels.shape)}"
             raise ValueError(complaint("AdvCL", expected, got, remedy))
+        check_one_device("AdvCL", **{"images": x, "pseudo-labels": labels})
         (z,) = step.still("adv_ce", x[:1])
         for i, head in enumerate(self.heads):
             (logits,) = step.still("adv_ce", z, by=head)

@@ -27,6 +27,7 @@ from .._checks import (
     type_name,
 )
 from .._memory_format import warn_of_channels_last
+from .._random import capture, in_use, restore
 from ..attacks import PGDAttack
 from ..functional.image import as_floats
 from ..norm import DualNorm
@@ -130,7 +131,8 @@ class ContrastiveLearner(nn.Module):
         self.attack = PGDAttack() if attack is None else attack
         self.augment = augment
         self._schedules: dict[str, Callable[[int], float]] = {}
-        self._tried = False  # whether a call has succeeded: parts that do not fit show in the first one
+        # The devices of the last call that succeeded: parts that do not fit show in the first one on a device.
+        self._tried: set[torch.device] = set()
         self.require_branches(model)
         if terms:
             self.terms = nn.ModuleList(terms)
@@ -157,8 +159,9 @@ class ContrastiveLearner(nn.Module):
         source_device(type(self).__name__, generator)
         for name, schedule in self._schedules.items():
             self._check_weight(name, schedule(self._clock.calls))
-        step = self._step(batch, {} if generator is None else {"generator": generator})
-        with nullcontext() if self._tried else _buffers_kept_on_error(self):
+        devices = {x.device for x in batch if isinstance(x, Tensor)}
+        with nullcontext() if devices == self._tried else _undone_on_error(self, batch, generator):
+            step = self._step(batch, {} if generator is None else {"generator": generator})
             main = [*self.parts(step)]
             added = [part for term in getattr(self, "terms", ()) for part in term(step)]
             self._check_parts(main + added)
@@ -166,7 +169,7 @@ class ContrastiveLearner(nn.Module):
             if not main or (self.normalised and sum(weights) == 0):
                 expected, remedy = "parts with weights, not all zero", "Yield a Part with a weight of more than 0"
                 raise ValueError(complaint(type(self).__name__, expected, f"{weights}", remedy))
-        self._tried = True
+        self._tried = devices
         loss = torch.stack([weight * part.loss for weight, part in zip(weights, main, strict=True)]).sum()
         if self.normalised:
             loss = loss / sum(weights)
@@ -362,16 +365,39 @@ class _Clock(Block):
 
 
 @contextmanager
-def _buffers_kept_on_error(module: nn.Module) -> Iterator[None]:
-    """Restore the buffers of a module, such as running statistics, if the block raises."""
-    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers() if not is_lazy(buffer)]
+def _undone_on_error(learner: nn.Module, batch: tuple[Any, ...], generator: torch.Generator | None) -> Iterator[None]:
+    """Restore buffers, extra state and random state if the block raises; an error of devices names these."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in learner.buffers() if not is_lazy(buffer)]
+    counters = [part for part in learner.modules() if type(part).get_extra_state is not nn.Module.get_extra_state]
+    states, devices = [part.get_extra_state() for part in counters], in_use()
+    random = capture(*devices)
+    drawn = None if generator is None else generator.get_state()
     try:
         yield
-    except Exception:
-        for buffer, value in before:
+    except Exception as error:
+        for buffer, value in buffers:
             with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                 buffer.copy_(value)
+        for part, state in zip(counters, states, strict=True):
+            part.set_extra_state(state)
+        restore(random, *devices)
+        if generator is not None and drawn is not None:
+            generator.set_state(drawn)
+        if isinstance(error, RuntimeError):
+            _check_devices(learner, batch, error)
         raise
+
+
+def _check_devices(learner: nn.Module, batch: tuple[Any, ...], error: RuntimeError) -> None:
+    """Raise from an error if views and networks are on several devices."""
+    views = [(f"x{i}", x) for i, x in enumerate(batch, 1) if isinstance(x, Tensor)]
+    found: dict[torch.device, str] = {}
+    for name, tensor in [*views, *learner.named_parameters(), *learner.named_buffers()]:
+        found.setdefault(tensor.device, name)
+    if len(found) > 1:
+        got = " and ".join(f"{name} on {device}" for device, name in found.items())
+        expected, remedy = "views and networks on one device", "Move the learner and the images to it"
+        raise ValueError(complaint(type(learner).__name__, expected, got, remedy)) from error
 
 
 def exported(network: nn.Module, branch: str) -> nn.Module:

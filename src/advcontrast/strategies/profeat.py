@@ -92,10 +92,9 @@ class ProFeAT(ContrastiveLearner):
         weak, strong = step.views
         project = self.projector.model  # not self.projector, which has no gradient
         target = self.teacher(weak)
-        projected_target = project(target)
         (z,) = step.embed("adv", strong)
         check_teacher_output("ProFeAT", z, target)
-        fixed = z.detach()
+        fixed, projected_target = z.detach(), project(target)
         (x_adv,) = step.perturb(lambda s: -cosine(s, fixed) - cosine(project(s), projected_target), "adv", strong)
         (z_adv,) = step.embed("adv", x_adv)
         step.z["clean"], step.z["adv"] = (z,), (z_adv,)

@@ -109,9 +109,10 @@ class Step:
             perturbed = self._learner.attack(faster, both, **self._source)
         remedy = "Return images like its argument"
         check_tensor(self._owner, "the result of attack", perturbed, (both.dtype,), remedy=remedy)
-        if perturbed.shape != both.shape:
-            expected = f"attack to return shape {list(both.shape)}"
-            raise ValueError(complaint(self._owner, expected, f"{list(perturbed.shape)}", remedy))
+        if (perturbed.shape, perturbed.device) != (both.shape, both.device):
+            expected = f"attack to return shape {list(both.shape)} on {both.device}"
+            got = f"{list(perturbed.shape)} on {perturbed.device}"
+            raise ValueError(complaint(self._owner, expected, got, remedy))
         return torch.split(perturbed, sizes)
 
     def gather(self, *z: Tensor) -> tuple[Tensor, ...]:

@@ -83,22 +83,23 @@ class TeCoA(ContrastiveLearner):
 
     def parts(self, step: Step) -> Iterator[Part]:
         """Yield the cross-entropy of attacked images."""
+        (x,) = step.views
         labels: Any = step.targets
+        rows = x.flatten(1)[:, :1].expand(-1, len(self.prototypes))  # a row for each image, as the logits will have
+        check_classes("TeCoA", "labels", labels, rows, remedy="Pass the row of the prototype of each image")
 
         def errors(z: Tensor) -> Tensor:
-            return F.cross_entropy(self._logits(z, labels), labels, reduction="none")
+            return F.cross_entropy(self._logits(z), labels, reduction="none")
 
-        (x_adv,) = step.perturb(errors, "adv", *step.views)
+        (x_adv,) = step.perturb(errors, "adv", x)
         (z_adv,) = step.z["adv"] = step.embed("adv", x_adv)
         yield Part("adv", errors(z_adv).mean())
 
-    def _logits(self, z: Tensor, labels: Any) -> Tensor:
-        """Return the similarity of each embedding and each prototype, after a check that they and the labels fit."""
+    def _logits(self, z: Tensor) -> Tensor:
+        """Return the similarity of each embedding and each prototype, after a check that they fit."""
         if z.dim() != 2 or z.shape[1] != self.prototypes.shape[1]:
             expected = f"model to return embeddings of the length {self.prototypes.shape[1]} of prototypes"
             raise ValueError(complaint("TeCoA", expected, f"shape {list(z.shape)}", "Take both from one CLIP"))
         with torch.autocast(z.device.type, enabled=False):  # half precision would round logits to halves
             z = unit_rows(z)
-            logits = self.scale * z @ self.prototypes.to(z.dtype).T
-        check_classes("TeCoA", "labels", labels, logits, remedy="Pass the row of the prototype of each image")
-        return logits
+            return self.scale * z @ self.prototypes.to(z.dtype).T
