@@ -106,8 +106,9 @@ class AInfoNCE(ContrastiveLearner):
     The paper's settings for CIFAR-10, beside those of AdvCL: 400 epochs, w = 1.2 and :class:`AdaptiveGamma` from
     :math:`\gamma` = 0.2; or hard negatives (0.12, 1) alone; or both, with w = 0.7. The released code divides by the
     sums of columns, takes the mean of the weights over all columns, whose exponentials are zero for partners and have
-    1e-9 added, and bounds :math:`n_i` by M. Without :math:`\gamma` it takes :math:`\ell(a, c)` in both directions. A
-    step costs 25 forward passes per image, with :class:`AdaptiveGamma` 27.
+    1e-9 added, and bounds :math:`n_i` by M. Without :math:`\gamma`, and in its attack, it takes :math:`\ell(a, c)` in
+    both directions. A step costs 25 forward passes per image, with :class:`AdaptiveGamma` 27. Reference: Yu et al.,
+    ECCV 2022.
 
     Args:
         model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``, normally with dual norms.

@@ -32,8 +32,9 @@ class CFAMC(ContrastiveLearner):
     ``MultiView(*16 * [SimCLRAugment(32, min_area=0.08)])`` for example; each batch 3 to 5 times in a row, as
     :class:`~advcontrast.augment.Replay` does; steps of 0.01 in 8/255, embeddings of length 1024, batches of 100, SGD
     with LARS, rate 0.3, Nesterov momentum 0.9 and weight decay 1e-4, 10 epochs with a cosine. The released code starts
-    from perturbations of zero and does not clamp the images to [0, 1] in the first pass of a batch. A step costs 3
-    forward passes per crop.
+    from perturbations of zero, does not clamp the images to [0, 1] in the first pass of a batch, and takes as many
+    steps of the cosine for a batch as it has passes. A step costs 3 forward passes per crop. Reference: CF-AMC-SSL,
+    2025.
 
     Args:
         model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``.

@@ -43,7 +43,8 @@ class DAQSDP(ContrastiveLearner):
     PGD with 5 steps of 2/255 in 8/255; batches of 256, SGD with rate 0.5, momentum 0.9 and weight decay 5e-4, 100
     epochs with 10 epochs of warm-up and a cosine; ``gamma`` = 0.002 from epoch 60 on, ``lambda step: 0.002 * (step >=
     0.6 * steps)``; ResNet-34 and larger, as smaller networks gain little. The released code has a first convolution
-    with padding 2. A step costs 34 forward passes per image, with perturbed weights 40.
+    with padding 2. A step costs 34 forward passes per image, with perturbed weights 40. Reference: DAQ-SDP, NeurIPS
+    2024.
 
     Args:
         model: the student, from images ``[N, C, H, W]`` to embeddings ``[N, D]``.

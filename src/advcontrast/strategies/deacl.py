@@ -29,8 +29,9 @@ class DeACL(ContrastiveLearner):
 
     The paper's settings for CIFAR-10: pad-and-crop and flip (:class:`~advcontrast.augment.CropFlip`), PGD with 5 steps
     of 2/255 in 8/255, batches of 256, SGD with rate 0.5, momentum 0.9 and weight decay 5e-4, 100 epochs with 10 epochs
-    of warm-up and a cosine. The released code has a first convolution with padding 2, and takes w = 3 where the class
-    is used directly. A step costs 17 forward passes per image, against 32 for :class:`~advcontrast.ACLTrainer`.
+    of warm-up and a cosine. The released code has a first convolution with padding 2, takes w = 3 where the class is
+    used directly, and does not clamp to [0, 1] at the start of an attack. A step costs 17 forward passes per image,
+    against 32 for :class:`~advcontrast.ACLTrainer`. Reference: Zhang et al., ECCV 2022.
 
     Args:
         model: the student, from images ``[N, C, H, W]`` to embeddings ``[N, D]``.

@@ -37,8 +37,8 @@ class FARE(ContrastiveLearner):
 
     The paper's settings for CLIP on ImageNet: PGD with 10 steps of 1/255 in 2/255 or 4/255, batches of 128, AdamW with
     rate 1e-5 and weight decay 1e-4 on all parameters, 20,000 steps with 1,400 of warm-up and a cosine. The released
-    code has an attack with momentum, which with signs changes nothing where there is a gradient. A radius that grows
-    over the first half of the training, for encoders that are not robust at all, is
+    code has an attack with momentum, which with signs changes nothing where there is a gradient, and does not clamp to
+    [0, 1] at its start. A radius that grows over the first half of the training, for encoders that are not robust, is
     ``attack=Scheduled(lambda e: PGDAttack(eps=e, step_size=e / 4, steps=10), Staircase(1/255, 4/255, steps // 2))``.
     A step costs 24 forward passes per image, with c > 0 27. Reference: Schlarmann et al., ICML 2024.
 

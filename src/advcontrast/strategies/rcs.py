@@ -52,6 +52,7 @@ class RobustCoreset(nn.Module):
     each step of :math:`\theta` twice, gradients of the column means of the weights of the whole projection head, and
     losses without a schedule. A selection costs the gradient of one step for each image, and an attack of 3 steps on U
     for each selected batch. Several processes share each batch, average their gradients and select the same images.
+    Reference: Xu et al., NeurIPS 2023.
 
     The selection becomes a part of the learner, ``learner.coreset``, so that the state dict has the selected images,
     and a resumed run continues with them.

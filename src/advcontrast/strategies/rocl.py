@@ -31,8 +31,9 @@ class RoCL(ContrastiveLearner):
 
     The paper's settings for CIFAR-10: SimCLR's views, 7 steps of 0.007 in 0.0314, temperature 0.5, batches of 512,
     LARS with rate 1.5 and weight decay 1e-6, 1000 epochs with 10 epochs of warm-up and a cosine, and a head without
-    batch norms. The released code detaches the partners and negatives in every similarity, and embeds the views of
-    the last term once more. A step costs 20 forward passes per image with the default attack.
+    batch norms. The released code detaches the partners and negatives in every similarity, adds 1e-8 to norms and
+    within logarithms, and embeds the views of the last term once more. A step costs 20 forward passes per image with
+    the default attack. Reference: Kim et al., NeurIPS 2020.
 
     Args:
         model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``.

@@ -40,7 +40,7 @@ class TARO(ContrastiveLearner):
     800 epochs with 5 epochs of warm-up and a cosine. The released code takes the similarity of an image with itself as
     0, so that it can be its own target, and chooses targets in train mode. Its attack also has a term
     :math:`\cos(p_t, \mathrm{sg}(z))`, which has no gradient. A step costs 31 forward passes per image with the default
-    attack.
+    attack. Reference: Kim et al., NeurIPS 2023.
 
     Args:
         model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``.

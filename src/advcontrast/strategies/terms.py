@@ -30,8 +30,8 @@ class Invariance(nn.Module):
     They are the parts ``"sir"`` and ``"air"``, for a strategy with parts ``"clean"`` and ``"adv"`` of two views that is
     called with images. The images pass through the network in its own mode, so running statistics see them too. The
     released code takes :math:`\sum q_2 (\log q_2 - q_1)` instead of a divergence, with products that are not
-    normalised; its total loss is not divided by two, so its weight of 0.5 is 0.25 here. Reference: Xu et al., NeurIPS
-    2023.
+    normalised; its total loss is not divided by two, so its weight of 0.5 is 0.25 here. Both parts cost 3 forward
+    passes an image. Reference: Xu et al., NeurIPS 2023.
 
     Args:
         weight: of both parts, at least 0, or a function of the training step.
