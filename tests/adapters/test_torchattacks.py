@@ -169,7 +169,7 @@ def test_an_attack_on_another_model_is_refused(model, labels, given):
 def test_an_attack_that_normalises_by_itself_is_refused(model, labels):
     attack = ATTACKS["PGD"](model)
     attack.set_normalization_used(mean=[0.5] * 3, std=[0.5] * 3)
-    with pytest.raises(ValueError, match=re.escape("Build it with that very model.")):
+    with pytest.raises(ValueError, match=re.escape("Build it with the model that is evaluated.")):
         TorchattacksAttack(attack)(objective_of(model, labels), X)
 
 

@@ -95,7 +95,7 @@ def test_number_that_is_not_finite_in_one_process_stops_all_before_the_weights_a
         if what == "gradient"
         else ("a finite loss, got (nan|inf|-inf) in step 3 of process 1")
     )
-    remedy = "Lower the learning rate, or look for a division by zero; the last checkpoint is good."
+    remedy = "Lower the learning rate, or look for a division by zero; the last checkpoint is intact."
     message = f"fit: expected {expected}. {remedy}"
     for text, finite in ranks.run(spoilt_on_a_rank, what, value, str(tmp_path), True, "off"):
         assert re.fullmatch(message, text)

@@ -45,7 +45,7 @@ def model_and_labels(
         rule = "an objective that knows a model and labels, as ClassificationObjective(model, y) does"
         remedy = "Use it in robust_accuracy or AdversarialTrainer; without labels there are the attacks of advcontrast"
         raise TypeError(complaint(owner, rule, type_name(objective), remedy))
-    check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index an image")
+    check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index per image")
     if y.shape != x.shape[:1]:
         raise ValueError(complaint(owner, f"{len(x)} labels, one per image", f"{list(y.shape)}", "Pass labels [N]"))
     with attack_context(model), torch.no_grad():  # their errors would come from deep inside

@@ -47,7 +47,7 @@ def export_plain(
         refuse_probabilities(owner, plain, x, logits)
     check_finite(owner, "the logits", logits.cpu(), remedy="Look for a division by zero in the model")
     if not torch.equal(logits, again):
-        raise ValueError(complaint(owner, "the same logits twice", "others", "Take out what draws random numbers"))
+        raise ValueError(complaint(owner, "the same logits twice", "others", "Remove the source of randomness"))
     return plain
 
 

@@ -55,7 +55,9 @@ class TorchattacksAttack:
         model, x, y = model_and_labels("TorchattacksAttack", objective, x, generator)
         if getattr(self.attack, "model", None) is not model or self.attack.normalization_used is not None:
             expected, got = "an attack on raw images and on the model that is attacked", repr(self.attack)
-            raise ValueError(complaint("TorchattacksAttack", expected, got, "Build it with that very model"))
+            raise ValueError(
+                complaint("TorchattacksAttack", expected, got, "Build it with the model that is evaluated")
+            )
         self.attack.set_device(x.device)
         with attack_context(model), seeded(generator):
             adv: Tensor = self.attack(x.clone(), y.clone())

@@ -45,7 +45,7 @@ class ClassificationObjective:
 
     def __post_init__(self) -> None:
         check_callable(_OWNER, "model", self.model, remedy="Pass the network itself")
-        remedy = "Pass one class index an image"
+        remedy = "Pass one class index per image"
         check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy=remedy)
         if self.y.dim() != 1:
             raise ValueError(complaint(_OWNER, "y of shape [N]", f"{list(self.y.shape)}", remedy))
@@ -68,7 +68,7 @@ class ClassificationObjective:
             raise RuntimeError(complaint(_OWNER, "a model in eval mode", got, remedy))
         check_tensor(_OWNER, "x", x, remedy="Pass the images as one tensor")
         logits = self.model(x.clone())  # a model may change its input in place
-        remedy = "Pass a classifier whose output is its logits, and one label an image"
+        remedy = "Pass a classifier whose output is its logits, and one label per image"
         check_tensor(_OWNER, "the output of the model", logits, remedy=remedy)
         if logits.dim() != 2 or len(logits) != len(self.y):
             expected = f"the output of the model of shape [{len(self.y)}, C]"

@@ -133,7 +133,7 @@ def _check_left_out(
         expected = f"at most {tolerance:.1%} of the images left out"
         raise UnreadableImageError(complaint(_OWNER, expected, got, "Look at the folder, or raise tolerance"))
     if not y.bincount(minlength=len(classes)).all():
-        remedy = "Remove the folder of that class, or mend its images"
+        remedy = "Remove the folder of that class, or repair its images"
         raise UnreadableImageError(complaint(_OWNER, _EACH_CLASS, got, remedy))
     warnings.warn(f"{_OWNER}: {got}. They are left out.", UserWarning, stacklevel=3)
 

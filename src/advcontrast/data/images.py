@@ -50,13 +50,13 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         check_tensor(_OWNER, "x", self.x, (torch.uint8,), remedy="Pass images with values from 0 to 255")
-        check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy="Pass one class index an image")
+        check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy="Pass one class index per image")
         if self.x.dim() != 4 or 0 in self.x.shape:
             expected = "x of shape [N, C, H, W], none of them 0"
             raise ValueError(complaint(_OWNER, expected, f"{list(self.x.shape)}", "Pass at least one image"))
         if self.y.shape != self.x.shape[:1]:
             expected, got = f"y of shape [{len(self.x)}]", f"{list(self.y.shape)}"
-            raise ValueError(complaint(_OWNER, expected, got, "Pass one class index an image"))
+            raise ValueError(complaint(_OWNER, expected, got, "Pass one class index per image"))
         check_one_device(_OWNER, x=self.x, y=self.y)
         if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
             expected = "classes to be a tuple of strings"

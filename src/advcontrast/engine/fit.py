@@ -294,7 +294,7 @@ def _check_data(learner: nn.Module, source: Source, batch_size: int, groups: Ten
     if len(set(lengths)) != 1 or lengths[0] < 2 * world:
         remedy = "Pass the images as a tensor [N, C, H, W], and labels beside them as (images, labels)"
         raise ValueError(complaint(_OWNER, f"data of one length, at least {2 * world}", f"lengths {lengths}", remedy))
-    check_int(_OWNER, "batch_size", batch_size, low=2 * world, remedy="A batch has at least two samples a process")
+    check_int(_OWNER, "batch_size", batch_size, low=2 * world, remedy="A batch has at least two samples per process")
     samples = lengths[0]
     if batch_size % world:
         rule = f"batch_size to be a multiple of {world} processes"
@@ -327,7 +327,7 @@ def _check_optimizer(learner: nn.Module, optimizer: Any, schedule: Any, select_d
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if lacks := [name for name, p in learner.named_parameters() if p.requires_grad and id(p) not in known]:
             got = f"one without {len(lacks)} of them: {', '.join(lacks[:3])}{', ...' if len(lacks) > 3 else ''}"
-            remedy = "Make it when the network has been converted and is whole, or set their requires_grad to False"
+            remedy = "Make it when the network has been converted and is complete, or set their requires_grad to False"
             text = complaint(_OWNER, "an optimizer of all parameters that require gradients", got, remedy)
             warnings.warn(text, UserWarning, stacklevel=4)
     if isinstance(schedule, Real):

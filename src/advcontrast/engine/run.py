@@ -392,7 +392,7 @@ def _require_finite_everywhere(expected: str, value: float, where: str) -> None:
 
 
 def _not_finite(expected: str, value: float, where: str) -> RuntimeError:
-    remedy = "Lower the learning rate, or look for a division by zero; the last checkpoint is good"
+    remedy = "Lower the learning rate, or look for a division by zero; the last checkpoint is intact"
     return RuntimeError(complaint(_OWNER, expected, f"{value} in {where}", remedy))
 
 

@@ -56,7 +56,7 @@ def checked_batches(
             raise TypeError(complaint(owner, "batches to yield pairs (images, labels)", got, remedy))
         x, y = batch
         check_images(owner, x)
-        check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass a class index an image")
+        check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass a class index per image")
         if x.dim() == 0 or y.shape != x.shape[:1]:
             got = f"{list(y.shape)} for images of shape {list(x.shape)}"
             raise ValueError(complaint(owner, "one label per image", got, "Pass images [N, ...] and labels [N]"))
@@ -64,7 +64,7 @@ def checked_batches(
             empty = False
             yield to_device(x, device), to_device(y, device), y
     if empty:
-        remedy = "An iterator can be walked only once; pass a list or a DataLoader"
+        remedy = "An iterator can be used only once; pass a list or a DataLoader"
         raise ValueError(complaint(owner, "batches to hold at least one image", "none", remedy))
 
 

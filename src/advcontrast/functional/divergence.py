@@ -61,5 +61,5 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
     """
     check_real("trades", "beta", beta, low=0, remedy="6 is usual, 0 leaves plain cross-entropy")
     divergence = kl_divergence(clean_logits, adv_logits)
-    check_classes("trades", "labels", labels, clean_logits, remedy="Pass one class index a sample")
+    check_classes("trades", "labels", labels, clean_logits, remedy="Pass one class index per sample")
     return F.cross_entropy(clean_logits, labels) + beta * divergence.mean()

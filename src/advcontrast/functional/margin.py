@@ -73,7 +73,7 @@ def _checked(owner: str, logits: Tensor, least: int, **classes: Tensor) -> Tenso
     remedy = "Pass the outputs of the classifier, before any softmax"
     check_logits(owner, {"logits": logits}, least=least, remedy=remedy)
     for name, of in classes.items():
-        check_classes(owner, name, of, logits, remedy="Pass one class index a sample")
+        check_classes(owner, name, of, logits, remedy="Pass one class index per sample")
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

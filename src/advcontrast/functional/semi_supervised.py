@@ -59,7 +59,7 @@ def semi_supervised(
     divergence = kl_divergence(clean_logits, adv_logits)
     check_tensor(owner, "teacher_logits", teacher_logits, remedy="Pass the outputs of the teacher, before any softmax")
     soft = temperature * (temperature * distillation(adv_logits, teacher_logits.detach(), temperature))
-    remedy = "Pass one class index a sample, and -1 for a sample without a label"
+    remedy = "Pass one class index per sample, and -1 for a sample without a label"
     check_classes(owner, "labels", labels, clean_logits, low=-1, remedy=remedy)
     hard = F.cross_entropy(adv_logits, labels.clamp(min=0), reduction="none")
     supervised = torch.where(labels >= 0, alpha * hard + (1 - alpha) * soft, soft)

@@ -110,7 +110,7 @@ class ACLTrainer(ContrastiveLearner):
             check_callable(owner, "loss", loss, remedy="Pass a function, or None")
         super().__init__(model, attack=attack, augment=augment, terms=terms)
         self.mode: Mode = mode
-        self.alpha = self.weight("alpha", alpha, remedy="1 weighs both streams alike")
+        self.alpha = self.weight("alpha", alpha, remedy="1 gives both streams the same weight")
         self.loss = NTXentLoss() if loss is None else loss
         if isinstance(self.loss, nn.Module):
             self.require_branches(self.loss)

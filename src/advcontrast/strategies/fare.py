@@ -81,7 +81,7 @@ class FARE(ContrastiveLearner):
         augment: Callable[..., Any] | None = None,
         terms: Iterable[nn.Module] = (),
     ) -> None:
-        check_real("FARE", "drift", drift, low=0, remedy="0 charges every drift")
+        check_real("FARE", "drift", drift, low=0, remedy="0 penalises every drift")
         super().__init__(model, attack=CLIP_ATTACK if attack is None else attack, augment=augment, terms=terms)
         self.clean = self.weight("clean", clean, remedy="The paper takes 0")
         if drift and clean == 0:

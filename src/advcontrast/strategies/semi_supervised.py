@@ -70,7 +70,7 @@ def targets_of(labels: Tensor, logits: Tensor) -> Tensor:
         >>> targets_of(torch.tensor([0, -1]), torch.tensor([[1.0, 2.0], [1.0, 2.0]])).tolist()
         [0, 1]
     """
-    remedy = "Pass one class index an image, -1 for none, and a row of logits an image"
+    remedy = "Pass one class index per image, -1 for none, and a row of logits per image"
     check_logits("targets_of", {"logits": logits}, remedy=remedy)
     check_classes("targets_of", "labels", labels, logits, low=-1, remedy=remedy)
     return torch.where(labels >= 0, labels, logits.argmax(1))

@@ -118,7 +118,7 @@ class StandardTrainer(nn.Module):
         return logits
 
     def _augmented(self, images: Tensor, labels: Tensor, *, lowest: int = 0) -> Tensor:
-        owner, remedy = type(self).__name__, "Pass one class index an image"
+        owner, remedy = type(self).__name__, "Pass one class index per image"
         check_type(owner, "images", images, Tensor, remedy=_FLOATS)
         check_tensor(owner, "labels", labels, (torch.int64,), remedy=remedy)
         if labels.dim() != 1 or labels.shape != images.shape[:1] or len(labels) == 0:
@@ -138,7 +138,7 @@ class StandardTrainer(nn.Module):
             expected = f"the output of the model of shape [{len(labels)}, C], a row a label"
             raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
         check_one_device(owner, logits=logits, labels=labels)
-        check_within(owner, "labels", labels, (0, logits.shape[1] - 1), remedy="Pass one class index an image")
+        check_within(owner, "labels", labels, (0, logits.shape[1] - 1), remedy="Pass one class index per image")
 
 
 class AdversarialTrainer(StandardTrainer):

@@ -35,7 +35,7 @@ REMEDIES = {
 def refusal(path, number):
     got = f"{os.strerror(number)} (errno {number})"
     remedy = REMEDIES.get(number, "Check the disk and try again, or choose another folder")
-    remedy += "; earlier checkpoints are untouched."
+    remedy += "; earlier checkpoints are unchanged."
     return f"^{re.escape(f'Checkpoint: expected to write {path}, got {got}. {remedy}')}$"
 
 

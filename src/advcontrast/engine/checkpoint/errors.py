@@ -40,7 +40,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        ending = "; earlier checkpoints are untouched"
+        ending = "; earlier checkpoints are unchanged"
         raise CheckpointWriteError(refusal(_OWNER, f"to write {path}", error, ending)) from error
 
 

@@ -230,7 +230,7 @@ class Checkpoint:
             self._read(partial, step, device="meta")
         except CheckpointCorruptError as error:
             expected, got = f"{self.path(step)} to be read back as written", f"{error.__cause__ or error}".rstrip(".")
-            remedy = "Check the disk and the memory; earlier checkpoints are untouched"
+            remedy = "Check the disk and the memory; earlier checkpoints are unchanged"
             raise CheckpointWriteError(complaint(_OWNER, expected, got, remedy)) from error
         self._discard(step)  # a damaged one
         partial.rename(self.path(step))

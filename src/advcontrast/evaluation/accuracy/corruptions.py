@@ -120,7 +120,7 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
                 raise ValueError(complaint(owner, "each corruption once at each severity", got, "Rename one of them"))
             verdicts[name][severity] = accuracy(model, batches)
     if not verdicts:
-        remedy = "An iterator can be walked only once; make a new one"
+        remedy = "An iterator can be used only once; make a new one"
         raise ValueError(complaint(owner, "at least one condition", "none", remedy))
     return CorruptionAccuracy(verdicts)
 

@@ -94,7 +94,7 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
     shared = [metric for metric in _ordered((a, b)) if metric in a.verdicts and metric in b.verdicts]
     if not shared:
         got = f"{', '.join(a.verdicts)} and {', '.join(b.verdicts)}"
-        raise ValueError(complaint("compare_cards", "cards with a common metric", got, "Evaluate both alike"))
+        raise ValueError(complaint("compare_cards", "cards with a common metric", got, "Evaluate both in the same way"))
     facts: list[dict[str, Any]] = [
         {
             "data": f"{card.data} ({card.fingerprint[:16]})" if a.fingerprint != b.fingerprint else None,
@@ -107,7 +107,9 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
     differing = _unequal("", *facts)
     if differing:
         got = "; ".join(differing)
-        raise ValueError(complaint("compare_cards", "cards of the same evaluation", got, "Evaluate both alike"))
+        raise ValueError(
+            complaint("compare_cards", "cards of the same evaluation", got, "Evaluate both in the same way")
+        )
     metrics = {}
     for metric in shared:
         pairs = []

@@ -144,7 +144,7 @@ def _principal_plane(features: Tensor) -> tuple[Tensor, list[float]]:
 
 def _names(owner: str, name: str, labels: Tensor, count: int, classes: Sequence[str] | None) -> list[str]:
     """Return the name of the class of each image."""
-    remedy = "Pass one class index an image"
+    remedy = "Pass one class index per image"
     check_tensor(owner, name, labels, (torch.int64,), remedy=remedy)
     check_shape(owner, name, labels, f"[{count}]", labels.shape == (count,), remedy=remedy)
     if classes is None:

@@ -149,7 +149,7 @@ def image_batches(owner: str, batches: Iterable[Any], device: torch.device, *, l
             yield to_device(x, device)
     if max(sizes) < least:
         rule = f"a batch of at least {least} image{'s' if least > 1 else ''}"
-        remedy = "An iterator can be walked only once; pass a list or a DataLoader"
+        remedy = "An iterator can be used only once; pass a list or a DataLoader"
         raise ValueError(complaint(owner, rule, f"{sum(sizes)} in {len(sizes) - 1} batches", remedy))
 
 
