@@ -173,6 +173,22 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
         assert torch.equal(again, selected)
 
 
+def resumes_on_a_rank(folder):
+    whole, selected = run(folder / "whole")
+    with pytest.raises(Stopped):
+        run(folder / "stopped", stop=10)
+    ours, again = run(folder / "stopped")
+    return same(ours, whole) and torch.equal(again, selected), again.tolist()
+
+
+@pytest.mark.distributed
+def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(ranks, tmp_path):
+    (first, selected), (second, others) = ranks.run(resumes_on_a_rank, tmp_path)
+    assert first
+    assert second
+    assert selected == others
+
+
 def selections():
     """Return what is selected in several epochs without randomness of views and attacks."""
     warnings.filterwarnings("ignore", r"\w+: expected dual batch norms")
