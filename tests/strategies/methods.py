@@ -18,7 +18,9 @@ from advcontrast.strategies import (
     AdvCL,
     AInfoNCE,
     DeACL,
+    Distillation,
     DynACL,
+    Invariance,
     ProFeAT,
     RoCL,
     SimCLIP,
@@ -49,6 +51,19 @@ def teacher():
 
 def acl(norm, **settings):
     return ACLTrainer(student(norm), **{"loss": NTXentLoss(gather=True), "attack": FEW, **settings})
+
+
+def air(norm, **settings):
+    """Return ACL with the terms of AIR, which is called with images."""
+
+    def pair(x, generator=None):
+        return x, x.flip(3)
+
+    return acl(norm, **{"augment": pair, "terms": [Invariance()], **settings})
+
+
+def taught(norm, **settings):
+    return acl(norm, **{"terms": [Distillation(teacher())], **settings})
 
 
 def advcl(norm, **settings):
@@ -147,6 +162,10 @@ def tecoa_vit(norm, **settings):
 METHODS = {
     "ACL": Method(acl),
     "ACL with a schedule": Method(lambda norm, **settings: acl(norm, alpha=lambda step: 0.5 + step, **settings)),
+    "ACL with a teacher": Method(
+        lambda norm, **settings: acl(norm, **{"terms": [Distillation(teacher())], **settings})
+    ),
+    "AIR": Method(air, views=1),
     "AdvCL": Method(advcl, 3, lambda n: torch.arange(2 * n).view(n, 2) % 2, attacked=("adv", "adv_ce")),
     "AInfoNCE": Method(ainfonce, views=3),
     "AInfoNCE, adaptive": Method(adaptive, views=3),
