@@ -149,6 +149,10 @@ def simclip(norm, **settings):
     return SimCLIP(student(norm), teacher(), **{"attack": FEW, **settings})
 
 
+def simclip_vit(norm, **settings):
+    return SimCLIP(vit(norm), vit(None, seed=1).eval(), **{"attack": FEW, **settings})
+
+
 def tecoa(norm, **settings):
     prototypes = torch.cos(torch.arange(15.0, dtype=torch.float64)).view(3, 5)
     return TeCoA(student(norm), prototypes, **{"attack": FEW, **settings})
@@ -183,6 +187,7 @@ METHODS = {
     "RoCL": Method(rocl),
     "RoCL released": Method(lambda norm, **settings: rocl(norm, released=True, **settings)),
     "SimCLIP": Method(simclip, views=1),
+    "SimCLIP on a transformer": Method(simclip_vit, views=1),
     "TARO": Method(taro),
     "TARO released": Method(lambda norm, **settings: taro(norm, released=True, **settings)),
     "TeCoA": Method(tecoa, views=1, targets=lambda n: torch.arange(n) % 3),

@@ -63,8 +63,8 @@ class RobustCoreset(nn.Module):
         fraction: of the images to select, in (0, 1].
         every: number of epochs between selections, at least 1.
         warmup: number of epochs on all images before the first one, at least 0; the paper's 100.
-        batch_size: of the batches, at least 1, and 2 if the learner compares images with each other; at most the size
-            of the coreset is taken.
+        batch_size: of the batches of all processes together, at least 1, and 2 if the learner compares images with each
+            other; at most the size of the coreset is taken.
         head: module of ``learner.model`` whose weights count, by default its last linear layer.
         attack: of the divergence, by default ``PGDAttack(steps=3, step_size=10 / 255 / 3)``.
         released: whether to take each step of the head twice.
