@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from advcontrast.attacks import folding
+
 aten = torch.ops.aten
 #: Functions of ``fit`` that may wait, once in a run or in an epoch: the data move to the device, figures come back.
 PER_EPOCH = {("source.py", "batches"), ("plan.py", "batches"), ("run.py", "require_finite"), ("run.py", "result")}
@@ -93,6 +95,8 @@ def device(allowed: set[tuple[str, str]] = frozenset()) -> Iterator[_Device]:
         patch.setattr(torch.autograd, "grad", gradient)
         patch.setattr(Tensor, "backward", lambda loss, *args, **kwargs: None)
         patch.setattr(FakeTensor, "__deepcopy__", copied, raising=False)
+        # Parameters here are of the class FakeTensor, not nn.Parameter.
+        patch.setattr(folding, "_foldable_layer", lambda part: isinstance(part, (nn.Conv2d, nn.Linear)))
         yield mode
 
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn, fit, surgery
 from advcontrast._transfer import on_cpu
-from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart, balls
+from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart, balls, folding
 from advcontrast.augment import CORRUPTIONS, Corruption, CropFlip
 from advcontrast.engine import run
 from advcontrast.evaluation import accuracy, branch_gap, inputs, robust_accuracy
@@ -24,7 +24,7 @@ from tests.device import PER_EPOCH, WaitError, device, on_device
 from tests.strategies.methods import METHODS, batch
 from tests.strategies.networks import network
 
-HALF = PGDAttack(steps=1, norm="l2", eps=0.5)
+HALF = PGDAttack(steps=2, norm="l2", eps=0.5)
 ATTACKS = [WarmStart(PGDAttack(steps=1)), FreeAttack(), ProgressiveAttack([(None, HALF)])]
 IMAGES = torch.zeros(8, 3, 6, 6, dtype=torch.uint8)
 LABELS = torch.arange(8) % 5
@@ -174,6 +174,7 @@ PLANTS = {
     "losses": (NTXentLoss, "forward", lambda: test_nothing_waits_for_the_device("tiled loss")),
     "models": (Normalize, "forward", lambda: test_nothing_waits_for_the_device("normalisation")),
     "attacks": (balls.L2Ball, "step", lambda: test_nothing_waits_for_the_device("step of DS")),
+    "attacks, folded": (folding, "_combined", lambda: test_nothing_waits_for_the_device("step of DS")),
     "augment": (CropFlip, "__call__", lambda: test_nothing_waits_for_the_device("StandardTrainer")),
     "norm": (DualNorm, "forward", lambda: test_nothing_waits_for_the_device("step of DS")),
     "surgery": (surgery, "export_branch", lambda: test_nothing_waits_for_the_device("surgery")),

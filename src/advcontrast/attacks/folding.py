@@ -46,11 +46,12 @@ def folded(objective: Callable[[Tensor], Tensor], *modules: nn.Module) -> Iterat
             value, pairs = _trace(objective, images, parts)
             return value
         # Not before the second call: a checkpointed function runs again in the backward pass of the first.
-        while pairs:
-            call, norm = pairs.pop()
-            changed.extend((call.layer, norm))
-            call.layer.__dict__["forward"] = _combined(call, norm)
-            norm.__dict__["forward"] = _unchanged
+        if pairs:
+            changed.extend(part for call, norm in pairs for part in (call.layer, norm))
+            for (call, norm), forward in zip(pairs, _combined(pairs), strict=True):
+                call.layer.__dict__["forward"] = forward
+                norm.__dict__["forward"] = _unchanged
+            pairs.clear()
         return objective(images)
 
     try:
@@ -119,17 +120,29 @@ def _compiled(part: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _combined(call: _Call, norm: Any) -> Callable[[Tensor], Tensor]:
-    """Return the forward method of a layer followed by a batch norm, with weights in the dtype that it computes in."""
-    layer: Any = call.layer
-    scale = (norm.running_var + norm.eps).rsqrt_()
-    if norm.weight is not None:
-        scale *= norm.weight
-    mean = norm.running_mean if layer.bias is None else norm.running_mean - layer.bias
-    shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias, mean, scale, value=-1)
-    weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
-    made = {"weight": weight.to(call.output.dtype), "bias": shift.to(call.output.dtype)}
-    return partial(F.linear if isinstance(layer, nn.Linear) else layer._conv_forward, **made)
+def _combined(pairs: list[tuple[_Call, Any]]) -> list[Callable[[Tensor], Tensor]]:
+    """Return the forward methods of layers followed by a batch norm, with weights in the dtype they compute in."""
+    layers: list[Any] = [call.layer for call, _ in pairs]
+    norms = [norm for _, norm in pairs]
+    dtypes = [call.output.dtype for call, _ in pairs]
+    means, variances = [norm.running_mean for norm in norms], [norm.running_var for norm in norms]
+    gains = [torch.ones_like(norm.running_var) if norm.weight is None else norm.weight for norm in norms]
+    biases = [torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias for norm in norms]
+    # All norms at once: on an accelerator, launches of such small tensors take longer than the arithmetic.
+    scales = torch._foreach_add(variances, [norm.eps for norm in norms])
+    torch._foreach_rsqrt_(scales)
+    torch._foreach_mul_(scales, gains)
+    means = [m if layer.bias is None else m - layer.bias for layer, m in zip(layers, means, strict=True)]
+    shifts = torch._foreach_addcmul(biases, means, scales, value=-1)
+    made = [torch.empty_like(shift, dtype=dtype) for shift, dtype in zip(shifts, dtypes, strict=True)]
+    torch._foreach_copy_(made, shifts)
+    forwards: list[Callable[[Tensor], Tensor]] = []
+    for layer, dtype, scale, bias in zip(layers, dtypes, scales, made, strict=True):
+        weight = torch.empty_like(layer.weight, dtype=dtype)
+        torch.mul(layer.weight, scale.view(-1, *[1] * (weight.dim() - 1)), out=weight)
+        call = F.linear if isinstance(layer, nn.Linear) else layer._conv_forward
+        forwards.append(partial(call, weight=weight, bias=bias))
+    return forwards
 
 
 def _unchanged(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import reduce
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
@@ -170,9 +171,8 @@ class ContrastiveLearner(nn.Module):
                 expected, remedy = "parts with weights, not all zero", "Yield a Part with a weight of more than 0"
                 raise ValueError(complaint(type(self).__name__, expected, f"{weights}", remedy))
         self._tried = devices
-        loss = torch.stack([weight * part.loss for weight, part in zip(weights, main, strict=True)]).sum()
-        if self.normalised:
-            loss = loss / sum(weights)
+        total = sum(weights) if self.normalised else 1.0
+        loss = reduce(torch.add, [weight / total * part.loss for weight, part in zip(weights, main, strict=True)])
         for part in added:
             loss = loss + self.now(part.weight) * part.loss
         terms: dict[str, Tensor] = {}
