@@ -23,8 +23,10 @@ class AdvCL(ContrastiveLearner):
     (:func:`~advcontrast.functional.high_frequency`) on the clean branch, the attacked :math:`x'` on the adversarial
     branch, :math:`x''` on the branch ``"adv_ce"``, and K heads :math:`g_k` that predict pseudo-labels :math:`y_k`,
 
-    .. math:: L = \frac{0.5}{0.07} \mathrm{SupCon}(z', z_1, z_2, z_h) + \frac{w}{K} \sum_k
-        \mathrm{CE}\big(g_k(z''), y_k\big)
+    .. math::
+
+        L &= \frac{0.5}{0.07} \mathrm{SupCon}(z', z_1, z_2, z_h) \\
+        &\quad + \frac{w}{K} \sum_k \mathrm{CE}\big(g_k(z''), y_k\big)
 
     where SupCon, at temperature 0.5, averages over all ordered pairs of the four views of an image, whose anchors have
     all other embeddings of the batch in the denominator. :math:`x'` maximises the first term through the adversarial

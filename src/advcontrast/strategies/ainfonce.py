@@ -91,8 +91,10 @@ class AInfoNCE(ContrastiveLearner):
     images :math:`a` on the adversarial branch, and on the clean one views :math:`c`, high frequencies among them. With
     :math:`\ell(i, j)` the cross-entropy at temperature 0.5 of anchors i with partners j among all other embeddings,
 
-    .. math:: L = \frac{0.5}{0.07 \cdot 12} \Big[ \sum_{c \ne c'} \ell(c, c') + 2 w \sum_c
-        \big( \gamma\, \ell(c, \mathrm{sg}(a)) + (1 - \gamma)\, \ell(a, \mathrm{sg}(c)) \big) \Big]
+    .. math::
+
+        L &= \frac{0.5}{0.07 \cdot 12} \Big[ \sum_{c \ne c'} \ell(c, c') \\
+        &\quad + 2 w \sum_c \big( \gamma\, \ell(c, \mathrm{sg}(a)) + (1 - \gamma)\, \ell(a, \mathrm{sg}(c)) \big) \Big]
 
     where sg detaches partners and negatives: attacked images are inferior positives, which pull clean views only with
     weight :math:`\gamma`. The attack maximises the plain contrast of :class:`~advcontrast.strategies.AdvCL`.

@@ -66,8 +66,8 @@ class DynACL(ACLTrainer):
 
     .. math::
 
-        L &= \tfrac12 \big[(1 - w)\, \mathrm{NTX}\big(f(x_1), \bar f(x_2)\big)
-            + (1 + w)\, \mathrm{NTX}\big(f(x_1'), \bar f(x_2')\big)\big] \\
+        L &= \tfrac12 \big[(1 - w)\, \mathrm{NTX}\big(f(x_1), \bar f(x_2)\big) \\
+            &\quad + (1 + w)\, \mathrm{NTX}\big(f(x_1'), \bar f(x_2')\big)\big] \\
         x_1', x_2' &= \arg\max_{x_1', x_2'} \mathrm{NTX}\big(f(x_1'), \bar f(x_2')\big)
 
     where the first term is computed on the clean branch of both networks, the second and the attack on the adversarial
