@@ -13,7 +13,7 @@ mkdir -p "$out"
 export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 device=$("$python" -c "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')")
 if [[ -n ${QUICK:-} ]]; then
-  quick=(--quick --repeats 1) labels=1.0 slower=4
+  quick=(--quick --repeats 1) labels=1.0 slower=10
   examples=(--data embedded --arch quickstart --limit 60 --test-limit 20 --batch-size 20 --epochs 1 --device "$device")
 else
   quick=(--repeats 5) labels=0.01 slower=1

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -52,13 +53,15 @@ def main() -> None:
     settings = Settings(torch.device(given.device), given.repeats, given.quick)
     for name in given.benchmarks or BENCHMARKS:
         started = time.monotonic()
-        tables: list[Table] = importlib.import_module(f"benchmarks.timing.{name}").tables(settings)
-        text = "\n\n".join(table.markdown() for table in tables) + "\n"
-        print(text, flush=True)
-        if given.out is not None:
-            given.out.mkdir(parents=True, exist_ok=True)
-            measured = conditions(__spec__.name, PEERS, seconds=time.monotonic() - started, device=given.device)
-            (given.out / f"{name}.md").write_text(f"# {name}\n\n{measured}\n\n{text}")
+        text = ""
+        tables: Iterable[Table] = importlib.import_module(f"benchmarks.timing.{name}").tables(settings)
+        for table in tables:
+            print(table.markdown(), end="\n\n", flush=True)
+            text += f"\n\n{table.markdown()}"
+            if given.out is not None:  # now, since the next table may not be finished
+                given.out.mkdir(parents=True, exist_ok=True)
+                measured = conditions(__spec__.name, PEERS, seconds=time.monotonic() - started, device=given.device)
+                (given.out / f"{name}.md").write_text(f"# {name}\n\n{measured}{text}\n")
 
 
 if __name__ == "__main__":

@@ -225,9 +225,11 @@ def _grouped_seconds(settings: Settings, sizes: dict[str, int]) -> float:
     return seconds_of(step, settings)
 
 
-def tables(settings: Settings) -> list[Table]:
-    """Return all of it."""
+def tables(settings: Settings) -> Iterator[Table]:
+    """Yield all of it."""
     gpu = settings.device.type != "cpu"
     sizes = {"batch": 8, "width": 4} if settings.quick else {"batch": 512 if gpu else 128, "width": 64 if gpu else 16}
-    found = [whole(settings, sizes), growth(settings, sizes)]
-    return found if gpu else [*found, processes(settings, sizes)]
+    yield whole(settings, sizes)
+    yield growth(settings, sizes)
+    if not gpu:
+        yield processes(settings, sizes)

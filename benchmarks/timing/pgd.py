@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
 
@@ -33,9 +33,10 @@ TITLES = {"linf": "in an L-infinity ball of 8/255, steps of 2/255", "l2": "in an
 Attack = Callable[[Tensor, Tensor, bool], Tensor]
 
 
-def tables(settings: Settings) -> list[Table]:
-    """Return one table for each norm."""
-    return [table(norm, settings) for norm in ("linf", "l2")]
+def tables(settings: Settings) -> Iterator[Table]:
+    """Yield a table for each norm."""
+    for norm in ("linf", "l2"):
+        yield table(norm, settings)
 
 
 def table(norm: str, settings: Settings) -> Table:

@@ -11,7 +11,7 @@ image, without TF32: losses agree to 1e-3 in float32, where rounding turns some 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +85,8 @@ def ours(
     return step
 
 
-def tables(settings: Settings) -> list[Table]:
-    """Return the steps of both modes."""
+def tables(settings: Settings) -> Iterator[Table]:
+    """Yield the steps of each mode."""
     gpu = settings.device.type != "cpu"
     width, pairs = (4, 8) if settings.quick else (64, 512) if gpu else (16, 512)
     about = (
@@ -101,7 +101,6 @@ def tables(settings: Settings) -> list[Table]:
     }
     if gpu:
         variants["ours, channels last, bf16"] = {"channels_last": True, "bf16": True}
-    found = []
     modes: dict[Mode, tuple[str, str]] = {
         "DS": ("Dual-stream pre-training step", "reference"),
         "S2S": ("SimCLR step (mode S2S)", "plain SimCLR loop"),
@@ -131,5 +130,4 @@ def tables(settings: Settings) -> list[Table]:
                 agreement = agree(name, step(False), expected, tolerance)
             candidates.append(Candidate(name, lambda step=step: step(True), agreement))
         table.race(candidates, settings, items=pairs)
-        found.append(table)
-    return found
+        yield table

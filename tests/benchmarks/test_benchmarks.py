@@ -53,7 +53,7 @@ def test_candidates_are_compared_without_tf32(name, monkeypatch):
     monkeypatch.setattr(Table, "race", lambda *_, **__: {})
     hook = nn.modules.module.register_module_forward_hook(note)
     try:
-        importlib.import_module(f"benchmarks.timing.{name}").tables(SETTINGS)
+        list(importlib.import_module(f"benchmarks.timing.{name}").tables(SETTINGS))
     finally:
         hook.remove()
     assert found == {"ieee"}
@@ -135,6 +135,19 @@ def test_command_writes_tables_with_their_conditions(tmp_path, monkeypatch, caps
     assert f"torch {torch.__version__.split('+')[0]}" in text
     assert re.search(r"\d threads? of ", text)
     assert capsys.readouterr().out.strip() in text
+
+
+def test_a_table_that_is_finished_is_kept_if_the_next_one_fails(table, tmp_path, monkeypatch):
+    def tables(_):
+        yield table
+        raise KeyboardInterrupt
+
+    table.rows.append(["", "a", "1", "1 to 1", "1.00", "5", "", ""])
+    monkeypatch.setattr(step, "tables", tables)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "step", "--out", str(tmp_path)])
+    with pytest.raises(KeyboardInterrupt):
+        main()
+    assert (tmp_path / "step.md").read_text().endswith(f"\n\n{table.markdown()}\n")
 
 
 @pytest.mark.parametrize("flags", [["nonsense"], ["pgd", "--repeats", "0"], ["pgd", "--threads", "0"]])
