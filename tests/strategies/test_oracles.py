@@ -77,6 +77,17 @@ def test_cfamc():
     assert out.loss.item() == pytest.approx(-181.7497535129, **CLOSE)
 
 
+def test_gradients_of_cfamc():
+    ours, theirs = ([known(v) for v in range(3)] for _ in range(2))
+    CFAMC(Identity(), attack=Given(*ours))(*(known(5) for _ in range(3))).loss.backward()
+    z = [F.normalize(each.flatten(1), dim=1) for each in theirs]
+    mean = sum(z) / 3
+    rates = [0.5 * torch.logdet(torch.eye(3) + 3 / (4 * 0.2) * each.T @ each) for each in z]
+    invariance = sum(F.cosine_similarity(each, mean).mean() for each in z) / 3
+    (-200 * invariance - sum(rates) / 3).backward()
+    assert norms(*ours) == pytest.approx(norms(*theirs), **CLOSE)
+
+
 def test_the_attack_of_cfamc_maximises_the_loss():
     attack = Given(*(known(5) for _ in range(3)))
     CFAMC(Identity(), attack=attack)(*(known(v) for v in range(3)))
