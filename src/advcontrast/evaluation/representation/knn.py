@@ -29,12 +29,12 @@ class KNNClassifier(nn.Module):
     classifier; attacks differentiate it through the encoder. Reference: Wu et al., CVPR 2018.
 
     Args:
-        encoder: images ``[N, ...]`` in, features ``[N, D]`` out, normally without its projection head. It is used in
+        encoder: network from images ``[N, ...]`` to features ``[N, D]``, normally without projection head. It is used in
             eval mode and not changed; features of a dual network are those of the branch that is active.
         batches: images ``[N, ...]`` in [0, 1] with labels ``[N]`` int64, the neighbours to choose from, which are
             training images.
         k: number of neighbours that vote, at most the number of images; 200 is usual for whole data sets.
-        temperature: t above; 0.1 is usual.
+        temperature: the temperature t; 0.1 is usual.
 
     Raises:
         ValueError: a number is out of range, or features that are not finite or not ``[N, D]``.

@@ -78,14 +78,14 @@ def label_free_robustness(
     Args:
         encoder: maps images in [0, 1], normalisation inside, to features ``[N, D]``, with or without projection head.
         batches: images ``[N, ...]``, floating point in [0, 1], or pairs of them and something that is ignored, such as
-            labels. Walked once; moved to the device of the encoder. All features are held until the end.
+            labels. Iterated once, and moved to the device of the encoder. All features are kept in memory.
         attack: a callable such as ``PGDAttack``, called as ``attack(objective, x, generator=generator)`` with an
             objective that returns a value for each image.
         generator: source of all randomness, on the device of the encoder. By default one seeded with 0.
 
     Raises:
-        ValueError: no batch has two images; a shape does not fit; features are not finite; images that lie on the CPU
-            leave [0, 1].
+        ValueError: no batch has two images; a shape does not fit; features are not finite; images on the CPU
+            are outside [0, 1].
         TypeError: an argument has the wrong type, such as uint8 images.
 
     Example:

@@ -37,7 +37,7 @@ class FrankWolfeAttack:
             the images. The paper, see :func:`~advcontrast.evaluation.uar`, counts in 0 to 255, and its program
             takes the mean over the pixels: 195 is 195/255 here and 0.0635 there, on CIFAR.
         steps: number of steps, at least 0; each costs one forward and one backward pass.
-        random_start: whether to take the first gradient at a point drawn uniformly from the ball and moved into the
+        random_start: whether to take the first gradient at a point drawn uniformly from the ball and clamped to the
             bounds, instead of at the image.
         bounds: smallest and largest pixel value, finite.
         minimize: whether to shrink the objective instead, for example the loss of a target class.
