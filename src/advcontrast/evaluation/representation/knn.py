@@ -29,8 +29,8 @@ class KNNClassifier(nn.Module):
     classifier; attacks differentiate it through the encoder. Reference: Wu et al., CVPR 2018.
 
     Args:
-        encoder: network from images ``[N, ...]`` to features ``[N, D]``, normally without projection head. It is used in
-            eval mode and not changed; features of a dual network are those of the branch that is active.
+        encoder: network from images ``[N, ...]`` to features ``[N, D]``, normally without projection head. It is used
+            in eval mode and not changed; features of a dual network are those of the branch that is active.
         batches: images ``[N, ...]`` in [0, 1] with labels ``[N]`` int64, the neighbours to choose from, which are
             training images.
         k: number of neighbours that vote, at most the number of images; 200 is usual for whole data sets.
