@@ -229,6 +229,13 @@ def test_distillation():
     assert (out.loss - out.terms["loss_clean"]).item() == pytest.approx(2 * (1 - 0.8291483123), **CLOSE)
 
 
+def test_the_teacher_of_a_term_sees_each_view():
+    seen, teacher, views = [], Identity().eval(), (known(0), known(1))
+    teacher.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    ACLTrainer(Identity(), mode="S2S", terms=[Distillation(teacher)])(*views)
+    assert [torch.equal(x, view) for x, view in zip(seen, views, strict=True)] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("released", "gradients"),
     [(False, [0.894828, 0.151259, 0.71841]), (True, [0.46476, 0.101082, 0.348374])],
