@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn, fit, surgery
 from advcontrast._transfer import on_cpu
+from advcontrast.adapters.losses import PairsAsLabels
 from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart, balls, folding
 from advcontrast.augment import CORRUPTIONS, Corruption, CropFlip
 from advcontrast.engine import run
@@ -81,6 +82,9 @@ SCENARIOS = {
     },
     **{f"step of {mode}": lambda mode=mode: take_step(acl(mode=mode), *views()) for mode in ("A2S", "DS")},
     "step with a term": lambda: take_step(acl(terms=[Invariance()], augment=CropPair()), far(IMAGES)),
+    "loss of another library": lambda: PairsAsLabels(lambda z, y: z[y].sum())(
+        *(far(torch.rand(8, 5)) for _ in range(2))
+    ),
     "tiled loss": lambda: NTXentLoss(0.01, tile=4)(*(far(torch.rand(8, 5)) for _ in range(2))),
     **{
         name: lambda method=method: take_step(on_device(method.make("dual")), *map(far, batch(method)))
@@ -171,6 +175,7 @@ PLANTS = {
         "unit_rows",
         lambda: test_nothing_waits_for_the_device("tiled loss"),
     ),
+    "adapters": (PairsAsLabels, "forward", lambda: test_nothing_waits_for_the_device("loss of another library")),
     "losses": (NTXentLoss, "forward", lambda: test_nothing_waits_for_the_device("tiled loss")),
     "models": (Normalize, "forward", lambda: test_nothing_waits_for_the_device("normalisation")),
     "attacks": (balls.L2Ball, "step", lambda: test_nothing_waits_for_the_device("step of DS")),
