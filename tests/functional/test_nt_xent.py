@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -113,6 +114,17 @@ def test_rows_apart_from_all_others_at_low_temperature_keep_their_gradient(tile)
 def test_second_derivative_equals_finite_differences(temperature):
     z1, z2 = (z.requires_grad_() for z in views(3, 4, noise=0.5))
     assert torch.autograd.gradgradcheck(lambda a, b: temperature * nt_xent(a, b, temperature), (z1, z2), atol=1e-4)
+
+
+def test_torch_func_differentiates_in_reverse_mode():
+    z1, z2 = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    loss = partial(nt_xent, z2=z2)
+    gradient = torch.func.grad(loss)(z1)
+    leaf = z1.clone().requires_grad_()
+    loss(leaf).backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+    second = torch.func.jacrev(torch.func.jacrev(loss))(z1)
+    torch.testing.assert_close(second, torch.autograd.functional.hessian(loss, z1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
