@@ -125,14 +125,16 @@ def _combined(pairs: list[tuple[_Call, Any]]) -> list[Callable[[Tensor], Tensor]
     layers: list[Any] = [call.layer for call, _ in pairs]
     norms = [norm for _, norm in pairs]
     dtypes = [call.output.dtype for call, _ in pairs]
-    means, variances = [norm.running_mean for norm in norms], [norm.running_var for norm in norms]
     gains = [torch.ones_like(norm.running_var) if norm.weight is None else norm.weight for norm in norms]
     biases = [torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias for norm in norms]
+    means = [
+        norm.running_mean if layer.bias is None else norm.running_mean - layer.bias
+        for layer, norm in zip(layers, norms, strict=True)
+    ]
     # All norms at once: on an accelerator, launches of such small tensors take longer than the arithmetic.
-    scales = torch._foreach_add(variances, [norm.eps for norm in norms])
+    scales = torch._foreach_add([norm.running_var for norm in norms], [norm.eps for norm in norms])
     torch._foreach_rsqrt_(scales)
     torch._foreach_mul_(scales, gains)
-    means = [m if layer.bias is None else m - layer.bias for layer, m in zip(layers, means, strict=True)]
     shifts = torch._foreach_addcmul(biases, means, scales, value=-1)
     made = [torch.empty_like(shift, dtype=dtype) for shift, dtype in zip(shifts, dtypes, strict=True)]
     torch._foreach_copy_(made, shifts)
