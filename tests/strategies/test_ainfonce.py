@@ -93,6 +93,16 @@ def test_the_adaptive_gamma_measures_clean_and_attacked_images_on_the_clean_bran
     assert found[0].mean().item() == pytest.approx(expected, abs=1e-12)
 
 
+def test_the_loss_has_the_adaptive_gamma():
+    adaptive, scheduled = (
+        METHOD.make("dual", gamma=gamma)
+        for gamma in (AdaptiveGamma(0.2, after=1, nearest=100.0), lambda step: 0.5 if step else 0.2)
+    )
+    for seed in range(2):
+        x = batch(METHOD, seed=seed)
+        assert adaptive(*x).loss.item() == pytest.approx(scheduled(*x).loss.item(), abs=1e-12)
+
+
 def test_an_evaluation_does_not_count_for_the_adaptive_gamma():
     learner = METHOD.make("dual", gamma=AdaptiveGamma(after=1)).eval()
     learner(*batch(METHOD))

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, fit
 from advcontrast.augment import Replay
 from advcontrast.functional import nt_xent
+from advcontrast.norm import bn_branch
 from advcontrast.strategies import AdvCL, DeACL, RobustCoreset
 from advcontrast.strategies.rcs import representational_divergence
 from tests.ranks import WORLD_SIZE
 from tests.strategies.methods import FEW, Identity, known, student, teacher
-from tests.strategies.networks import flags
+from tests.strategies.networks import flags, unlike_branches
 from tests.strategies.test_methods import Stopped, optimizer, same, state
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -92,6 +93,21 @@ def test_the_attack_of_the_divergence_maximises_it():
     RobustCoreset(learner, x, fraction=0.1, every=1, attack=better)(1, learner)
     assert found[0] == 0
     assert found[1] == pytest.approx(representational_divergence(model(x[:1]), model(x[:1] * 0.5)).item())
+
+
+def test_the_divergence_is_that_of_the_clean_and_the_shipped_branch():
+    def looks(objective, x):
+        found.append(objective(x).item())
+        return x
+
+    found, x = [], images()
+    learner = ACLTrainer(unlike_branches(student("dual")), attack=FEW, augment=pair)
+    RobustCoreset(learner, x, fraction=0.1, every=1, attack=looks)(1, learner)
+    z = []
+    for branch in ("clean", "adv"):
+        with bn_branch(learner.model.eval(), branch):
+            z.append(learner.model(x[:1]))
+    assert found[0] == pytest.approx(representational_divergence(*z).item(), abs=1e-12)
 
 
 def test_nothing_of_the_learner_changes():

@@ -67,8 +67,8 @@ class AdaptiveGamma(Block):
         remedy = "Pass the distance of each image from the attacked one"
         check_tensor("AdaptiveGamma", "distances", distances, remedy=remedy)
         check_shape("AdaptiveGamma", "distances", distances, "[N]", distances.dim() == 1, remedy=remedy)
-        self._distance = distances.detach().mean().to(self.total.dtype)
-        mean = self.total / self.steps
+        self._distance = distances.detach().mean()
+        mean = self.total.to(self._distance) / self.steps
         share = ((mean - self._distance) / (mean - self.nearest)).masked_fill(self._distance > mean, 0)
         share = share.masked_fill(self._distance <= self.nearest, 1).masked_fill(self.steps < self.after, 0)
         return self.start + (0.5 - self.start) * share
