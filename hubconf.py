@@ -1,4 +1,4 @@
-"""Entry points for torch.hub: ``torch.hub.load("owner/advcontrast", "resnet18", num_classes=10)``; none is trained."""
+"""Entry points for torch.hub: ``torch.hub.load("owner/advcontrast", "pretrained", "resnet18w16-cifar10-ds")``."""
 
 import sys as _sys
 from pathlib import Path as _Path
@@ -15,11 +15,11 @@ _sys.path.insert(0, _source)
 try:
     from advcontrast import convert_to_dual_bn as _convert_to_dual_bn
     from advcontrast.models import backbone as _backbone
-    from advcontrast.models import resnet18, resnet34, resnet50, wide_resnet34_10
+    from advcontrast.models import pretrained, resnet18, resnet34, resnet50, wide_resnet34_10
 finally:
     _sys.path.remove(_source)
 
-__all__ = ["backbone", "resnet18", "resnet34", "resnet50", "wide_resnet34_10"]
+__all__ = ["backbone", "pretrained", "resnet18", "resnet34", "resnet50", "wide_resnet34_10"]
 
 
 def backbone(name: str, *, dual: bool = True, **settings: _Any) -> _nn.Module:

@@ -47,13 +47,14 @@ def _cloned(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("_cloned")
 def test_every_entry_point_is_listed_and_nothing_else():
     entries = torch.hub.list("owner/advcontrast", trust_repo=True)
-    assert entries == ["backbone", "resnet18", "resnet34", "resnet50", "wide_resnet34_10"]
+    assert entries == ["backbone", "pretrained", "resnet18", "resnet34", "resnet50", "wide_resnet34_10"]
 
 
-@pytest.mark.parametrize("name", ["backbone", "resnet18", "resnet34", "resnet50", "wide_resnet34_10"])
+@pytest.mark.parametrize("name", ["backbone", "pretrained", "resnet18", "resnet34", "resnet50", "wide_resnet34_10"])
 @pytest.mark.usefixtures("_cloned")
-def test_every_entry_point_has_help(name):
-    assert "untrained" in torch.hub.help("owner/advcontrast", name, trust_repo=True)
+def test_the_help_of_every_entry_point_tells_whether_it_is_trained(name):
+    found = torch.hub.help("owner/advcontrast", name, trust_repo=True)
+    assert ("trained encoder" if name == "pretrained" else "untrained") in found
 
 
 def test_a_network_of_the_package_is_loaded_with_its_settings():

@@ -1,8 +1,9 @@
-"""Networks for small images that take them in [0, 1], and what adapts the networks of others."""
+"""Networks for small images in [0, 1], trained encoders, and functions that adapt the networks of other libraries."""
 
 from .backbone import backbone
 from .heads import acl_head, simclr_head
 from .normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from .pretrained import pretrained
 from .resnet import BasicBlock, Bottleneck, ResNet, resnet18, resnet34, resnet50
 from .stem import cifar_stem
 from .wide_resnet import PreActivationBlock, WideResNet, wide_resnet34_10
@@ -19,6 +20,7 @@ __all__ = [
     "acl_head",
     "backbone",
     "cifar_stem",
+    "pretrained",
     "resnet18",
     "resnet34",
     "resnet50",

@@ -1,0 +1,86 @@
+"""Trained encoders that come with the package."""
+
+from pathlib import Path
+from types import NoneType
+
+from .._checks import check_type, complaint
+from .._digest import file_digest
+from .._random import preserve_rng_state
+from .resnet import ResNet, resnet18
+
+FOLDER = Path(__file__).with_name("weights")
+SHA256: dict[str, str] = {}
+
+
+def pretrained(name: str, *, branch: str | None = None) -> ResNet:
+    """Return a trained encoder, from images ``[N, 3, H, W]`` in [0, 1] to features ``[N, F]``, in eval mode.
+
+    It has plain batch norms and normalises its images itself. The weights are those of the package, in half precision
+    on disk and float32 in memory. A model card beside them, ``advcontrast/models/weights/NAME.md``, has the data,
+    the method, the settings and the accuracy of a linear classifier.
+
+    ============================  ==============================================================  ========
+    Name                          Training                                                        Features
+    ============================  ==============================================================  ========
+    ============================  ==============================================================  ========
+
+    Args:
+        name: one of the table.
+        branch: whose batch norms to return, for an encoder with dual norms: ``"clean"`` or ``"adv"``; ``None`` for the
+            one that the model card evaluates, ``"adv"`` for DS.
+
+    Raises:
+        ValueError: the name is unknown, or the encoder has no such branch.
+        TypeError: an argument of the wrong kind.
+        ImportError: safetensors is not installed.
+        RuntimeError: the weights have another SHA-256 than those that were published, or were trained behind another
+            stem or normalisation than that of the network built here.
+
+    Example:
+        >>> encoder = pretrained("resnet18w16-cifar10-ds")
+        >>> encoder(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 128])
+    """
+    check_type("pretrained", "name", name, str, remedy='For example "resnet18w16-cifar10-ds"')
+    check_type("pretrained", "branch", branch, (str, NoneType), remedy='For example "adv"')
+    if name not in SHA256:
+        remedy = "backbone returns an untrained encoder by the name of its architecture"
+        raise ValueError(complaint("pretrained", f"name to be one of {sorted(SHA256)}", repr(name), remedy))
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        expected, remedy = "safetensors to be installed", "Call pip install safetensors"
+        raise ImportError(complaint("pretrained", expected, "no such package", remedy)) from error
+    path = FOLDER / f"{name}.safetensors"
+    with path.open("rb") as file:
+        found = file_digest(file)
+    if found != SHA256[name]:
+        remedy = "Install the package again"
+        raise RuntimeError(complaint("pretrained", f"{path} with the SHA-256 {SHA256[name]}", found, remedy))
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    branches = about["branches"].split()
+    if branch is not None and branch not in branches:
+        expected = f"branch to be one of {branches}" if branches else f"no branch for {name}, which has single norms"
+        raise ValueError(complaint("pretrained", expected, repr(branch), "None is the branch of the model card"))
+    for other in branches:
+        own = other == (branch or branches[0])
+        named = {key: key.replace(f".{other}.", ".") for key in weights if f".{other}." in key}
+        weights |= {plain: weights[key] for key, plain in named.items() if own}
+        weights = {key: value for key, value in weights.items() if key not in named}
+    with preserve_rng_state():
+        encoder = resnet18(0, width=int(about["width"]))
+    for part, built in front_of(encoder).items():
+        if about[part] != built:
+            remedy = "Install the release of the package that the weights came with"
+            raise RuntimeError(complaint("pretrained", f"an encoder with the {part} {about[part]}", built, remedy))
+    encoder.load_state_dict(weights)
+    return encoder.eval()
+
+
+def front_of(encoder: ResNet) -> dict[str, str]:
+    """Return the stem and the normalisation of an encoder, which a state dict does not show."""
+    conv = encoder.conv1
+    stem = f"kernel {conv.kernel_size}, stride {conv.stride}, padding {conv.padding}"
+    return {"stem": stem, "normalisation": str(encoder.normalize.extra_repr())}
