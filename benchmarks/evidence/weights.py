@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,7 +68,9 @@ def main() -> None:
     path = FOLDER / f"{given.name}.safetensors"
     path.parent.mkdir(exist_ok=True)
     save_file(halved, path, {"format": "pt", **metadata})
+    path.chmod(0o644)  # safetensors makes it readable by the owner only
     cards = [ResultCard.read(each) for each in (given.run / "card.json", *given.cards)]
+    cards[0] = replace(cards[0], name="linear classifier")
     flags, training = cards[0].settings["flags"], cards[0].settings["training"]
     text = CARD.format(
         name=given.name,
