@@ -3,8 +3,7 @@
 Three encoders of the same architecture are compared: random initialisation (RI), and encoders pre-trained without
 labels by SimCLR (S2S) and by adversarial contrastive learning (DS). For each, a linear classifier on the frozen encoder
 is trained with a few labelled, adversarially perturbed images, and then the whole network is fine-tuned with TRADES.
-The results are the accuracy on clean test images (TA) and under a PGD-20 attack (RA) after the last step; nothing is
-selected on test images.
+The results are the accuracies on clean test images (TA) and under PGD-20 (RA) after the last step, without selection.
 
     python examples/quickstart.py                        # embedded part of Fashion-MNIST, one seed
     python examples/quickstart.py --seeds 3              # mean and standard deviation
