@@ -35,7 +35,7 @@ encoder = pretrained("{name}")
 ```
 
 - Data: {data}. Labels were not used.
-- Method: {method}, `examples/cifar/pretrain.py` with the flags below; {cost:.0f} forward passes an image in all.
+- Method: {method}, `examples/cifar/pretrain.py` with the flags below; {cost:.0f} forward passes per image in all.
 - Branches: {branches}. Stem: {stem}. Normalisation: {normalisation}.
 - Made with: torch {torch}, {device}, one seed.
 

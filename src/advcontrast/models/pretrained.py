@@ -9,7 +9,7 @@ from .._random import preserve_rng_state
 from .resnet import ResNet, resnet18
 
 FOLDER = Path(__file__).with_name("weights")
-SHA256: dict[str, str] = {}
+SHA256 = {"resnet18w16-cifar10-ds": "350eb2b77cd6bf6d9bfdbd715283944629944aeee578e0b3dd52f0127a22ee61"}
 
 
 def pretrained(name: str, *, branch: str | None = None) -> ResNet:
@@ -19,10 +19,11 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
     on disk and float32 in memory. A model card beside them, ``advcontrast/models/weights/NAME.md``, has the data,
     the method, the settings and the accuracy of a linear classifier.
 
-    ============================  ==============================================================  ========
-    Name                          Training                                                        Features
-    ============================  ==============================================================  ========
-    ============================  ==============================================================  ========
+    ==========================  ==================================================================  ========
+    Name                        Training                                                            Features
+    ==========================  ==================================================================  ========
+    ``resnet18w16-cifar10-ds``  ResNet-18 of width 16, ACL (DS), ten epochs of CIFAR-10 images as JPEG  128
+    ==========================  ==================================================================  ========
 
     Args:
         name: one of the table.
