@@ -533,6 +533,7 @@ CALLS: dict[str, Callable[[Path], Call]] = {
     "models.simclr_head": lambda _: call(models.simclr_head, num_features=4, hidden=3, out=2),
     "models.backbone": lambda _: call(models.backbone, name="resnet18", width=2, small_images=True),
     "models.cifar_stem": lambda _: call(models.cifar_stem, model=large()),
+    "models.pretrained": lambda _: call(models.pretrained, name="resnet18w16-cifar10-ds", branch="adv"),
     "models.resnet18": lambda _: call(models.resnet18, **network_settings),
     "models.resnet34": lambda _: call(models.resnet34, **network_settings),
     "models.resnet50": lambda _: call(models.resnet50, **network_settings),
