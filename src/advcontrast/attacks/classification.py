@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +49,6 @@ class ClassificationObjective:
         if self.y.dim() != 1:
             raise ValueError(complaint(_OWNER, "y of shape [N]", f"{list(self.y.shape)}", remedy))
 
-    @cached_property
-    def _parts(self) -> list[nn.Module]:
-        return list(self.model.modules()) if isinstance(self.model, nn.Module) else []
-
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits ``[N, C]`` of images ``[N, ...]``, as many as labels.
 
@@ -62,7 +57,7 @@ class ClassificationObjective:
             ValueError: the output has another shape or, on the CPU, a label is out of range.
             TypeError: ``x`` is not a floating point tensor.
         """
-        if training := sum(part.training for part in self._parts):
+        if isinstance(self.model, nn.Module) and (training := sum(part.training for part in self.model.modules())):
             got = f"{training} of its modules in train mode"
             remedy = "Attack it inside under_attack(model), or call model.eval() before"
             raise RuntimeError(complaint(_OWNER, "a model in eval mode", got, remedy))
