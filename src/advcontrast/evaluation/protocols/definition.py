@@ -153,7 +153,7 @@ class Protocol:
                 got = repr(self.teacher.loss)
                 raise ValueError(complaint(_OWNER, "a teacher with the loss 'ce'", got, "Pass one of kind SFF"))
         if (self.probe is not None) != (self.kind == "LP-AFT"):
-            expected = f"{'no' if self.probe else 'a'} probe for {self.kind}"
+            expected = f"{'a' if self.kind == 'LP-AFT' else 'no'} probe for {self.kind}"
             raise ValueError(complaint(_OWNER, expected, repr(self.probe), "Only LP-AFT has one"))
         if self.probe is not None:
             check_type(_OWNER, "probe", self.probe, Protocol, remedy="Pass one of kind SLF")
