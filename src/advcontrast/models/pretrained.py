@@ -19,11 +19,11 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
     on disk and float32 in memory. A model card beside them, ``advcontrast/models/weights/NAME.md``, has the data,
     the method, the settings and the accuracy of a linear classifier.
 
-    ==========================  ==================================================================  ========
-    Name                        Training                                                            Features
-    ==========================  ==================================================================  ========
+    ==========================  ======================================================================  ========
+    Name                        Training                                                                Features
+    ==========================  ======================================================================  ========
     ``resnet18w16-cifar10-ds``  ResNet-18 of width 16, ACL (DS), ten epochs of CIFAR-10 images as JPEG  128
-    ==========================  ==================================================================  ========
+    ==========================  ======================================================================  ========
 
     Args:
         name: one of the table.
