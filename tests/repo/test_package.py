@@ -83,7 +83,7 @@ def test_the_readme_has_at_most_700_words():
     assert len(README.split()) <= 700
 
 
-def test_the_example_of_the_readme_trains_on_a_folder_of_images_and_prints_ra(tmp_path, monkeypatch, capsys):
+def test_the_example_of_the_readme_trains_on_a_folder_of_images_and_prints_ta_and_ra(tmp_path, monkeypatch, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(example.split("\n\n")[-1].strip().splitlines()) + example.count("import ") <= 15
     images = pytest.importorskip("PIL.Image")
@@ -94,7 +94,7 @@ def test_the_example_of_the_readme_trains_on_a_folder_of_images_and_prints_ra(tm
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile(re.sub(r"epochs=\d+", "epochs=1", example), "README.md", "exec"), names)
-    assert re.fullmatch(r"RA \d+\.\d%\n", capsys.readouterr().out)
+    assert re.fullmatch(r"TA \d+\.\d%, RA \d+\.\d%\n", capsys.readouterr().out)
     assert not [module for module in names["classifier"].modules() if isinstance(module, advcontrast.DualBatchNorm2d)]
     assert (tmp_path / "runs/acl/metrics.csv").exists()
 
