@@ -43,8 +43,8 @@ train, test = images[:1000], images[1000:]  # pairs to train on, and new ones
 # Two networks from the same weights
 # ----------------------------------
 #
-# One is trained on clean pairs (S2S, SimCLR), the other on clean and attacked pairs (DS). Both trainings are short. Of
-# the second network the adversarial branch is kept.
+# One is trained on clean pairs (S2S, SimCLR), the other on clean and attacked pairs (DS). Both runs are short. Of the
+# second network, we keep the adversarial branch.
 
 encoder = ResNet(
     BasicBlock,
@@ -89,8 +89,8 @@ for mode, model in models.items():
             distances[mode].append(alignment(model(x1_adv), z2))
 
 # %%
-# Noise of the same size hardly moves a view. The attack moves it far, most of the way in its first steps. Training
-# against it helps: in the network that was trained under attack, the pairs move less far apart.
+# Noise of the same size hardly moves a view. The attack moves it far, most of the way in the first steps. Training
+# under attack helps: in the second network, the pairs move less far apart.
 
 figure = plt.figure(layout="constrained")
 left, right = figure.subfigures(1, 2, width_ratios=(1, 2.2))

@@ -50,7 +50,7 @@ test = [load("test", 300)[:]]
 # A plain training loop
 # ---------------------
 #
-# Branches need no trainer. :func:`~advcontrast.bn_branch` selects the norms of a forward pass, and
+# You can use branches without a trainer. :func:`~advcontrast.bn_branch` selects the norms of a forward pass, and
 # :func:`~advcontrast.attacks.under_attack` prepares the network for the attack.
 
 model = ResNet(
@@ -104,7 +104,7 @@ plt.show()
 # --------------------
 #
 # :func:`~advcontrast.interpolate_branches` exports a plain network whose norms are a weighted mean of the branches.
-# Robust accuracy is under PGD with the radius of the training, on images that were not trained on.
+# Robust accuracy is measured under PGD with the training radius, on held-out images.
 
 places = [0, 0.25, 0.5, 0.75, 1]
 pgd = PGDAttack(eps=0.1, step_size=0.025, steps=10)
@@ -125,6 +125,6 @@ plt.show()
 # sphinx_gallery_thumbnail_number = 2
 
 # %%
-# All these networks share their weights and differ in the norms alone. The best choice depends on the cost of an error
-# with and without an attack. :doc:`/guides/backbones` has the same measurement over two seeds, and with statistics that
-# are estimated again.
+# All these networks have the same weights and differ only in their norms. The best choice depends on the cost of an
+# error with and without an attack. :doc:`/guides/backbones` has the same measurement over two seeds, and with recomputed
+# statistics.

@@ -56,8 +56,9 @@ for learner in learners.values():
     fit(learner, train, epochs=5, batch_size=100, optimizer=optimizer)
 
 # %%
-# :func:`~advcontrast.evaluation.robust_curve` attacks with one radius after the other. An image that was broken once
-# counts as broken in every larger ball, so the curve never rises, and only images still right are attacked again.
+# :func:`~advcontrast.evaluation.robust_curve` attacks with one radius after the other. An image that was misclassified
+# once counts as misclassified in every larger ball. So the curve never increases, and only images that are still
+# classified correctly are attacked again.
 
 radii = [0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5]
 strong = PGDAttack(eps=0.1, step_size=0.025, steps=20)
@@ -66,9 +67,8 @@ for name, learner in learners.items():
     curves[name] = robust_curve(learner.model, [test], strong, eps=radii).accuracies
 
 # %%
-# From radius 0.5 on, every image can be changed into the same uniform gray, and a classifier can be right for the
-# images of one class only. A curve that is above the dotted line there shows a failure of the attack, not a good
-# classifier.
+# From radius 0.5 on, every image can be changed into the same uniform grey, so a classifier can be correct only for the
+# images of one class. A curve above the dotted line there shows that the attack failed, not that the classifier is good.
 
 most = 100 * test[1].bincount().max() / len(test[1])  # the share of the largest class
 

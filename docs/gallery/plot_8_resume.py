@@ -61,9 +61,9 @@ def run(folder=None, evaluate=None, seed=0) -> tuple[nn.Module, list[dict]]:
 undisturbed, whole = run()
 
 # %%
-# The second run is interrupted after its fifth epoch, before that is saved. Started again, here even with other initial
-# weights and another seed, it loads weights, optimizer, and the state of all generators from the checkpoint, and
-# continues.
+# The second run is interrupted after its fifth epoch, before that epoch is saved. When it is started again, here even
+# with other initial weights and another seed, it loads the weights, the optimizer and the state of all generators from
+# the checkpoint, and continues.
 
 
 def power_cut(epoch: int) -> dict[str, float]:

@@ -167,6 +167,14 @@ def test_parts_are_scalars_with_weights(found, message):
         learner(*views())
 
 
+def test_a_strategy_without_parts_is_named():
+    class Empty(ContrastiveLearner):
+        pass
+
+    with pytest.raises(NotImplementedError, match=r"^Empty: .*parts"):
+        Empty(network("dual"))(*views())
+
+
 @pytest.mark.parametrize("name", ["DeACL", "DAQSDP", "FARE", "ProFeAT"])
 def test_a_constructor_that_fails_does_not_freeze_the_teacher(name):
     weight = {"FARE": "clean", "ProFeAT": "beta"}.get(name, "robust")

@@ -54,26 +54,26 @@ class ACLTrainer(ContrastiveLearner):
 
     .. math:: L = \frac{L_\mathrm{clean} + \alpha L_\mathrm{adv}}{1 + \alpha}
 
-    which for alpha = 1 is the mean that the authors' code takes; their paper writes the sum, to which their optimizer,
-    LARS, is invariant.
+    which for alpha = 1 is the mean, as in the authors' code. Their paper has the sum, which makes no difference to
+    their optimizer, LARS.
 
     The trainer owns no optimizer, loop, device or log, so ``DDP(trainer)``, ``accelerator.prepare(trainer)`` and
-    Lightning's ``training_step`` each wrap a single forward call. In a mode that uses one branch of a dual network the
+    Lightning's ``training_step`` each wrap a single forward call. In a mode that uses one branch of a dual network, the
     other receives no gradients; ``DDP(trainer)`` ignores its parameters. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
         model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``, normally encoder and projection head after
-            :func:`advcontrast.convert_to_dual_bn`. Single norms, which both kinds of images then share, make A2S and DS
-            worse (Table 4 of the paper): there is a warning.
+            :func:`advcontrast.convert_to_dual_bn`. A2S and DS warn about single norms, which clean and perturbed
+            images share: they were less accurate in the paper (Table 4).
         loss: ``loss(z1, z2)`` returns a scalar, by default ``NTXentLoss()`` with temperature 0.5. A loss with layers or
-            memories must be a module, not a function around one, which the trainer cannot see. In eval mode, as under
+            a memory must be a module: the trainer cannot inspect a function that wraps one. In eval mode, as under
             attack, its buffers do not change.
         attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``: 5 steps of 2/255 in an
             L-infinity ball of 8/255. It and ``augment`` get the ``generator=`` of the forward call, if any.
         augment: ``augment(x)`` returns two views, used when the forward call gets one batch of images.
         mode: ``"S2S"``, ``"A2A"``, ``"A2S"`` or ``"DS"``.
-        alpha: weight of the adversarial stream of DS, at least 0, the paper's 1; or a function of the training step to
-            it. With the number 0 the attack is not run.
+        alpha: weight of the adversarial stream of DS, at least 0, or a function of the training step; 1 in the paper.
+            With the number 0 the attack does not run.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
@@ -243,7 +243,7 @@ def _raise_if_memory_changes(owner: str, loss: nn.Module, mode: str) -> Iterator
                 f"loss to have a memory for each stream of mode {mode!r}",
                 f"{type_name(loss)} with one, {name}",
             )
-            remedy = "Wrap it, adapters.losses.TrainOnlyMemoryBank(loss), so that no image becomes its own negative"
+            remedy = "Wrap it in adapters.losses.TrainOnlyMemoryBank, so that no image becomes its own negative"
             raise RuntimeError(complaint(owner, expected, got, remedy))
 
 

@@ -47,7 +47,7 @@ class AdvCL(ContrastiveLearner):
             ``"adv"`` and ``"adv_ce"``.
         heads: K modules from embeddings to logits, at least one; they are trained.
         weight: the weight w, at least 0, or a function of the training step.
-        radius: of the low frequencies that h lacks.
+        radius: radius of the low frequencies that h lacks.
         attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
         augment: ``augment(images)`` returns :math:`x_1, x_2` and x; without it the learner is called with these.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
@@ -90,11 +90,11 @@ class AdvCL(ContrastiveLearner):
         for head in heads:
             if not isinstance(head, nn.Module):
                 raise TypeError(complaint("AdvCL", "each of heads to be an nn.Module", type_name(head), remedy))
-        check_real("AdvCL", "radius", radius, low=0, remedy="The paper takes 8")
+        check_real("AdvCL", "radius", radius, low=0, remedy="The paper uses 8")
         super().__init__(model, attack=attack, augment=augment, terms=terms)
         self.heads = nn.ModuleList(heads)
         self.require_branches(self.heads)
-        self.label_weight = self.weight("weight", weight, remedy="The paper takes 0.2")
+        self.label_weight = self.weight("weight", weight, remedy="The paper uses 0.2")
         self.radius = radius
 
     def parts(self, step: Step) -> Iterator[Part]:

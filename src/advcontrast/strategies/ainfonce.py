@@ -19,7 +19,7 @@ _TEMPERATURE = 0.5
 
 
 class AdaptiveGamma(Block):
-    r"""Weight of :class:`AInfoNCE` that grows to 0.5 as attacked images come near clean ones.
+    r"""Weight of :class:`AInfoNCE` that grows to 0.5 as attacked images approach clean ones.
 
     With the mean distance d of a batch between the embeddings of the images and of the attacked ones, both through the
     clean branch in eval mode, and its mean :math:`\bar d` over the first ``after`` training steps, it is
@@ -53,9 +53,9 @@ class AdaptiveGamma(Block):
     steps: Tensor
 
     def __init__(self, start: float = 0.2, *, after: int, nearest: float = 0.4) -> None:
-        check_real("AdaptiveGamma", "start", start, low=0, high=1, remedy="The paper takes 0.2")
+        check_real("AdaptiveGamma", "start", start, low=0, high=1, remedy="The paper uses 0.2")
         check_int("AdaptiveGamma", "after", after, low=1, remedy="Pass the steps of 30 epochs for example")
-        check_real("AdaptiveGamma", "nearest", nearest, low=0, remedy="The paper takes 0.4")
+        check_real("AdaptiveGamma", "nearest", nearest, low=0, remedy="The paper uses 0.4")
         super().__init__()
         self.start, self.after, self.nearest = start, after, nearest
         self.register_buffer("total", torch.zeros(()))
@@ -74,7 +74,7 @@ class AdaptiveGamma(Block):
         return self.start + (0.5 - self.start) * share
 
     def advance(self) -> None:
-        """Count the distance of a training step among the first ones."""
+        """Add the distance of a training step to the mean, if it is one of the first."""
         first = self.steps < self.after
         self.total += self._distance * first
         self.steps += first
@@ -114,12 +114,12 @@ class AInfoNCE(ContrastiveLearner):
 
     Args:
         model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``, normally with dual norms.
-        gamma: in [0, 1], a function of the training step, or :class:`AdaptiveGamma`; ``None`` makes the contrast
+        gamma: weight in [0, 1], a function of the training step, or :class:`AdaptiveGamma`; ``None`` makes the contrast
             symmetric, without sg.
         weight: the weight w, at least 0, or a function of the training step.
         hard_negatives: ``None``, or the pair of the prior :math:`\tau` of a negative to be a partner, in [0, 1), and
             the concentration :math:`\beta`, at least 0.
-        released: whether to take the forms of the released code.
+        released: whether to use the forms of the released code.
         attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
         augment: ``augment(images)`` returns two views and the images, such as ``MultiView(ContrastivePairAugment(32),
             CropFlip())``; without it the learner is called with these.
@@ -155,9 +155,9 @@ class AInfoNCE(ContrastiveLearner):
         augment: Callable[..., Any] | None = None,
         terms: Iterable[nn.Module] = (),
     ) -> None:
-        check_bool("AInfoNCE", "released", released, remedy="True takes the forms of the released code")
+        check_bool("AInfoNCE", "released", released, remedy="True uses the forms of the released code")
         if hard_negatives is not None:
-            remedy = "The paper takes (0.12, 1.0)"
+            remedy = "The paper uses (0.12, 1.0)"
             if not isinstance(hard_negatives, (tuple, list)) or len(hard_negatives) != 2:
                 expected = "hard_negatives to be a pair (prior, concentration)"
                 raise TypeError(complaint("AInfoNCE", expected, repr(hard_negatives), remedy))
@@ -167,10 +167,10 @@ class AInfoNCE(ContrastiveLearner):
             check_real("AInfoNCE", "the concentration of hard_negatives", concentration, low=0, remedy=remedy)
         super().__init__(model, attack=attack, augment=augment, terms=terms)
         if gamma is not None and not isinstance(gamma, AdaptiveGamma):
-            self.weight("gamma", gamma, remedy="The paper takes 0.2")
+            self.weight("gamma", gamma, remedy="The paper uses 0.2")
         self.gamma = gamma
         self._gamma_now()
-        self.adv_weight = self.weight("weight", weight, remedy="The paper takes 1.2")
+        self.adv_weight = self.weight("weight", weight, remedy="The paper uses 1.2")
         self.hard_negatives, self.released = hard_negatives, released
 
     def parts(self, step: Step) -> Iterator[Part]:
@@ -196,7 +196,7 @@ class AInfoNCE(ContrastiveLearner):
         if self.gamma is None or isinstance(self.gamma, AdaptiveGamma):
             return self.gamma
         gamma = self.now(self.gamma)
-        check_real("AInfoNCE", "gamma", gamma, low=0, high=1, remedy="The paper takes 0.2")
+        check_real("AInfoNCE", "gamma", gamma, low=0, high=1, remedy="The paper uses 0.2")
         return gamma
 
     def _losses(self, *z: Tensor, detach_keys: bool = False) -> Tensor:

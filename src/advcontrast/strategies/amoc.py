@@ -40,7 +40,7 @@ class AMOC(ContrastiveLearner):
     Args:
         model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``, normally with dual norms.
         queue: length of each queue, at least the images of a batch in all processes.
-        decay: of the momentum network, in [0, 1].
+        decay: decay of the momentum network, in [0, 1].
         temperature: the temperature t.
         released: whether keys enter the queues before the queues are read.
         attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
@@ -78,7 +78,7 @@ class AMOC(ContrastiveLearner):
         augment: Callable[..., Any] | None = None,
         terms: Iterable[nn.Module] = (),
     ) -> None:
-        check_temperature("AMOC", temperature, remedy="The paper takes 0.2")
+        check_temperature("AMOC", temperature, remedy="The paper uses 0.2")
         check_bool("AMOC", "released", released, remedy="True lets keys enter the queues before these are read")
         super().__init__(model, attack=attack, augment=augment, terms=terms)
         self.momentum = Momentum(model, decay)

@@ -33,7 +33,7 @@ from .learner import Block
 
 
 class Frozen(nn.Module):
-    """A network that stays as it is, such as a teacher: in eval mode, without gradients, not in the state dict.
+    """A network that does not change, such as a teacher: in eval mode, without gradients, not in the state dict.
 
     It stays in eval mode when the learner that holds it is put into train mode. A resumed run compares its
     :meth:`fingerprint` instead of loading it.
@@ -83,12 +83,12 @@ def _without_entries(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) 
 
 
 def _with_own_entries(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Let the frozen network load its own weights, so that strict loading does not miss them."""
+    """Add the weights of the frozen network to a state dict, so that strict loading does not report them missing."""
     state.update({f"{prefix}model.{name}": value for name, value in module.get_submodule("model").state_dict().items()})
 
 
 def frozen_teacher(owner: str, teacher: nn.Module, model: nn.Module | None = None) -> Frozen:
-    """Return a teacher, frozen, after a check that it is one and that it fits the student.
+    """Check that a teacher is in eval mode and fits the student, and freeze it.
 
     Raises:
         ValueError: the teacher is in train mode, is on another device than the student or shares parameters with it; or
@@ -119,7 +119,7 @@ def frozen_teacher(owner: str, teacher: nn.Module, model: nn.Module | None = Non
         )
         if ours != fits and torch.equal(part.weight, other.weight):
             expected = f"model.{name}, which has the weights of the teacher, to have its {fits}"
-            remedy = "Build the student like the teacher; with another stem it computes something else"
+            remedy = "Build the student like the teacher; with another stem its outputs differ"
             raise ValueError(complaint(owner, expected, ours, remedy))
     return Frozen(teacher)
 
@@ -199,15 +199,15 @@ class Queue(Block):
     """The last embeddings of earlier batches, scaled to length one, as further negatives.
 
     It starts with fixed random directions. Embeddings that are pushed are gathered over all processes, and enter at the
-    end of the forward pass of the learner in train mode, so that an image never is its own negative. The embeddings are
-    extra state, since their length is known from the first ones only.
+    end of the forward pass of the learner in train mode, so that an image is never its own negative. The embeddings are
+    extra state, since their length is known only from the first ones.
 
     Args:
         size: number of embeddings, at least that of a batch.
         dim: length D of an embedding; by default that of the first ones.
 
     Attributes:
-        rows: the embeddings, ``[size, D]``, the latest first, or ``None`` before the first step where ``dim`` is.
+        rows: the embeddings, ``[size, D]``, the latest first, or ``None`` before the first step if ``dim`` is ``None``.
 
     Raises:
         ValueError: a number < 1, or, in use, more embeddings than the queue holds or of another length.
@@ -243,13 +243,13 @@ class Queue(Block):
 
     @torch.no_grad()
     def push(self, z: Tensor) -> None:
-        """Let embeddings ``[N, D]`` enter at the end of the step, in place of the oldest ones."""
+        """Add embeddings ``[N, D]`` at the end of the step, in place of the oldest ones."""
         rows = self.read(z)
         pushed = distributed.all_gather(unit_rows(z)).flatten(0, 1)
         self._next = torch.cat([pushed, rows])[: self.size]
 
     def advance(self) -> None:
-        """Let the embeddings enter that were pushed."""
+        """Add the embeddings that were pushed."""
         if self._next is not None:
             self.rows, self._next = self._next, None
 
@@ -305,10 +305,10 @@ class Scheduled(nn.Module):
         super().__init__()
         self.make, self.strength = make, strength
         self._calls = 0
-        self._made()  # what does not fit shows here, not in the first step
+        self._made()  # raises here, not in the first step
 
     def forward(self, *arguments: Any, **source: Any) -> Any:
-        """Return what the augmentation or attack of this step returns."""
+        """Return the result of the augmentation or attack of this step."""
         images = self._made()(*arguments, **source)
         self._calls += self.training
         return images
@@ -316,7 +316,7 @@ class Scheduled(nn.Module):
     def _made(self) -> Callable[..., Any]:
         """Return the augmentation or attack of this step."""
         value = self.strength(self._calls)
-        check_real("Scheduled", "strength(step)", value, remedy=f"Look at what it returns for step {self._calls}")
+        check_real("Scheduled", "strength(step)", value, remedy=f"Check its value for step {self._calls}")
         remedy = "Pass lambda s: ContrastivePairAugment(32, strength=s) for example"
         try:
             made = self.make(value)

@@ -15,12 +15,12 @@ def view_losses(*z: Tensor, temperature: float = 0.5, detach_keys: bool = False)
     r"""Return the contrastive loss of each ordered pair of V views, ``[V, V]``, with zeros on the diagonal.
 
     Entry (a, b) is the mean of :math:`-\log p` over the N images, where :math:`p` is the softmax probability of view b
-    of an image among all V N embeddings but the anchor, view a of that image, itself. With two views, the mean of both
+    of an image among all V N embeddings except the anchor, view a of that image. With two views, the mean of both
     entries is NT-Xent.
 
     Args:
         *z: embeddings of each view, ``[N, D]``.
-        temperature: of the softmax.
+        temperature: temperature of the softmax.
         detach_keys: whether gradients flow through the anchors only.
     """
     views, n = len(z), len(z[0])
@@ -46,8 +46,8 @@ def four_views(step: Step, radius: float, loss: Callable[..., Tensor]) -> tuple[
     """Return attacked images, and the embeddings of them, of two views and of their high frequencies.
 
     The views of the step are the two views and the images. The attack maximises ``loss`` of the four embeddings over
-    the first ones, through the adversarial branch; the others are fixed meanwhile, and pass through the clean branch,
-    each in a forward pass of its own.
+    the first ones, through the adversarial branch; the others are fixed and pass through the clean branch, each in its
+    own forward pass.
     """
     x1, x2, x = step.views
     clean = x1, x2, high_frequency(x, radius).to(x)

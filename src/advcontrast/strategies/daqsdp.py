@@ -1,4 +1,4 @@
-"""DAQ-SDP: two augmentations of different strength in the distillation of a robust encoder (NeurIPS 2024)."""
+"""DAQ-SDP: distillation of a robust encoder with weak and strong augmentations (NeurIPS 2024)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .step import Step
 
 
 class DAQSDP(ContrastiveLearner):
-    r"""Distil a standard self-supervised teacher into a robust student, on weak and strong views with branches each.
+    r"""Distil a standard self-supervised teacher into a robust student, with branches for weak and for strong views.
 
-    The loss is half that of :class:`~advcontrast.strategies.DeACL` for each of two streams, with a weak and a strong
-    view x of each image,
+    The loss is the mean of that of :class:`~advcontrast.strategies.DeACL` over two streams, one for a weak and one for
+    a strong view x of each image,
 
     .. math::
 
@@ -37,7 +37,7 @@ class DAQSDP(ContrastiveLearner):
 
     With ``gamma`` > 0 the four batches of a step in train mode pass through weights that are perturbed as by
     :func:`~advcontrast.strategies.perturbed_weights`, for the loss of the weak stream over all processes. Attacks run
-    through the weights themselves, which take the gradients of the perturbed ones.
+    through the original weights, which receive the gradients of the perturbed ones.
 
     The paper's settings for CIFAR-10: pad-and-crop and flip for weak views, TrivialAugment before them for strong ones;
     PGD with 5 steps of 2/255 in 8/255; batches of 256, SGD with rate 0.5, momentum 0.9 and weight decay 5e-4, 100
@@ -86,8 +86,8 @@ class DAQSDP(ContrastiveLearner):
         terms: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__(model, attack=attack, augment=augment, terms=terms)
-        self.robust = self.weight("robust", robust, remedy="The paper takes 2")
-        self.gamma = self.weight("gamma", gamma, remedy="The paper takes 0.002")
+        self.robust = self.weight("robust", robust, remedy="The paper uses 2")
+        self.gamma = self.weight("gamma", gamma, remedy="The paper uses 0.002")
         self.teacher = frozen_teacher("DAQSDP", teacher, model)
 
     def parts(self, step: Step) -> Iterator[Part]:
@@ -134,8 +134,8 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: fl
     .. math:: \theta \leftarrow \theta + \gamma \lVert \theta \rVert \frac{g}{\lVert g \rVert}
 
     A training step has its forward and backward pass inside the block, and its optimizer step after it, so that the
-    gradients of the perturbed weights change the original ones. Buffers and the gradients of the parameters stay as
-    they are. Several processes average g. It is for loops of your own; ``DAQSDP(gamma=)`` does the same within
+    gradients of the perturbed weights change the original ones. Buffers and the gradients of the parameters do not
+    change. Several processes average g. Use it in your own loop; ``DAQSDP(gamma=)`` does the same within
     :func:`~advcontrast.engine.fit`. Reference: Wu et al., NeurIPS 2020.
 
     Args:
@@ -165,7 +165,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: fl
     owner = "perturbed_weights"
     check_module(owner, model)
     check_callable(owner, "loss", loss, remedy="Pass a function without arguments")
-    check_real(owner, "gamma", gamma, low=0, remedy="DAQ-SDP takes 0.002")
+    check_real(owner, "gamma", gamma, low=0, remedy="DAQ-SDP uses 0.002")
     weights = [*_perturbed(model).values()]
     with torch.enable_grad(), _statistics_kept(model):
         value, remedy = loss(), "Return the mean over the batch"

@@ -29,8 +29,8 @@ class DeACL(ContrastiveLearner):
 
     The paper's settings for CIFAR-10: pad-and-crop and flip (:class:`~advcontrast.augment.CropFlip`), PGD with 5 steps
     of 2/255 in 8/255, batches of 256, SGD with rate 0.5, momentum 0.9 and weight decay 5e-4, 100 epochs with 10 epochs
-    of warm-up and a cosine. The released code has a first convolution with padding 2, takes w = 3 where the class is
-    used directly, and does not clamp to [0, 1] at the start of an attack. A step costs 17 forward passes per image,
+    of warm-up and a cosine. The released code has a first convolution with padding 2, has w = 3 if its class is used
+    directly, and does not clamp to [0, 1] at the start of an attack. A step costs 17 forward passes per image,
     against 32 for :class:`~advcontrast.ACLTrainer`. Reference: Zhang et al., ECCV 2022.
 
     Args:
@@ -71,7 +71,7 @@ class DeACL(ContrastiveLearner):
         terms: Iterable[nn.Module] = (),
     ) -> None:
         super().__init__(model, attack=attack, augment=augment, terms=terms)
-        self.robust = self.weight("robust", robust, remedy="The paper takes 2")
+        self.robust = self.weight("robust", robust, remedy="The paper uses 2")
         self.teacher = frozen_teacher("DeACL", teacher, model)
 
     def parts(self, step: Step) -> Iterator[Part]:

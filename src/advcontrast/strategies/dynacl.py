@@ -28,8 +28,8 @@ class Ramp:
     Args:
         steps: length E of the training, at least 1.
         every: steps K between changes, at least 1; the paper's are those of 50 of 1000 epochs.
-        released: whether to take :math:`\lfloor e / K \rfloor`, as the code of DynACL does: the weight then changes an
-            epoch before the augmentation, that is a fiftieth of ``every``, or a step where that is shorter.
+        released: whether to use :math:`\lfloor e / K \rfloor`, as the code of DynACL does: the weight then changes an
+            epoch before the augmentation. An epoch counts as a fiftieth of ``every``, or one step if that is shorter.
 
     Raises:
         ValueError: a number < 1.
@@ -49,7 +49,7 @@ class Ramp:
     def __post_init__(self) -> None:
         check_int("Ramp", "steps", self.steps, low=1, remedy="Pass the length of the training")
         check_int("Ramp", "every", self.every, low=1, remedy="Pass the steps of 50 epochs for example")
-        check_bool("Ramp", "released", self.released, remedy="True takes the index of the released code")
+        check_bool("Ramp", "released", self.released, remedy="True uses the index of the released code")
 
     def __call__(self, step: int) -> float:
         """Return alpha at a training step, which counts from 0."""
@@ -60,7 +60,7 @@ class Ramp:
 
 
 class DynACL(ACLTrainer):
-    r"""ACL with augmentations that become weak, an adversarial stream that becomes heavy, and a momentum encoder.
+    r"""ACL with augmentations that weaken, an adversarial stream whose weight grows, and a momentum encoder.
 
     With the encoder f, the momentum encoder :math:`\bar f` and views :math:`x_1, x_2` of strength s,
 
@@ -71,15 +71,15 @@ class DynACL(ACLTrainer):
         x_1', x_2' &= \arg\max_{x_1', x_2'} \mathrm{NTX}\big(f(x_1'), \bar f(x_2')\big)
 
     where the first term is computed on the clean branch of both networks, the second and the attack on the adversarial
-    branch. The attack runs through both encoders in eval mode; weights of f alone get gradients. At epoch e of E, K =
-    ``every``, :math:`s = 1 - \lfloor (e - 1) / K \rfloor K / E`, and w is that of :class:`Ramp`; epochs become training
-    steps here. :math:`\bar f` follows the parameters of f with ``decay`` before the optimizer steps; its running
-    statistics are those of its own batches. It is the network that :meth:`~ContrastiveLearner.encoder` returns.
+    branch. The attack runs through both encoders in eval mode; only the weights of f get gradients. At epoch e of E, K
+    = ``every``, :math:`s = 1 - \lfloor (e - 1) / K \rfloor K / E`, and w is that of :class:`Ramp`; epochs become
+    training steps here. :math:`\bar f` follows the parameters of f with ``decay`` before the optimizer steps; its
+    running statistics are those of its own batches. It is the network that :meth:`~ContrastiveLearner.encoder` returns.
 
     The paper's settings for CIFAR-10: E = 1000 epochs, K = 50, NT-Xent at temperature 0.5, PGD with 5 steps of 2/255 in
     8/255, batches of 512, LARS with rate 5 and weight decay 1e-6, 10 epochs of warm-up and a cosine. The released code
-    takes :math:`\lfloor e / K \rfloor` for w, and after an interruption the strength of the epoch at which it resumes.
-    A step costs 28 forward passes per image, that of DS 32. DynACL++ continues as :doc:`/api/methods` shows. AIR is
+    uses :math:`\lfloor e / K \rfloor` for w, and after an interruption the strength of the epoch at which it resumes.
+    A step costs 28 forward passes per image, against 32 for DS. :doc:`/api/methods` has DynACL++. AIR is
     ``ACLTrainer(model, alpha=Ramp(E, K), augment=Scheduled(make, Staircase(1, 0, E, K)), terms=[Invariance()])``.
     Reference: Luo et al., ICLR 2023.
 
@@ -88,10 +88,10 @@ class DynACL(ACLTrainer):
         steps: length E of the training in steps, at least 1.
         every: steps K between changes, by default a twentieth of ``steps``, as in the paper.
         decay: decay of the momentum encoder, in [0, 1].
-        released: whether to take the index of the released code for w.
+        released: whether to use the index of the released code for w.
         loss: as for :class:`~advcontrast.ACLTrainer`, by default ``NTXentLoss(gather=True)``.
         attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
-        augment: a function of the strength to a pair augmentation, such as
+        augment: a function that returns a pair augmentation of a given strength, such as
             ``lambda s: ContrastivePairAugment(32, strength=s)``; or a :class:`Scheduled` pair augmentation.
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 

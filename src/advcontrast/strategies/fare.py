@@ -36,16 +36,16 @@ class FARE(ContrastiveLearner):
     copy of the original, where the attack needs its random start: at the image the distance has no gradient.
 
     The paper's settings for CLIP on ImageNet: PGD with 10 steps of 1/255 in 2/255 or 4/255, batches of 128, AdamW with
-    rate 1e-5 and weight decay 1e-4 on all parameters, 20,000 steps with 1,400 of warm-up and a cosine. The released
-    code has an attack with momentum, which with signs changes nothing where there is a gradient, and does not clamp to
+    rate 1e-5 and weight decay 1e-4 on all parameters, 20,000 steps with 1,400 of warm-up and a cosine. The attack of
+    the released code has momentum, which makes no difference to the sign of a nonzero gradient, and does not clamp to
     [0, 1] at its start. A radius that grows over the first half of the training, for encoders that are not robust, is
-    ``attack=Scheduled(lambda e: PGDAttack(eps=e, step_size=e / 4, steps=10), Staircase(1/255, 4/255, steps // 2))``.
-    A step costs 24 forward passes per image, with c > 0 27. Reference: Schlarmann et al., ICML 2024.
+    ``attack=Scheduled(lambda e: PGDAttack(eps=e, step_size=e / 4, steps=10), Staircase(1/255, 4/255, steps // 2))``. A
+    step costs 24 forward passes per image, with c > 0 27. Reference: Schlarmann et al., ICML 2024.
 
     Args:
         model: f, from images ``[N, C, H, W]`` in [0, 1] to embeddings ``[N, D]``; it contains the normalisation.
         teacher: :math:`f_0`, a network with outputs of the same size, in eval mode; it is frozen.
-        clean: the weight c, at least 0, or a function of the training step. With the number 0 there is no clean pass.
+        clean: the weight c, at least 0, or a function of the training step. The number 0 skips the clean pass.
         drift: the limit :math:`\rho`, at least 0, in squared units of the embedding; it needs ``clean``.
         attack: ``attack(objective, x)`` returns perturbed images, by default that of the paper with 4/255.
         augment: ``augment(images)`` returns one view; without it the learner is called with views.
@@ -83,7 +83,7 @@ class FARE(ContrastiveLearner):
     ) -> None:
         check_real("FARE", "drift", drift, low=0, remedy="0 penalises every drift")
         super().__init__(model, attack=CLIP_ATTACK if attack is None else attack, augment=augment, terms=terms)
-        self.clean = self.weight("clean", clean, remedy="The paper takes 0")
+        self.clean = self.weight("clean", clean, remedy="The paper uses 0")
         if drift and clean == 0:
             raise ValueError(complaint("FARE", "clean > 0 with a limit of the drift", repr(clean), "Pass clean=1"))
         self.drift = drift

@@ -44,7 +44,7 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: the scalar to call ``backward`` on.
-        terms: detached scalars to log. For each part of the loss there is ``"loss_<name>"``.
+        terms: detached scalars to log, ``"loss_<name>"`` for each part of the loss.
     """
 
     loss: Tensor
@@ -55,9 +55,9 @@ class Part(NamedTuple):
     """A part of a loss.
 
     Attributes:
-        name: of the part in the log, ``"clean"`` and ``"adv"`` for those two streams.
+        name: name of the part in the log, ``"clean"`` and ``"adv"`` for those two streams.
         loss: a scalar.
-        weight: a number of at least 0, or a function of the training step to one.
+        weight: a number of at least 0, or a function of the training step that returns one.
         logged: further detached scalars to log.
     """
 
@@ -71,13 +71,13 @@ class ContrastiveLearner(nn.Module):
     r"""Base class of strategies: a module whose forward pass returns the loss of a training step.
 
     A subclass implements :meth:`parts`, which yields the parts of the loss. The loss is their weighted mean
-    :math:`\sum_i w_i L_i / \sum_i w_i` where ``normalised`` is set, else their weighted sum; the parts of ``terms`` are
-    added to it. The learner owns no optimizer, loop or device. Every module that is an attribute of it, such as a
-    predictor, is trained, and is in eval mode and without weight gradients while images are attacked.
+    :math:`\sum_i w_i L_i / \sum_i w_i` if ``normalised`` is set, and otherwise their weighted sum; the parts of
+    ``terms`` are added to it. The learner owns no optimizer, loop or device. Every module that is an attribute of it,
+    such as a predictor, is trained, and is in eval mode and without weight gradients while images are attacked.
 
     Any weight may be a function of the training step. The learner counts its own calls in train mode, from 0, so that a
     schedule works in any loop; with ``fit(accumulate=k)`` a step has k calls. The count is in the state dict of a
-    learner that has a schedule. A weight that is an attribute is checked and noted by :meth:`weight`.
+    learner that has a schedule. Pass weights to :meth:`weight`, which checks and registers them.
 
     Class attributes, which a subclass may override:
 
@@ -140,16 +140,17 @@ class ContrastiveLearner(nn.Module):
             for i, term in enumerate(terms):
                 self.weight(f"the weight of terms[{i}]", getattr(term, "weight", 1.0))
 
-    def parts(self, step: Step) -> Iterator[Part]:
+    def parts(self, step: Step) -> Iterator[Part]:  # noqa: ARG002 (for subclasses)
         """Yield the parts of the loss of a batch."""
-        raise NotImplementedError
+        remedy = "Define parts(self, step) in the subclass"
+        raise NotImplementedError(complaint(type(self).__name__, "a method parts", "none", remedy))
 
     def forward(self, *batch: Tensor, generator: torch.Generator | None = None) -> StepOutput:
         """Return the loss of a batch.
 
         Args:
-            *batch: as many views as the strategy has, each ``[N, C, H, W]`` in [0, 1], row i of each of the same image;
-                or images for ``augment``. Targets, where the strategy takes them, come last.
+            *batch: the views, each ``[N, C, H, W]`` in [0, 1], row i of each of the same image; or images for
+                ``augment``. If the strategy uses targets, they come last.
             generator: source of the randomness of ``augment`` and ``attack``, by default the global one.
 
         Raises:
@@ -183,10 +184,10 @@ class ContrastiveLearner(nn.Module):
         return StepOutput(loss, terms)
 
     def weight(self, name: str, value: Weight, *, remedy: str = "Pass a number, or a function of the step") -> Weight:
-        """Check a weight, note it if it is a schedule, and return it.
+        """Check a weight, register it if it is a schedule, and return it.
 
         Args:
-            name: of the argument, for errors.
+            name: name of the argument, for errors.
             value: a number of at least 0, or a function of the training step.
             remedy: a sentence for errors, without its full stop.
 
@@ -202,10 +203,10 @@ class ContrastiveLearner(nn.Module):
         return value
 
     def now(self, weight: Weight) -> float:
-        """Return a weight at the present training step, after a check; a schedule must have been noted."""
+        """Return the value of a weight at the current training step; :meth:`weight` must have registered a schedule."""
         if callable(weight):
             if weight not in self._schedules.values():
-                expected, remedy = "a schedule that was noted", "Pass it to self.weight in the constructor"
+                expected, remedy = "a schedule that is registered", "Pass it to self.weight in the constructor"
                 raise ValueError(complaint(type(self).__name__, expected, repr(weight), remedy))
             weight = weight(self._clock.calls)
         self._check_weight("weight", weight)
@@ -215,10 +216,11 @@ class ContrastiveLearner(nn.Module):
         """Return a plain copy of the network to use downstream, without dual norms.
 
         Args:
-            branch: of its dual norms; by default the one that the paper ships, the adversarial one where it is trained.
+            branch: branch of its dual norms; by default the one that the paper exports, the adversarial one if it is
+                trained.
 
         Raises:
-            ValueError: there is no such branch.
+            ValueError: the dual norms lack the branch.
             RuntimeError: the network cannot be copied, as in :func:`advcontrast.export_branch`.
         """
         return exported(self._trained_network(), self._branch_to_ship() if branch is None else branch)
@@ -322,7 +324,7 @@ class ContrastiveLearner(nn.Module):
             check_tensor(owner, name, part.loss, remedy=remedy)
             check_shape(owner, name, part.loss, "[]", part.loss.dim() == 0, remedy="Average it over the batch")
 
-    def _check_weight(self, name: str, value: Any, remedy: str = "Look at what it returns for this step") -> None:
+    def _check_weight(self, name: str, value: Any, remedy: str = "Check its value for this step") -> None:
         check_real(type(self).__name__, name, value, low=0, remedy=remedy)
 
     def _advance(self) -> None:

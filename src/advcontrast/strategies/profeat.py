@@ -28,15 +28,15 @@ class ProFeAT(ContrastiveLearner):
         x' &= \arg\max_{x'} -\cos\big(S(x'), S(x)\big) - \cos\big(P(S(x')), P(T(x_T))\big)
 
     averaged over the batch. The attack runs through the student in eval mode; its target S(x) is that of the training
-    pass, which precedes it. The two views have a forward pass each, with batch statistics of its own. Gradients flow
-    through both arguments of d, also through P, whose weights get none. A dual network uses only its adversarial
+    pass, which precedes it. The two views have separate forward passes and batch statistics. Gradients flow through
+    both arguments of d, and through P, whose weights are frozen. A dual network uses only its adversarial
     branch. The student usually starts as a copy of the teacher.
 
     The paper's settings for CIFAR-10: pad-and-crop and flip for the teacher, the same after AutoAugment for the
     student, PGD with 5 steps of 2/255 in 8/255, a projector Linear - ReLU - Linear to 256, batches of 256, SGD with
     rate 0.5, momentum 0.9 and weight decay 3e-4, 100 epochs with 10 epochs of warm-up and a cosine. The released code
     trains 101 epochs and clamps to [0, 1] after a step, not at the start of an attack. A step costs 17 forward passes
-    an image, against 32 for :class:`~advcontrast.ACLTrainer`. Reference: Addepalli et al., 2024.
+    per image, against 32 for :class:`~advcontrast.ACLTrainer`. Reference: Addepalli et al., 2024.
 
     Args:
         model: the student, from images ``[N, C, H, W]`` to features ``[N, D]``.
@@ -79,12 +79,12 @@ class ProFeAT(ContrastiveLearner):
     ) -> None:
         check_type("ProFeAT", "projector", projector, nn.Module, remedy="Pass the head of the teacher")
         super().__init__(model, attack=attack, augment=augment, terms=terms)
-        self.beta = self.weight("beta", beta, remedy="The paper takes 8")
+        self.beta = self.weight("beta", beta, remedy="The paper uses 8")
         self.teacher = frozen_teacher("ProFeAT", teacher, model)
         self.projector = Frozen(projector)
 
     def forward(self, *batch: Tensor, generator: torch.Generator | None = None) -> StepOutput:
-        """Return the loss of a pair of views, or of images; without ``augment`` these are both views."""
+        """Return the loss of a pair of views, or of images, which serve as both views if ``augment`` is ``None``."""
         return super().forward(*(batch * 2 if len(batch) == 1 and self.augment is None else batch), generator=generator)
 
     def parts(self, step: Step) -> Iterator[Part]:

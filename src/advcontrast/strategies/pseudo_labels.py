@@ -17,15 +17,15 @@ _BATCH = 500
 def pseudo_labels(encoder: nn.Module, images: Tensor, clusters: int | Sequence[int], *, seed: int = 0) -> Tensor:
     """Return the cluster of each image by k-means on the features of an encoder.
 
-    The encoder is in eval mode meanwhile, and nothing of it changes. The k-means is that of scikit-learn, the best of
-    ten starts; equal arguments give equal clusters. DynACL++ takes the features before the projection head, of clean
-    images through the clean branch, and 10 clusters; AdvCL takes five numbers of clusters.
+    The encoder runs in eval mode and does not change. The k-means is that of scikit-learn, the best of ten starts;
+    equal arguments give equal clusters. DynACL++ uses the features before the projection head, of clean images through
+    the clean branch, and 10 clusters; AdvCL uses five numbers of clusters.
 
     Args:
         encoder: images ``[N, C, H, W]`` in [0, 1] to features ``[N, D]``.
         images: images ``[N, C, H, W]``, uint8, or floats in [0, 1].
         clusters: number of clusters, between 1 and N; or a sequence of K numbers.
-        seed: seed of the starts, of 32 bits.
+        seed: seed of the starts, in [0, 2**32).
 
     Returns:
         Numbers from 0, int64 on the device of the images: ``[N]``, or ``[N, K]`` for a sequence.
@@ -46,7 +46,7 @@ def pseudo_labels(encoder: nn.Module, images: Tensor, clusters: int | Sequence[i
     check_module(_OWNER, encoder)
     check_images(_OWNER, images)
     check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
-    check_real(_OWNER, "seed", seed, high=2**32 - 1, remedy="scikit-learn takes no other")
+    check_real(_OWNER, "seed", seed, high=2**32 - 1, remedy="scikit-learn accepts 32 bits only")
     counts = [*clusters] if isinstance(clusters, Sequence) else [clusters]
     if not counts:
         raise ValueError(complaint(_OWNER, "at least one number of clusters", "none", "Pass [2, 10] for example"))
@@ -68,7 +68,7 @@ def pseudo_labels(encoder: nn.Module, images: Tensor, clusters: int | Sequence[i
     if features.dim() != 2 or len(features) != len(images):
         expected = f"the output of the encoder of shape [{len(images)}, D]"
         raise ValueError(complaint(_OWNER, expected, f"{list(features.shape)}", remedy))
-    check_finite(_OWNER, "the output of the encoder", features, remedy="Look at the weights of the encoder")
+    check_finite(_OWNER, "the output of the encoder", features, remedy="Check the weights of the encoder")
     points = features.double().numpy()
     found = [
         torch.from_numpy(cluster.KMeans(count, n_init=10, random_state=seed).fit_predict(points)).long()

@@ -45,28 +45,28 @@ class RobustCoreset(nn.Module):
     learner. With the gradients for the weights :math:`\theta` of a head, the batch with the largest
     :math:`\nabla L_b \cdot \nabla R(\theta)` is selected, which lowers R most, then
     :math:`\theta \leftarrow \theta - 0.01\, \nabla L_b`, and so on until the coreset is full; then :math:`\theta` is
-    restored. All of this is in eval mode, through the clean and the shipped branch of the network; nothing of the
-    learner changes.
+    restored. All of this runs in eval mode, through the clean branch and the one that is exported; the learner does not
+    change.
 
     The paper selects a fraction of 0.05 to 0.2 every 20 epochs after 100 epochs on all images. The released code takes
-    each step of :math:`\theta` twice, gradients of the column means of the weights of the whole projection head, and
-    losses without a schedule. A selection costs the gradient of one step for each image, and an attack of 3 steps on U
-    for each selected batch. Several processes share each batch, average their gradients and select the same images.
-    Reference: Xu et al., NeurIPS 2023.
+    each step of :math:`\theta` twice, and uses gradients of the column means of the weights of the whole projection
+    head, and losses without a schedule. A selection costs the gradient of one step for each image, and an attack of 3
+    steps on U for each selected batch. Several processes share each batch, average their gradients and select the same
+    images. Reference: Xu et al., NeurIPS 2023.
 
     The selection becomes a part of the learner, ``learner.coreset``, so that the state dict has the selected images,
     and a resumed run continues with them.
 
     Args:
         learner: a strategy that is called with images.
-        images: that ``fit`` trains on, ``[N, C, H, W]``, uint8 or floats in [0, 1].
-        fraction: of the images to select, in (0, 1].
+        images: images that ``fit`` trains on, ``[N, C, H, W]``, uint8 or floats in [0, 1].
+        fraction: fraction of the images to select, in (0, 1].
         every: number of epochs between selections, at least 1.
         warmup: number of epochs on all images before the first one, at least 0; the paper's 100.
-        batch_size: of the batches of all processes together, at least 1, and 2 if the learner compares images with each
-            other; at most the size of the coreset is taken.
+        batch_size: size of a batch over all processes, at least 1, or 2 if the learner compares images with each other;
+            limited to the size of the coreset.
         head: module of ``learner.model`` whose weights count, by default its last linear layer.
-        attack: of the divergence, by default ``PGDAttack(steps=3, step_size=10 / 255 / 3)``.
+        attack: attack on the divergence, by default ``PGDAttack(steps=3, step_size=10 / 255 / 3)``.
         released: whether to take each step of the head twice.
 
     Raises:
@@ -104,10 +104,10 @@ class RobustCoreset(nn.Module):
             got = "one with targets" if learner.labelled else "one without augment"
             raise ValueError(complaint(owner, "a learner that is called with images", got, "Build it with augment="))
         check_images(owner, images)
-        check_real(owner, "fraction", fraction, low=0, high=1, above=True, remedy="The paper takes 0.2")
-        check_int(owner, "every", every, low=1, remedy="The paper takes 20")
-        check_int(owner, "warmup", warmup, low=0, remedy="The paper takes 100")
-        check_int(owner, "batch_size", batch_size, low=1 + learner.couples_samples, remedy="The paper takes 512")
+        check_real(owner, "fraction", fraction, low=0, high=1, above=True, remedy="The paper uses 0.2")
+        check_int(owner, "every", every, low=1, remedy="The paper uses 20")
+        check_int(owner, "warmup", warmup, low=0, remedy="The paper uses 100")
+        check_int(owner, "batch_size", batch_size, low=1 + learner.couples_samples, remedy="The paper uses 512")
         check_bool(owner, "released", released, remedy="True takes each step twice")
         least, others = max(2, distributed.world_size()), len(images) - len(images[::_EVERY_NTH])
         if int(fraction * others) < least:
@@ -137,10 +137,10 @@ class RobustCoreset(nn.Module):
 
         Args:
             epoch: number of the epoch, from 1.
-            learner: as before; its weights are those of the end of the last epoch.
+            learner: the learner of the constructor, with the weights at the end of the last epoch.
 
         Raises:
-            ValueError: epoch < 1, or another learner.
+            ValueError: epoch < 1, or a learner other than that of the constructor.
             TypeError: epoch is not an int.
         """
         check_int("RobustCoreset", "epoch", epoch, low=1, remedy="Epochs count from 1")

@@ -73,7 +73,7 @@ class RoCL(ContrastiveLearner):
     ) -> None:
         check_bool("RoCL", "released", released, remedy="True detaches partners and negatives")
         super().__init__(model, attack=attack, augment=augment, terms=terms)
-        self.extra = self.weight("extra", extra, remedy="The paper takes 1 / 256")
+        self.extra = self.weight("extra", extra, remedy="The paper uses 1 / 256")
         self.released = released
 
     def parts(self, step: Step) -> Iterator[Part]:

@@ -43,7 +43,7 @@ class SemiSupervisedTrainer(AdversarialTrainer):
         super().__init__(model, attack=attack, augment=augment)
         self.loss = SemiSupervisedLoss() if loss is None else loss
 
-    # One argument more than the trainers with labels only: a learner takes the tensors of the data set of its loop.
+    # One more argument than the trainers with labels only: a learner receives all tensors of the data set.
     def forward(self, images: Tensor, labels: Tensor, teacher_logits: Tensor) -> ACLOutput:  # type: ignore[override]
         """Return the loss of a batch.
 

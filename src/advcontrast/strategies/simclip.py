@@ -25,9 +25,9 @@ class SimCLIP(ContrastiveLearner):
             - \tfrac12 \cos\big(f_0(x), \mathrm{sg}\, f(x')\big) \\
         x' &= \arg\max_{x'} \lVert f(x') - f_0(x) \rVert^2
 
-    averaged over the batch, where sg stops the gradient. Since :math:`f_0` is frozen, the second half has no gradient:
-    it halves the rate, to which AdamW is invariant. The attack runs through f in eval mode. A dual network uses only
-    its adversarial branch.
+    averaged over the batch, where sg stops the gradient. Since :math:`f_0` is frozen, the second half has no gradient,
+    and the first one half of the usual gradient, which makes no difference to AdamW. The attack runs through f in eval
+    mode. A dual network uses only its adversarial branch.
 
     The released script for CLIP on ImageNet has PGD with 10 steps of 1/255 in 2/255 or 4/255, batches of 64, AdamW with
     rate 1e-3 and weight decay 1e-5, and 10,000 steps. A step costs 24 forward passes per image. Reference: Hossain and

@@ -24,11 +24,11 @@ class Step:
     """Views, attacks and embeddings of one batch, for a strategy and its terms.
 
     Attributes:
-        images: the images as floats in [0, 1], ``[N, C, H, W]``, before ``augment``; ``None`` where the learner was
+        images: the images as floats in [0, 1], ``[N, C, H, W]``, before ``augment``; ``None`` if the learner was
             called with views.
         views: the views, each ``[N, C, H, W]``.
         targets: labels or pseudo-labels of the images, or ``None``.
-        z: embeddings by the name of their part, for terms to use. A strategy stores them here.
+        z: embeddings by the name of their part, stored by the strategy for its terms.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Step:
         """Embed batches in one forward pass, so that they share its batch statistics.
 
         Args:
-            branch: of the dual norms; ignored by a network without dual norms.
+            branch: branch of the dual norms; ignored by a network without dual norms.
             *x: images, each ``[N, C, H, W]``.
             by: the network, by default the learner's model.
 
@@ -79,16 +79,16 @@ class Step:
     ) -> tuple[Tensor, ...]:
         """Attack batches jointly.
 
-        All networks and layers of the learner are in eval mode and on ``branch`` meanwhile, their parameters get no
-        gradients, and their buffers do not change.
+        During the attack all networks and layers of the learner are in eval mode and on ``branch``, their parameters
+        get no gradients, and their buffers do not change.
 
         Args:
             objective: a function of the embeddings of each batch to a scalar, or to a value for each row of the
                 concatenated batches, that the attack maximises.
-            branch: of the dual norms.
+            branch: branch of the dual norms.
             *x: images, each ``[N, C, H, W]``.
             through: a function of the batches to the arguments of ``objective``, by default :meth:`embed`.
-            modules: modules that take part and are not parts of the learner.
+            modules: further modules that the objective uses and that are not parts of the learner.
 
         Returns:
             The perturbed batches.
@@ -107,7 +107,7 @@ class Step:
         parts = [*self._learner.parts_under_attack(), *modules]
         with under_attack(*parts), switched(parts, branch), folded(value, *parts) as faster:
             perturbed = self._learner.attack(faster, both, **self._source)
-        remedy = "Return images like its argument"
+        remedy = "Return images of the shape and dtype of x"
         check_tensor(self._owner, "the result of attack", perturbed, (both.dtype,), remedy=remedy)
         if (perturbed.shape, perturbed.device) != (both.shape, both.device):
             expected = f"attack to return shape {list(both.shape)} on {both.device}"

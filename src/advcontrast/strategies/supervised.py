@@ -41,8 +41,8 @@ class StandardTrainer(nn.Module):
 
     Args:
         model: a classifier that returns logits ``[N, C]``; ``frozen`` needs a part ``model.encoder``.
-        augment: ``augment(images)`` returns float images in [0, 1], for example ``CropFlip()``; ``None`` uses them as
-            they are.
+        augment: ``augment(images)`` returns float images in [0, 1], for example ``CropFlip()``; ``None`` leaves them
+            unchanged.
         frozen: whether to train all but ``model.encoder``, normally ``model.head``.
 
     Raises:
@@ -66,7 +66,7 @@ class StandardTrainer(nn.Module):
     ) -> None:
         owner = type(self).__name__
         check_module(owner, model)
-        check_bool(owner, "frozen", frozen, remedy="True trains nothing but the head")
+        check_bool(owner, "frozen", frozen, remedy="True trains only the head")
         if augment is not None:
             check_callable(owner, "augment", augment, remedy="Pass CropFlip(), or None")
         if frozen and not isinstance(getattr(model, "encoder", None), nn.Module):
@@ -135,7 +135,7 @@ class StandardTrainer(nn.Module):
         owner, remedy = type(self).__name__, "Pass a classifier whose output is its logits"
         check_logits(owner, {"the output of the model": logits}, remedy=remedy)
         if len(logits) != len(labels):
-            expected = f"the output of the model of shape [{len(labels)}, C], a row a label"
+            expected = f"the output of the model of shape [{len(labels)}, C], a row per label"
             raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
         check_one_device(owner, logits=logits, labels=labels)
         check_within(owner, "labels", labels, (0, logits.shape[1] - 1), remedy="Pass one class index per image")
@@ -149,7 +149,7 @@ class AdversarialTrainer(StandardTrainer):
     al., ICLR 2018.
 
     Args:
-        model: as for :class:`StandardTrainer`, whose errors this trainer has too; differentiable.
+        model: as for :class:`StandardTrainer`, with the same errors; differentiable.
         attack: ``attack(objective, x)`` returns perturbed images, by default PGD with 10 steps of 2/255 in an
             L-infinity ball of 8/255.
         augment: as for :class:`StandardTrainer`.

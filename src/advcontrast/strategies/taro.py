@@ -37,7 +37,7 @@ class TARO(ContrastiveLearner):
 
     The paper's settings for CIFAR-10: SimCLR's views with colour jitter (0.4, 0.4, 0.2, 0.1), PGD with 10 steps of
     2/255 in 8/255, batches of 512, SGD with rate 0.06, constant for the predictor, momentum 0.9 and weight decay 5e-4,
-    800 epochs with 5 epochs of warm-up and a cosine. The released code takes the similarity of an image with itself as
+    800 epochs with 5 epochs of warm-up and a cosine. The released code sets the similarity of an image with itself to
     0, so that it can be its own target, and chooses targets in train mode. Its attack also has a term
     :math:`\cos(p_t, \mathrm{sg}(z))`, which has no gradient. A step costs 31 forward passes per image with the default
     attack. Reference: Kim et al., NeurIPS 2023.
@@ -51,7 +51,7 @@ class TARO(ContrastiveLearner):
         terms: as for :class:`~advcontrast.strategies.ContrastiveLearner`.
 
     Raises:
-        ValueError: in use, a predictor whose outputs have another size than its inputs.
+        ValueError: in use, a predictor whose outputs differ in size from its inputs.
         TypeError: an argument has the wrong type.
 
     Example:
@@ -112,7 +112,7 @@ class TARO(ContrastiveLearner):
         if p.shape != z.shape:
             expected, remedy = (
                 f"predictor to return shape {list(z.shape)}",
-                "Let it return embeddings like its argument",
+                "Return embeddings of the shape of its argument",
             )
             raise ValueError(complaint("TARO", expected, f"{list(p.shape)}", remedy))
         z, p = step.gather(z, p)

@@ -30,7 +30,7 @@ class TeCoA(ContrastiveLearner):
     ``convert_to_dual_bn(vit, norms=nn.LayerNorm)``, uses only its adversarial branch. The learner is called with
     images and labels.
 
-    The settings of Schlarmann et al. for CLIP on ImageNet, whose code trains it beside :class:`FARE`: PGD with 10 steps
+    The settings of Schlarmann et al. for CLIP on ImageNet, whose code also trains TeCoA: PGD with 10 steps
     of 1/255 in 2/255 or 4/255, batches of 128, AdamW with rate 1e-5 and weight decay 1e-4, 20,000 steps with 1,400 of
     warm-up and a cosine. A step costs 23 forward passes per image. Reference: Mao et al., ICLR 2023.
 
@@ -76,7 +76,7 @@ class TeCoA(ContrastiveLearner):
         fits = prototypes.dim() == 2 and len(prototypes) > 1 and prototypes.shape[1] > 0
         expected, remedy = "[C, D] with C >= 2 and D >= 1", "Pass a row for each class"
         check_shape("TeCoA", "prototypes", prototypes, expected, fits, remedy=remedy)
-        check_finite("TeCoA", "prototypes", prototypes, remedy="Look at the text encoder")
+        check_finite("TeCoA", "prototypes", prototypes, remedy="Check the text encoder")
         super().__init__(model, attack=CLIP_ATTACK if attack is None else attack, augment=augment, terms=terms)
         self.register_buffer("prototypes", unit_rows(prototypes.detach()))
         self.scale = scale

@@ -1,4 +1,4 @@
-"""Terms that any strategy takes: further parts of its loss."""
+"""Terms: parts that can be added to the loss of any strategy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .step import Step
 
 
 class Invariance(nn.Module):
-    r"""The invariant regularisation of AIR: the two views of an image relate alike to the image itself.
+    r"""Invariant regularisation of AIR: both views of an image have the same relation to the image itself.
 
     With the clean embeddings :math:`z_1, z_2` of the views, those of the untouched images :math:`z_0` through the clean
     branch, and :math:`p(a, b) = \mathrm{softmax}_i(\cos(a_i, b_i) / t)` over the images i of the batch,
@@ -29,14 +29,14 @@ class Invariance(nn.Module):
 
     They are the parts ``"sir"`` and ``"air"``, for a strategy with parts ``"clean"`` and ``"adv"`` of two views that is
     called with images. The images pass through the network in its own mode, so running statistics see them too. The
-    released code takes :math:`\sum q_2 (\log q_2 - q_1)` instead of a divergence, with products that are not
+    released code uses :math:`\sum q_2 (\log q_2 - q_1)` instead of a divergence, with products that are not
     normalised; its total loss is not divided by two, so its weight of 0.5 is 0.25 here. Both parts cost 3 forward
-    passes an image. Reference: Xu et al., NeurIPS 2023.
+    passes per image. Reference: Xu et al., NeurIPS 2023.
 
     Args:
-        weight: of both parts, at least 0, or a function of the training step.
+        weight: weight of both parts, at least 0, or a function of the training step.
         temperature: the temperature t.
-        released: whether to take the sums of the released code.
+        released: whether to use the sums of the released code.
 
     Raises:
         ValueError: a number is out of range, or, in use, a strategy without these parts.
@@ -53,8 +53,8 @@ class Invariance(nn.Module):
     needs_images = True
 
     def __init__(self, weight: Weight = 0.25, *, temperature: float = 0.5, released: bool = False) -> None:
-        check_temperature("Invariance", temperature, remedy="The paper takes 0.5")
-        check_bool("Invariance", "released", released, remedy="True takes the sums of the released code")
+        check_temperature("Invariance", temperature, remedy="The paper uses 0.5")
+        check_bool("Invariance", "released", released, remedy="True uses the sums of the released code")
         super().__init__()
         self.weight, self.temperature, self.released = weight, temperature, released
 
@@ -98,7 +98,7 @@ class Distillation(nn.Module):
 
     Args:
         teacher: the network, in eval mode; it is frozen.
-        weight: of the part, at least 0, or a function of the training step.
+        weight: weight of the part, at least 0, or a function of the training step.
 
     Raises:
         ValueError: the teacher is in train mode, or, in use, its output has another size.
