@@ -1,1 +1,1 @@
-"""Measurements of the library: how fast it is (``timing``), and what else is claimed of it (``evidence``)."""
+"""Measurements of the library: its speed (``timing``), and the evidence for other claims (``evidence``)."""

@@ -3,7 +3,7 @@
     python -m benchmarks.run                                     # every benchmark, on the CPU
     python -m benchmarks.run pgd nt_xent                         # some of them
     python -m benchmarks.run --device cuda --out benchmarks/results/gpu
-    python -m benchmarks.run --quick                             # tiny sizes: does it run?
+    python -m benchmarks.run --quick                             # tiny sizes, to check that it runs
 
 Each benchmark first checks that the candidates compute the same thing. Libraries that are not installed are left out;
 the table lists them. To install all: pip install adversarial-robustness-toolbox foolbox kornia lightly pyautoattack

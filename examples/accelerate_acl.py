@@ -42,14 +42,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the weights")
     parser.add_argument("--state", type=Path, help="folder for the state of the run, from which it continues")
     given = parser.parse_args()
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or else it ignores what torchrun says
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or else it ignores the processes of torchrun
     set_seed(1)  # the same weights everywhere
     model = convert_to_dual_bn(resnet18(num_classes=64))
     attack = PGDAttack(eps=0.1, step_size=0.05, steps=2)
     loss = NTXentLoss(gather=True)  # negatives from all processes
     acl = ACLTrainer(model, loss=loss, attack=attack, augment=ContrastivePairAugment(28))
     optimizer = torch.optim.SGD(acl.parameters(), lr=0.1, momentum=0.9)
-    set_seed(1, device_specific=True)  # and noise of its own in each process
+    set_seed(1, device_specific=True)  # and different noise in each process
 
     step, optimizer, batches = accelerator.prepare(acl, optimizer, loader(given.images, given.batch_size))
     done = len(list(given.state.glob("epoch-*"))) if given.state else 0

@@ -42,7 +42,7 @@ def draw_results(results: Mapping[str, Any], encoders: Mapping[str, str], protoc
 def draw_images(task: Task, models: Mapping[str, nn.Module]) -> Figure:
     """Draw the first test images on which only the second of two linear classifiers is correct under attack.
 
-    Both models classify them correctly without attack. Below each image are the image attacked against either model,
+    Both models classify them correctly without an attack. Below each image are the image attacked against either model,
     with the prediction of that model, and the perturbation.
     """
     x, y = (torch.cat(parts) for parts in zip(*task.test.batches(500), strict=True))

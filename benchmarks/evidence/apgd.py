@@ -2,14 +2,14 @@
 
 Trains three classifiers on the Fashion-MNIST images that come with the examples, halved to 14 x 14 pixels: a plain one,
 one with batch norm trained on PGD images, and a wider one of those. Each is attacked by APGDAttack and by pyautoattack
-with the same radius, steps, restarts and targets, for every loss, and by PGD with as many steps. A robust image
-costs both the same gradients, but for the last of a run, which ours does without; a hook counts all of them, over the
-images. The lower the robust accuracy, the stronger the attack.
+with the same radius, steps, restarts and targets, for every loss, and by PGD with as many steps. For a robust
+image, both compute the same number of gradients, except for the last one of a run, which ours omits; a hook counts all
+of them. The lower the robust accuracy, the stronger the attack.
 
     python -m benchmarks.evidence.apgd                      # 500 test images, 40 steps, 3 seeds of the random starts
     python -m benchmarks.evidence.apgd --images 1000 --steps 100
 
-Prints a Markdown table with means over the seeds. pyautoattack is left out where it is not installed.
+Prints a Markdown table with means over the seeds. pyautoattack is left out if it is not installed.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ TITLES = {
 
 
 def attack_of(name: str, steps: int) -> Any:
-    """Return the attack of a row, for a run of so many steps."""
+    """Return the attack of a row, for a run with this number of steps."""
     one, two, three = PGDAttack(eps=fashion.EPS, step_size=1.25 * fashion.EPS, steps=1), *map(fashion.attack, (2, 3))
     third = max(1, steps // 3)
     return {
@@ -97,7 +97,7 @@ def with_labels(model: nn.Module, labelled: ImageSet, protocol: str) -> None:
 
 
 def run(seed: int, name: str, train: ImageSet, test: ImageSet, epochs: int) -> dict[str, Any]:
-    """Return cost and accuracies of an attack, and the share of one step."""
+    """Return the cost and accuracies of an attack, and its share in the test for catastrophic overfitting."""
     torch.manual_seed(seed)
     order = torch.randperm(len(train))
     labelled = train.subset(torch.cat([order[train.y[order] == c][:EACH] for c in range(len(train.classes))]))

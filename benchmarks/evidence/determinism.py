@@ -3,7 +3,7 @@
     python -m benchmarks.evidence.determinism                                     # prints the table
     python -m benchmarks.evidence.determinism --out benchmarks/results            # writes determinism.md
 
-Needs about a minute; two processes and a compiler are started for it.
+Takes about a minute; starts two processes and a compiler.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def weights(learner: nn.Module) -> Weights:
 
 
 def learner(*, recompute: bool = False, **settings: Any) -> ACLTrainer:
-    """Return what is trained: dual stream with the attack and the augmentation of the paper."""
+    """Return the learner: dual stream with the attack and the augmentation of the paper."""
     torch.manual_seed(0)
     settings = {"attack": PGDAttack(), "augment": ContrastivePairAugment(16), **settings}
     return ACLTrainer(convert_to_dual_bn(Network(recompute)), **settings)
@@ -135,7 +135,7 @@ def trained(
     *, seed: int = 0, killed_before: int | None = None, evaluate: int | None = None, recompute: bool = False,
     loss: nn.Module | None = None, workers: int | None = None, **settings: Any
 ) -> Run:  # fmt: skip
-    """Train from ``seed``; ``evaluate`` embeds images after each epoch, that many at a time; ``workers`` read them."""
+    """Train from ``seed``; ``evaluate`` is the batch size for embedding images after each epoch; ``workers`` read them."""
     acl = learner(recompute=recompute, loss=loss)
     watch = Watch(acl, killed_before)
     if evaluate is not None:
@@ -208,7 +208,7 @@ def rows() -> Iterator[Row]:
 
 
 def embedded(batch: int) -> Run:
-    """Return embeddings in the place of weights."""
+    """Return embeddings instead of weights."""
     acl = learner()
     found = {"embeddings": embeddings(acl, batch)}
     return Run(found, found)
@@ -216,7 +216,7 @@ def embedded(batch: int) -> Run:
 
 @contextmanager
 def setting(change: Callable[[Any], None], value: Any, before: Any) -> Iterator[None]:
-    """Set something for a while."""
+    """Change a setting within the context."""
     change(value)
     try:
         yield

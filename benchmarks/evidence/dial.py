@@ -2,11 +2,11 @@
 
 A small network learns Fashion-MNIST with all labels, clean images through its clean norms and attacked ones through
 its adversarial norms, and is then exported at several weights between them: with interpolated statistics, and with
-statistics estimated anew, either from clean training images or from attacked ones.
+statistics recomputed from clean or from attacked training images.
 
     python -m benchmarks.evidence.dial --seeds 3 --out benchmarks/results/dial.md
 
-TA and RA are those of 1,000 test images, RA under PGD-20.
+TA and RA are measured on 1,000 test images, RA under PGD-20.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compare dual and single batch norms in pre-training with DS (Table 4 of the ACL paper), on small runs.
 
 For each kind of norms an encoder is pre-trained without labels, on Fashion-MNIST at 14 x 14 pixels or on a folder of
-images; a linear classifier on the frozen encoder and a fine-tuned network then learn from 10 labels a class:
+images; a linear classifier on the frozen encoder and a fine-tuned network then learn from 10 labels per class:
 
 - dual: one set of norms for clean images and one for perturbed ones, as in ACL;
 - single: one set, and a forward pass for each stream, so that each has its own batch statistics;
@@ -10,7 +10,7 @@ images; a linear classifier on the frozen encoder and a fine-tuned network then 
     python -m benchmarks.evidence.dual_norms --network resnet18 --epochs 15 --seeds 3
     python -m benchmarks.evidence.dual_norms --folder data/cifar10/train --limit 10000 --network resnet18 --eps 0.0314
 
-Adds a line for each finished run to OUT/runs.jsonl, and skips the runs that are there. Writes a table and a figure of
+Appends a line for each finished run to OUT/runs.jsonl, and skips the runs in it. Writes a table and a figure of
 the distance between the statistics of both branches during training, see
 :func:`advcontrast.evaluation.representation.branch_gap`.
 """

@@ -26,12 +26,12 @@ def images(split: str) -> ImageSet:
 
 
 def attack(steps: int) -> PGDAttack:
-    """Return PGD with steps of a quarter of the radius, or longer ones where they are few."""
+    """Return PGD with steps of a quarter of the radius, or longer steps if there are few."""
     return PGDAttack(eps=EPS, step_size=EPS * max(1 / 4, 1.5 / steps), steps=steps)
 
 
 def accuracies(model: nn.Module, test: ImageSet) -> tuple[float, float]:
-    """Return the accuracy on images as they are (TA) and under PGD-20 (RA), in [0, 1]."""
+    """Return the accuracy on clean images (TA) and under PGD-20 (RA), in [0, 1]."""
     batches = list(test.batches(500))
     return accuracy(model, batches).accuracy, robust_accuracy(model, batches, attack(20)).accuracy
 
@@ -50,6 +50,6 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features, averaged over places."""
+        """Return the features, averaged over positions."""
         x = self.layers((x - 0.5) / 0.25)
         return F.avg_pool2d(x, x.shape[2:]).flatten(1)

@@ -3,9 +3,9 @@
     python -m benchmarks.evidence.long_run --minutes 120 --out benchmarks/results/long_run.md
 
 The run repeats all parts of training: dual-stream steps with their attack, a short last batch, an evaluation under
-attack, a checkpoint and a row of metrics after each epoch, small epochs so that there are thousands of them. Time is
-counted in CPU seconds of this process, so that other work on the machine does not count. The run is ended as a
-scheduler would end it, by SIGTERM.
+attack, and a checkpoint and a row of metrics after each epoch. Epochs are small, so that there are thousands. Time is
+measured in CPU seconds of this process, which excludes other work on the machine. The run is ended as a scheduler
+would end it, by SIGTERM.
 """
 
 from __future__ import annotations

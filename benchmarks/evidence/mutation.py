@@ -1,23 +1,23 @@
-"""Change the library in small ways and count how many of the changes the tests notice.
+"""Change the library in small ways and count how many of the changes the tests detect.
 
-    python -m benchmarks.evidence.mutation                                # 40 changes a file, of the five rooms below
-    python -m benchmarks.evidence.mutation norm surgery --sample 100      # some rooms
+    python -m benchmarks.evidence.mutation                                # 40 changes per file, of five subpackages
+    python -m benchmarks.evidence.mutation norm surgery --sample 100      # some subpackages
     python -m benchmarks.evidence.mutation functional/flow                # a file
-    python -m benchmarks.evidence.mutation --sample 10000                 # every change there is: hours
+    python -m benchmarks.evidence.mutation --sample 10000                 # every change: hours
     python -m benchmarks.evidence.mutation --again                        # those that survived, against all tests
 
 The changes are those of mutmut, one at a time in a copy of the repository. They are drawn with a fixed seed for each
-file, so that the same source gives the same sample, and a larger one holds the smaller. Each one runs the doctests and
-the tests of its file, then those of its room, up to the first failure; with ``--again`` those that start processes and
-the property tests as well. It does so in a process forked from one that has imported PyTorch. (``mutmut run`` itself
-keeps all variants in one file behind a switch, which neither ``torch.compile`` nor pickle nor a doctest sees through.)
-What became of a file's changes counts only if the unchanged file passes the same tests before and after.
+file: the same source gives the same sample, and a larger sample contains the smaller one. For each change, the doctests
+and tests of its file run, then those of its subpackage, up to the first failure; with ``--again`` also those that start
+processes and the property tests. They run in a process forked from one that has imported PyTorch. (``mutmut run`` itself
+keeps all variants in one file behind a switch, which works with neither ``torch.compile``, pickle nor doctests.) The
+results of a file count only if the unchanged file passes the same tests before and after.
 
-A run continues where the last one stopped, and tries the changes of a file again once the file is another. What the
-tests made of a change when it was first drawn is kept beside its verdict: they were not written because of it, so that
-this tells of the changes that nobody drew. Survivors that change nothing observable are listed with a reason in
-``equivalent.json`` of ``benchmarks/results/mutation``, by their key in ``results.json``, and why others survive in
-``survivors.json``; ``table.md`` has the figures and every survivor.
+A run continues where the last one stopped, and repeats the changes of a file that was modified. The result of a change
+when it was first drawn is stored too: no test was written because of it, so it estimates the result for changes that
+were not drawn. ``equivalent.json`` of ``benchmarks/results/mutation`` lists survivors that change nothing observable,
+by their key in ``results.json``, with a reason; ``survivors.json`` has the reasons why others survive; ``table.md`` has
+the figures and every survivor.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SECONDS = 60  # on top of five times what the tests of the unchanged file take
 
 
 def main() -> None:
-    """Try the changes that were asked for and write down what became of them."""
+    """Try the selected changes and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rooms", nargs="*", help=f"of {', '.join(PROPERTIES)}, or files in them; by default all")
     parser.add_argument("--sample", type=int, default=40, help="changes a file")
@@ -122,7 +122,7 @@ def _try_file(room: str, source: Path, sample: int, again: bool) -> None:
 
 
 def _killer(source: Path, changed: str, suites: list[list[str]]) -> str | None:
-    """Return the test that notices a change of a file, or ``None``."""
+    """Return the test that detects a change of a file, or ``None``."""
     original = source.read_text()
     for suite in suites:
         limit = SECONDS + 5 * _time_unchanged(tuple(suite))
@@ -154,7 +154,7 @@ def _variants(source: Path, original: str) -> Iterator[tuple[str, str]]:
 
 
 def _suites(room: str, source: Path, thorough: bool) -> list[list[str]]:
-    """Return the arguments of pytest for the tests of a file, of its room and, where asked for, all others."""
+    """Return the arguments of pytest for the tests of a file, of its subpackage and, if requested, all others."""
     quick = ["-m", "not slow and not distributed and not nightly"]
     defined = re.findall(r"^(?:class|def) ([a-zA-Z]\w+)", source.read_text(), re.MULTILINE)
     files = sorted(Path("tests", room).glob("test_*.py"), key=lambda file: file.stat().st_size)
@@ -233,7 +233,7 @@ def _run_tests(suite: Sequence[str], report: Path) -> None:
 
 
 def _table() -> str:
-    """Return the figures of every room and file, and all survivors, in Markdown."""
+    """Return the figures of every subpackage and file, and all survivors, in Markdown."""
     record, equivalent, survivors = _read("results"), _read("equivalent"), _read("survivors")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mutmut", "torch", "pytest"))
     text = [

@@ -3,7 +3,7 @@
     python examples/quickstart.py --seeds 3
     python -m benchmarks.evidence.radius runs/quickstart --image radius.png --out radius.md
 
-Takes the classifiers of all seeds from the folder. Each is attacked by PGD-20 on the 1,000 test images, with steps of
+Reads the classifiers of all seeds from the folder. Each is attacked by PGD-20 on the 1,000 test images, with steps of
 a quarter of the radius; they were trained for the radius 0.1. Prints a Markdown table, mean ± standard deviation
 over the seeds, and draws the means.
 """

@@ -1,14 +1,14 @@
 """Count the messages between the processes of a step of ACL, and time the step on one process and on two.
 
     python -m benchmarks.evidence.scale                                # ResNet-18 of width 64 on CIFAR's size, PGD-5
-    python -m benchmarks.evidence.scale --quick                        # tiny sizes, to see that everything runs
+    python -m benchmarks.evidence.scale --quick                        # tiny sizes, to check that everything runs
     python -m benchmarks.evidence.scale --out benchmarks/results/scale # the tables of docs/guides/scale.rst
 
 The counts are exact and hold for any network of processes: every call of ``torch.distributed`` in the forward and the
 backward pass of ``DistributedDataParallel(ACLTrainer)`` is recorded by a dispatch mode, with the bytes
-that a process sends. The times are of this machine; the two processes run on it side by side, a thread each, with a
-network of a quarter of the width. A simulation follows: if the computation of a step took COMPUTE seconds, and what is
-sent travelled around a ring of processes without any overlap, how much of the time would be computation?
+that a process sends. The times were measured on this machine with two processes of one thread each,
+and a network of a quarter of the width. A simulation computes the share of computation in the time of a step, if the
+step takes COMPUTE seconds and all messages travel around a ring of processes without overlap.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def trainer(mode: str, *, steps: int, width: int, model: nn.Module | None = None
 
 
 def counted(acl: ACLTrainer, images: int, side: int = 32) -> Counts:
-    """Return calls and bytes of each collective in a step, if this process has so many images."""
+    """Return calls and bytes of each collective in a step, for a number of images in this process."""
     wrapped = DistributedDataParallel(acl)
     x1, x2 = torch.rand(2, images, 3, side, side)
     wrapped(x1, x2).loss.backward()  # DDP settles its buckets in the first step
@@ -81,7 +81,7 @@ def counted(acl: ACLTrainer, images: int, side: int = 32) -> Counts:
 
 
 def seconds(acl: ACLTrainer, images: int, repeats: int) -> float:
-    """Return the time of a step, the median of some."""
+    """Return the median time of a step."""
     wrapped = DistributedDataParallel(acl) if dist.get_world_size() > 1 else acl
     x1, x2 = torch.rand(2, images, 3, 32, 32)
     times = []
@@ -93,7 +93,7 @@ def seconds(acl: ACLTrainer, images: int, repeats: int) -> float:
 
 
 def expected(world: int, images: int, features: int, losses: int, weights: int) -> Counts:
-    """Return the counts of a step with so many losses, those of the attack's steps included, and one bucket."""
+    """Return the counts of a step for a number of losses, including those of the attack's steps, and one bucket."""
     embeddings = 2 * images * features * FLOAT
     sums = losses * world * embeddings + weights * FLOAT
     return {"allgather": (losses, losses * embeddings), "allreduce": (losses + 1, sums)}

@@ -1,9 +1,9 @@
-"""List the files of the library that a batch crosses in ``fit(acl, images)`` on its way to the weights.
+"""List the files of the library that process a batch in ``fit(acl, images)``, from the data to the weights.
 
 Command: ``python -m benchmarks.evidence.walk``. Seconds on a CPU. Prints the files in the order of their first call,
-each with the floor of its room (see ``tests/repo/test_layering.py``): those of one step, from a batch to the next, and
-those of the whole call with its checks and preparations. Then it prints every call from a lower floor to a higher one.
-Two kinds are by design: the objective that a learner passes to its attack, and methods that modules of the network
+each with the level of its subpackage (see ``tests/repo/test_layering.py``): those of one step, from a batch to the next,
+and those of the whole call with its checks and preparations. Then it prints every call from a lower to a higher level.
+Two kinds are intended: the objective that a learner passes to its attack, and methods that modules of the network
 override.
 """
 
@@ -32,7 +32,7 @@ class Walk:
     Attributes:
         whole: files of the whole call.
         step: files of the second step, from its batch to the next one.
-        upwards: calls from a lower floor to a higher one, as pairs of ``file:function``.
+        upwards: calls from a lower to a higher level, as pairs of ``file:function``.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Walk:
 
 
 def floor(name: str) -> int:
-    """Return the floor of a file, 0 for the private modules of the root."""
+    """Return the level of a file, 0 for the private modules of the root."""
     room = name.split("/")[0].removesuffix(".py")
     return next((number for number, rooms in enumerate(FLOORS, 1) if room in rooms), 0)
 
@@ -83,7 +83,7 @@ def walk() -> Walk:
 
 
 def main() -> None:
-    """Print the walk."""
+    """Print the files and calls."""
     argparse.ArgumentParser(description="Files that a batch crosses in fit(acl, images).").parse_args()
     found = walk()
     for title, files in (("one step", found.step), ("the whole call", found.whole)):

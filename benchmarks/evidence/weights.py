@@ -4,7 +4,7 @@
     python -m benchmarks.evidence.weights resnet18w16-cifar10-ds runs/medium/seed1/methods-DS --data "CIFAR-10" \
         --cards runs/medium/seed1/methods-DS-linear/card.json
 
-Convolutions and linear layers are rounded to half precision, all else stays float32. Prints the SHA-256 for the table
+Convolutions and linear layers are rounded to half precision; everything else stays float32. Prints the SHA-256 for the table
 in ``advcontrast/models/pretrained.py``, whose docstring needs a row for the encoder too.
 """
 
@@ -43,7 +43,7 @@ encoder = pretrained("{name}")
 
 TA is the accuracy on the test images, RA that under PGD-20 with eps 8/255. The first row has a linear classifier on the
 frozen encoder, trained on clean images. The encoder is small and was trained for a fraction of the epochs of the
-paper: it shows the method, and is no strong baseline. Weights are in half precision; the accuracies were measured
+paper: it shows the method, and is not a strong baseline. Weights are in half precision; the accuracies were measured
 before rounding.
 
 Flags: `{flags}`

@@ -1,9 +1,9 @@
-"""Pre-training from uint8 images to updated weights: how fast, where the time goes, how near the limit, how it grows.
+"""Pre-training from uint8 images to updated weights: throughput, shares of the parts, distance from the limit, growth.
 
 A step picks a batch, makes two views, attacks them, trains on both streams and updates the weights with LARS, as
-``fit`` does. The parts are clocked one by one in runs of their own, with a wait for the device after each; what is
-inside another part counts only once. Operations are those of the convolutions and matrix products, counted; the limit
-is the rate of a large matrix product in float32, and in bfloat16 where the step uses it, measured in the same rounds.
+``fit`` does. The parts are timed in separate runs, with a wait for the device after each; a part inside another one
+counts only once. Operations are those of the convolutions and matrix products, counted; the limit
+is the rate of a large matrix product in float32, and in bfloat16 if the step uses it, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _grouped_seconds(settings: Settings, sizes: dict[str, int]) -> float:
 
 
 def tables(settings: Settings) -> Iterator[Table]:
-    """Yield all of it."""
+    """Yield all tables."""
     gpu = settings.device.type != "cpu"
     sizes = {"batch": 8, "width": 4} if settings.quick else {"batch": 512 if gpu else 128, "width": 64 if gpu else 16}
     yield whole(settings, sizes)

@@ -1,8 +1,8 @@
 """One forward pass for both streams of a dual network, against two.
 
-The clean and the adversarial views of a step can pass the network together when every dual norm sends the first half
-of the batch through one branch and the second half through the other. The library makes two passes: this shows what
-one would give. Agreement, without TF32: the loss, all gradients and all running statistics, to 1e-3, and to 5e-2 where
+The clean and the adversarial views of a step can pass through the network together if every dual norm sends the first
+half of the batch through one branch and the second half through the other. The library makes two passes; this measures
+one. Agreement, without TF32: the loss, all gradients and all running statistics, to 1e-3, and to 5e-2 where
 compiled: gradients of an untrained network are small differences of large numbers.
 """
 

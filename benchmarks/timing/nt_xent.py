@@ -6,8 +6,8 @@ of the loss and 2e-5 of the largest entry of the gradient; the table shows both 
 
 The reference formula divides all products of the rows by the products of their lengths, exponentiates, takes
 exp(1 / temperature) off each row's sum for the row itself, and averages over the 2N anchors. The cost of
-pytorch-metric-learning's loss grows with the cube of N; that of the others with the square, and only the tiled form
-does without memory of that order.
+pytorch-metric-learning's loss grows with the cube of N, that of the others with the square. Only the tiled form needs
+less memory than that.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""PGD-10 on the cross-entropy, in an L-infinity ball of 8/255 and in an L2 ball of 0.5, beside other libraries.
+"""PGD-10 on the cross-entropy, in an L-infinity ball of 8/255 and in an L2 ball of 0.5, compared with other libraries.
 
 All attack the same untrained network in eval mode, from a random start, on random images labelled with the network's
 own predictions, so that no image is misclassified before the attack. Before they are timed, all run once without a
 random start and without TF32. Agreement in the L-infinity ball is the share of pixels that an attack moved as the first
 one did, to within half a step; in the L2 ball it is the largest distance between two results, in radii. A gradient near
 zero changes its sign with the order of sums, so that some steps differ. An agreement below 98 %, or a distance above
-5 %, raises; ART comes closest to that, as it moves into the bounds before the ball. APGD chooses its own 10 steps, so
+5 %, raises an error; ART is closest to these limits, as it projects onto the bounds before the ball. APGD chooses its own 10 steps, so
 that only its loss can be compared.
 """
 
@@ -40,7 +40,7 @@ def tables(settings: Settings) -> Iterator[Table]:
 
 
 def table(norm: str, settings: Settings) -> Table:
-    """Time the attacks of one norm on a network whose own cost is small and on a ResNet-18."""
+    """Time the attacks of one norm on a network that costs little and on a ResNet-18."""
     steps = 2 if settings.quick else 10
     width = 4 if settings.quick else 16 if settings.device.type == "cpu" else 64
     batch = 8 if settings.quick else 128

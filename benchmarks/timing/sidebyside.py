@@ -1,7 +1,7 @@
 """Candidates for the same work, timed in turn in one process, as a table.
 
 The machine may be busy: every round runs each candidate once, and a candidate's speed is the median over the rounds of
-its ratio to the first candidate in the same round. Memory is measured apart from time, in a round of its own.
+its ratio to the first candidate in the same round. Memory is measured in a separate round.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The pre-training step, against a re-statement of the authors' one, and against a plain SimCLR loop.
+"""The pre-training step, compared with a reimplementation of the authors' step, and with a plain SimCLR loop.
 
 The reference does what the published code does: it takes the gradients of the attack with ``backward``, those of the
 weights included, clears them each time, and writes the loss as exponentials; contiguous images, in float32 and on a GPU
-under the same autocast as ours too. Ours is ``ACLTrainer`` as it is, with what ``fit`` adds: channels-last memory, and
-on request compilation and bfloat16. The optimizer is left out of all of them.
+under the same autocast as ours too. Ours is ``ACLTrainer`` with the options of ``fit``: channels-last memory, and
+optionally compilation and bfloat16. All candidates omit the optimizer.
 
 Before they are timed, all candidates take one step from the same weights and views with the attack started at the
 image, without TF32: losses agree to 1e-3 in float32, where rounding turns some signs, and to 3e-2 in bfloat16.

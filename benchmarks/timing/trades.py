@@ -2,10 +2,10 @@
 
 The step is that of ACL's finetuning: PGD-10 on the divergence from the prediction for the clean image, in eval mode;
 the cross-entropy of the clean images and 6 times the divergence, in train mode; SGD. The reference, restated here,
-predicts the clean image anew in each step of its attack, with what a gradient of it would need. It starts
+predicts the clean image again in each step of its attack, and stores the activations for a gradient. It starts
 0.001 N(0, 1) from the image, the trainer anywhere in the ball. Before they are timed, all take loss and gradient of the
-same weights and 16 images, from the start of the reference. They do so in float64, since steps of signs make rounding
-errors grow: losses must agree to 1e-9 and the gradient of all weights to 1e-6, in proportion.
+same weights and 16 images, from the start of the reference. This is in float64, since sign steps amplify rounding
+errors: losses must agree to 1e-9 and the gradient of all weights to 1e-6, relative.
 """
 
 from __future__ import annotations

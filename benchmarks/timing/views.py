@@ -1,12 +1,12 @@
-"""Two SimCLR views of a batch of CIFAR's size, and the augmentation of supervised training: side by side with peers.
+"""Two SimCLR views of a batch of CIFAR's size, and the augmentation of supervised training: compared with other libraries.
 
 The recipe is that of the ACL code: a bicubic crop of 10 to 100 % of the area, a mirror image, colour jitter (0.4, 0.4,
-0.4, 0.1) for four images of five, gray for one of five. Every candidate draws for each image anew, starts from bytes as
-a data set holds them, and ends with batches of floats in [0, 1].
+0.4, 0.1) for four images of five, gray for one of five. Every candidate draws separate parameters for each image,
+starts from bytes as in a data set, and ends with batches of floats in [0, 1].
 
-The candidates draw different numbers, so that their views cannot be compared one by one. Ours are compared with
-torchvision's operations for the parameters that ours drew; mean and standard deviation of everybody's views with those
-of the first candidate's. A deviation beyond the tolerance of a table raises.
+The candidates draw different numbers, so their views cannot be compared one by one. Ours are compared with torchvision's
+operations for the same parameters, and the mean and standard deviation of each candidate's views with those of the
+first. A deviation above the tolerance of a table raises an error.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _check_shifts(x: Tensor) -> None:
 
 
 def _checked(candidates: dict[str, Views], tolerance: float) -> list[Candidate]:
-    """Compare the law of everybody's views with that of the first candidate's."""
+    """Compare mean and deviation of each candidate's views with those of the first."""
     moments = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -34,8 +34,8 @@ for mode in ("DS", "A2A", "A2S", "S2S"):
     passes[mode] = [forward_equivalents(learner, x1, x2) for learner in learners]
 
 # %%
-# With the default of five attack steps, dual stream costs five times as much as SimCLR: 6 for each of the two streams and
-# 20 for the attack. A2S attacks one view instead of two, which halves the slope. Fewer attack steps save the most;
+# With the default of five attack steps, dual stream costs five times as much as SimCLR: 6 for each of the two streams
+# and 20 for the attack. A2S attacks one view instead of two, which halves the slope. Fewer attack steps save the most;
 # :doc:`/guides/speed` has their effect on robustness, and cheaper attacks.
 
 figure, ax = plt.subplots(layout="constrained")

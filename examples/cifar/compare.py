@@ -2,8 +2,8 @@
 
     python examples/cifar/compare.py runs/RI-evaluation runs/DS-evaluation --out runs/comparison
 
-Takes folders of evaluate.py or of other scripts of this folder, or their cards. Writes ``results.md``, ``eps.png``,
-``steps.png`` and ``corruptions.png``, as far as the cards have curves and corruptions, and copies the cards to
+The arguments are folders or cards of evaluate.py or other scripts of this folder. Writes ``results.md``, the figures
+``eps.png``, ``steps.png`` and ``corruptions.png`` if the cards have curves and corruptions, and copies of the cards in
 ``cards/``.
 """
 

@@ -108,7 +108,7 @@ def main(settings: Settings) -> None:
 def robustness(
     models: Sequence[Classifier], settings: Settings, pgd: PGDAttack, folder: Path
 ) -> tuple[dict[str, list[Accuracy]], dict[str, Any]]:
-    """Return the verdicts on all images without attack and under attacks, and the attacks."""
+    """Return the outcomes for all images without and under attack, and the attacks."""
     attacks: dict[str, Any] = {"RA": pgd, "APGD": APGDAttack(eps=pgd.eps, steps=50, loss="dlr")}
     verdicts = {"TA": [accuracy(one.model, one.batches()) for one in models]}
     for metric, attack in attacks.items():

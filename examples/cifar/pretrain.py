@@ -9,13 +9,13 @@ Presets: ``code`` has the settings of the authors' code, ``paper`` those of thei
 optimizer, which excludes norms and biases), ``fast`` a tenth of the epochs with three longer attack steps instead of
 five; ``selfie`` is the baseline with the settings of its authors. The other presets use cheaper attacks for as many
 epochs: ``few`` takes three longer steps, ``single`` one step from a random start, ``warm`` one step from the
-perturbations of the last batch, ``free`` no step beside the training step, with each batch four times in a row,
+perturbations of the last batch, ``free`` no step besides the training step, with each batch four times in a row,
 ``progressive`` one, three and then five. The cost of a preset is printed before it runs; ``docs/guides/speed.rst`` has
 the loss of accuracy. ``--method`` takes the settings of the paper of a method (``--preset paper``), or shorter ones
 (``fast``). Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
 
-All images of ``--data`` are used, without labels. With ``--stream PATH`` those below PATH are used instead, which
-may be more than fit into memory and need no classes; ``--data`` is then for the linear classifier alone. The card has
+All images of ``--data`` are used, without labels. With ``--stream PATH`` those below PATH are used instead; they need
+not fit into memory or have classes, and ``--data`` is only for the linear classifier. The card has
 the losses of the last epoch, and TA and RA of a linear classifier on the frozen encoder, through the adversarial norms
 if there are two sets. Wall time and accuracy at full size: not yet run.
 """
@@ -72,7 +72,7 @@ class Settings(Common):
     attack_steps: int = flag(5, "steps of the attack")
     attack_step: float = flag(0.25, "length of an attack step, as a fraction of the radius")
     stream: str = flag("", "folder of images, flat or nested, to read while training on them instead of --data's")
-    unreadable: str = flag("raise", "files of --stream that are no images", "raise", "skip")
+    unreadable: str = flag("raise", "files of --stream that are not images", "raise", "skip")
     passes: float = flag(0.0, "forward passes per image of the whole run, which then sets the epochs; 0 for --epochs")
     monitor: int = flag(0, "validation images for the accuracy of nearest neighbours after each epoch; 0 for none")
     workers: int = flag(4, "processes of each process that read --stream")

@@ -6,11 +6,11 @@
 Step i is pre-training (pretrain.py). Step ii fine-tunes the encoder, through the norms of ``--teacher-branch``, with
 standard training on the labelled images; its logits are the pseudo-labels of all images. Step iii trains the encoder,
 through the norms of ``--branch``, with Eq. 3 on labels and pseudo-labels, selects the epoch with the best robust
-accuracy on the validation images, and reports that one. The validation images have labels, in the paper too: with 1 %
-they are eleven times as many as those to train with.
+accuracy on the validation images, and reports that one. The validation images have labels, as in the paper: with 1 %
+there are eleven times as many of them as of labelled training images.
 
 Presets: ``code`` (the paper does not give these settings) and ``fast``. RobustSSL has no semi-supervised
-protocol, and DynACL takes ACL's. Wall time and accuracy at full size: not yet run.
+protocol, and DynACL uses that of ACL. Wall time and accuracy at full size: not yet run.
 """
 
 from __future__ import annotations

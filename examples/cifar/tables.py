@@ -14,7 +14,7 @@ the seeds, next to the paper's numbers; ``OUT/cards/`` has a JSON card for each 
 Budgets: ``paper`` has the settings of the paper (weeks on one GPU); ``hour`` cuts its pre-training to 40 epochs, for
 ``--amp bf16 --only finetune-random finetune-S2S finetune-DS`` on a GPU. ``medium`` has a ResNet-18 of
 width 16 and the cost of ten epochs of ACL, ``small`` a narrow network and few epochs, for hours on a CPU, ``quick`` the
-network of the quickstart. ``smoke`` shows that every row runs, and nothing else.
+network of the quickstart. ``smoke`` only shows that every row runs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
 
 
 def require_same(given: argparse.Namespace) -> None:
-    """End if the folder holds the runs of another budget or other images, which would get into the tables."""
+    """Exit if the folder has runs of another budget or other images, which the tables would include."""
     path = Path(given.out) / "tables.json"
     ours = {name: getattr(given, name) for name in ("budget", "data", "data100", "amp")}
     theirs = json.loads(path.read_text()) if path.exists() else ours
@@ -118,7 +118,7 @@ def write_report(out: Path, title: str) -> None:
 
 
 def main() -> int:
-    """Run what is needed, and show what there is."""
+    """Run the missing runs, and report all results."""
     given = arguments()
     require_same(given)
     budget = BUDGETS[given.budget]

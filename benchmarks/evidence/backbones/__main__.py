@@ -5,9 +5,9 @@
     python -m benchmarks.evidence.backbones --only 'resnet*' --jobs 2
     python -m benchmarks.evidence.backbones --norms other --family               # networks without batch norm
 
-A network is built without its weights and converted; ``checks.py`` has the checks. Each runs in a process of
-its own with limits of time and memory. With --out rows are kept: started again with the same versions and sources, the
-sweep continues. Needs timm, and Linux.
+A network is built without its weights and converted; ``checks.py`` has the checks. Each runs in its own
+process, with limits on time and memory. With --out the rows are stored, and a sweep that is started again with the same
+versions and sources continues. Needs timm, and Linux.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from benchmarks.evidence.backbones.checks import CONVERTED, UNCONVERTED, examine
 from benchmarks.evidence.backbones.children import Died, Limits, each
 from benchmarks.evidence.backbones.zoo import Architecture, architectures
 
-#: What takes the place of batch norm; timm has some of its own beside those of PyTorch that it derives others from.
+#: Norms other than batch norm: those of PyTorch, from which some of timm's are derived, and timm's own.
 OTHERS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, timm.layers.RmsNorm)
 
 PACKAGES = ("torchvision", "timm")
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def census(architecture: Architecture) -> dict[str, Any]:
-    """Count the parameters of a network and say which norms it holds, on the meta device if it can be built there."""
+    """Count the parameters of a network and list its norms, on the meta device if it can be built there."""
     try:
         with torch.device("meta"):
             model = architecture.build()
@@ -127,7 +127,7 @@ def sweep(
     limits: Limits,
     show: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a row for each architecture: one of ``out/<name>.jsonl`` that was made alike, or a new one."""
+    """Return a row for each architecture: one of ``out/<name>.jsonl`` with the same versions and sources, or a new one."""
     items, rows = list(items), {}
     path = None if out is None else out / f"{name}.jsonl"
     if path is not None and path.exists():

@@ -67,7 +67,7 @@ def equals_plain(plain: Make, dual: Make, x: Tensor, *, branch: Branch) -> None:
 
 
 def branches_apart(_plain: Make, dual: Make, x: Tensor) -> None:
-    """Parameters of the adversarial branch matter for its outputs, and for those of no other."""
+    """Parameters of the adversarial branch affect its outputs, and those of no other branch."""
     model = dual()
     before = outputs(model, x, (False,))
     generator = torch.Generator().manual_seed(5)
@@ -184,7 +184,7 @@ def examine(
     """Make the checks of one architecture.
 
     Returns:
-        The status (``"converted"``, ``"failed"``, or ``"unfit"`` for a network that is the problem itself), problems,
+        The status (``"converted"``, ``"failed"``, or ``"unfit"`` if the network itself does not work), problems,
         warnings of the conversion, shape of an input, seconds of processor time, and the largest memory in MB.
     """
     started = time.process_time()

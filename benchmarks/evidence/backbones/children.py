@@ -29,7 +29,7 @@ class Limits(NamedTuple):
 
 
 class Died(NamedTuple):
-    """Why an item returned nothing."""
+    """The reason why an item returned nothing."""
 
     reason: str
     too_big: bool
@@ -38,7 +38,7 @@ class Died(NamedTuple):
 def each(
     function: Callable[[Item], Any], items: Iterable[Item], *, jobs: int, limits: Limits
 ) -> Iterator[tuple[Item, Any]]:
-    """Yield each item with what ``function`` returned for it, or :class:`Died`, in the order in which they end."""
+    """Yield each item with the result of ``function``, or :class:`Died`, in the order of completion."""
     waiting = list(items)[::-1]
     running: dict[Connection, tuple[Item, BaseProcess, float]] = {}
     while running or waiting:

@@ -17,7 +17,7 @@ class MismatchError(Exception):
 
 
 class FirstOutput(nn.Module):
-    """A network that returns its first output only, as one vector an input."""
+    """A network that returns only its first output, as one vector per input."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -113,13 +113,13 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def flags(model: nn.Module) -> list[object]:
-    """Return the mode of every module, and of every parameter whether it learns and has a gradient."""
+    """Return the mode of every module, and for every parameter whether it is trained and has a gradient."""
     learning = [(parameter.requires_grad, parameter.grad is None) for parameter in model.parameters()]
     return [[module.training for module in model.modules()], learning]
 
 
 def anatomy(model: nn.Module) -> list[tuple[str, str]]:
-    """Return name and class of every module, each as often as it is held."""
+    """Return name and class of every module, once per reference."""
     return [(name, type(module).__name__) for name, module in model.named_modules(remove_duplicate=False)]
 
 

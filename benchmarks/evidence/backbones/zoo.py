@@ -25,7 +25,7 @@ class Architecture:
         family: variants of one design share it: the file that they are written in.
         name: the network.
         build: builds it with random weights for ``CLASSES`` classes.
-        shapes: shapes of an input to try, in this order, where the network does not say more itself.
+        shapes: shapes of an input to try, in this order, if the config of the network does not specify one.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""Attacks of pre-training: the presets that spend less on them, their cost, and what is measured during training."""
+"""Attacks of pre-training: presets with cheaper attacks, their cost, and measurements during training."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def attack_of(settings: Any, steps: int) -> Callable[..., Tensor]:
 
 
 def mean_cost(learner: nn.Module, batch: tuple[Tensor, ...], steps: int) -> float:
-    """Return the forward passes for each image and step, on average over a run of so many steps."""
+    """Return the forward passes for each image and step, on average over a run of ``steps`` steps."""
     batch = tuple(part[:COUNTED] for part in batch)
     if not isinstance(learner.attack, ProgressiveAttack):
         return forward_equivalents(learner, *batch)
@@ -75,7 +75,7 @@ def watch(settings: Any, learner: nn.Module, images: Images, epoch: int) -> dict
 
 
 def evaluation_of(settings: Any, learner: nn.Module, images: Images) -> Callable[[int], dict[str, float]] | None:
-    """Return what is measured after each epoch."""
+    """Return the function that measures the encoder after each epoch."""
     if settings.monitor:
         attack = PGDAttack(eps=settings.radius, step_size=settings.step, steps=10)
         branch = "adv" if any(isinstance(module, DualNorm) for module in learner.model.modules()) else None

@@ -77,7 +77,7 @@ def epochs_of(name: str, text: str, epochs: int) -> tuple[int, ...]:
 
 
 def evaluated(settings: Any, result: ProtocolResult, images: Images) -> dict[str, Any]:
-    """Return what was found on the test images, and the attacks, as arguments of ``Run.finish``."""
+    """Return the outcomes on the test images, and the attacks, as arguments of ``Run.finish``."""
     verdicts, attacks = {"TA": result.ta, "RA": result.ra}, {"RA": result.protocol.test_attack}
     if settings.apgd:
         attacks["APGD"] = APGDAttack(eps=settings.radius, steps=settings.apgd, loss="dlr")
@@ -86,7 +86,7 @@ def evaluated(settings: Any, result: ProtocolResult, images: Images) -> dict[str
 
 
 def selected(result: ProtocolResult) -> dict[str, float]:
-    """Return the epoch that was selected, and the accuracy on the validation images that it was selected by."""
+    """Return the selected epoch, and its accuracy on the validation images."""
     select = result.protocol.select
     return {"epoch": result.epoch, select: result.history[result.epoch - 1][select]}
 

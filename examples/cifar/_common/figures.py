@@ -62,6 +62,6 @@ def draw_fine_tuning(runs: Mapping[str, Sequence[Path]]) -> Figure:
 
 
 def validation_curve(path: Path) -> dict[int, float]:
-    """Return the robust accuracy on the validation images by epoch; the table has it of some epochs only."""
+    """Return the robust accuracy on the validation images by epoch; the table has it for some epochs only."""
     with path.open(newline="") as file:
         return {int(row["epoch"]): float(row["val_ra"]) for row in csv.DictReader(file) if row.get("val_ra")}

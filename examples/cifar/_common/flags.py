@@ -1,4 +1,4 @@
-"""The flags that every script has, presets, and how a script ends when its user made a mistake."""
+"""Flags common to all scripts, presets, and the handling of wrong usage."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Common:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints take one line."""
+    """A parser whose errors take one line."""
 
     def error(self, message: str) -> Any:
         """End with one line instead of the usage."""
@@ -88,7 +88,7 @@ def parse(kind: type[Settings], presets: Mapping[str, Mapping[str, Any]], text: 
             options |= {"type": float if f.default is None else type(f.default), "choices": choices}
         parser.add_argument(f"--{f.name.replace('_', '-')}", **options)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not MISSING}
-    # A method has presets of its own.
+    # A method has its own presets.
     names = (f"{given.get('method')}-{given.get('preset', 'paper')}", given.get("preset", next(iter(presets))))
     preset = next(name for name in names if name in presets)
     settings = kind(**{**presets[preset], **given, "preset": preset})
@@ -109,7 +109,7 @@ def parse(kind: type[Settings], presets: Mapping[str, Mapping[str, Any]], text: 
 
 
 def start(main: Callable[[Settings], None], kind: type[Settings], presets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Run a script. A mistake of its user ends it with one line and status 2."""
+    """Run a script; wrong usage ends it with a one-line error and status 2."""
     settings = parse(kind, presets, sys.modules[main.__module__].__doc__ or "", sys.argv[1:])
     # The training loop saves before it ends. Elsewhere there is nothing to save.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

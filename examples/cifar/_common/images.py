@@ -27,7 +27,7 @@ class Images:
     """Images on the device of a run.
 
     Pre-training uses ``everything`` without labels. Classifiers train on the first part of it, ``train``, and are
-    selected on the rest, ``validation``: the split of the ACL code. ``test`` is for the last line of a run.
+    selected on the rest, ``validation``: the split of the ACL code. ``test`` is used only at the end of a run.
     """
 
     everything: ImageSet
@@ -64,7 +64,7 @@ def load(settings: Common) -> Images:
             f"--data-dir: expected the same classes for training and test, got {got}. Compare the folders."
         )
     if len(train.classes) < 2:
-        raise ValueError("--data-dir: expected at least 2 classes, got 1. Each class is a folder of its own.")
+        raise ValueError("--data-dir: expected at least 2 classes, got 1. Each class needs its own folder.")
     chosen = first(len(train), settings.limit, settings.seed, "--limit")
     train = train.subset(chosen)
     test = test.subset(first(len(test), settings.test_limit, settings.seed, "--test-limit"))

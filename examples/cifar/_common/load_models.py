@@ -52,7 +52,7 @@ def new_encoder(settings: Common, images: Images) -> tuple[nn.Module, int]:
 
 
 def network_of(settings: Common, **more: Any) -> dict[str, Any]:
-    """Return what a file of weights stores about its network."""
+    """Return the description of the network that a file of weights stores."""
     return {"arch": settings.arch, "width": settings.width, "torch": torch.__version__, **more}
 
 
@@ -130,7 +130,7 @@ def dual_encoder(settings: Any) -> nn.Module:
 
 
 def read(flag: str, path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights in the file that a flag names, and what is stored about their network."""
+    """Return the weights in the file that a flag names, and the stored description of their network."""
     try:
         with safe_open(path, "pt") as file:
             about = dict(json.loads((file.metadata() or {}).get("advcontrast", "{}")))

@@ -114,7 +114,7 @@ class Method:
         build: returns its learner.
         paper: flags with the settings of its paper.
         fast: flags that override them for a short run.
-        targets: returns the pseudo-labels that follow the images, for methods that take some.
+        targets: returns the pseudo-labels that follow the images, for methods that use them.
     """
 
     build: Callable[[Parts], nn.Module]
@@ -206,7 +206,7 @@ def teacher_clusters(parts: Parts) -> Tensor:
 
 
 def clusters_of(parts: Parts) -> list[int]:
-    """Return the numbers of clusters, without those that have hardly any images each."""
+    """Return the numbers of clusters, without those that leave few images per cluster."""
     return [clusters for clusters in (2, 10, 50, 100) if clusters <= len(parts.images.everything) // 4]
 
 
@@ -294,6 +294,6 @@ def prepared(settings: Any, images: Images, samples: int) -> tuple[Parts, nn.Mod
 
 
 def batch_of(parts: Parts) -> tuple[Tensor, ...]:
-    """Return a batch of what the learner is trained on."""
+    """Return a batch of the training data of the learner."""
     batch = parts.images.everything.x[: parts.settings.batch_size]
     return (batch,) if parts.targets is None else (batch, parts.targets[: len(batch)])

@@ -1,4 +1,4 @@
-"""Which runs the tables and figures are made of, and what each budget spends on them."""
+"""The runs behind the tables and figures, and the settings of each budget."""
 
 from __future__ import annotations
 
@@ -110,10 +110,10 @@ class Run:
     """A run of a script, with one seed.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         script: file name without suffix.
         flags: all but the data, the seed and the folder.
-        takes: name of the run whose final weights it takes, or ``None``.
+        takes: name of the run whose final weights it uses, or ``None``.
         second: whether it uses the second data set.
     """
 
@@ -125,7 +125,7 @@ class Run:
 
 
 def runs_of(budget: Budget) -> dict[str, Run]:
-    """Return every run, by name; a run comes after the one that it takes its encoder from."""
+    """Return every run, by name; a run comes after the one whose encoder it uses."""
     runs: dict[str, Run] = {}
 
     def add(name: str, script: str, *flags: Flags, takes: str | None = None, second: bool = False) -> None:

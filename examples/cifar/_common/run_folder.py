@@ -56,8 +56,8 @@ class Run:
             model: the network to write.
             network: what is needed to rebuild it, stored with the weights.
             test: the images that were evaluated.
-            verdicts: for each metric what was found on them.
-            training: other results, such as the epoch that was selected, or a list with a value for each epoch; the
+            verdicts: for each metric the outcomes on them.
+            training: other results, such as the selected epoch, or a list with a value for each epoch; the
                 card has them among its settings.
             **fields: further fields of the card.
         """
@@ -106,12 +106,12 @@ def begin(settings: Common, images: Images | None = None, *, card: str = "card.j
         indices = {name: part.tolist() for name, part in {**images.split, **parts}.items()}
         (run.folder / "split.json").write_text(json.dumps(indices))
     if distributed.world_size() > 1:
-        torch.manual_seed(settings.seed + 1_000_003 * distributed.rank())  # each process has noise of its own
+        torch.manual_seed(settings.seed + 1_000_003 * distributed.rank())  # different noise in each process
     return run
 
 
 def _open(run: Run, card: str) -> str | None:
-    """Begin a run, or require that it is the one that is in the folder; return its results if it is finished."""
+    """Begin a run, or check that it is the one in the folder; return its results if it is finished."""
     started, done = run.folder / "run.json", run.folder / card
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -155,14 +155,14 @@ def _in_first_process(action: Callable[[], Any]) -> Any:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file atomically."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(path)
 
 
 def save(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any]) -> None:
-    """Write tensors to a file, whole or not at all; ``about`` is stored with them."""
+    """Write tensors to a file atomically; ``about`` is stored with them."""
     if distributed.rank() == 0:
         partial = path.with_name(f".{path.name}.partial")
         plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -173,6 +173,6 @@ def save(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, Any]) ->
 
 
 def say(text: str) -> None:
-    """Print a line, once."""
+    """Print a line, in the first process only."""
     if distributed.rank() == 0:
         print(text, flush=True)

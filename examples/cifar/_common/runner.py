@@ -1,4 +1,4 @@
-"""Scripts that run as processes, several at a time, each after the one whose weights it takes."""
+"""Scripts that run as processes, several at a time, each after the one whose weights it uses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(run: Run, seed: int, given: argparse.Namespace) -> list[str]:
 
 
 class Runner:
-    """Runs the scripts, several at a time, and ends them when it is ended itself."""
+    """Runs the scripts, several at a time, and ends them if it is terminated."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
@@ -51,7 +51,7 @@ class Runner:
         self.environment = {"OMP_NUM_THREADS": "1", **os.environ}
 
     def run(self, run: Run, seed: int, before: Future[str] | None) -> str:
-        """Run a script to its end, unless it has ended before; return what went wrong, or nothing."""
+        """Run a script to its end, unless it is finished; return the error, if any."""
         if before is not None and before.result():
             return f"{run.name}, seed {seed}: not run, as {run.takes} failed"
         folder = self.folder / f"seed{seed}" / run.name
@@ -81,7 +81,7 @@ class Runner:
                 child.terminate()
 
     def all(self, runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
-        """Run everything, seed by seed; return what went wrong."""
+        """Run everything, seed by seed; return the errors."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.end)
         waiting: dict[tuple[str, int], Future[str]] = {}

@@ -1,4 +1,4 @@
-"""Selfie: pre-train an encoder, without labels, to put hidden patches of an image back into their places."""
+"""Selfie: pre-train an encoder without labels by assigning hidden patches of an image to their places."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ RECIPE |= {"warmup": 0, "attack_steps": 10}
 
 
 class Jigsaw(nn.Module):
-    """Guess which of the hidden patches belongs to which place.
+    """Predict which of the hidden patches belongs to which place.
 
     The first three stages of the encoder turn each patch into D features. Transformer layers pool those of the context
     patches, without their places, in a learned token. Token plus place is the query that is compared with
     each of the hidden patches.
 
     Args:
-        encoder: a ResNet; its last stage and its classifier are left alone.
+        encoder: a ResNet; its last stage and its classifier are not used.
         layers: number of transformer layers.
     """
 
@@ -87,11 +87,11 @@ class SelfieLearner(nn.Module):
     """A training step of adversarial Selfie, the baseline of Chen et al. to which ACL is compared.
 
     Images are shifted by up to two pixels and cut into 4 x 4 patches. One permutation per batch chooses four of them to
-    hide. An attack on the pixels makes it hard to tell, by the other twelve, which one belongs where; the loss is the
+    hide. An attack on the pixels makes it hard to infer their places from the other twelve patches; the loss is the
     mean of the cross-entropies of clean and of attacked images. Afterwards the first three stages of ``encoder`` are
-    pre-trained; its last stage and its classifier are as they were.
+    pre-trained; its last stage and its classifier have not changed.
 
-    Where this differs from the code of Chen et al.:
+    Differences from the code of Chen et al.:
 
     - the attack sees the network in eval mode, not in train mode, as every attack in this folder does;
     - the cross-entropy is that of one softmax; theirs takes a softmax of a softmax, which bounds the loss;
@@ -104,13 +104,13 @@ class SelfieLearner(nn.Module):
 
     Args:
         encoder: the ResNet to pre-train.
-        attack: what makes adversarial images.
+        attack: attack that perturbs the images.
         layers: number of transformer layers, at least 1.
         augment: ``augment(images)`` to images in [0, 1], by default a shift of up to two pixels.
 
     Raises:
         ValueError: ``layers`` < 1.
-        TypeError: ``encoder`` is no ResNet.
+        TypeError: ``encoder`` is not a ResNet.
 
     References:
         Trinh et al., "Selfie: Self-supervised Pretraining for Image Embedding", 2019.
@@ -143,7 +143,7 @@ class SelfieLearner(nn.Module):
             images: ``[N, 3, H, W]``, uint8 or floats in [0, 1], H and W multiples of 4.
 
         Returns:
-            The loss, and for clean and attacked images its parts and the fraction of patches put into their places:
+            The loss, and for clean and attacked images its parts and the fraction of patches assigned to their places:
             ``"loss_clean"``, ``"accuracy_clean"``, ``"loss_adv"``, ``"accuracy_adv"``.
 
         Raises:
@@ -163,18 +163,18 @@ class SelfieLearner(nn.Module):
         return ACLOutput(loss, {name: term.detach() for name, term in terms.items()})
 
     def judge(self, images: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy and the fraction of hidden patches that are put into their places."""
+        """Return the cross-entropy and the fraction of hidden patches that are assigned to their places."""
         logits = self.model(images, order).flatten(0, 1)
         places = torch.arange(TARGETS, device=images.device).repeat(len(images))
         return F.cross_entropy(logits, places), (logits.argmax(1) == places).float().mean()
 
     def extra_repr(self) -> str:
-        """Show what a resumed run must have in common with the one before."""
+        """Show the settings that must match when a run is resumed."""
         return f"{self.attack!r}, {self.augment!r}, layers={len(self.model.pooling)}"
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """Parameters that get no gradients, under the name by which DDP asks what not to wait for."""
+        """Parameters that get no gradients, under the name that DDP looks up."""
         idle = ("model.encoder.layer4.", "model.encoder.fc.")
         return [name for name, _ in self.named_parameters() if name.startswith(idle)]
 

@@ -1,4 +1,4 @@
-"""The training step of UAT, to which ACL's semi-supervised training is compared."""
+"""Training step of UAT, the baseline of ACL's semi-supervised training."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class UAT(AdversarialTrainer):
     r"""Unsupervised adversarial training, with online targets, fixed targets, or both (UAT++).
 
     Online targets (OT) ask an attacked image to be classified as the clean one is, KL(stop-gradient p(x) || p(x')), for
-    all images. Fixed targets (FT) ask it to be classified as a teacher said, for images without label. The labels that
-    there are are learnt from attacked images. The weight of the unlabelled terms is not known from any released code.
+    all images. Fixed targets (FT) ask it to be classified as by a teacher, for images without a label. Labels are
+    learned from attacked images. No released code has the weight of the unlabelled terms.
 
     References:
         Uesato et al., "Are Labels Required for Improving Adversarial Robustness?", NeurIPS 2019.
