@@ -135,7 +135,7 @@ def trained(
     *, seed: int = 0, killed_before: int | None = None, evaluate: int | None = None, recompute: bool = False,
     loss: nn.Module | None = None, workers: int | None = None, **settings: Any
 ) -> Run:  # fmt: skip
-    """Train from ``seed``; ``evaluate`` is the batch size for embedding images after each epoch; ``workers`` read them."""
+    """Train from ``seed``, and embed images after each epoch in batches of ``evaluate``, read by ``workers``."""
     acl = learner(recompute=recompute, loss=loss)
     watch = Watch(acl, killed_before)
     if evaluate is not None:

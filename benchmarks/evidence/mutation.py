@@ -9,9 +9,9 @@
 The changes are those of mutmut, one at a time in a copy of the repository. They are drawn with a fixed seed for each
 file: the same source gives the same sample, and a larger sample contains the smaller one. For each change, the doctests
 and tests of its file run, then those of its subpackage, up to the first failure; with ``--again`` also those that start
-processes and the property tests. They run in a process forked from one that has imported PyTorch. (``mutmut run`` itself
-keeps all variants in one file behind a switch, which works with neither ``torch.compile``, pickle nor doctests.) The
-results of a file count only if the unchanged file passes the same tests before and after.
+processes and the property tests. They run in a process forked from one that has imported PyTorch. (``mutmut run``
+itself keeps all variants in one file behind a switch, which works with neither ``torch.compile``, pickle nor doctests.)
+The results of a file count only if the unchanged file passes the same tests before and after.
 
 A run continues where the last one stopped, and repeats the changes of a file that was modified. The result of a change
 when it was first drawn is stored too: no test was written because of it, so it estimates the result for changes that

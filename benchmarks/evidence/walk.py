@@ -1,10 +1,10 @@
 """List the files of the library that process a batch in ``fit(acl, images)``, from the data to the weights.
 
 Command: ``python -m benchmarks.evidence.walk``. Seconds on a CPU. Prints the files in the order of their first call,
-each with the level of its subpackage (see ``tests/repo/test_layering.py``): those of one step, from a batch to the next,
-and those of the whole call with its checks and preparations. Then it prints every call from a lower to a higher level.
-Two kinds are intended: the objective that a learner passes to its attack, and methods that modules of the network
-override.
+each with the level of its subpackage (see ``tests/repo/test_layering.py``): those of one step, from a batch to the
+next, and those of the whole call with its checks and preparations. Then it prints every call from a lower to a higher
+level. Two kinds are intended: the objective that a learner passes to its attack, and methods that modules of the
+network override.
 """
 
 from __future__ import annotations

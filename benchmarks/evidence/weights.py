@@ -4,8 +4,8 @@
     python -m benchmarks.evidence.weights resnet18w16-cifar10-ds runs/medium/seed1/methods-DS --data "CIFAR-10" \
         --cards runs/medium/seed1/methods-DS-linear/card.json
 
-Convolutions and linear layers are rounded to half precision; everything else stays float32. Prints the SHA-256 for the table
-in ``advcontrast/models/pretrained.py``, whose docstring needs a row for the encoder too.
+Convolutions and linear layers are rounded to half precision; everything else stays float32. Prints the SHA-256 for the
+table in ``advcontrast/models/pretrained.py``, whose docstring needs a row for the encoder too.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Speed and memory, compared with reference formulations and other libraries; ``python -m benchmarks.run`` runs all of them."""
+"""Speed and memory compared with reference formulations and other libraries; see ``python -m benchmarks.run``."""

@@ -5,8 +5,8 @@ own predictions, so that no image is misclassified before the attack. Before the
 random start and without TF32. Agreement in the L-infinity ball is the share of pixels that an attack moved as the first
 one did, to within half a step; in the L2 ball it is the largest distance between two results, in radii. A gradient near
 zero changes its sign with the order of sums, so that some steps differ. An agreement below 98 %, or a distance above
-5 %, raises an error; ART is closest to these limits, as it projects onto the bounds before the ball. APGD chooses its own 10 steps, so
-that only its loss can be compared.
+5 %, raises an error; ART is closest to these limits, as it projects onto the bounds before the ball. APGD chooses its
+own 10 steps, so that only its loss can be compared.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Two SimCLR views of a batch of CIFAR's size, and the augmentation of supervised training: compared with other libraries.
+"""Two SimCLR views of a batch of CIFAR's size, and the augmentation of supervised training, beside other libraries.
 
 The recipe is that of the ACL code: a bicubic crop of 10 to 100 % of the area, a mirror image, colour jitter (0.4, 0.4,
 0.4, 0.1) for four images of five, gray for one of five. Every candidate draws separate parameters for each image,
 starts from bytes as in a data set, and ends with batches of floats in [0, 1].
 
-The candidates draw different numbers, so their views cannot be compared one by one. Ours are compared with torchvision's
-operations for the same parameters, and the mean and standard deviation of each candidate's views with those of the
-first. A deviation above the tolerance of a table raises an error.
+The candidates draw different numbers, so their views cannot be compared one by one. Ours are compared with
+torchvision's operations for the same parameters, and the mean and standard deviation of each candidate's views with
+those of the first. A deviation above the tolerance of a table raises an error.
 """
 
 from __future__ import annotations

@@ -126,5 +126,5 @@ plt.show()
 
 # %%
 # All these networks have the same weights and differ only in their norms. The best choice depends on the cost of an
-# error with and without an attack. :doc:`/guides/backbones` has the same measurement over two seeds, and with recomputed
-# statistics.
+# error with and without an attack. :doc:`/guides/backbones` has the same measurement over two seeds, and with
+# recomputed statistics.

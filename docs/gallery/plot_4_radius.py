@@ -68,7 +68,8 @@ for name, learner in learners.items():
 
 # %%
 # From radius 0.5 on, every image can be changed into the same uniform grey, so a classifier can be correct only for the
-# images of one class. A curve above the dotted line there shows that the attack failed, not that the classifier is good.
+# images of one class. A curve above the dotted line there shows that the attack failed, not that the classifier is
+# good.
 
 most = 100 * test[1].bincount().max() / len(test[1])  # the share of the largest class
 

@@ -127,7 +127,7 @@ def sweep(
     limits: Limits,
     show: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a row for each architecture: one of ``out/<name>.jsonl`` with the same versions and sources, or a new one."""
+    """Return a row for each architecture, from ``out/<name>.jsonl`` if versions and sources are equal, or else new."""
     items, rows = list(items), {}
     path = None if out is None else out / f"{name}.jsonl"
     if path is not None and path.exists():
