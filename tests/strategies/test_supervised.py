@@ -310,7 +310,7 @@ def test_an_augmentation_must_return_float_images():
 
 @pytest.mark.parametrize("trainer", [StandardTrainer, AdversarialTrainer, TRADESTrainer])
 def test_a_model_must_return_a_row_an_image(trainer):
-    message = f"{trainer.__name__}: expected the output of the model of shape [4, C], a row a label, got [8, 6]. "
+    message = f"{trainer.__name__}: expected the output of the model of shape [4, C], a row per label, got [8, 6]. "
     with pytest.raises(ValueError, match=re.escape(message)):
         trainer(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (8, 6))))(X, LABELS)
 

@@ -171,7 +171,7 @@ def test_one_memory_for_two_streams_is_refused(in_place, always):
     acl = ACLTrainer(network(), loss=Bank(in_place, always), attack=ATTACK)
     text = (
         "ACLTrainer: expected loss to have a memory for each stream of mode 'DS', got Bank with one, memory. "
-        "Wrap it, adapters.losses.TrainOnlyMemoryBank(loss), so that no image becomes its own negative."
+        "Wrap it in adapters.losses.TrainOnlyMemoryBank, so that no image becomes its own negative."
     )
     with pytest.raises(RuntimeError, match=f"^{re.escape(text)}$"):
         acl(*views())
