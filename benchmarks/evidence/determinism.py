@@ -36,13 +36,13 @@ changes one thing and compares with the run without the change, or with the row 
 number is the largest difference in a tensor over its largest entry, of the tensor where that is largest. Differences
 that begin as rounding in the first step grow, since the attack takes the signs of gradients."""
 ADVICE = """\
-To get bit-identical weights on a CPU, hold fixed: the seed of torch's global generator before the model is built
+To get bit-identical weights on a CPU, keep these fixed: the seed of torch's global generator before the model is built
 and before ``fit`` is called, ``fit(seed=)``, data and batch size, the number of threads and of processes, the versions
 of torch and of its kernels, the kind of processor, and whether the network is compiled, in half precision
-or channels last. Interruptions, checkpoints, metrics that draw no random numbers, how many workers read the images,
-torch's switch for deterministic algorithms, and activation checkpointing with ``checkpoint_context_fn`` do not matter
-there. GPUs were not measured. Two processes differ from one
-by more than rounding: each normalises its own half of the batch, and draws its own random numbers."""
+or channels last. Interruptions, checkpoints, metrics that draw no random numbers, the number of workers that read the
+images, torch's switch for deterministic algorithms, and activation checkpointing with ``checkpoint_context_fn`` do not
+matter. GPUs were not measured. Two processes differ from one by more than rounding: each normalises its own half of the
+batch, and draws its own random numbers."""
 
 Weights = dict[str, Tensor]
 BATCH, IMAGES, EPOCHS = 16, 64, 2

@@ -122,7 +122,7 @@ def report(readings: list[Reading]) -> str:
     ]
     summary = (
         f"{readings[-1].steps:,} steps in {readings[-1].minutes:.0f} minutes, with an evaluation and a checkpoint "
-        f"every {STEPS} steps. After the first {WARM:.0%} of the run resident memory changed by {slope:+.2f} MiB an "
+        f"every {STEPS} steps. After the first {WARM:.0%} of the run resident memory changed by {slope:+.2f} MiB per "
         f"hour. A step took {first:.1f} CPU ms in the first quarter and {last:.1f} in the last "
         f"({last / first - 1:+.1%})."
     )

@@ -237,15 +237,15 @@ def _table() -> str:
     record, equivalent, survivors = _read("results"), _read("equivalent"), _read("survivors")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mutmut", "torch", "pytest"))
     text = [
-        "# Changes that the tests notice\n",
+        "# Changes that the tests detect\n",
         f"Last run: `python {' '.join(['-m', 'benchmarks.evidence.mutation', *sys.argv[1:]])}`, "
         f"{datetime.now(timezone.utc):%Y-%m-%d}, Python {platform.python_version()}, {versions}; drawn for each file "
         "by `random.Random(file)`.\n",
-        "The score is killed / (drawn - equivalent). It flatters, since some tests were written because of these very "
-        'changes. What to expect of a change that nobody drew is under "at first": how many the tests killed '
-        "that were there when it was drawn, those that start processes included, equivalent ones left out. Those drawn "
-        "before this was noted do not count there. mutmut changes no decorated function.\n",
-        "| | changes there are | drawn | killed | equivalent | survived | score | at first |\n" + "| --- " * 8 + "|",
+        "The score is killed / (drawn - equivalent). It is optimistic, since some tests were written because of these "
+        'changes. "At first" estimates the score for changes that were not drawn: the share that the tests detected at '
+        "the time of the draw, including tests that start processes, without equivalent changes. Changes that were "
+        "drawn before this was recorded do not count there. mutmut does not change decorated functions.\n",
+        "| | changes | drawn | killed | equivalent | survived | score | at first |\n" + "| --- " * 8 + "|",
     ]
     verdicts = {
         name: {

@@ -184,7 +184,7 @@ def whole(settings: Settings, sizes: dict[str, int]) -> Table:
 
 def growth(settings: Settings, sizes: dict[str, int]) -> Table:
     """Return how the cost grows with batch, attack steps and width."""
-    about = f"Mode DS, eager. All else is ResNet-18 of width {sizes['width']}, {sizes['batch']} images a batch, PGD-5."
+    about = f"Mode DS, eager. Otherwise ResNet-18 of width {sizes['width']}, {sizes['batch']} images per batch, PGD-5."
     columns = ["what grows", "ms a step", "images/s", "ms an image", "passes an image"]
     table = Table("How the cost grows", about, "images", columns=columns)
     batch, width = sizes["batch"], sizes["width"]
@@ -205,8 +205,8 @@ def growth(settings: Settings, sizes: dict[str, int]) -> Table:
 def processes(settings: Settings, sizes: dict[str, int]) -> Table:
     """Return the speed of one and of two processes on the same whole batch."""
     about = (
-        f"Mode DS under DDP, {sizes['batch']} images in all processes together, negatives from all of them; gloo, one "
-        "thread a process."
+        f"Mode DS under DDP, {sizes['batch']} images over all processes, with negatives from all of them; gloo, one "
+        "thread per process."
     )
     table = Table("More processes", about, "images", columns=["processes", "ms a step", "images/s", "speed"])
     first = 0.0

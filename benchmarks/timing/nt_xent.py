@@ -41,7 +41,7 @@ def tables(settings: Settings) -> list[Table]:
     about = (
         f"D = {FEATURES} features in float32, temperature {TEMPERATURE}. One repetition is the loss of N "
         "pairs and its gradient. Agreement: deviation of the loss and of the gradient from the definition in float64, "
-        "relative to the largest entry. Speed is relative to lightly, or to the first candidate where it is left out."
+        "relative to the largest entry. Speed is relative to lightly, or to the first candidate if lightly is left out."
     )
     table = Table("NT-Xent, forward and backward", about, "pairs")
     losses = peers(table)

@@ -46,7 +46,7 @@ def table(norm: str, settings: Settings) -> Table:
     batch = 8 if settings.quick else 128
     about = (
         "Random images of 3 x 32 x 32. Speed is relative to the first row of a setting. Agreement is that of a run "
-        "without random start with the first row; the loss is its mean cross-entropy, which all want to be large."
+        "without random start with the first row; the loss is its mean cross-entropy, which every attack maximises."
     )
     result = Table(f"PGD-{steps} {TITLES[norm]}", about, "images")
     for name, make in (("small CNN", small_cnn), (f"ResNet-18 x {width}", lambda: resnet18(width=width))):

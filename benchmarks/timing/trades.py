@@ -48,7 +48,7 @@ def tables(settings: Settings) -> list[Table]:
         candidates.append(Candidate(name, partial(step, loss, optimizer, x, y), agreement[name]))
     about = (
         f"One step with {batch} random images of 3 x 32 x 32, ResNet-18 of width {width}, PGD-{steps}, float32. "
-        "Agreement is the difference to the reference, in float64 and from the same start, in proportion."
+        "Agreement is the difference to the reference, in float64 and from the same start, relative."
     )
     table = Table("TRADES step", about, "images")
     table.race(candidates, settings, items=batch)

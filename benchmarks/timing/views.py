@@ -53,8 +53,8 @@ def pairs(x: Tensor, settings: Settings) -> Table:
     about = (
         f"{len(x)} uint8 images, 3 x 32 x 32. Ours equals torchvision's operations for the same parameters within "
         f"{SAME_PARAMETERS:g}; agreement is how far mean and standard deviation of all views are from those of the "
-        f"first candidate, allowed up to {tolerance:.3f}. kornia draws one order of the jitter a batch, ours and "
-        "torchvision one an image; lightly resizes bilinearly."
+        f"first candidate, allowed up to {tolerance:.3f}. kornia draws one order of the jitter per batch, ours and "
+        "torchvision one per image; lightly resizes bilinearly."
     )
     table = Table("Two SimCLR views", about, "images")
     generator = torch.Generator().manual_seed(0)
@@ -84,8 +84,8 @@ def shifts(x: Tensor, settings: Settings) -> Table:
     """Return the table of images padded, cut and mirrored."""
     tolerance = SAME_LAW / len(x) ** 0.5
     about = (
-        f"{len(x)} uint8 images, 3 x 32 x 32: a border of 4 black pixels, a cut at a random place, a mirror image. "
-        "Ours equals padding, slicing and mirroring image by image bit for bit; agreement is how far mean and standard "
+        f"{len(x)} uint8 images, 3 x 32 x 32: a border of 4 black pixels, a random crop, a horizontal flip. Ours is "
+        "bit-identical to padding, slicing and mirroring image by image; agreement is how far mean and standard "
         f"deviation are from those of the first candidate, allowed up to {tolerance:.3f}."
     )
     table = Table("Shift and mirror image", about, "images")

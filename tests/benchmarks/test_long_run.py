@@ -17,13 +17,13 @@ def readings(leak=0.0, slower=0.0):
 
 def test_a_flat_run_is_flat():
     text = long_run.report(readings())
-    assert "resident memory changed by +0.00 MiB an hour" in text
+    assert "resident memory changed by +0.00 MiB per hour" in text
     assert "A step took 10.0 CPU ms in the first quarter and 10.0 in the last (+0.0%)" in text
 
 
 def test_a_leak_and_a_slow_down_show():
     text = long_run.report(readings(leak=1.0, slower=0.1))
-    assert "resident memory changed by +5.00 MiB an hour" in text
+    assert "resident memory changed by +5.00 MiB per hour" in text
     assert "18.5 in the last (+76.2%)" in text
 
 
