@@ -109,14 +109,14 @@ def exit_code(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def kill_everywhere(template, job, check, ways):
-    """Kill ``job(folder)`` at every point, each time in a new copy of the template.
+def kill_everywhere(template, job, check, ways, *, stride=1):
+    """Kill ``job(folder)`` at every point, or every ``stride``-th, each time in a new copy of the template.
 
     Returns what ``check(folder)`` returned after each of the kills.
     """
     results = []
     for when in ways:
-        for k in range(1000):
+        for k in range(0, 1000, stride):
             folder = template.with_name(f"{when} {k}")
             if template.exists():
                 shutil.copytree(template, folder)

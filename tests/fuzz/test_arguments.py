@@ -181,9 +181,9 @@ def came_from_the_user(error):
 
 
 def sample(name, pool):
-    """Return the boundary values of a pool and a quarter of the others, drawn by name."""
+    """Return the boundary values of a pool and an eighth of the others, drawn by name."""
     others = sorted(pool.keys() - BOUNDARY)
-    drawn = random.Random(name).sample(others, len(others) // 4)
+    drawn = random.Random(name).sample(others, len(others) // 8)
     return {value: make for value, make in pool.items() if value in BOUNDARY or value in drawn}
 
 

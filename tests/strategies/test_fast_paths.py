@@ -68,7 +68,7 @@ def test_folded_norms_agree_with_norms_that_stay(mode, monkeypatch):
     agrees(found, expected, TOLERANCE["folded"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_step_agrees_with_the_plain_one():
     agrees(step("DS", "inductor"), step("DS"), TOLERANCE["inductor"])
 
