@@ -13,6 +13,7 @@ perturbations of the last batch, ``free`` no step besides the training step, wit
 ``progressive`` one, three and then five. The cost of a preset is printed before it runs; ``docs/guides/speed.rst`` has
 the loss of accuracy. ``--method`` takes the settings of the paper of a method (``--preset paper``), or shorter ones
 (``fast``). Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
+``--method rcs`` is ACL on a coreset: a fifth of the images, selected every fiftieth of the run.
 
 All images of ``--data`` are used, without labels. With ``--stream PATH`` those below PATH are used instead; they need
 not fit into memory or have classes, and ``--data`` is only for the linear classifier. The card has
@@ -81,6 +82,10 @@ class Settings(Common):
 def main(settings: Settings) -> None:
     """Pre-train, and write the encoder with its head."""
     images = load(settings)
+    select = METHODS[settings.method].select
+    if select is not None and (settings.stream or settings.passes):
+        expected, remedy = "a method that trains on all images", "Leave out --stream and --passes"
+        raise ValueError(f"--method: expected {expected} in each epoch, got {settings.method}. {remedy}.")
     data = streamed(settings, images.size) if settings.stream else images.everything.x
     parts, learner = prepared(settings, images, len(data))
     if settings.passes:
@@ -99,7 +104,7 @@ def main(settings: Settings) -> None:
     if run is None:
         return
     cost = mean_cost(learner, batch_of(parts), steps)
-    say(f"{settings.out}: {cost:.1f} forward passes per image and epoch; SimCLR takes 6, ACL with PGD-5 takes 32")
+    say(f"{settings.out}: {cost:.1f} forward passes for each image of a step; SimCLR takes 6, ACL with PGD-5 takes 32")
     history = fit(
         learner,
         data if parts.targets is None else (data, parts.targets),
@@ -110,6 +115,7 @@ def main(settings: Settings) -> None:
         seed=settings.seed,
         evaluate=evaluation_of(settings, learner, images),
         folder=run.folder,
+        select_data=None if select is None else select(parts, learner),
         save_every=settings.save_every or None,
         amp=settings.amp,
         compile=settings.compile,

@@ -33,3 +33,21 @@ def test_a_method_trains_an_encoder(name, teacher, tmp_path):
 def test_a_method_without_its_teacher_is_refused(tmp_path, capsys):
     assert inside("pretrain", *TINY, "--method", "deacl", "--out", tmp_path) == 2
     assert "pretrain.py: --teacher: expected the final.safetensors" in capsys.readouterr().err
+
+
+def test_a_coreset_takes_the_steps_that_its_schedule_expects(tmp_path):
+    out = tmp_path / "run"
+    flags = ("--method", "rcs", "--epochs", "10", "--limit", "300", "--batch-size", "20", "--out", out)
+    assert inside("pretrain", *TINY, *flags) == 0
+    rows = [line.split(",") for line in (out / "metrics.csv").read_text().splitlines()]
+    steps = [int(row[rows[0].index("step")]) for row in rows[1:]]
+    whole = steps[0]
+    assert steps == [whole + i * (steps[1] - whole) for i in range(10)]
+    assert 1 < steps[1] - whole < whole / 4
+    assert float(rows[-1][rows[0].index("lr")]) == 0
+
+
+@pytest.mark.parametrize("flags", [("--passes", "10"), ("--stream", "images")])
+def test_a_coreset_of_images_that_are_not_known_is_refused(flags, tmp_path, capsys):
+    assert inside("pretrain", *TINY, "--method", "rcs", *flags, "--out", tmp_path) == 2
+    assert "pretrain.py: --method: expected a method that trains on all images" in capsys.readouterr().err

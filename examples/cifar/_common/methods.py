@@ -32,6 +32,7 @@ from advcontrast.strategies import (
     Invariance,
     ProFeAT,
     Ramp,
+    RobustCoreset,
     RoCL,
     Scheduled,
     SimCLIP,
@@ -115,12 +116,14 @@ class Method:
         paper: flags with the settings of its paper.
         fast: flags that override them for a short run.
         targets: returns the pseudo-labels that follow the images, for methods that use them.
+        select: returns the selection of the images of each epoch, for methods that do not take all.
     """
 
     build: Callable[[Parts], nn.Module]
     paper: Mapping[str, Any]
     fast: Mapping[str, Any]
     targets: Callable[[Parts], Tensor] | None = None
+    select: Callable[[Parts, Any], RobustCoreset] | None = None
 
 
 def acl(parts: Parts, **settings: Any) -> ACLTrainer:
@@ -192,6 +195,13 @@ def amoc(parts: Parts) -> AMOC:
     return AMOC(parts.network(), queue=queue, attack=parts.attack, augment=parts.pair())
 
 
+def coreset(parts: Parts, learner: ACLTrainer) -> RobustCoreset:
+    """Return the selection of RCS: all images for a tenth of the epochs, then a new coreset every fiftieth of them."""
+    epochs, images = parts.settings.epochs, parts.images.everything.x
+    settings = {"fraction": CORESET, "warmup": epochs // 10, "every": max(1, epochs // 50)}
+    return RobustCoreset(learner, images, batch_size=parts.settings.batch_size, **settings)
+
+
 def advcl(parts: Parts) -> AdvCL:
     """Return the learner of AdvCL."""
     model = parts.network(branches=AdvCL.branches)
@@ -239,6 +249,7 @@ def selfie(parts: Parts) -> SelfieLearner:
     return SelfieLearner(parts.encoder, attack=parts.attack)
 
 
+CORESET = 0.2  # fraction of the images
 SGD = {"optimizer": "sgd", "lr": 0.5, "weight_decay": 5e-4, "batch_size": 256}
 ACL = {"epochs": 1000, "batch_size": 512}
 FAST = {"epochs": 100, "attack_steps": 3, "attack_step": 0.5}
@@ -254,6 +265,7 @@ METHODS = {
     "deacl": Method(deacl, {**SGD, "epochs": 100}, {"epochs": 20}),
     "fare": Method(fare, {**SGD, "optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-4, "epochs": 50}, {"epochs": 10}),
     "profeat": Method(profeat, {**SGD, "weight_decay": 3e-4, "epochs": 100}, {"epochs": 20}),
+    "rcs": Method(acl, ACL, FAST, select=coreset),
     "rocl": Method(rocl, {**ACL, "lr": 1.5, "attack_steps": 7, "attack_step": 0.223}, FAST),
     "simclip": Method(
         simclip, {**SGD, "optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "epochs": 50}, {"epochs": 10}
@@ -287,10 +299,19 @@ def optimizer_of(settings: Any, learner: nn.Module) -> torch.optim.Optimizer:
 def prepared(settings: Any, images: Images, samples: int) -> tuple[Parts, nn.Module]:
     """Return the parts of the learner, and the learner on the device of the images."""
     encoder, features = new_encoder(settings, images)
-    steps = settings.epochs * steps_per_epoch(samples, settings.batch_size)
+    steps = steps_of(settings, samples)
     parts = Parts(settings, images, encoder, features, attack_of(settings, steps), steps)
     build = selfie if settings.mode == "selfie" else METHODS[settings.method].build
     return parts, build(parts).to(images.everything.x.device)
+
+
+def steps_of(settings: Any, samples: int) -> int:
+    """Return the number of training steps of a run."""
+    whole, epochs = steps_per_epoch(samples, settings.batch_size), settings.epochs
+    if METHODS[settings.method].select is None:
+        return epochs * whole
+    selected = int(CORESET * (samples - -(-samples // 100)))  # every hundredth image is set aside
+    return epochs // 10 * whole + (epochs - epochs // 10) * max(1, selected // settings.batch_size)
 
 
 def batch_of(parts: Parts) -> tuple[Tensor, ...]:
