@@ -37,15 +37,8 @@ from advcontrast import PGDAttack
 from advcontrast.attacks import APGDAttack
 from advcontrast.augment import CORRUPTIONS
 from advcontrast.data import cifar10_c
-from advcontrast.evaluation import Accuracy, Alarm, ResultCard, gradient_masking
-from advcontrast.evaluation.accuracy import (
-    accuracy,
-    autoattack,
-    corrupted,
-    corruption_accuracy,
-    robust_accuracy,
-    robust_curve,
-)
+from advcontrast.evaluation import Accuracy, Alarm, ResultCard, accuracy, autoattack, gradient_masking, robust_accuracy
+from advcontrast.evaluation.accuracy import corrupted, corruption_accuracy, robust_curve
 from advcontrast.evaluation.cards import CurveRecord, revision
 from advcontrast.evaluation.representation import branch_gap, label_free_robustness
 from advcontrast.evaluation.uar import CALIBRATIONS, uar
@@ -115,12 +108,10 @@ def robustness(
         verdicts[metric] = [robust_accuracy(one.model, one.batches(), attack) for one in models]
     if settings.autoattack:
         attacks["AA"] = {"type": "AutoAttack, and PGD as for RA", "version": "standard", "eps": pgd.eps, "norm": "linf"}
-        folders = [folder / "autoattack" / str(seed) for seed in range(len(models))]
-        found = [
-            autoattack(one.model, one.batches(), eps=pgd.eps, folder=f) for one, f in zip(models, folders, strict=True)
-        ]
-        # An image that either attack turned is not robust.
-        verdicts["AA"] = [Accuracy(aa.correct & ra.correct) for aa, ra in zip(found, verdicts["RA"], strict=True)]
+        verdicts["AA"] = []
+        for seed, (one, ra) in enumerate(zip(models, verdicts["RA"], strict=True)):
+            aa = autoattack(one.model, one.batches(), eps=pgd.eps, folder=folder / "autoattack" / str(seed))
+            verdicts["AA"].append(Accuracy(aa.correct & ra.correct))  # robust against both
     return verdicts, attacks
 
 
