@@ -27,7 +27,7 @@ from pathlib import Path
 
 from _common.figures import draw_fine_tuning
 from _common.flags import Parser
-from _common.paper_tables import BUDGETS, FIGURES, METHODS, PARTS, TABLES, needed, runs_of
+from _common.paper_tables import BUDGETS, FIGURES, PARTS, TABLES, needed, runs_of
 from _common.report import draw_cost, mean_of, methods_table, paper_table
 from _common.run_folder import write_json
 from _common.runner import Runner, card_of
@@ -101,8 +101,9 @@ def write_report(out: Path, title: str) -> None:
             cards.setdefault(path.stem.rpartition("-")[0], []).append(card)
     measured = "Accuracy in percent on the test images, clean (TA) and under PGD-20 (RA)"
     parts = [f"# Tables of ACL: {title}", f"{measured}; mean ± standard deviation over the seeds."]
-    parts += [paper_table(one, cards) for one in TABLES.values() if any(row.run in cards for row in one.rows)]
-    if any(f"methods-{name}" in cards for name in METHODS):
+    own = {name for name in cards if not name.startswith("methods-")}
+    parts += [paper_table(one, cards) for one in TABLES.values() if own & {row.run for row in one.rows}]
+    if own < set(cards):
         parts.append(methods_table(cards))
         draw_cost(cards).savefig(out / "methods.png", dpi=150)
         parts.append("![methods](methods.png)")

@@ -68,18 +68,22 @@ def percent(cards: Sequence[ResultCard], metric: str) -> str:
 
 
 def draw_cost(cards: Mapping[str, Sequence[ResultCard]]) -> Figure:
-    """Draw the robust accuracy of nearest neighbours during training against the cost, teacher included."""
+    """Draw the robust accuracy of nearest neighbours against the cost; lines of methods with a teacher are dashed."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    colours = {False: 0, True: 0}
     for name, flags in METHODS.items():
         runs = [card.settings for card in cards.get(f"methods-{name}", [])]
         if not runs:
             continue
         passes, cost = runs[0]["flags"]["passes"], runs[0]["training"]["cost"]
-        spent = passes / (1 - TEACHER) * TEACHER if flags.get("method") in TAUGHT else 0.0
+        taught = flags.get("method") in TAUGHT
+        spent = passes / (1 - TEACHER) * TEACHER if taught else 0.0
         mean = [100 * fmean(values) for values in zip(*(run["training"]["knn_ra"] for run in runs), strict=True)]
-        axes.plot([spent + cost * epoch for epoch in range(1, len(mean) + 1)], mean, label=name)
+        costs = [spent + cost * epoch for epoch in range(1, len(mean) + 1)]
+        axes.plot(costs, mean, f"C{colours[taught]}{'--' if taught else '-'}", label=name)
+        colours[taught] += 1
     axes.set(xlabel="forward passes per image, teacher included", ylabel="nearest neighbours under PGD-10 (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(loc="outside right center")
     return figure
