@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from advcontrast.attacks import ClassificationObjective, under_attack
 from tasks import Task
 
-COLOURS = ("#9a9a9a", "#56b4e9", "#d55e00")
+COLOURS = ("#9a9a9a", "#56b4e9", "#d55e00", "#009e73")
 SHOWN = 6  # images
 
 
@@ -24,8 +24,8 @@ def draw_results(results: Mapping[str, Any], encoders: Mapping[str, str], protoc
     for axes, (protocol, title) in zip(panels, protocols.items(), strict=True):
         for i, ((name, encoder), colour) in enumerate(zip(encoders.items(), COLOURS, strict=True)):
             values = 100 * torch.tensor([results[name][protocol][metric] for metric in ("ta", "ra")])
-            places = [i * 0.28 - 0.28, i * 0.28 + 0.72]
-            axes.bar(places, values.mean(1), 0.26, color=colour, label=encoder)
+            places = [i * 0.22 - 0.33, i * 0.22 + 0.67]
+            axes.bar(places, values.mean(1), 0.2, color=colour, label=encoder)
             for place, seeds in zip(places, values, strict=True):
                 axes.text(place, seeds.max() + 2, f"{seeds.mean():.0f}", ha="center", fontsize=8)
                 if len(seeds) > 1:

@@ -24,9 +24,9 @@ from benchmarks.common import conditions, markdown_table
 from benchmarks.evidence import fashion
 
 EPS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15)
-ENCODERS = {"RI": "random initialisation", "S2S": "SimCLR (S2S)", "DS": "ACL (DS)"}
+ENCODERS = {"RI": "random initialisation", "S2S": "SimCLR (S2S)", "DS": "ACL (DS)", "RoCL": "RoCL"}
 PROTOCOLS = {"linear": "frozen, linear classifier", "finetune": "fine-tuned"}
-STYLES = {"RI": ("#9a9a9a", "o"), "S2S": ("#56b4e9", "s"), "DS": ("#d55e00", "D")}
+STYLES = {"RI": ("#9a9a9a", "o"), "S2S": ("#56b4e9", "s"), "DS": ("#d55e00", "D"), "RoCL": ("#009e73", "^")}
 
 
 def curves(folder: Path, encoder: str, protocol: str) -> Tensor:

@@ -46,7 +46,7 @@ def write_image_folder(root, classes=2, each=12):
 
 def check_results(out, seeds):
     results = json.loads((out / "results.json").read_text())
-    assert set(results) == {"RI", "S2S", "DS"}
+    assert set(results) == {"RI", "S2S", "DS", "RoCL"}
     for protocols in results.values():
         assert set(protocols) == {"finetune", "linear"}
         for metrics in protocols.values():
@@ -101,7 +101,7 @@ def test_the_number_of_processes_changes_no_result(one, tmp_path):
     output, errors = quickstart(*QUICK, "--seeds", "2", "--jobs", "3", "--out", str(several), home=tmp_path)
     check_results(several, seeds=2)
     assert "| ACL (DS) |" in output
-    assert all(f"seed {seed}, {name}" in errors for seed in (0, 1) for name in ("RI", "S2S", "DS"))
+    assert all(f"seed {seed}, {name}" in errors for seed in (0, 1) for name in ("RI", "S2S", "DS", "RoCL"))
     settings = ResultCard.read(several / "card.json").settings
     assert (settings["jobs"], settings["threads"]) == (3, "1")
     assert settings["seconds"] > 0
