@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from advcontrast.attacks import folding
+from advcontrast.attacks import context
 
 aten = torch.ops.aten
 #: Functions of ``fit`` that may wait, once in a run or in an epoch: the data move to the device, figures come back.
@@ -96,7 +96,7 @@ def device(allowed: set[tuple[str, str]] = frozenset()) -> Iterator[_Device]:
         patch.setattr(Tensor, "backward", lambda loss, *args, **kwargs: None)
         patch.setattr(FakeTensor, "__deepcopy__", copied, raising=False)
         # Parameters here are of the class FakeTensor, not nn.Parameter.
-        patch.setattr(folding, "_foldable_layer", lambda part: isinstance(part, (nn.Conv2d, nn.Linear)))
+        patch.setattr(context, "_foldable_layer", lambda part: isinstance(part, (nn.Conv2d, nn.Linear)))
         yield mode
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn, fit, surgery
 from advcontrast._transfer import on_cpu
 from advcontrast.adapters.losses import PairsAsLabels
-from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart, balls, folding
+from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart, balls, context
 from advcontrast.augment import CORRUPTIONS, Corruption, CropFlip
 from advcontrast.engine import run
 from advcontrast.evaluation import accuracy, branch_gap, inputs, robust_accuracy
@@ -179,7 +179,7 @@ PLANTS = {
     "losses": (NTXentLoss, "forward", lambda: test_nothing_waits_for_the_device("tiled loss")),
     "models": (Normalize, "forward", lambda: test_nothing_waits_for_the_device("normalisation")),
     "attacks": (balls.L2Ball, "step", lambda: test_nothing_waits_for_the_device("step of DS")),
-    "attacks, folded": (folding, "_combined", lambda: test_nothing_waits_for_the_device("step of DS")),
+    "attacks, folded": (context, "_combined", lambda: test_nothing_waits_for_the_device("step of DS")),
     "augment": (CropFlip, "__call__", lambda: test_nothing_waits_for_the_device("StandardTrainer")),
     "norm": (DualNorm, "forward", lambda: test_nothing_waits_for_the_device("step of DS")),
     "surgery": (surgery, "export_branch", lambda: test_nothing_waits_for_the_device("surgery")),

@@ -23,6 +23,7 @@ _MOVED_MODULES = {
 _RENAMED_MODULES = {
     "attacks.ascent": "attacks.pgd",
     "attacks.carried": "attacks.stateful",
+    "attacks.folding": "attacks.context",
     "attacks.progressive": "attacks.stateful",
     "attacks.target": "attacks.context",
     "augment.images": "functional.image",

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from advcontrast import PGDAttack, bn_branch, convert_to_dual_bn
 from advcontrast.attacks import under_attack
-from advcontrast.attacks.folding import folded
+from advcontrast.attacks.context import folded
 
 TOLERANCE = 1e-12  # float64
 

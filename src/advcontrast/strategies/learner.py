@@ -311,7 +311,7 @@ class ContrastiveLearner(nn.Module):
                 expected = f"x1 and x{i} of one shape, dtype and device"
                 raise ValueError(complaint(owner, expected, got, "Pass views of the same images"))
         least = 2 if self.couples_samples else 1
-        if first.dim() == 0 or len(first) * distributed.world_size() < least:
+        if first.dim() == 0 or (len(first) < least and len(first) * distributed.world_size() < least):
             remedy = "Skip a short last batch with drop_last=True"
             raise ValueError(complaint(owner, f"at least {least} images", f"shape {list(first.shape)}", remedy))
         warn_of_channels_last(self.model, *views)

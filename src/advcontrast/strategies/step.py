@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import distributed
 from .._checks import check_callable, check_shape, check_tensor, complaint
 from ..attacks import under_attack
-from ..attacks.folding import folded
+from ..attacks.context import folded
 from ..norm import DualNorm
 from ..norm.branch import norms_on
 
