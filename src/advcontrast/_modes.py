@@ -25,16 +25,16 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     module overrides ``train()``, for example to fill a cache for evaluation, that method is called too.
     """
     before = [(module, module.training) for module in _modules(models)]
-    with _changed(partial(_set, [(module, False) for module, _ in before]), partial(_set, before)):
+    with _undone(partial(_set_modes, before)):
+        _set_modes([(module, False) for module, _ in before])
         yield
 
 
-def _set(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         if type(module).train is not nn.Module.train:
             module.train(training)
-    for module, training in modes:
-        module.training = training
+    _set("training", modes)
 
 
 @contextmanager
@@ -46,13 +46,9 @@ def frozen(*models: nn.Module) -> Iterator[None]:
     """
     parameters = (parameter for model in models for parameter in model.parameters())
     before = [(parameter, parameter.requires_grad) for parameter in parameters if parameter.is_leaf]
-    with _changed(partial(_require, [(parameter, False) for parameter, _ in before]), partial(_require, before)):
+    with _undone(partial(_set, "requires_grad", before)):
+        _set("requires_grad", [(parameter, False) for parameter, _ in before])
         yield
-
-
-def _require(flags: Sequence[tuple[nn.Parameter, bool]]) -> None:
-    for parameter, requires_grad in flags:
-        parameter.requires_grad_(requires_grad)
 
 
 @contextmanager
@@ -64,7 +60,7 @@ def buffers_kept(*models: nn.Module) -> Iterator[None]:
     that the module may rely on. The statistics of PyTorch's own norms do not change in eval mode and are not copied.
     Nothing waits for the device.
     """
-    before = [(module, dict(module._buffers.items())) for module in _modules(models)]
+    before = [(module, dict(module._buffers)) for module in _modules(models)]
     moving = {
         buffer: _copy(buffer)
         for module, buffers in before
@@ -74,7 +70,7 @@ def buffers_kept(*models: nn.Module) -> Iterator[None]:
         and not is_lazy(buffer)
         and not (name in _STATISTICS and getattr(module.forward, "__func__", None) in _NORM_FORWARDS)
     }
-    with _changed(lambda: None, partial(_restore, before, moving)):
+    with _undone(partial(_restore, before, moving)):
         yield
 
 
@@ -85,7 +81,7 @@ def _copy(buffer: Tensor) -> Tensor:
 
 def _restore(before: Sequence[tuple[nn.Module, dict[str, Tensor | None]]], moving: dict[Tensor, Tensor]) -> None:
     for module, buffers in before:
-        now = dict(module._buffers.items())
+        now = dict(module._buffers)
         for name in now.keys() - buffers.keys() - getattr(module, "_non_persistent_buffers_set", set()):
             delattr(module, name)
         for name, buffer in buffers.items():
@@ -107,24 +103,24 @@ def _restore(before: Sequence[tuple[nn.Module, dict[str, Tensor | None]]], movin
 def without_tf32() -> Iterator[None]:
     """Multiply float32 numbers on a GPU without rounding them to TF32, and restore the setting on exit."""
     before = [(part, part.fp32_precision) for part in _WITH_TF32]
-    with _changed(partial(_multiply, [(part, "ieee") for part, _ in before]), partial(_multiply, before)):
+    with _undone(partial(_set, "fp32_precision", before)):
+        _set("fp32_precision", [(part, "ieee") for part, _ in before])
         yield
-
-
-def _multiply(precisions: Sequence[tuple[Any, str]]) -> None:
-    for part, precision in precisions:
-        part.fp32_precision = precision
 
 
 def _modules(models: Sequence[nn.Module]) -> list[nn.Module]:
     return list(dict.fromkeys(module for model in models for module in model.modules()))
 
 
+def _set(name: str, values: Sequence[tuple[Any, Any]]) -> None:
+    for each, value in values:
+        setattr(each, name, value)
+
+
 @contextmanager
-def _changed(change: Callable[[], None], undo: Callable[[], None]) -> Iterator[None]:
-    """Make a change and undo it on exit, completely even if Ctrl-C interrupts one of the two."""
+def _undone(undo: Callable[[], None]) -> Iterator[None]:
+    """Undo what the block changes, completely even if Ctrl-C interrupts."""
     try:
-        change()
         yield
     finally:
         try:
