@@ -21,12 +21,17 @@ def _switched(branches: Mapping[DualNorm, str], *, recorded: bool = False) -> It
         _enter(branches, before, recorded)
         yield
     finally:
-        _leave(before)
+        try:
+            _leave(before)
+        except KeyboardInterrupt:  # may interrupt the loop
+            _leave(before)
+            raise
 
 
 def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], recorded: bool) -> None:
     if torch.compiler.is_compiling():
-        _switch(branches)
+        for norm, branch in branches.items():
+            _switch(norm, branch)
         return
     if not recorded:
         refuse_unchecked_switch("bn_branch")
@@ -43,21 +48,14 @@ def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], record
     for norm, branch in branches.items():
         norm._history.contexts.append((before, moment, recorded or moment is not None))
         norm.__dict__["_recorded"] = any(entered_again for *_, entered_again in norm._history.contexts)
-        _switch_one(norm, branch, moment)
+        _switch(norm, branch, moment)
 
 
 def _leave(before: dict[DualNorm, str]) -> None:
     if torch.compiler.is_compiling():
-        _switch(before)
+        for norm, branch in before.items():
+            _switch(norm, branch)
         return
-    try:
-        _restore(before)
-    except KeyboardInterrupt:  # may interrupt the loop
-        _restore(before)
-        raise
-
-
-def _restore(before: dict[DualNorm, str]) -> None:
     COMPILED.contexts.pop(id(before), None)
     for norm, branch in before.items():
         contexts = norm._history.contexts
@@ -68,22 +66,15 @@ def _restore(before: dict[DualNorm, str]) -> None:
             # A context that was entered later is still in use: on exit it restores what this one would have restored.
             contexts[place + 1][0][norm] = branch
         else:
-            _switch_one(norm, branch, contexts[place][1])
+            _switch(norm, branch, contexts[place][1])
         del contexts[place]
         norm.__dict__["_recorded"] = any(entered_again for *_, entered_again in contexts)
 
 
-def _switch(branches: Mapping[DualNorm, str]) -> None:
+def _switch(norm: DualNorm, branch: str, moment: Moment | None = None) -> None:
     if torch.compiler.is_compiling():
-        # Not through the property: the compiler of PyTorch 2.10 ignores what its setter does.
-        for norm, branch in branches.items():
-            norm._branch = branch
+        norm._branch = branch  # not through the property: the compiler of PyTorch 2.10 ignores what its setter does
         return
-    for norm, branch in branches.items():
-        _switch_one(norm, branch, None)
-
-
-def _switch_one(norm: DualNorm, branch: str, moment: Moment | None) -> None:
     norm.__dict__["_branch"] = branch  # nn.Module.__setattr__ is slow
     if moment is None:
         norm._history.switch(branch)
@@ -140,7 +131,8 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
     norms = dual_norms("set_bn_branch", model)
     check_branch("set_bn_branch", norms, branch)
     check_switch("set_bn_branch")
-    _switch(dict.fromkeys(norms, branch))
+    for norm in norms:
+        _switch(norm, branch)
 
 
 def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
