@@ -1,4 +1,4 @@
-"""Memory that NT-Xent keeps for the backward pass, and the products of rows that it computes."""
+"""Memory that NT-Xent keeps for the backward pass, the products of rows that it computes, and its operations."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advcontrast.functional import nt_xent
+from advcontrast.functional.nt_xent import contrast, unit_views
 
 PAIRS, FEATURES = 64, 16
 ROWS = 2 * PAIRS
@@ -22,6 +23,17 @@ class Multiplications(TorchDispatchMode):
             left, right = args[-2:]
             self.number += left.shape[0] * left.shape[1] * right.shape[1]
         return function(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    """Count the operations that make tensors other than views; on an accelerator each launches a kernel."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.number += isinstance(result, torch.Tensor) and not function.is_view
+        return result
 
 
 def views():
@@ -79,3 +91,14 @@ def test_three_products_where_tile_is_set_and_the_exponentials_need_a_shift():
 def test_one_product_where_no_gradient_is_wanted(tile):
     with torch.no_grad():
         assert multiplications(tile=tile, backward=False) == PRODUCT
+
+
+@pytest.mark.parametrize(("dtype", "forward"), [(torch.float16, 14), (torch.bfloat16, 15), (torch.float32, 15)])
+def test_few_operations(dtype, forward):
+    z1, z2 = (z.to(dtype) for z in views())
+    with Operations() as counted:
+        value = contrast(unit_views(z1, z2), temperature=0.5, tile=None)  # without the checks of a CPU
+    assert counted.number == forward
+    with Operations() as counted:
+        torch.autograd.grad(value, (z1, z2))
+    assert counted.number == 18

@@ -22,8 +22,9 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
 
     so every anchor is compared with its partner and 2N - 2 negatives, and the mean is over all 2N anchors. If all rows
     are equal, as those of a collapsed encoder, the loss is :math:`\log(2N - 1)`. A row of zeros has similarity zero to
-    all others and gradient zero. Computation and result are float64 for float64 input and float32 otherwise, also under
-    autocast: half precision is too coarse at low temperature. Reference: Chen et al., ICML 2020, equation 1.
+    all others and gradient zero, and so has one whose squared length leaves the range of float64 (on MPS, of float32).
+    Computation and result are float64 for float64 input and float32 otherwise, also under autocast: half precision is
+    too coarse at low temperature. Reference: Chen et al., ICML 2020, equation 1.
 
     Args:
         z1: embeddings of the first views, ``[N, D]``, floating point, N at least 2. They need not be normalised.
@@ -119,36 +120,33 @@ def unit_rows(z: Tensor) -> Tensor:
 
 
 class _UnitRows(torch.autograd.Function):
-    """Unit rows, the length of each row in multiples of its largest entry, and this entry.
+    """Unit rows, and the length of each row.
 
-    Autograd would take 13 operations to differentiate the forward pass; the projection onto the sphere takes 5.
+    Autograd would take 15 operations to differentiate the forward pass; the projection onto the sphere takes 5.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Relative to the largest entry, squares do not leave the range of float32. An infinite divisor makes a row of
-        # zeros and its gradient zero; every other row is at least 1 long then.
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        largest = F.threshold(torch.linalg.vector_norm(z, math.inf, dim=1, keepdim=True, dtype=dtype), 0, math.inf)
-        rows = z / largest
-        length = F.threshold(torch.linalg.vector_norm(rows, dim=1, keepdim=True), 0, 1)
-        return rows / length, length, largest
+    def forward(z: Tensor) -> tuple[Tensor, Tensor]:
+        # In a wider dtype squares neither overflow nor vanish; MPS has no float64. An infinite length makes a row of
+        # zeros and its gradient zero.
+        wide = torch.float32 if z.dtype == torch.float16 or z.device.type == "mps" else torch.float64
+        length = F.threshold(torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=wide), 0, math.inf)
+        return (z / length).to(torch.promote_types(z.dtype, torch.float32)), length
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[2])
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, for_unit: Tensor | None, for_length: Tensor | None, _: None) -> Tensor:
-        unit, length, largest = ctx.saved_tensors
+    def backward(ctx: Any, for_unit: Tensor | None, for_length: Tensor | None) -> Tensor:
+        unit, length = ctx.saved_tensors
         slope: Tensor = torch.zeros_like(unit) if for_unit is None else for_unit
         slope = torch.addcmul(slope, unit, (slope * unit).sum(1, keepdim=True), value=-1) / length
         # The length has a gradient in second derivatives only.
-        return torch.div(slope if for_length is None else torch.addcmul(slope, unit, for_length), largest)
+        return slope if for_length is None else torch.addcmul(slope, unit, for_length)
 
 
 def unit_views(z1: Tensor, z2: Tensor) -> Tensor:
@@ -179,7 +177,7 @@ def contrast(
             log_sum = _log_sums(exponentials.sum(1), peak).mean()
         else:
             log_sum = _TiledLogSum.apply(anchors, candidates, itself, sharpness, tile)
-        return torch.sub(log_sum, (z1 * z2).sum(1).mean(), alpha=sharpness)
+        return torch.add(log_sum, (z1 * z2).sum(), alpha=-sharpness / len(z1))
 
 
 def _exponentials(
