@@ -162,7 +162,7 @@ def test_damaged_file_is_ignored_with_a_warning_and_made_anew(root, cache, name,
     (path,) = cache.iterdir()
     content = path.read_bytes()
     path.write_bytes(damage(content))
-    message = rf"^image_folder: {re.escape(repr(str(path)))} is ignored and made anew \({reason}\)\.$"
+    message = rf"^image_folder: {re.escape(repr(str(path)))} is ignored and created again \({reason}\)\.$"
     with pytest.warns(UserWarning, match=message) as caught:
         assert torch.equal(load(root, cache).x, expected)
     assert len(caught) == 1
@@ -178,7 +178,7 @@ def test_foreign_code_is_not_run_even_with_the_right_checksum(root, cache, tmp_p
     evil = Evil()
     evil.path = str(tmp_path / "owned")
     path.write_bytes(with_checksum(dump(evil)))
-    with pytest.warns(UserWarning, match="is ignored and made anew"):
+    with pytest.warns(UserWarning, match="is ignored and created again"):
         load(root, cache)
     assert not (tmp_path / "owned").exists()
 
@@ -189,7 +189,7 @@ def test_folder_in_the_place_of_the_file_is_ignored_with_two_warnings(root, cach
     path.unlink()
     path.mkdir()
     with (
-        pytest.warns(UserWarning, match="is ignored and made anew"),
+        pytest.warns(UserWarning, match="is ignored and created again"),
         pytest.warns(UserWarning, match="expected to cache the images in"),
     ):
         assert torch.equal(load(root, cache).x, expected)
@@ -200,7 +200,7 @@ def test_cache_that_is_a_file_only_warns(root, cache):
     cache.parent.mkdir()
     cache.touch()
     with (
-        pytest.warns(UserWarning, match="is ignored and made anew"),
+        pytest.warns(UserWarning, match="is ignored and created again"),
         pytest.warns(UserWarning, match="expected to cache the images in"),
     ):
         assert len(load(root, cache)) == 2

@@ -239,7 +239,7 @@ def test_more_than_the_tolerance_is_refused(root):
         stream[0]
     message = (
         f"ImageStream: expected at most 1 unreadable of 5 images in {str(root)!r}, got 2, the last one "
-        f"{str(root / 'b' / 'z.bmp')!r}. Look at the folder, or raise tolerance."
+        f"{str(root / 'b' / 'z.bmp')!r}. Check the folder, or raise tolerance."
     )
     with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}"):
         stream[2]
@@ -253,7 +253,7 @@ def test_a_folder_full_of_garbage_is_refused(root, tolerance):
     most = int(5 * tolerance)
     message = (
         f"ImageStream: expected at most {most} unreadable of 5 images in {str(root)!r}, got {most + 1} in a row, "
-        f"from {str(root / 'a.png')!r}. Look at the folder, or raise tolerance."
+        f"from {str(root / 'a.png')!r}. Check the folder, or raise tolerance."
     )
     with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}"):
         stream[0]

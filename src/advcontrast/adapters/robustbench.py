@@ -28,7 +28,7 @@ def export_plain(
 ) -> nn.Module:
     """Return a copy of a classifier in eval mode, with one branch, from images in [0, 1] to logits.
 
-    ``normalize=(mean, std)`` is for a model that does not normalise by itself. The copy is checked on ``images``
+    ``normalize=(mean, std)`` is for a model that does not normalise its input. The copy is checked on ``images``
     ``[N, C, H, W]``: it must yield finite logits ``[N, classes]``, the same ones twice, and no probabilities.
     """
     owner = "export_plain"

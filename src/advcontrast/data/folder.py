@@ -112,7 +112,7 @@ def _by_class(root: Path, found: dict[str, list[str]], unusable: list[str]) -> d
         unlisted = [folder for folder in unusable if Path(folder).parts[0] == name]
         if unlisted:
             got = f"folders in {str(root)!r} that cannot be listed: {', '.join(map(repr, unlisted))}"
-            raise UnreadableImageError(complaint(_OWNER, _EACH_CLASS, got, "Look at their permissions, or at the disk"))
+            raise UnreadableImageError(complaint(_OWNER, _EACH_CLASS, got, "Check their permissions, and the disk"))
         others = [file for _, _, files in os.walk(root / name) for file in files if not file.startswith(".")]
         kinds = ", ".join(sorted({Path(file).suffix or "no suffix" for file in others}))
         got = f"{len(others)} files of other kinds ({kinds})" if others else "no files"
@@ -131,7 +131,7 @@ def _check_left_out(
     got = f"{len(left_out)} of {of} images in {str(root)!r} unreadable: {named}"
     if len(left_out) > tolerance * of + 1e-9:  # 0.29 * 100 is 28.999999999999996
         expected = f"at most {tolerance:.1%} of the images left out"
-        raise UnreadableImageError(complaint(_OWNER, expected, got, "Look at the folder, or raise tolerance"))
+        raise UnreadableImageError(complaint(_OWNER, expected, got, "Check the folder, or raise tolerance"))
     if not y.bincount(minlength=len(classes)).all():
         remedy = "Remove the folder of that class, or repair its images"
         raise UnreadableImageError(complaint(_OWNER, _EACH_CLASS, got, remedy))
@@ -167,7 +167,7 @@ def _read_cache(path: Path, size: int) -> Tensor | None:
         return None
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        warnings.warn(f"{_OWNER}: {str(path)!r} is ignored and made anew ({reason}).", stacklevel=3)
+        warnings.warn(f"{_OWNER}: {str(path)!r} is ignored and created again ({reason}).", stacklevel=3)
         return None
     return flat
 

@@ -49,7 +49,7 @@ def list_images(
                 got = "a file" if isinstance(error, NotADirectoryError) else "nothing there"
                 raise FileNotFoundError(complaint(owner, f"a folder at {str(root)!r}", got, remedy)) from error
             if not skip or not folder:
-                expected, advice = f"to list the folder {str(root / folder)!r}", "Look at its permissions, or the disk"
+                expected, advice = f"to list the folder {str(root / folder)!r}", "Check its permissions, and the disk"
                 raise OSError(complaint(owner, expected, str(error), advice)) from error
             unusable.append(folder)
             if error.errno == errno.ELOOP:  # a link to itself is not a folder

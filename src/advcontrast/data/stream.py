@@ -152,4 +152,4 @@ class ImageStream(Dataset[Tensor]):
 
     def _too_many(self, got: str) -> UnreadableImageError:
         expected = f"at most {self._most()} unreadable of {len(self)} images in {str(self.root)!r}"
-        return UnreadableImageError(complaint(_OWNER, expected, got, "Look at the folder, or raise tolerance"))
+        return UnreadableImageError(complaint(_OWNER, expected, got, "Check the folder, or raise tolerance"))

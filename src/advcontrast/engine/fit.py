@@ -52,7 +52,7 @@ from .signals import termination
 
 _OWNER = "fit"
 CONNECTION_LOST_REMEDY = (
-    "Look at the first error of all processes; started again, the run resumes from the last intact checkpoint"
+    "Read the first error of all processes; started again, the run resumes from the last intact checkpoint"
 )
 _LOG = logging.getLogger(__name__)
 _POLL = 16  # steps between two checks of whether any process was asked to stop

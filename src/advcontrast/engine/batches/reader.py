@@ -172,7 +172,7 @@ class WorkerSource:
                     self._processes.clear()
                     at = " and ".join(self._sample(i) for i in batches.at[:, 0].tolist() if i >= 0) or "nothing"
                     expected = f"a sample from any of {self._workers} workers within {self._reader.timeout:g} s"
-                    remedy = "Look at the disk, or pass DataReader a longer timeout; the last checkpoint is intact"
+                    remedy = "Check the disk, or pass DataReader a longer timeout; the last checkpoint is intact"
                     raise RuntimeError(complaint("fit", expected, f"none while they read {at}", remedy)) from error
 
     def _kill(self) -> None:

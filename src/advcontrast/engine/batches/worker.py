@@ -90,7 +90,7 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
                 raise
             except Exception as error:
                 expected, got = f"sample {index} of {type_name(self.dataset)}", f"{type(error).__name__}: {error}"
-                raise RuntimeError(complaint(_OWNER, expected, got.rstrip("."), "Look at its __getitem__")) from error
+                raise RuntimeError(complaint(_OWNER, expected, got.rstrip("."), "Check its __getitem__")) from error
             if reason is not None:
                 replaced.append((index, reason))
             samples.append(_tensors(index, sample))

@@ -87,7 +87,7 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
             as for :func:`accuracy`. Each is iterated once, before the next is requested.
 
     Raises:
-        ValueError: there is no condition, one comes twice, or its images or labels are out of range.
+        ValueError: no condition, a condition that occurs twice, or images or labels out of range.
         TypeError: an argument has the wrong type.
 
     Example:
@@ -147,7 +147,7 @@ def corrupted(
         device: where to keep and corrupt the images.
 
     Raises:
-        ValueError: there is no name or severity, or one is unknown; when iterated, there is no image.
+        ValueError: no name or severity, or an unknown one; when iterated, no image.
         TypeError: an argument has the wrong type.
 
     Example:

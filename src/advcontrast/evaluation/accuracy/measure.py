@@ -55,7 +55,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
             example a ``DataLoader``. They are moved to the device of the model.
 
     Raises:
-        ValueError: there is no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
+        ValueError: no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
             images are outside [0, 1] or labels outside [0, C).
         TypeError: an argument has the wrong type, such as uint8 images, or images in another precision than the model.
 

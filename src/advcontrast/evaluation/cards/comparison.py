@@ -131,7 +131,7 @@ def markdown_table(cards: Sequence[ResultCard]) -> str:
         cards: one for each row.
 
     Raises:
-        ValueError: there is no card.
+        ValueError: no card.
         TypeError: an entry is not a card.
 
     Example:

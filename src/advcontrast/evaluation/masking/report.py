@@ -175,7 +175,7 @@ def _read(
     places = [each.nonzero()[:, 0] for each in on_cpu(right)]
     if (count := sum(map(len, places))) < 2:
         expected = "at least two images that are classified correctly"
-        raise ValueError(complaint(_OWNER, expected, f"{count} of {images - left}", "Look at the accuracy first"))
+        raise ValueError(complaint(_OWNER, expected, f"{count} of {images - left}", "Check the accuracy first"))
     chosen = [to_device(place, device) for place in places]
     correct = [(x[place], y[place]) for (x, y), place in zip(read, chosen, strict=True) if len(place)]
     return read[0][0][:_SOME], correct

@@ -29,7 +29,7 @@ def plot_curves(curves: Mapping[str, RobustCurve | CurveRecord]) -> Figure:
         curves: by label, all along the same parameter. With eps, the point at 0 is the clean accuracy.
 
     Raises:
-        ValueError: there is no curve, the parameters differ, or accuracies are outside [0, 1].
+        ValueError: no curve, different parameters, or accuracies outside [0, 1].
         TypeError: an argument has the wrong type.
         ImportError: matplotlib is not installed.
     """

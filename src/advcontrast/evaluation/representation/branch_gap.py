@@ -55,7 +55,7 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
         batches: as for :func:`label_free_robustness`; one image is enough.
 
     Raises:
-        ValueError: the model holds no dual norm; there is no image; a shape does not fit; features are not finite.
+        ValueError: the model has no dual norm; no image; a shape does not fit; features are not finite.
         TypeError: an argument has the wrong type, such as uint8 images.
 
     Example:

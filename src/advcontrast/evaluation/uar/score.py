@@ -174,7 +174,7 @@ def uar(
 
     with Acc the accuracy under the attack of size :math:`\varepsilon_k`, and ATA that of the best network adversarially
     trained against it, a ResNet-56 of Kang et al. The target of each image is a class drawn uniformly from the wrong
-    ones, anew for each size. As in :func:`robust_accuracy`, an image counts only if it is classified correctly without
+    ones, for each size. As in :func:`robust_accuracy`, an image counts only if it is classified correctly without
     the attack too, which Kang et al. do not require and which can only lower the result. So does the Frank-Wolfe method
     of ``"jpeg_l1"``: in their program the range of a coefficient depends on its changes so far. The attacks fog, gabor
     and snow have no calibration for CIFAR-10, and are omitted. The cost is ``6 * steps`` forward and backward passes an
