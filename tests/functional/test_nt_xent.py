@@ -157,6 +157,17 @@ def test_length_of_rows_does_not_matter_at_the_edge_of_float32(scale):
     assert nt_xent(z1 * scale, z2 * scale).item() == pytest.approx(nt_xent(z1, z2).item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+def test_length_of_rows_does_not_matter_where_squares_leave_float64(scale):
+    z1, z2 = torch.randn(2, 4, 8, dtype=torch.float64).unbind()
+    z1.requires_grad_()
+    expected = nt_xent(z1, z2)
+    (slope,) = torch.autograd.grad(expected, z1)
+    found = nt_xent(z1 * scale, z2 * scale)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(found, z1)[0], slope, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_tile_gives_the_dense_value_and_gradient(dtype):
     z1, z2 = views(6, dtype=dtype)

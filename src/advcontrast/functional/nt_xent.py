@@ -22,9 +22,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
 
     so every anchor is compared with its partner and 2N - 2 negatives, and the mean is over all 2N anchors. If all rows
     are equal, as those of a collapsed encoder, the loss is :math:`\log(2N - 1)`. A row of zeros has similarity zero to
-    all others and gradient zero, and so has one whose squared length leaves the range of float64 (on MPS, of float32).
-    Computation and result are float64 for float64 input and float32 otherwise, also under autocast: half precision is
-    too coarse at low temperature. Reference: Chen et al., ICML 2020, equation 1.
+    all others and gradient zero. Computation and result are float64 for float64 input and float32 otherwise, also under
+    autocast: half precision is too coarse at low temperature. Reference: Chen et al., ICML 2020, equation 1.
 
     Args:
         z1: embeddings of the first views, ``[N, D]``, floating point, N at least 2. They need not be normalised.
@@ -129,11 +128,14 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor) -> tuple[Tensor, Tensor]:
-        # In a wider dtype squares neither overflow nor vanish; MPS has no float64. An infinite length makes a row of
-        # zeros and its gradient zero.
+        # In a wider dtype squares neither overflow nor vanish; where there is none, rows are scaled first. An infinite
+        # length makes a row of zeros and its gradient zero.
         wide = torch.float32 if z.dtype == torch.float16 or z.device.type == "mps" else torch.float64
+        scale = F.threshold(z.abs().amax(1, keepdim=True), 0, math.inf) if z.dtype == wide else None
+        z = z if scale is None else z / scale
         length = F.threshold(torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=wide), 0, math.inf)
-        return (z / length).to(torch.promote_types(z.dtype, torch.float32)), length
+        unit = (z / length).to(torch.promote_types(z.dtype, torch.float32))
+        return unit, length if scale is None else length * scale
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
