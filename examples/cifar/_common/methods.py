@@ -37,13 +37,14 @@ from advcontrast.strategies import (
     Scheduled,
     SimCLIP,
     Staircase,
+    TeCoA,
     pseudo_labels,
 )
 from baselines.selfie import SelfieLearner
 
 from .attacks import attack_of
 from .images import Images
-from .load_models import encoder_from, join, load_weights, new_encoder, read
+from .load_models import BATCH, encoder_from, join, load_weights, new_encoder, read
 
 
 @dataclass
@@ -178,6 +179,20 @@ def fare(parts: Parts) -> FARE:
     return FARE(student, teacher, attack=parts.attack, augment=parts.crop_flip)
 
 
+def tecoa(parts: Parts) -> TeCoA:
+    """Return the learner of TeCoA, whose classes are clusters of the features of the teacher, not words."""
+    student, teacher = parts.student()
+    with torch.no_grad():
+        features = torch.cat([teacher(x) for x, _ in parts.images.everything.batches(BATCH)])
+    prototypes = torch.stack([features[parts.targets == c].mean(0) for c in range(parts.images.classes)])
+    return TeCoA(student, prototypes, attack=parts.attack, augment=parts.crop_flip)
+
+
+def teacher_classes(parts: Parts) -> Tensor:
+    """Return pseudo-labels ``[N]``, as many clusters of the features of the teacher as there are classes."""
+    return pseudo_labels(parts.teacher(), parts.images.everything.x, parts.images.classes)
+
+
 def simclip(parts: Parts) -> SimCLIP:
     """Return the learner of SimCLIP."""
     student, teacher = parts.student()
@@ -252,6 +267,7 @@ def selfie(parts: Parts) -> SelfieLearner:
 CORESET = 0.2  # fraction of the images
 SGD = {"optimizer": "sgd", "lr": 0.5, "weight_decay": 5e-4, "batch_size": 256}
 ACL = {"epochs": 1000, "batch_size": 512}
+CLIP = {**SGD, "optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-4, "epochs": 50}
 FAST = {"epochs": 100, "attack_steps": 3, "attack_step": 0.5}
 METHODS = {
     "acl": Method(acl, ACL, FAST),
@@ -263,13 +279,14 @@ METHODS = {
     "dynacl": Method(dynacl, ACL, FAST),
     "daqsdp": Method(daqsdp, {**SGD, "epochs": 100}, {"epochs": 20}),
     "deacl": Method(deacl, {**SGD, "epochs": 100}, {"epochs": 20}),
-    "fare": Method(fare, {**SGD, "optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-4, "epochs": 50}, {"epochs": 10}),
+    "fare": Method(fare, CLIP, {"epochs": 10}),
     "profeat": Method(profeat, {**SGD, "weight_decay": 3e-4, "epochs": 100}, {"epochs": 20}),
     "rcs": Method(acl, ACL, FAST, select=coreset),
     "rocl": Method(rocl, {**ACL, "lr": 1.5, "attack_steps": 7, "attack_step": 0.223}, FAST),
     "simclip": Method(
         simclip, {**SGD, "optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "epochs": 50}, {"epochs": 10}
     ),
+    "tecoa": Method(tecoa, CLIP, {"epochs": 10}, teacher_classes),
     "taro": Method(taro, {**SGD, "lr": 0.06, "batch_size": 512, "epochs": 800, "attack_steps": 10}, FAST),
 }
 

@@ -196,7 +196,7 @@ def runs_of(budget: Budget) -> dict[str, Run]:
 
 # Methods that are compared at equal cost, and the flags that name them. A part of the cost of those that learn from a
 # teacher is that of the teacher, standard SimCLR.
-TAUGHT = ("advcl", "daqsdp", "deacl", "fare", "profeat", "simclip")
+TAUGHT = ("advcl", "daqsdp", "deacl", "fare", "profeat", "simclip", "tecoa")
 METHODS: dict[str, Flags] = {
     "S2S": {"mode": "S2S"},
     "DS": {"mode": "DS"},
