@@ -13,7 +13,8 @@ perturbations of the last batch, ``free`` no step besides the training step, wit
 ``progressive`` one, three and then five. The cost of a preset is printed before it runs; ``docs/guides/speed.rst`` has
 the loss of accuracy. ``--method`` takes the settings of the paper of a method (``--preset paper``), or shorter ones
 (``fast``). Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
-``--method rcs`` is ACL on a coreset: a fifth of the images, selected every fiftieth of the run.
+``--method rcs`` is ACL on a coreset: a fifth of the images, selected every fiftieth of the run. The classes of
+``--method tecoa`` are clusters of the features of the teacher.
 
 All images of ``--data`` are used, without labels. With ``--stream PATH`` those below PATH are used instead; they need
 not fit into memory or have classes, and ``--data`` is only for the linear classifier. The card has
