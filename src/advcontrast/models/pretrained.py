@@ -9,7 +9,10 @@ from .._random import preserve_rng_state
 from .resnet import ResNet, resnet18
 
 FOLDER = Path(__file__).with_name("weights")
-SHA256 = {"resnet18w16-cifar10-ds": "350eb2b77cd6bf6d9bfdbd715283944629944aeee578e0b3dd52f0127a22ee61"}
+SHA256 = {
+    "resnet18w16-cifar10-ds": "350eb2b77cd6bf6d9bfdbd715283944629944aeee578e0b3dd52f0127a22ee61",
+    "resnet18w16-cifar10-deacl": "ae60ac664567b0d25fd04c21970608a9044ba90d48358a8cee9e9f98c1d2d50f",
+}
 
 
 def pretrained(name: str, *, branch: str | None = None) -> ResNet:
@@ -19,16 +22,17 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
     on disk and float32 in memory. A model card beside them, ``advcontrast/models/weights/NAME.md``, has the data,
     the method, the settings and the accuracy of a linear classifier.
 
-    ==========================  ======================================================================  ========
-    Name                        Training                                                                Features
-    ==========================  ======================================================================  ========
-    ``resnet18w16-cifar10-ds``  ResNet-18 of width 16, ACL (DS), ten epochs of CIFAR-10 images as JPEG  128
-    ==========================  ======================================================================  ========
+    =============================  =======================================================================  ========
+    Name                           Training on the images of CIFAR-10, stored as JPEG, without labels       Features
+    =============================  =======================================================================  ========
+    ``resnet18w16-cifar10-ds``     ResNet-18 of width 16, ACL (DS), 10 epochs, dual norms                   128
+    ``resnet18w16-cifar10-deacl``  ResNet-18 of width 16, DeACL, 11 epochs after 21 of its SimCLR teacher   128
+    =============================  =======================================================================  ========
 
     Args:
         name: one of the table.
         branch: whose batch norms to return, for an encoder with dual norms: ``"clean"`` or ``"adv"``; ``None`` for the
-            one that the model card evaluates, ``"adv"`` for DS.
+            one that the model card evaluates, ``"adv"`` for DS. DeACL has single norms.
 
     Raises:
         ValueError: the name is unknown, or the encoder has no such branch.
