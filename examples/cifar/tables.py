@@ -101,9 +101,10 @@ def write_report(out: Path, title: str) -> None:
             cards.setdefault(path.stem.rpartition("-")[0], []).append(card)
     measured = "Accuracy in percent on the test images, clean (TA) and under PGD-20 (RA)"
     parts = [f"# Tables of ACL: {title}", f"{measured}; mean ± standard deviation over the seeds."]
-    own = {name for name in cards if not name.startswith("methods-")}
-    parts += [paper_table(one, cards) for one in TABLES.values() if own & {row.run for row in one.rows}]
-    if own < set(cards):
+    methods = {name for name in cards if name.startswith("methods-")}
+    others = cards.keys() - methods
+    parts += [paper_table(one, cards) for one in TABLES.values() if others & {row.run for row in one.rows}]
+    if methods:
         parts.append(methods_table(cards))
         draw_cost(cards).savefig(out / "methods.png", dpi=150)
         parts.append("![methods](methods.png)")
