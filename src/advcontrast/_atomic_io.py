@@ -1,4 +1,4 @@
-"""Files that are written atomically and flushed to the disk, and locks."""
+"""Atomic file writes that are flushed to the disk, and file locks."""
 
 import errno
 import hashlib
@@ -15,7 +15,7 @@ from typing import IO, Any
 from ._checks import complaint
 
 _CHUNK = 1 << 20
-_BINARY = getattr(os, "O_BINARY", 0)  # Windows would else translate line ends
+_BINARY = getattr(os, "O_BINARY", 0)  # otherwise Windows translates line endings
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 # Raised by network and FUSE file systems that cannot lock files or flush folders.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -140,13 +140,13 @@ def flush_folder(path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_FLUSH:
             raise
-        remedy = "Nothing is wrong, but a power failure may lose what was written last"
+        remedy = "Files are written as usual, but a power failure may lose the latest ones"
         _warn_once(complaint("advcontrast", "a disk that can flush a folder", _reason(error), remedy))
 
 
 @contextmanager
 def only_process(path: Path) -> Iterator[Callable[[], bool]]:
-    """Hold the lock file ``path`` inside the block; yield a function that returns whether it is still the locked one.
+    """Lock the file ``path`` inside the block; yield a function that returns whether ``path`` is still that file.
 
     The system releases the lock when the process ends for any reason, even if processes that it has forked are still
     running. On a file system without locks nothing is locked, and a warning is issued.

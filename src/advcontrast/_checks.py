@@ -70,7 +70,7 @@ def check_int(owner: str, name: str, value: Any, *, low: int, remedy: str) -> No
         raise ValueError(complaint(owner, rule, got, remedy))
 
 
-def check_temperature(owner: str, value: Any, *, remedy: str = "1 leaves the predictions as they are") -> None:
+def check_temperature(owner: str, value: Any, *, remedy: str = "1 leaves the predictions unchanged") -> None:
     """Require a positive number by which similarities or logits can be divided without leaving float32."""
     check_real(owner, "temperature", value, low=0, above=True, remedy=remedy)
     if value < _COLDEST:
@@ -78,7 +78,7 @@ def check_temperature(owner: str, value: Any, *, remedy: str = "1 leaves the pre
 
 
 def check_bool(owner: str, name: str, value: Any, *, remedy: str) -> None:
-    """Require ``True`` or ``False`` itself."""
+    """Require a ``bool``."""
     if not isinstance(value, bool):
         raise TypeError(complaint(owner, f"{name} to be True or False", repr(value), remedy))
 
@@ -247,7 +247,7 @@ def check_logits(owner: str, tensors: dict[str, Tensor], *, least: int = 2, reme
 
 
 def check_classes(owner: str, name: str, classes: Tensor, logits: Tensor, *, low: int = 0, remedy: str) -> None:
-    """Require a class, or ``low`` and above, for each row of the logits."""
+    """Require a class index from ``low`` to C - 1 for each row of the logits."""
     check_tensor(owner, name, classes, (torch.int64,), remedy=remedy)
     if classes.shape != logits.shape[:1]:
         raise ValueError(complaint(owner, f"{name} of shape [{len(logits)}]", f"{list(classes.shape)}", remedy))
@@ -303,7 +303,7 @@ def check_finite(owner: str, name: str, value: Tensor, *, everywhere: bool = Fal
 
 
 def check_within(owner: str, name: str, value: Tensor, bounds: tuple[float, float], *, remedy: str) -> None:
-    """Require finite values within ``bounds``, floats up to a millionth of them, where they are :func:`readable`."""
+    """Require finite values within ``bounds``, with a slack of 1e-6 of the range for floats, if :func:`readable`."""
     if not readable(value) or value.numel() == 0:
         return
     smallest, largest = (extreme.item() for extreme in value.detach().aminmax())

@@ -8,7 +8,7 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-# All paths are below advcontrast. First what has only moved, by its old and new package, then what has another name.
+# All paths are below advcontrast. Modules and names that only moved are listed by package, before the renamed ones.
 _MOVED_MODULES = {
     ("attacks", "evaluation.uar"): "elastic frank_wolfe jpeg",
     ("engine", "engine.batches"): "reader source",
@@ -119,7 +119,7 @@ def serve_old_names(package: str) -> None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return _find(old)
 
-    # Set here: type checkers would take a __getattr__ in the module for a sign that it has every name.
+    # Set at run time: with a __getattr__ in its source, type checkers would accept every name of the module.
     sys.modules[package].__dict__["__getattr__"] = find
 
 

@@ -12,7 +12,7 @@ _CHUNK = 1 << 20
 def digest(*parts: Tensor | str | bytes) -> str:
     """Return the SHA-256 of all parts, in hexadecimal.
 
-    A tensor counts with dtype, shape and values; a tensor of a device is copied to the host, one at a time.
+    Of a tensor, dtype, shape and values are hashed. Tensors on an accelerator are copied to the host one at a time.
     """
     summary = hashlib.sha256()
     for part in parts:

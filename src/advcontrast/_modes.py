@@ -1,4 +1,4 @@
-"""Change modes of modules and of PyTorch for the length of a ``with`` block, and restore them and buffers exactly."""
+"""Contexts that change modes of modules and of PyTorch, and restore modes and buffers exactly on exit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,8 +41,8 @@ def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 def frozen(*models: nn.Module) -> Iterator[None]:
     """Set ``requires_grad`` of all parameters of ``models`` to False, and restore each value on exit.
 
-    A compiled backward computes every gradient that it could be asked for, and an eager forward keeps the activations
-    that they need. With frozen parameters neither happens.
+    A compiled backward pass computes the gradients of all parameters that require them, and an eager forward pass keeps
+    the activations for these gradients. Freezing the parameters avoids both.
     """
     parameters = (parameter for model in models for parameter in model.parameters())
     before = [(parameter, parameter.requires_grad) for parameter in parameters if parameter.is_leaf]
@@ -55,10 +55,10 @@ def frozen(*models: nn.Module) -> Iterator[None]:
 def buffers_kept(*models: nn.Module) -> Iterator[None]:
     """Restore the buffers of ``models`` on exit, for modules that update buffers in eval mode.
 
-    Quantisation observers, codebooks, memory banks and counters do. Each value is restored in the original tensor, even
-    if it was resized or replaced. New buffers are removed, except those that are not in the state dict: they are caches
-    that the module may rely on. The statistics of PyTorch's own norms do not change in eval mode and are not copied.
-    Nothing waits for the device.
+    Examples are quantisation observers, codebooks, memory banks and counters. Each value is restored in the original
+    tensor, even if it was resized or replaced. New buffers are removed unless they are absent from the state dict: then
+    they are caches that the module may rely on. The statistics of PyTorch's own norms do not change in eval mode and
+    are not copied. No step synchronises with the device.
     """
     before = [(module, dict(module._buffers)) for module in _modules(models)]
     moving = {

@@ -1,4 +1,4 @@
-"""Progress bars: on terminals, where tqdm is installed."""
+"""Progress bars, shown on terminals if tqdm is installed."""
 
 import sys
 import time
@@ -53,7 +53,7 @@ class ProgressBar:
             self.bar.close()
 
     def update(self, text: Callable[[], str] | None = None) -> None:
-        """Count an update, and show ``text()`` behind the bar.
+        """Count an update, and show ``text()`` after the bar.
 
         ``text`` may wait for the device: it is called every two seconds, and only if the bar is shown.
         """
@@ -64,6 +64,6 @@ class ProgressBar:
                 self._due = time.monotonic() + _SECONDS
 
     def set_postfix_str(self, text: str) -> None:
-        """Show a text behind the bar."""
+        """Show ``text`` after the bar."""
         if self.bar is not None:
             self.bar.set_postfix_str(text)

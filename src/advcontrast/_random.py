@@ -1,6 +1,6 @@
 """State of the global random generators: torch, the accelerator of the process, Python, and NumPy if it is imported.
 
-Nothing here initialises an accelerator. One that the process has not used has no state.
+No function initialises an accelerator: one that the process has not used has no state to save.
 """
 
 import random
@@ -112,9 +112,9 @@ def preserve_rng_state(seed: int | None = None) -> Iterator[None]:
 
 
 def on_host(generator: torch.Generator | None) -> torch.Generator | None:
-    """Return a generator of the CPU: the one passed, or one seeded by that of an accelerator, which moves on.
+    """Return a CPU generator: the one passed, or one seeded from that of an accelerator, which is advanced.
 
-    Nothing waits for the device: the state of its generator is on the host.
+    This does not synchronise with the device: the state of its generator is on the host.
     """
     if generator is None or generator.device.type == "cpu":
         return generator

@@ -1,4 +1,4 @@
-"""Copies between the host and an accelerator that wait for it never, or once."""
+"""Copies between the host and an accelerator that synchronise with it at most once."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ def _mapped(entry: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def copied_together(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return copies of tensors on the CPU, with their strides; dense ones of a device and dtype are one transfer."""
+    """Return copies of tensors on the CPU, with their strides; one transfer copies all dense ones of one dtype."""
     copies = [*tensors]
     together: dict[Any, list[int]] = {}
     for place, tensor in enumerate(tensors):
@@ -53,6 +53,6 @@ def copied_together(tensors: Sequence[Tensor]) -> list[Tensor]:
         parts = torch.split(flat, [each.numel() for each in group])
         for place, each, order, part in zip(places, group, orders, parts, strict=True):
             packed = part.view([each.shape[dim] for dim in order])
-            # A clone, as each tensor has memory of its own in a file.
+            # Cloned, so that each tensor has a storage of its own when it is saved.
             copies[place] = packed.permute([order.index(dim) for dim in range(each.dim())]).clone()
     return copies

@@ -1,4 +1,4 @@
-"""Names for the few concepts that every part of the library shares."""
+"""Type aliases, and the values of those that are literals."""
 
 from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args

@@ -1,4 +1,4 @@
-"""The few collectives that are needed. Every function is a no-op in a single process."""
+"""Process groups and collectives. Every collective is a no-op in a single process."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -41,14 +41,14 @@ def init_from_torchrun(timeout: float) -> None:
         raise RuntimeError(complaint(_OWNER, "a process of torchrun", f"no {missing[0]}", "Start it with torchrun"))
     if dist.is_initialized():
         raise RuntimeError(complaint(_OWNER, "no process group yet", "one", "Do not call init_process_group"))
-    # If it is imported after the group is made, as DDP does, this module holds the group until the interpreter exits,
-    # and the threads of a group that was not destroyed before may then abort the process.
+    # If it is imported after the group is created, as by DDP, this module keeps the group alive until the interpreter
+    # exits, and the threads of a group that was not destroyed may then abort the process.
     import torch.distributed.nn.functional  # noqa: F401
 
     patience = timedelta(seconds=timeout)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=patience))  # type: ignore[attr-defined]
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
-        # The store still holds the addresses of the last attempt. On several machines no count of attempts is shared.
+        # The store still holds the addresses of the last attempt. Several machines do not share a count of attempts.
         attempt = f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     dist.init_process_group(store=store, rank=rank, world_size=world_size, timeout=patience)
