@@ -134,7 +134,7 @@ def test_groups_of_a_wrong_kind_are_refused(groups):
 @pytest.mark.parametrize(("rate", "error"), [(None, TypeError), (math.nan, ValueError), (-0.1, ValueError)])
 def test_schedule_that_returns_no_rate_is_named_before_a_step(rate, error):
     learner = Separable()
-    with pytest.raises(error, match=r"^fit: expected what schedule returns "):
+    with pytest.raises(error, match=r"^fit: expected the value of schedule "):
         train(learner, schedule=lambda step: rate)
     assert learner.seen == []
 

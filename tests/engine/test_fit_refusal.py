@@ -23,7 +23,7 @@ from tests.engine.learners import (
     weights,
 )
 
-REMEDY = "Start it as it was started first, or choose another folder."
+REMEDY = "Pass the arguments of the first call, or choose another folder."
 
 
 def wider():

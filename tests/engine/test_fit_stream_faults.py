@@ -62,8 +62,8 @@ def fail():
     os._exit(3)
 
 
-MEMORY = "Memory may be short: try fewer workers. The next run resumes from the last checkpoint."
-SHARED = "Shared memory may be short, see df /dev/shm; enlarge it, or pass DataReader workers=0."
+MEMORY = "The memory may be full: try fewer workers. The next run resumes from the last checkpoint."
+SHARED = "Shared memory may be full (see df /dev/shm): enlarge it, or pass DataReader workers=0."
 
 
 @pytest.mark.parametrize(
@@ -319,9 +319,9 @@ def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_pat
     (tmp_path / "script.py").write_text(textwrap.dedent(script))
     done = run(tmp_path / "script.py")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("fit: expected Misbehaving to be taken over by 1 worker processes")
+    assert done.stdout.startswith("fit: expected Misbehaving to start in 1 worker processes")
     assert done.stdout.endswith(
-        "Define what it holds in a module, so that it can be pickled, or pass DataReader workers=0.\n"
+        "Define its classes and functions in a module (for pickle), or pass DataReader workers=0.\n"
     )
 
 

@@ -14,7 +14,7 @@ from tests.processes import Popen, run
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 MEMBER = Path(__file__).with_name("member.py")
 PATIENCE = 120  # seconds for what takes about ten
-LAST = "Read the first error of all processes; started again, the run resumes from the last intact checkpoint."
+LAST = "Look for the first error among all processes; when restarted, the run resumes from the last intact checkpoint."
 TOGETHER = "RuntimeError: fit: expected all 2 processes to stay connected, got"
 GONE = f"{TOGETHER} a lost connection on process 0. {LAST}"
 LATE = f"{TOGETHER} a timeout on process 0. {LAST}"

@@ -16,11 +16,11 @@ _OWNER = "forward_equivalents"
 def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     """Return the cost of a training step, in forward passes of the network per image of the batch.
 
-    The unit is one forward pass of ``learner.model`` for one image as it reaches the network. A backward pass costs one
-    for the gradient of the inputs and another one for that of the weights. So SimCLR costs 6 per image, which has two
-    views, and ACL with PGD-5 costs 32; the authors' code, which computes gradients of the weights in the attack too,
-    costs 42. Convolutions and matrix products are counted, by running one step of a copy; nothing of the learner
-    changes, nor does the global random state.
+    The unit is one forward pass of ``learner.model`` for one image of the size that reaches the network. A backward
+    pass costs one unit for the gradient of the inputs and one for the gradient of the weights. SimCLR therefore costs 6
+    per image (two views), and ACL with PGD-5 costs 32; the authors' code costs 42, since it computes weight gradients
+    in the attack too. Convolutions and matrix products are counted while a copy of the learner runs one step. The
+    learner and the global random state do not change.
 
     Args:
         learner: as for :func:`fit`, before it is wrapped in DDP.
@@ -44,7 +44,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     """
     check_module(_OWNER, learner)
     if not isinstance(getattr(learner, "model", None), nn.Module):
-        raise ValueError(complaint(_OWNER, "learner.model", "none", "Hold the network in an attribute of that name"))
+        raise ValueError(complaint(_OWNER, "learner.model", "none", "Assign the network to that attribute"))
     check_copyable(_OWNER, learner)
     learner = copy.deepcopy(learner)
     model = learner.get_submodule("model")
@@ -55,7 +55,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
             try:
                 learner(*batch)[0].backward()
             except RuntimeError as error:
-                got, remedy = str(error).partition("\n")[0], "Pass a batch of what fit passes to it"
+                got, remedy = str(error).partition("\n")[0], "Pass the arguments that fit would pass to it"
                 raise ValueError(complaint(_OWNER, "a batch that the learner can train on", got, remedy)) from error
         handle.remove()
         model.eval()

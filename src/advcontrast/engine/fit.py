@@ -52,7 +52,7 @@ from .signals import termination
 
 _OWNER = "fit"
 CONNECTION_LOST_REMEDY = (
-    "Read the first error of all processes; started again, the run resumes from the last intact checkpoint"
+    "Look for the first error among all processes; when restarted, the run resumes from the last intact checkpoint"
 )
 _LOG = logging.getLogger(__name__)
 _POLL = 16  # steps between two checks of whether any process was asked to stop
@@ -88,9 +88,9 @@ def fit(
 ) -> list[Row]:
     """Train a learner.
 
-    A learner is a module whose forward pass is a training step, as :class:`advcontrast.ACLTrainer` is: it takes a batch
-    of each tensor of ``data`` and returns a loss and a dict of scalars to report. The learner owns augmentation and
-    attack; ``fit`` owns the loop only.
+    A learner, such as :class:`advcontrast.ACLTrainer`, is a module whose forward pass is a training step: it takes a
+    batch of each tensor of ``data`` and returns a loss and a dict of scalars to report. The learner owns augmentation
+    and attack; ``fit`` owns the loop only.
 
     The keyword arguments form three groups, *training* (``epochs`` to ``after_step``), *evaluation* (``evaluate`` and
     ``select``) and *output* (``folder`` to ``progress``). Most runs set a few of the first group and ``folder``.
@@ -102,8 +102,8 @@ def fit(
 
     Under ``torchrun``, with a process group, each process takes its share of every batch. Batches, steps and rates do
     not depend on the number of processes, which may change when a run is resumed. Only the first process needs the
-    ``folder``. Afterwards all have the same weights, and the running statistics of the first process;
-    :func:`advcontrast.surgery.convert_sync_batchnorm` makes them those of the whole batch.
+    ``folder``. Afterwards all processes have the same weights, and the running statistics of the first process. With
+    :func:`advcontrast.surgery.convert_sync_batchnorm` the statistics are computed over the whole batch.
 
     Args:
         learner: on the device to train on. It is put into train mode and into channels-last format, except networks
@@ -115,7 +115,7 @@ def fit(
         batch_size: samples per step, shared equally by all processes. The last batch of an epoch is filled up with the
             first samples of the epoch; if there are fewer samples than that, a step takes all.
         optimizer: of the learner's parameters, by default :class:`~advcontrast.optim.LARS` with the ACL code's rate of
-            5. ``schedule`` scales the learning rates that it has at the time of the call; afterwards it has them again.
+            5. ``schedule`` scales the learning rates that it has at the time of the call; they are restored afterwards.
         schedule: ``schedule(step)``, the fraction of the optimizer's learning rate to use, a function of the step
             alone; or one fraction for all steps, such as 1.0. By default, also for an ``optimizer`` that is passed,
             :class:`~advcontrast.optim.WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is
@@ -138,8 +138,8 @@ def fit(
         evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it. It
             must not change the learning rates of the optimizer, which ``schedule`` sets.
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
-            must return it after the first epoch, and may omit it after others; NaN counts as the lowest value. A
-            name that contains "test" is an error: images that selected the model do not test it.
+            must return it after the first epoch, and may omit it after others. NaN counts as the lowest value. A
+            name that contains "test" is an error: the images that select a model must not be those that test it.
         folder: where to keep ``checkpoints/``, ``metrics.csv`` with a row for each epoch, ``steps.csv`` and
             ``tensorboard/``.
         save_every: steps between checkpoints, beside those at the end of each epoch.
@@ -152,8 +152,8 @@ def fit(
 
     Returns:
         A row for each epoch: its number, the steps taken, learning rate, seconds, the means of the loss and of the
-        learner's terms, and what ``evaluate`` returned. ``unreadable`` is the share of samples that others replace, for
-        a data set that does so.
+        learner's terms, and what ``evaluate`` returned. For a data set that replaces unreadable samples by others,
+        ``unreadable`` is the share of these.
 
     Raises:
         ValueError: an argument out of range; data that is empty, not finite or of unequal lengths; an optimizer of
@@ -327,7 +327,7 @@ def _check_optimizer(learner: nn.Module, optimizer: Any, schedule: Any, select_d
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if lacks := [name for name, p in learner.named_parameters() if p.requires_grad and id(p) not in known]:
             got = f"one without {len(lacks)} of them: {', '.join(lacks[:3])}{', ...' if len(lacks) > 3 else ''}"
-            remedy = "Make it when the network has been converted and is complete, or set their requires_grad to False"
+            remedy = "Create it after the network is converted and complete, or set their requires_grad to False"
             text = complaint(_OWNER, "an optimizer of all parameters that require gradients", got, remedy)
             warnings.warn(text, UserWarning, stacklevel=4)
     if isinstance(schedule, Real):

@@ -126,7 +126,7 @@ class Run:
         """Return the fraction of the optimizer's learning rates that the schedule returns for a step."""
         rate = self.schedule(step) if callable(self.schedule) else self.schedule
         remedy = "Let it return the fraction of the learning rate to use"
-        check_real(_OWNER, "what schedule returns", rate, low=0, remedy=remedy)
+        check_real(_OWNER, "the value of schedule", rate, low=0, remedy=remedy)
         return float(rate)
 
     def broadcast_initial_state(self) -> None:
@@ -306,7 +306,7 @@ class Run:
         if not differing and state["rates"] != reduce(_extend, map(self.rate, range(state["step"])), ""):
             differing = f"a schedule that returns other rates in the {state['step']} steps taken"
         if differing:
-            remedy = "Start it as it was started first, or choose another folder"
+            remedy = "Pass the arguments of the first call, or choose another folder"
             raise CheckpointMismatchError(complaint(_OWNER, f"the run that {where} belongs to", differing, remedy))
         if state["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             got = f"{torch.get_num_threads()} instead of {state['threads']}"

@@ -26,7 +26,7 @@ class Termination:
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if distributed.rank() == 0:
-            _LOG.warning("fit was stopped by SIGTERM and has saved a checkpoint; called again, it resumes from there")
+            _LOG.warning("fit was stopped by SIGTERM and has saved a checkpoint; call it again to resume")
         raise SystemExit(0)
 
 

@@ -36,7 +36,7 @@ def test_every_flipped_bit_is_detected(checkpoint, whole):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << bit % 8
         file.write_bytes(changed)
-        with pytest.raises(CheckpointCorruptError, match="got other contents than were written"):
+        with pytest.raises(CheckpointCorruptError, match="got contents that do not match their SHA-256"):
             checkpoint.read(2)
 
 

@@ -57,7 +57,7 @@ class Plan:
     batch_size: int
     seed: int
     groups: Tensor | None = None
-    chosen: Tensor | None = None  # the samples, where they are some of the data only
+    chosen: Tensor | None = None  # indices of the samples; None for all of the data
 
     def subset(self, chosen: Tensor) -> Plan:
         """Return the plan of some of the samples."""
@@ -71,7 +71,7 @@ class Plan:
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of an epoch."""
-        # The generator takes 32 bits. A sum of both numbers would give one run the orders of another, an epoch later.
+        # The generator takes 32 bits. With seed + epoch, seed 1 would have the orders of seed 0, shifted by an epoch.
         generator = torch.Generator().manual_seed(int(digest(f"{self.seed} {epoch}")[:8], 16))
         if self.groups is None:
             order = torch.randperm(self.samples, generator=generator)

@@ -1,4 +1,4 @@
-"""Data that worker processes read while a run trains; they may crash or hang."""
+"""Read data during training in worker processes, which may crash or hang."""
 
 import multiprocessing
 import signal
@@ -28,7 +28,7 @@ _PATIENCE = 5.0  # seconds that a process may take to end
 class DataReader:
     """A data set that :func:`~advcontrast.engine.fit` reads during training, and the settings for reading it.
 
-    Worker processes read ahead, in the order that the seed of :func:`fit` gives. Their number affects only the time:
+    Worker processes read ahead, in the order that the seed of :func:`fit` gives. Their number affects only the speed:
     the weights are bit-identical, also after an interruption in the middle of an epoch. Random numbers that a sample
     draws, in a data set that augments, depend only on the seed, the step and the sample.
 
@@ -37,9 +37,9 @@ class DataReader:
     continues from the last checkpoint.
 
     Args:
-        dataset: a map-style data set, as :class:`advcontrast.data.ImageStream`: each sample is a tensor, or a tuple of
-            tensors and numbers, all of one shape and dtype. A method ``fingerprint()`` that returns a string lets a
-            resume detect other samples.
+        dataset: a map-style data set, such as :class:`advcontrast.data.ImageStream`: each sample is a tensor, or a
+            tuple of tensors and numbers, all of one shape and dtype. If it has a method ``fingerprint()`` that returns
+            a string, a resume detects changed samples.
         workers: processes that read; 0 reads between the steps, in the process that trains, without a timeout.
         timeout: seconds without a sample from any worker after which an error is raised, > 0.
         prefetch: batches that each worker reads ahead, at least 1.
@@ -104,7 +104,7 @@ class WorkerSource:
         try:
             yield (self._received(batch, device) for batch in loading)
         except RuntimeError as error:
-            # PyTorch raises this at any instant at which a worker dies.
+            # PyTorch raises this whenever a worker dies.
             if dead := self._death(batches):
                 raise dead from error
             raise
@@ -134,9 +134,9 @@ class WorkerSource:
             try:
                 only = [iter(loader)]
             except (AttributeError, TypeError, OSError, RuntimeError) as error:
-                expected = f"{type_name(self._dataset)} to be taken over by {self._workers} worker processes"
+                expected = f"{type_name(self._dataset)} to start in {self._workers} worker processes"
                 got = f"{type(error).__name__}: {error}".rstrip(".")
-                remedy = "Define what it holds in a module, so that it can be pickled, or pass DataReader workers=0"
+                remedy = "Define its classes and functions in a module (for pickle), or pass DataReader workers=0"
                 raise RuntimeError(complaint("fit", expected, got, remedy)) from error
         self._processes += {child for child in multiprocessing.active_children() if child.daemon} - before
         try:
@@ -157,7 +157,7 @@ class WorkerSource:
                     raise error
                 late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self._reader.timeout
                 if not late:
-                    # A dying worker can break off a message in many ways, shortly before it is found dead.
+                    # A dying worker can truncate a message in many ways, shortly before its death is detected.
                     ended = wait([process.sentinel for process in self._processes], _PATIENCE)
                     for process in self._processes:
                         if process.sentinel in ended:
@@ -204,9 +204,9 @@ class WorkerSource:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         read = [index for index, _, number in batches.at.tolist() if number == dead.pid and index >= 0]
         got = f"one of {self._workers} {how}" + (f" while it read {self._sample(read[0])}" if read else "")
-        remedy = "Memory may be short: try fewer workers. The next run resumes from the last checkpoint"
+        remedy = "The memory may be full: try fewer workers. The next run resumes from the last checkpoint"
         if code == -signal.SIGBUS:
-            remedy = "Shared memory may be short, see df /dev/shm; enlarge it, or pass DataReader workers=0"
+            remedy = "Shared memory may be full (see df /dev/shm): enlarge it, or pass DataReader workers=0"
         return RuntimeError(complaint("fit", "the data-loading workers to stay alive", got, remedy))
 
 

@@ -15,7 +15,7 @@ from .reader import DataReader, WorkerSource
 from .worker import Batch
 
 _OWNER = "fit"
-_REMEDY = "Pass a tensor [N, C, H, W] or (images, labels); of a folder image_folder(path).x or ImageStream(path)"
+_REMEDY = "Pass a tensor [N, C, H, W] or (images, labels), or for a folder image_folder(path).x or ImageStream(path)"
 
 
 class TensorSource:
@@ -50,7 +50,7 @@ def source_of(data: Any) -> Source:
         ValueError: a tensor is not finite.
     """
     if isinstance(data, (DataLoader, IterableDataset)):
-        remedy = "Pass the data set that it reads, with __len__ and __getitem__: the order is that of seed="
+        remedy = "Pass a data set with __len__ and __getitem__; fit shuffles it by seed="
         raise TypeError(complaint(_OWNER, "data to be tensors or a map-style data set", type_name(data), remedy))
     if isinstance(data, (DataReader, Dataset)):
         return WorkerSource(data if isinstance(data, DataReader) else DataReader(data))

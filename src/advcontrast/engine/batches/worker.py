@@ -26,7 +26,7 @@ _POLL = 1.0  # seconds between two checks of the parent process
 
 
 class LoadedBatch(NamedTuple):
-    """Batch, and for each sample that another one replaces its index and the reason."""
+    """Batch, with the index of each sample that was replaced by another one, and the reason."""
 
     tensors: Batch
     replaced: list[tuple[int, str]]
@@ -47,7 +47,7 @@ class WorkerError(NamedTuple):
 
 
 class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
-    """Data set of whole batches, whose keys are a step and the samples of it.
+    """Data set of whole batches, indexed by a step and the indices of its samples.
 
     Random numbers that a sample draws depend on the seed, the step and the sample, not on the process.
 
@@ -101,7 +101,7 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
 def _end_with_parent() -> None:
     """Wait until the parent process has ended, then end this one, even in the middle of a sample."""
     started_by, parent = os.getppid(), multiprocessing.parent_process()
-    # is_alive sees a parent that died before this line. A copy of its pipe elsewhere can mislead it, but not getppid.
+    # is_alive detects a parent that died before this line; getppid, one of whose pipe another process holds a copy.
     while (parent is None or parent.is_alive()) and os.getppid() == started_by:
         time.sleep(_POLL)
     os._exit(1)

@@ -42,13 +42,13 @@ class Checkpoint:
 
     A checkpoint is written to a temporary folder, flushed to the disk, and renamed once: if the process is killed at
     any instant, it is complete or absent, and earlier ones are unchanged. The next save removes files left by an
-    interrupted one. A manifest next to the state holds its size and SHA-256, which are verified before the state is
-    parsed, by a parser that builds only tensors and plain containers, and after a write, before older checkpoints are
-    removed.
+    interrupted one. A manifest next to the state holds its size and SHA-256. They are verified after a write, before
+    older checkpoints are removed, and again before the state is parsed. The parser builds only tensors and plain
+    containers.
 
     Args:
-        folder: where the checkpoints are; it need not exist yet.
-        keep: how many of the newest to keep, at least 1. With two, damage to the newest can be survived.
+        folder: folder of the checkpoints, which need not exist yet.
+        keep: number of newest checkpoints to keep, at least 1. With two, a run survives damage to the newest.
 
     Raises:
         ValueError: keep < 1.
@@ -101,7 +101,7 @@ class Checkpoint:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and f"{int(name):08d}" == name)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the state of a step, read it back, and remove the oldest ones beyond ``keep``.
+        """Write the state of a step, read it back, and remove the oldest checkpoints beyond ``keep``.
 
         Args:
             step: the number of steps taken, at least 0, and more than that of any good checkpoint in the folder. An
@@ -117,7 +117,7 @@ class Checkpoint:
             CheckpointWriteError: the disk is full, read-only or failing. Earlier checkpoints are unchanged.
             CheckpointMismatchError: the folder has a good checkpoint of a later step, or another state of this one.
             CheckpointError: inside :meth:`locked`, the folder was moved, removed or replaced.
-            TypeError: the state holds anything else, which could not be read back.
+            TypeError: the state holds a value of another type, which could not be read back.
             ValueError: the state holds a huge int, is nested too deeply, or contains itself.
         """
         path, step = self.path(step), int(step)
@@ -127,7 +127,7 @@ class Checkpoint:
         with writing(path):
             if self._is_locked is not None and not self._is_locked():
                 expected = f"{self.folder} to be the folder that this process has locked"
-                remedy = "It was moved, removed or replaced; call again, with another folder if this is in use"
+                remedy = "It was moved, removed or replaced; call again, with another folder if this one is in use"
                 raise CheckpointError(complaint(_OWNER, expected, "another one or none", remedy))
         try:
             with writing(path):
@@ -245,7 +245,7 @@ class Checkpoint:
                 if size != manifest["bytes"]:
                     raise corrupt(path, f"{size} bytes instead of {manifest['bytes']}")
                 if file_digest(file) != manifest["sha256"]:
-                    raise corrupt(path, "other contents than were written")
+                    raise corrupt(path, "contents that do not match their SHA-256")
                 state = archive.read(file, device)
         except CheckpointError:
             raise
