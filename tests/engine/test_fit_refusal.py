@@ -270,7 +270,7 @@ def test_many_differences_are_not_all_listed(tmp_path):
 
 def test_finished_run_with_other_settings_is_refused(tmp_path):
     train(Separable(), folder=tmp_path)
-    with pytest.raises(CheckpointMismatchError, match=r"got seed 1 instead of 0. Start it"):
+    with pytest.raises(CheckpointMismatchError, match=r"got seed 1 instead of 0. Pass the"):
         train(Separable(), folder=tmp_path, seed=1)
 
 

@@ -115,7 +115,7 @@ class Known(Misbehaving):
 def test_a_worker_killed_while_the_learner_learns_is_noticed_at_once(tmp_path):
     learner = Assassin()
     learner.data = Known()
-    with pytest.raises(RuntimeError, match=r"^fit: .* one of 2 killed by SIGKILL( while it read .*)?\. Memory"):
+    with pytest.raises(RuntimeError, match=r"^fit: .* one of 2 killed by SIGKILL( while it read .*)?\. The memory"):
         train(learner, DataReader(learner.data, workers=2), folder=tmp_path, save_every=1)
     assert Checkpoint(tmp_path / "checkpoints").steps() == [1, 2]
 
