@@ -143,7 +143,7 @@ def fail_to_flush_folders(monkeypatch, number):
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES])
 def test_a_disk_that_cannot_flush_folders_is_warned_of_once(tmp_path, monkeypatch, number):
     fail_to_flush_folders(monkeypatch, number)
-    message = rf"^advcontrast: expected a disk that can flush a folder, got .* \(errno {number}\)\. Nothing is wrong"
+    message = rf"^advcontrast: expected a disk that can flush a folder, got .* \(errno {number}\)\. Files are written"
     with pytest.warns(UserWarning, match=message):
         durable.flush_folder(tmp_path)
     with warnings.catch_warnings():

@@ -134,7 +134,7 @@ def test_a_connection_that_breaks_shortly_before_its_worker_is_found_dead_is_rep
         raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", receive)
-    message = r"^fit: .* one of 1 killed by SIGKILL while it read sample 5\. Memory"
+    message = r"^fit: .* one of 1 killed by SIGKILL while it read sample 5\. The memory"
     with pytest.raises(RuntimeError, match=message):
         trained(DataReader(Misbehaving(5, die_slowly), workers=1), batch_size=22)
 
