@@ -47,7 +47,7 @@ def generator_or_default(owner: str, generator: torch.Generator | None, device: 
 def checked_batches(
     owner: str, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield images and labels on the device, and the labels where they came from, to read without synchronisation."""
+    """Yield images and labels on the device, and the labels on their own device, to read without synchronisation."""
     empty, remedy = True, "Pass a DataLoader, [(images, labels)] or ImageSet.batches(size)"
     check_iterable(owner, "batches", batches, remedy=remedy)
     for batch in batches:
@@ -103,8 +103,8 @@ def checked_logits(owner: str, model: nn.Module, x: Tensor, readable_y: Tensor) 
 def refuse_probabilities(owner: str, model: nn.Module, x: Tensor, logits: Tensor) -> None:
     """Raise where the output of a model is a distribution over classes instead of logits.
 
-    Attacks would maximise the cross-entropy of a softmax of a softmax, which is almost flat. Numbers that happen to be
-    a distribution are recognised by the output of the model for a black image.
+    Attacks would maximise the cross-entropy of a softmax of a softmax, which is almost flat. Logits that happen to be a
+    distribution are recognised by the output of the model for a black image.
     """
 
     def distributions(rows: Tensor) -> bool:

@@ -396,14 +396,14 @@ class Learning(nn.Module):
 )
 @pytest.mark.parametrize("each", [SLF, ALF], ids=lambda each: each.kind)
 def test_an_encoder_that_is_not_frozen_is_caught(each, module, difference):
-    message = f"unchanged: expected a frozen encoder to stay as it is, got {difference}"
+    message = f"unchanged: expected a frozen encoder to be unchanged, got {difference}"
     with pytest.raises(RuntimeError, match=re.escape(message)):
         run_protocol(nn.Sequential(module, *network()), each, *SPLITS)
 
 
 def test_an_encoder_that_is_not_frozen_is_caught_before_the_test_images_are_seen(monkeypatch):
     monkeypatch.setattr(probing, "robust_accuracy", None)
-    with pytest.raises(RuntimeError, match="Look for a module that changes in eval mode, or that leaves it"):
+    with pytest.raises(RuntimeError, match="Look for a module that changes in eval mode, or that leaves eval mode"):
         run_protocol(nn.Sequential(Drifting(), *network()), SLF, *SPLITS)
 
 

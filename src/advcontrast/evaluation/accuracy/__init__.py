@@ -1,4 +1,4 @@
-"""Accuracy of classifiers: clean, under attack, under AutoAttack, under corruptions, and as a curve."""
+"""Accuracy of classifiers: clean, under attack, under AutoAttack, under corruptions, and along a setting."""
 
 from .autoattack import AutoAttackResult, autoattack
 from .corruptions import CorruptionAccuracy, corrupted, corruption_accuracy

@@ -40,10 +40,10 @@ class AutoAttackResult(Accuracy):
 
     Attributes:
         correct: whether each image is classified correctly with and without every attack, bool ``[N]`` on the CPU.
-        clean: whether each image is classified correctly as it is, bool ``[N]``.
+        clean: whether each image is classified correctly without attack, bool ``[N]``.
         broken_by: the index in ``attacks`` of the attack that changed the verdict of each image, -1 for images that are
             robust and -2 for those that are wrong without an attack, int8 ``[N]``.
-        attacks: the attacks that were run, in order, each on the images that all earlier ones failed on.
+        attacks: the attacks that were run, in order, each on the images that no earlier one broke.
         branch: active branch of the dual norms, ``None`` for a network without.
 
     Example:
@@ -76,11 +76,11 @@ def autoattack(
     """Return which images are classified correctly under AutoAttack, run by the package ``pyautoattack``.
 
     The standard version runs APGD on the cross-entropy, APGD on the targeted DLR loss, targeted FAB and Square, each on
-    the images that all earlier ones failed on. An image counts as broken only if the perturbed image lies in the ball
+    the images that no earlier one broke. An image counts as broken only if the perturbed image lies in the ball
     and in [0, 1], up to rounding, and a forward pass of this function misclassifies it. With fewer than ten classes the
-    targeted attacks try all wrong ones; with three APGD uses the untargeted DLR loss, with two none. Square fails in l2
-    on images of some sizes, such as 14 pixels, which are padded for it; the padding is removed before they reach the
-    model.
+    targeted attacks try all wrong classes. With three classes APGD uses the untargeted DLR loss, with two no DLR loss.
+    In l2 Square fails on images of some sizes, such as 14 pixels. They are padded for the attack, and the padding is
+    removed before they reach the model.
 
     The model runs in eval mode and float32, also under autocast. As in ``pyautoattack``, the random state is set to
     ``seed`` before each attack on each batch. Model and global random states are restored as in :func:`accuracy`.
@@ -97,7 +97,7 @@ def autoattack(
         eps: radius of the ball, at least 0; papers on CIFAR-10 use 8/255 for ``"linf"`` and 0.5 for ``"l2"``.
         norm: ``"linf"`` or ``"l2"``.
         version: ``"standard"``, ``"plus"`` (more attacks and five restarts) or ``"rand"`` (for randomised models,
-            gradients averaged over 20 passes), with the budgets of ``pyautoattack``.
+            with gradients averaged over 20 passes); the budgets are those of ``pyautoattack``.
         seed: of the attacks, at least 0.
         folder: folder for the verdicts; by default they are not saved.
         progress: whether to show a progress bar, if tqdm is installed; ``None`` shows it on terminals only.
@@ -204,7 +204,7 @@ def _saved(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> list[_Batch]:
         raise CheckpointMismatchError(complaint(_OWNER, rule, "something else", remedy))
     differing = sorted(key for key in {*theirs, *identity} if theirs.get(key) != identity.get(key))
     if differing:
-        rule, remedy = f"the run in {checkpoint.folder}", "Call it as it was called first, or choose another folder"
+        rule, remedy = f"the run in {checkpoint.folder}", "Pass the arguments of its first call, or another folder"
         raise CheckpointMismatchError(complaint(_OWNER, rule, f"another {' and '.join(differing)}", remedy))
     return [_Batch(**page) for page in state["pages"]]
 
@@ -221,7 +221,7 @@ class _Suite:
     seed: int
 
     def identity(self) -> dict[str, str | int | float]:
-        """Return what must be the same when a run is resumed; modes and device of the model may change."""
+        """Return the settings that must match when a run is resumed; modes and device of the model may change."""
         parts = (
             # An address in memory differs from process to process.
             part if isinstance(part, Tensor) else re.sub(r" at 0x[0-9a-f]+", "", repr(part))
@@ -253,7 +253,7 @@ class _Suite:
     def _perturb(self, attack: str, classes: int, x: Tensor, y: Tensor) -> Tensor:
         height, width = x.shape[2:]
         margin = _margin(height, width) if attack == "square" and self.norm == "l2" else 0
-        # A new one each time: they keep targets, sizes and seeds from one call to the next.
+        # A new object for each call: its attacks keep targets, sizes and seeds.
         attacks: Any = self.package.AutoAttack(
             lambda framed: self._logits(framed[..., :height, :width]),
             norm={"linf": "Linf", "l2": "L2"}[self.norm],
@@ -279,10 +279,10 @@ class _Suite:
 
 
 def _margin(height: int, width: int) -> int:
-    """Return the number of rows and columns of padding with which Square in l2 does not fail.
+    """Return the number of rows and columns of padding that Square needs in l2.
 
-    It places tiles of a fifth of the height side by side, from an offset that is meant for five of them. If six or more
-    fit, as in 14 pixels, the last one exceeds the image.
+    Square places tiles of a fifth of the height side by side, from an offset that is meant for five tiles. If six or
+    more fit, as in 14 pixels, the last one exceeds the image.
     """
     margin = max(0, 5 - height)
     while True:
@@ -301,7 +301,7 @@ def _within(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
 
 
 def _misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Return which images get another class than their own, once the logits are finite."""
+    """Return which images are misclassified; require finite logits."""
     if bad := int((~logits.isfinite().all(1)).sum()):
         got = f"non-finite ones for {bad} of {len(y)} images"
         raise ValueError(complaint(_OWNER, "finite logits", got, "Look for a division by zero in the model"))

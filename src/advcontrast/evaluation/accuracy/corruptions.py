@@ -57,7 +57,7 @@ class CorruptionAccuracy:
 
     @property
     def mean_main(self) -> float:
-        """The same over the usual 15 corruptions, as on most leaderboards, with the same error."""
+        """The mean over the usual 15 corruptions, as on most leaderboards; errors are those of :attr:`mean_all`."""
         return self._mean_over("mean_main", CIFAR10_C_MAIN)
 
     def __repr__(self) -> str:
@@ -158,7 +158,7 @@ def corrupted(
     """
     owner = "corrupted"
     for argument, given in (("names", names), ("severities", severities)):
-        check_type(owner, argument, given, (tuple, list), remedy="The default is all there are")
+        check_type(owner, argument, given, (tuple, list), remedy="The default is all of them")
         if not given:
             raise ValueError(complaint(owner, f"{argument} to hold at least one", "none", "The default is all of them"))
     check_int(owner, "seed", seed, low=0, remedy="Any number will do; note it with the result")

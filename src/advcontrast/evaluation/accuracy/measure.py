@@ -80,8 +80,8 @@ def robust_accuracy(
     """Return which images a classifier classifies correctly, both without and under attack.
 
     The attack maximises the cross-entropy of each sample through the model in eval mode. An attack of radius 0 gives
-    the result of :func:`accuracy`. Model and random state are restored as there. The number of the ACL paper is that of
-    ``PGDAttack(eps=8 / 255, step_size=2 / 255, steps=20)``.
+    the result of :func:`accuracy`, which also describes how model and random state are restored. The ACL paper reports
+    the robust accuracy under ``PGDAttack(eps=8 / 255, step_size=2 / 255, steps=20)``.
 
     Args:
         model: as for :func:`accuracy`, differentiable.
@@ -135,7 +135,7 @@ def verdicts_on(
     """Return K verdicts for each image, bool ``[K, N]`` on the CPU.
 
     ``judge`` takes images, labels, logits and a generator, and returns K results of :func:`verdict`. They are collected
-    on the device and read together at the end. ``shape`` is that which an image must have.
+    on the device and read together at the end. ``shape`` is the required shape of an image.
     """
     found: list[Tensor] = []
     with inputs.prepared_for_evaluation(owner, model) as device:

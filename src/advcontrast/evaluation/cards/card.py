@@ -41,7 +41,7 @@ class CurveRecord(NamedTuple):
 
 
 class AlarmRecord(NamedTuple):
-    """Result of a check for masked gradients, the reason, and the figures that it is based on."""
+    """Result of a check for masked gradients, with its reason and the figures behind it."""
 
     name: str
     raised: bool
@@ -50,7 +50,7 @@ class AlarmRecord(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A metric: its value for each seed, their mean and their sample standard deviation, fractions in [0, 1]."""
+    """Values of a metric for each seed, their mean and sample standard deviation, as fractions in [0, 1]."""
 
     accuracies: tuple[float, ...]
     mean: float
@@ -65,9 +65,9 @@ class Result(NamedTuple):
 class ResultCard:
     """Evaluation of one model, trained or attacked with one or several seeds, on one data set.
 
-    All accuracies are computed from the verdicts on the samples. The metrics TA, RA and AA are accuracy on clean
-    images, under PGD and under AutoAttack; other names are free. RA and AA count only images of TA, and AA at most as
-    many as RA. Equal runs on one machine write equal files. :meth:`from_verdicts` makes a card of results.
+    All accuracies are computed from the verdicts on the samples. The metrics TA, RA and AA are the accuracy on clean
+    images, under PGD and under AutoAttack; other metrics may have any name. RA and AA count only images that TA counts,
+    and AA at most as many as RA. Equal runs on one machine write equal files. :meth:`from_verdicts` creates a card.
 
     Attributes:
         name: name of the model.
@@ -153,8 +153,8 @@ class ResultCard:
             fingerprint: if ``data`` is a name, the SHA-256 of the images, ``images.fingerprint()``.
             dtype: the number format that the network computed in.
             device: the device that the evaluation ran on.
-            **fields: other fields of the card; attacks, curves and alarms are passed as they are. By default the
-                revision is that of the current folder, and the branch that of the results.
+            **fields: other fields of the card. Pass attacks, curves and alarms as the objects that the library returns.
+                The default revision is that of the current folder, and the default branch that of the results.
 
         Raises:
             ValueError: results of different branches, or from another number of images than ``data`` has; a fingerprint
@@ -233,7 +233,7 @@ class ResultCard:
         """Read a card, and verify that it is unchanged and that its numbers follow from its verdicts.
 
         Args:
-            path: a file that :meth:`write` made.
+            path: a file written by :meth:`write`.
 
         Raises:
             OSError: the file cannot be read.
@@ -241,11 +241,11 @@ class ResultCard:
         """
         where = check_path(_OWNER, "path", path, remedy="Pass the file to read")
         if not where.is_file():
-            raise FileNotFoundError(complaint(_OWNER, f"a card in {str(path)!r}", "no file", "Pass what write() made"))
+            raise FileNotFoundError(complaint(_OWNER, f"a card in {str(path)!r}", "no file", "Pass a file of write()"))
         try:
             document = _parse(where.read_bytes())
             card = cls(**_fields(document))
-            # What follows from the rest, digests included, is computed again: one comparison finds every change.
+            # All derived entries, digests included, are computed again: one comparison finds every change.
             expected = json.loads(card.to_json())
             differing = sorted(key for key in {*document, *expected} if document.get(key) != expected.get(key))
             if differing:
@@ -315,7 +315,7 @@ _fraction = partial(_number, low=0, high=1)
 
 
 def _plain(name: str, value: Any, depth: int = 0) -> Any:
-    """Return what JSON can hold; a dataclass, as attacks are, becomes its type and its fields."""
+    """Return a value as JSON can hold it; a dataclass, such as an attack, becomes a dict of its type and fields."""
     if depth > _DEEPEST:
         raise ValueError(complaint(_OWNER, f"{name} to nest at most {_DEEPEST} deep", "more", "Leave the rest out"))
     if value is None or isinstance(value, (str, bool)):
@@ -366,7 +366,7 @@ def _alarm(name: str, value: Any) -> AlarmRecord:
 
 
 def _figure(name: str, value: Any) -> float | None:
-    # Figures that alarms are raised for may be NaN, and must not keep the card from being written.
+    # A figure of a raised alarm may be NaN, which must not prevent writing the card.
     return None if value is None or (isinstance(value, float) and not math.isfinite(value)) else _number(name, value)
 
 
@@ -411,7 +411,7 @@ def _check_order(verdicts: Mapping[str, Sequence[Tensor]], attacks: Mapping[str,
 
 
 def _packed(correct: Tensor) -> dict[str, str]:
-    """Write eight verdicts a byte, the first one into the highest bit, and zeros behind the last one."""
+    """Pack eight verdicts per byte, the first one in the highest bit, padded with zeros after the last one."""
     rows = torch.nn.functional.pad(correct.to(torch.uint8), (0, -len(correct) % 8)).view(-1, 8)
     packed = bytes((rows * _BIT_VALUES).sum(1, dtype=torch.uint8).tolist())
     return {"bits": base64.b64encode(packed).decode(), "sha256": digest(packed)}

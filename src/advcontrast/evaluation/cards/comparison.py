@@ -14,7 +14,7 @@ _METRICS = ("TA", "RA", "AA")
 class DiscordantPairs(NamedTuple):
     r"""The samples that only one of two runs classifies correctly.
 
-    ``p_value`` is that of the exact, two-sided McNemar test for :math:`n = b + c` such samples,
+    ``p_value`` is the p-value of the exact, two-sided McNemar test for :math:`n = b + c` such samples,
 
     .. math:: p = \min\Big( 1,\; 2 \sum_{k=0}^{\min(b, c)} \binom{n}{k} \frac{1}{2^n} \Big)
 
@@ -182,7 +182,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     for k in range(fewer, 0, -1):
         term = term * k // (n - k + 1)
         tail += term
-        if tail >> 64 > term:  # the rest shrinks geometrically and no longer reaches the digits of a float
+        if tail >> 64 > term:  # the rest shrinks geometrically and no longer changes the result as a float
             break
     return min(1.0, float(2 * tail / 2**n))
 

@@ -12,8 +12,8 @@ from ..._checks import check_device, check_path
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     """Return the versions of advcontrast, PyTorch and Python, the platform, and the device that a result depends on.
 
-    On the CPU the device includes the number of threads, since sums are split among them. For an NVIDIA GPU there are
-    the versions of CUDA and cuDNN, and a note that evaluations of this library disable TF32.
+    On the CPU the device includes the number of threads, since sums are split among them. An NVIDIA GPU adds the
+    versions of CUDA and cuDNN, and a note that evaluations of this library disable TF32.
 
     Args:
         device: the device that the evaluation ran on.

@@ -101,7 +101,7 @@ def rescaled_cross_entropy(objective: ClassificationObjective) -> Objective:
 
 
 def normalised_margin(objective: ClassificationObjective) -> Objective:
-    """Return the margin as an objective whose gradient no increasing function of the logits changes.
+    """Return the margin as an objective whose gradient is invariant to increasing functions of the logits.
 
     The gradients of the logit of the true class and of the strongest other one are scaled to length one. Their
     difference never has a negative inner product with the gradient of the margin.

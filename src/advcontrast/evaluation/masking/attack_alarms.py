@@ -17,8 +17,8 @@ from ..accuracy.measure import Accuracy
 SLACK = 3.0  # in standard errors of the difference over paired images
 LOSS_DROP = 0.01  # relative; a last iterate may lie a step beyond the maximum
 STEPS_MATTER = 0.01  # the fraction of images that a converged attack may still break with more steps
-# The fraction of images by which another loss may do better: cross-entropy misses a few of any classifier, most if its
-# logits are small. Chance rarely exceeds this allowance, so two standard errors beyond it are enough.
+# The fraction of images by which another loss may do better: cross-entropy misses a few images of any classifier, more
+# if its logits are small. Chance rarely exceeds this allowance, so two standard errors beyond it are enough.
 LOSS_MATTERS, LOSS_SLACK = 0.05, 2.0
 SURVIVORS = 0.05  # the fraction of images that an unbounded search may miss
 
@@ -93,7 +93,7 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
 
 
 def attack_not_converged(once: Accuracy, twice: Accuracy) -> Alarm:
-    r"""Raise an alarm if twice as many steps break more images: then the attack was stopped early, whatever the model.
+    r"""Raise an alarm if twice as many steps break more images, so that the attack was stopped too early.
 
     It is raised if :math:`b - a > N / 100 + 3 \sqrt{a + b}`, for b of N images broken only with twice the steps and a
     only without.
@@ -118,7 +118,7 @@ def attack_not_converged(once: Accuracy, twice: Accuracy) -> Alarm:
 
 
 def unbounded_attack(unbounded: Accuracy) -> Alarm:
-    """Raise an alarm if more than a twentieth of the images survive an attack that may change them into any other.
+    """Raise an alarm if more than a twentieth of the images survive an attack that may turn them into any image.
 
     Args:
         unbounded: the verdicts under an attack whose ball holds every image, on correctly classified images.
@@ -140,8 +140,8 @@ def unbounded_attack(unbounded: Accuracy) -> Alarm:
 def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
     r"""Raise an alarm if an attack breaks many more images when it maximises another loss.
 
-    Cross-entropy is flat where all logits are close together and where one is far ahead. A change of the logits that
-    changes no decision, such as a division by 1000, can therefore mislead an attack that maximises it. The alarm is
+    Cross-entropy is flat where all logits are close together and where one is much larger than the others. A function
+    of the logits that changes no decision, such as a division by 1000, can therefore mislead the attack. The alarm is
     raised if :math:`b - a > N / 20 + 2 \sqrt{a + b}`, for b of N images broken only with the other loss and a only
     without.
 
@@ -168,7 +168,7 @@ def weaker_attack_wins(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
     One step, random noise, a gradient-free search and images made for another network cannot win if the gradient is
     informative. Arguments and errors are those of :func:`loss_beaten`, with the weaker attack as the other. The alarm
     is raised if :math:`b - a > 3 \sqrt{a + b}`, for b images broken only by the weaker attack and a only by ``white``.
-    Chance raises one comparison of equal attacks in some 700.
+    For equal attacks chance raises it in about one of 700 comparisons.
 
     Example:
         >>> weaker_attack_wins(Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool()), by="noise").raised

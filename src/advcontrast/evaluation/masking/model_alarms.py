@@ -13,14 +13,14 @@ from .attack_alarms import Alarm
 
 # A twentieth of the images that cannot be attacked overstates robust accuracy by more than papers differ.
 ZERO_GRADIENTS = 0.05
-# Relative; rounding in float32 explains a ten-thousandth, and larger noise is more than an attack can ignore.
+# Relative. Rounding in float32 explains differences up to 1e-4; larger noise affects attacks.
 ROUNDING = 1e-4
 
 
 def train_mode(model: nn.Module) -> Alarm:
     """Raise an alarm if any module of a model is in train mode.
 
-    In train mode other code would attack batch statistics and dropout, and update the running statistics.
+    In train mode, attacks of other libraries would act on batch statistics and dropout, and update running statistics.
 
     Args:
         model: the network, in the mode of the evaluation.
@@ -109,8 +109,8 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
 def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Alarm:
     """Raise an alarm if the gradient of the cross-entropy gives no direction for more than a twentieth of the images.
 
-    It may be exactly zero, as with quantised inputs or large logits that saturate the softmax; not finite; or missing,
-    if the model detaches its input.
+    The gradient is exactly zero, as with quantised inputs or large logits that saturate the softmax; not finite; or
+    missing, if the model detaches its input.
 
     Args:
         model: a classifier of images in [0, 1] that returns logits ``[N, C]``.

@@ -17,10 +17,10 @@ _OWNER = "catastrophic_overfitting"
 
 @dataclass(frozen=True)
 class Overfitting:
-    """Losses of a learner without attack, under one step and under many.
+    """Losses of a learner without attack, under an attack of one step and under one of many steps.
 
     Attributes:
-        clean: loss on the images as they are.
+        clean: loss on the images without attack.
         single: loss under an attack of one step with a random start.
         strong: loss under an attack of many steps in the same ball.
     """
@@ -50,8 +50,9 @@ def catastrophic_overfitting(
     """Compare a single-step attack on a learner with a strong one.
 
     A network trained with attacks of one step can lose all robustness within one epoch while its training loss falls:
-    the loss surface becomes steep only where one step does not reach. One step then gains far less than many. The
-    losses are measured on a copy in eval mode, for the same views and random starts; the global random state is kept.
+    the loss surface becomes steep only out of reach of one step. One step then increases the loss far less than many.
+    The losses are measured on a copy in eval mode, for the same views and random starts; the global random state does
+    not change.
 
     Args:
         learner: a module as for :func:`advcontrast.engine.fit`, with the attribute ``attack``.

@@ -88,21 +88,22 @@ def gradient_masking(
     Each of the other losses keeps its gradient where cross-entropy loses it:
 
     - ``"rescaled logits"`` maximises the cross-entropy of logits that are scaled for each image, such that smallest and
-      largest differ by 30. No shift of the logits of an image and no positive factor changes it. Between two classes it
+      largest differ by 30. It is invariant to shift and positive scale of the logits of an image. With two classes it
       has no gradient.
     - ``"margin loss"`` follows the direction :math:`g_r / \lVert g_r \rVert - g_y / \lVert g_y \rVert`, with
       :math:`g_y` and :math:`g_r` the gradients of the logits of the true class and of the strongest other one, in two
-      forward and two backward passes per step. No increasing function of each logit changes it, such as a leaky clip.
+      forward and two backward passes per step. It is invariant to increasing functions of the logits, such as a leaky
+      clip.
 
-    Both runs, and the one on the surrogate, are those of the given attack where it is a ``PGDAttack``, and otherwise
-    PGD with as many steps of a quarter of the radius. The loss that is compared across steps and eps is the margin of
-    the strongest wrong class, at most 0, since some attacks stop at the decision boundary.
+    The runs with both losses and on the surrogate use the given attack if it is a ``PGDAttack``, and otherwise PGD with
+    as many steps of a quarter of the radius. The loss that is compared across steps and eps is the margin of the
+    strongest wrong class, at most 0, since some attacks stop at the decision boundary.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns ``[N, C]``.
         batches: as for :func:`robust_accuracy`. They are read until there are enough images.
-        attack: a dataclass such as ``PGDAttack(...)`` with the fields ``eps``, ``steps`` and ``norm``, whose ball is
-            one of images. By default PGD-20 in the ball of radius 8/255.
+        attack: a dataclass such as ``PGDAttack(...)`` with the fields ``eps``, ``steps`` and ``norm``, whose ``eps`` is
+            a distance between images. By default PGD-20 in the ball of radius 8/255.
         surrogate: another classifier of the same images whose gradient can be trusted, best an undefended network of
             the same architecture, or the network inside a defence, for the alarm ``"transfer"``. Some defences raise no
             other alarm.

@@ -131,7 +131,7 @@ def plot_branches(
 def _principal_plane(features: Tensor) -> tuple[Tensor, list[float]]:
     """Return coordinates ``[N, 2]`` along the two directions of largest variance, and their shares of all variance.
 
-    The sign of a direction is arbitrary; here its largest entry is positive, so that a figure can be drawn again.
+    The sign of a direction is arbitrary; here its largest entry is positive, so that figures are reproducible.
     """
     centred = features.detach().cpu().double()
     centred = centred - centred.mean(0)

@@ -36,9 +36,9 @@ _SETTINGS: dict[Loss, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Training and test of a classifier on an encoder: all numbers with their source.
+    """Settings for training and testing a classifier on an encoder, with their source.
 
-    A protocol is immutable: ``dataclasses.replace(protocol, epochs=2, milestones=(1,))`` returns another one.
+    A protocol is immutable: ``dataclasses.replace(protocol, epochs=2, milestones=(1,))`` returns a changed copy.
     ``dataclasses.asdict(protocol)`` is ready for JSON. :func:`run_protocol` runs it.
 
     Args:

@@ -33,7 +33,7 @@ from .definition import Protocol
 
 _OWNER = "run_protocol"
 _BATCH = 500  # images at a time without training
-_DUPLICATES = 0.01  # the share that splits may have in common; CIFAR-10 has some test images among its training images
+_DUPLICATES = 0.01  # share of images that splits may have in common; some test images of CIFAR-10 are training images
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
         >>> with unchanged(encoder, torch.rand(2, 3, 4, 4)):
         ...     _ = encoder.train()(torch.rand(8, 3, 4, 4))
         Traceback (most recent call last):
-        RuntimeError: unchanged: expected a frozen encoder to stay as it is, got 4 changed: buffer running_mean, ...
+        RuntimeError: unchanged: expected a frozen encoder to be unchanged, got 4 changed: buffer running_mean, ...
     """
     check_module("unchanged", encoder)
     check_tensor("unchanged", "images", images, remedy="Pass a batch that the encoder takes")
@@ -164,8 +164,8 @@ def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
     differing = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if differing:
         got = f"{len(differing)} changed: {', '.join(differing[:5])}{', ...' * (len(differing) > 5)}"
-        remedy = "Look for a module that changes in eval mode, or that leaves it"
-        raise RuntimeError(complaint("unchanged", "a frozen encoder to stay as it is", got, remedy))
+        remedy = "Look for a module that changes in eval mode, or that leaves eval mode"
+        raise RuntimeError(complaint("unchanged", "a frozen encoder to be unchanged", got, remedy))
 
 
 def _train(
@@ -204,7 +204,7 @@ def _train(
     # The loop compares the attributes of the learner when it resumes a run: raise for another encoder.
     state = digest(*(f"{name} {value}\n" for name, value in _digests(own).items()))[:16]
     learner.began_with = state, validation and validation.fingerprint()
-    # Before the features are compared, since they depend on the memory format in the last bits; the loop does the same.
+    # Features depend on the memory format in the last bits: set that of the training loop before they are compared.
     choose_memory_format(model)
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     settings = {name: getattr(protocol, name) for name in ("lr", "momentum", "nesterov", "weight_decay")}
@@ -301,7 +301,7 @@ def _digests(model: nn.Module) -> dict[str, str]:
 
 
 def _features(encoder: nn.Module, images: Tensor) -> str:
-    # With a fixed seed, as an encoder that draws random numbers in eval mode has not changed.
+    # With a fixed seed: drawing random numbers in eval mode is not a change of the encoder.
     with prepared_for_evaluation("unchanged", encoder), preserve_rng_state(0):
         features = encoder(images)
     check_tensor("unchanged", "the output of the encoder", features, remedy="Return the features as one tensor")

@@ -20,7 +20,7 @@ _OWNER = "branch_gap"
 
 @dataclass(frozen=True, kw_only=True)
 class BranchGap:
-    """Difference between the branches of dual batch norms; every number is 0 where they are equal.
+    """Difference between the branches of dual batch norms; every number is 0 for equal branches.
 
     Attributes:
         features: mean over the images of one minus the cosine of the features of both branches, in [0, 2].

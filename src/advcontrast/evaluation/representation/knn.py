@@ -18,7 +18,7 @@ _FLOOR = 1e-6  # probability of a class without neighbours, whose logit is finit
 
 
 class KNNClassifier(nn.Module):
-    r"""Classifier that lets the k most similar images vote, by the features of an encoder.
+    r"""Weighted k-nearest-neighbour classifier on the features of an encoder.
 
     With the cosine similarities :math:`s_j` of an image to its k nearest neighbours and their labels :math:`y_j`, the
     logit of class c is the logarithm of its share of the votes,
@@ -31,8 +31,7 @@ class KNNClassifier(nn.Module):
     Args:
         encoder: network from images ``[N, ...]`` to features ``[N, D]``, normally without projection head. It is used
             in eval mode and not changed; features of a dual network are those of the branch that is active.
-        batches: images ``[N, ...]`` in [0, 1] with labels ``[N]`` int64, the neighbours to choose from, which are
-            training images.
+        batches: training images ``[N, ...]`` in [0, 1] with labels ``[N]`` int64, from which neighbours are chosen.
         k: number of neighbours that vote, at most the number of images; 200 is usual for whole data sets.
         temperature: the temperature t; 0.1 is usual.
 
@@ -41,7 +40,7 @@ class KNNClassifier(nn.Module):
         TypeError: an argument has the wrong type.
 
     Example:
-        The neighbours of the image at 45 degrees from both classes are one of each.
+        The image is at 45 degrees from the only neighbour of each class.
 
         >>> from advcontrast.evaluation.representation import KNNClassifier
         >>> bank = [(torch.eye(2), torch.tensor([0, 1]))]

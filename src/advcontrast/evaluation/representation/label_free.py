@@ -29,9 +29,9 @@ class LabelFreeRobustness:
         distance: mean Euclidean distance between the features of an image and those of the image driven away from
             itself, at least 0 and in the units of the features.
         breakaway_risk: probability that an image is driven closer to another image than to itself, in [0, 1].
-        nearest_neighbour_accuracy: fraction of images whose nearest clean features are their own, in [0, 1].
-        overlap_risk: probability that two images that are drawn to each other change places, in [0, 1].
-        margin: median of the margin left between two such images, 1 without attack, negative where they change places.
+        nearest_neighbour_accuracy: fraction of attacked images whose nearest clean features are their own, in [0, 1].
+        overlap_risk: probability that two images that are driven towards each other change places, in [0, 1].
+        margin: median of the margin left between two such images, 1 without attack, negative if they change places.
         alignment: mean squared distance between clean and attacked features on the unit sphere, in [0, 4].
         uniformity_clean: uniformity of the features of the images, in [-8, 0], smaller is more even.
         uniformity_adv: the same of the images driven away from themselves.
@@ -64,21 +64,21 @@ def label_free_robustness(
 
     .. math:: \lVert f(x + \delta) - f(x) \rVert^2
 
-    which has no gradient at x, so the attack must start at random. The second draws it to another image x' of its batch
-    and maximises :math:`-\lVert f(x + \delta) - f(x') \rVert^2`; the images of a batch are paired at random, and in a
-    batch of odd size one is left out. Breakaway risk, nearest-neighbour accuracy, uniformity and effective rank compare
-    the images of all batches together.
+    which has no gradient at x, so the attack must start at random. The second drives it towards another image x' of its
+    batch and maximises :math:`-\lVert f(x + \delta) - f(x') \rVert^2`. The images of a batch are paired at random, and
+    in a batch of odd size one is left out. Breakaway risk, nearest-neighbour accuracy, uniformity and effective rank
+    compare the images of all batches together.
 
     With an attack of k steps an image costs 2 k + 3 forward and 2 k backward passes. Model and random state are
-    restored as in :func:`~advcontrast.evaluation.accuracy`, and the branch is that around the call::
+    restored as in :func:`~advcontrast.evaluation.accuracy`. The active branch of dual norms is used::
 
         with bn_branch(acl.model, "adv"):
             metrics = dataclasses.asdict(label_free_robustness(acl.model, [images]))
 
     Args:
         encoder: maps images in [0, 1], normalisation inside, to features ``[N, D]``, with or without projection head.
-        batches: images ``[N, ...]``, floating point in [0, 1], or pairs of them and something that is ignored, such as
-            labels. Iterated once, and moved to the device of the encoder. All features are kept in memory.
+        batches: images ``[N, ...]``, floating point in [0, 1], or pairs of images and labels, which are ignored. They
+            are iterated once, and moved to the device of the encoder. All features are kept in memory.
         attack: a callable such as ``PGDAttack``, called as ``attack(objective, x, generator=generator)`` with an
             objective that returns a value for each image.
         generator: source of all randomness, on the device of the encoder. By default one seeded with 0.

@@ -24,13 +24,13 @@ class FrankWolfeAttack:
 
     .. math:: \delta_{k+1} = \delta_k + \frac{1}{k + 1} (s_k - \delta_k)
 
-    for k from 0 on, with :math:`s_k` the point of that set that maximises the objective's linear approximation: the
+    for k from 0 on, with :math:`s_k` the point of this set that maximises the objective's linear approximation: the
     pixels with the largest gradient are pushed to the bounds, one after the other, until the budget is used up. The
     result is the mean of the :math:`s_k`.
 
-    The budget of a sample is reduced by the most that rounding its pixels can add, 4e-4 for float32 CIFAR images, so
-    the L1 norm of the perturbation does not exceed ``eps`` after rounding either. Models, modes and random states are
-    treated as by ``PGDAttack``.
+    The budget of a sample is reduced by the largest rounding error of its pixels, 4e-4 for float32 CIFAR images, so
+    that the L1 norm of the rounded perturbation does not exceed ``eps``. Models, modes and random states are treated as
+    by ``PGDAttack``.
 
     Args:
         eps: radius of the ball, at least 0: the sum of the absolute changes of all values of an image in the units of
@@ -47,7 +47,7 @@ class FrankWolfeAttack:
         TypeError: an argument has the wrong type.
 
     Example:
-        A budget of 0.75 takes the pixel of the largest weight to white, and leaves 0.25 for the next, which it darkens.
+        Of a budget of 0.75, 0.5 turns the pixel of the largest weight white, and 0.25 darkens the next one.
 
         >>> attack = FrankWolfeAttack(eps=0.75, steps=1, random_start=False)
         >>> x = attack(lambda x: (x * torch.tensor([3.0, -2.0, 1.0])).sum(1), torch.tensor([[0.5, 0.5, 0.5]]))
@@ -112,7 +112,7 @@ def check_settings(owner: str, attack: Any, *, remedy: str) -> None:
 
 
 def shared_settings(attack: Any) -> dict[str, Any]:
-    """Return the settings that are also those of the attack that searches for a perturbation."""
+    """Return the settings to pass on to the attack that searches for the perturbation."""
     return {name: getattr(attack, name) for name in ("eps", "steps", "random_start", "minimize")}
 
 
@@ -123,7 +123,7 @@ def step_size(attack: Any) -> float:
 
 
 def _steepest(slope: Tensor, room: Tensor, budget: float) -> Tensor:
-    """Return the step of L1 length ``budget`` and at most ``room`` in every pixel that goes furthest up the slope."""
+    """Return the step of steepest ascent of L1 length ``budget``, and of at most ``room`` in every pixel."""
     order = slope.abs().reshape(len(slope), -1).argsort(dim=1, descending=True, stable=True)
     wanted = room.reshape(len(room), -1).gather(1, order)
     spent_before = wanted.cumsum(1) - wanted

@@ -56,7 +56,7 @@ class JPEGAttack:
 
     clamped to [0, 1]. So ``eps=1`` in the L-infinity norm is the largest rounding error. The search for :math:`v` is
     that of :class:`~advcontrast.PGDAttack` for ``"linf"`` and ``"l2"`` and that of :class:`FrankWolfeAttack` for
-    ``"l1"``, around zero; models, modes and random states are treated as there. The latter two move no coefficient by
+    ``"l1"``, around zero; models, modes and random states are treated as there. In L2 and L1 no coefficient changes by
     more than 2. Coding averages the colours of 2 x 2 pixels: with ``eps=0`` the result is :math:`D(E(x))`, not ``x``.
 
     Args:
@@ -73,7 +73,7 @@ class JPEGAttack:
         TypeError: an argument has the wrong type.
 
     Example:
-        Half a quantisation step of a block's mean luma is 8/8 of 255. A radius of 2 in L2 moves four blocks by 1 each.
+        Half a quantisation step, 8, changes the mean luma of a block by 1/255. A radius of 2 in L2 moves four blocks.
 
         >>> attack = JPEGAttack(eps=2.0, steps=4, norm="l2", random_start=False)
         >>> luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
@@ -174,7 +174,7 @@ def jpeg_encode(x: Tensor) -> Tensor:
 
 
 def jpeg_decode(coefficients: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """Return the images ``[N, 3, H, W]`` of coefficients: the inverse of :func:`jpeg_encode` but for the colours.
+    """Return the images ``[N, 3, H, W]`` of coefficients: the inverse of :func:`jpeg_encode` up to its subsampling.
 
     Each value of the chroma is repeated for its 2 x 2 pixels. Values outside [0, 1] are not clamped. Computed in the
     dtype of the coefficients, also under autocast.

@@ -28,7 +28,7 @@ class Calibration:
         attack: returns the attack, given ``eps``, ``steps`` and ``minimize``.
         published: the sizes of Kang et al., ascending, for pixels on the scale 0 to 255.
         scale: factor from these sizes to the ``eps`` of the attack here.
-        ata: for each size the accuracy, in [0, 1], of the best network that was trained against the attack.
+        ata: for each size the accuracy, in [0, 1], of the best network adversarially trained against the attack.
     """
 
     attack: Callable[..., Callable[..., Tensor]]
@@ -104,7 +104,7 @@ class UAR:
         ValueError: an unknown name, or ``correct`` of another shape.
 
     Example:
-        A model without errors, while the best trained networks are right in 66.875 % on average.
+        A model without errors; the accuracy of the best trained networks is 66.875 % on average.
 
         >>> UAR("pgd_linf", torch.ones(6, 10, dtype=torch.bool))
         UAR(pgd_linf 149.5 at 1.0000 1.0000 1.0000 1.0000 1.0000 1.0000)
@@ -173,12 +173,11 @@ def uar(
               {\sum_{k=1}^6 \mathrm{ATA}(\varepsilon_k)}
 
     with Acc the accuracy under the attack of size :math:`\varepsilon_k`, and ATA that of the best network adversarially
-    trained against it, a ResNet-56 of Kang et al. The target of each image is a class drawn uniformly from the wrong
-    ones, for each size. As in :func:`robust_accuracy`, an image counts only if it is classified correctly without
-    the attack too, which Kang et al. do not require and which can only lower the result. So does the Frank-Wolfe method
-    of ``"jpeg_l1"``: in their program the range of a coefficient depends on its changes so far. The attacks fog, gabor
-    and snow have no calibration for CIFAR-10, and are omitted. The cost is ``6 * steps`` forward and backward passes an
-    image.
+    trained against it, a ResNet-56 of Kang et al. At each size, the target of each image is drawn uniformly from the
+    wrong classes. Two differences from their program can only lower the result: as in :func:`robust_accuracy`, an image
+    counts only if it is classified correctly without attack too; and in ``"jpeg_l1"`` the range of a coefficient does
+    not depend on its changes so far. The attacks fog, gabor and snow have no calibration for CIFAR-10, and are omitted.
+    The cost is ``6 * steps`` forward and backward passes per image.
 
     Args:
         model: as for :func:`robust_accuracy`, and restored as there.
