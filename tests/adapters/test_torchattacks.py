@@ -153,7 +153,7 @@ def test_an_objective_without_labels_is_refused(model, labels, trainer):
     model = model if trainer is ACLTrainer else export_branch(model, "adv")
     learner = trainer(model, attack=TorchattacksAttack(ATTACKS["PGD"](model)))
     expected = (
-        "TorchattacksAttack: expected an objective that knows a model and labels, as ClassificationObjective(model, y)"
+        "TorchattacksAttack: expected an objective with a model and labels, such as ClassificationObjective(model, y)"
     )
     with pytest.raises(TypeError, match=re.escape(expected)):
         learner(X, X if trainer is ACLTrainer else labels)

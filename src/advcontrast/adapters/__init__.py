@@ -1,1 +1,1 @@
-"""Adapters for other libraries, one module each, which needs its library only when it is imported."""
+"""Adapters for other libraries, one module each; a library is needed only when its module is imported."""

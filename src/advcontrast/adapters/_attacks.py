@@ -38,16 +38,16 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
 def model_and_labels(
     owner: str, objective: Objective, x: Tensor, generator: torch.Generator | None
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return the model of the objective, the images without traces, and the labels, after checks."""
+    """Return the model of the objective, the detached images, and the labels, after checks."""
     check_call(owner, objective, x, generator, (0.0, 1.0))
     model, y = getattr(objective, "model", None), getattr(objective, "y", None)
     if not isinstance(model, nn.Module) or not isinstance(y, Tensor):
-        rule = "an objective that knows a model and labels, as ClassificationObjective(model, y) does"
-        remedy = "Use it in robust_accuracy or AdversarialTrainer; without labels there are the attacks of advcontrast"
+        rule = "an objective with a model and labels, such as ClassificationObjective(model, y)"
+        remedy = "Use it in robust_accuracy or AdversarialTrainer; without labels use an attack of advcontrast"
         raise TypeError(complaint(owner, rule, type_name(objective), remedy))
     check_tensor(owner, "labels", y, (torch.int64,), remedy="Pass one class index per image")
     if y.shape != x.shape[:1]:
         raise ValueError(complaint(owner, f"{len(x)} labels, one per image", f"{list(y.shape)}", "Pass labels [N]"))
-    with attack_context(model), torch.no_grad():  # their errors would come from deep inside
+    with attack_context(model), torch.no_grad():  # otherwise errors are raised deep inside the other library
         checked_logits(owner, model, x[:1], y)
     return model, x.detach().as_subclass(Tensor), y.as_subclass(Tensor)

@@ -32,7 +32,7 @@ except ImportError as error:
 _BUILT_BY = "It was built by `HubEncoder("
 _TEXT = """# {title}
 
-An encoder, from images `[N, C, H, W]` in [0, 1] to {features} features. They are normalised inside.
+An encoder, from images `[N, C, H, W]` in [0, 1] to {features} features. The network normalises them itself.
 
 ```python
 from advcontrast.adapters.hub import HubEncoder
@@ -234,7 +234,7 @@ def _fill(owner: str, model: nn.Module, source: nn.Module, expected: str) -> Non
     # Constants and paddings are not part of a state.
     for theirs, ours in zip_longest(repr(source).splitlines(), repr(model).splitlines(), fillvalue="nothing"):
         if theirs != ours:
-            got, remedy = f"{theirs.strip()} instead of {ours.strip()}", "Pass what it was made with, and no head"
+            got, remedy = f"{theirs.strip()} instead of {ours.strip()}", "Pass its name and settings, without a head"
             raise ValueError(complaint(owner, expected, got, remedy))
     state = model.state_dict()
     for name, tensor in source.state_dict().items():
@@ -254,8 +254,8 @@ def _call(config: Mapping[str, Any]) -> str:
 
 
 def _results(card: ResultCard) -> str:
-    """Return the metrics of a card in percent, and below them the settings that they hold for."""
+    """Return the metrics of a card in percent, followed by the settings of the evaluation."""
     figures = "".join(f"- {metric}: {result.percent()} %\n" for metric, result in card.results.items())
     names = ("name", "data", "fingerprint", "images", "branch", "seeds", "attacks", "settings", "versions", "revision")
     details = json.dumps({name: getattr(card, name) for name in names}, indent=2)
-    return f"## Results\n\nTA is accuracy, RA that under attack.\n\n{figures}\n```json\n{details}\n```\n"
+    return f"## Results\n\nTA is clean accuracy, RA robust accuracy.\n\n{figures}\n```json\n{details}\n```\n"

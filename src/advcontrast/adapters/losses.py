@@ -19,10 +19,10 @@ from ..norm import DualNorm
 
 
 class PairsAsLabels(nn.Module):
-    """Loss of embeddings and labels, with the two views of each image as a separate class.
+    """Adapter for a loss of embeddings and labels: the two views of each image form a class of their own.
 
-    Works for the losses of pytorch-metric-learning that need no proxies of classes; their own ``SelfSupervisedLoss``
-    does the same for some of them.
+    Works for the losses of pytorch-metric-learning that need no proxies of classes. Its own ``SelfSupervisedLoss`` does
+    the same for some of them.
     """
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -37,12 +37,12 @@ class PairsAsLabels(nn.Module):
 
 
 class TrainOnlyMemoryBank(nn.Module):
-    """A loss that stores batches, such as one with a memory bank, with a separate memory for each branch.
+    """Adapter for a loss that stores batches, for example in a memory bank: each branch has its own memory.
 
-    With one memory for both, the adversarial stream of DS would enqueue images that the clean stream then takes as
-    negatives. ``ACLTrainer`` switches the branches; each has its own buffers, and they share the parameters. In eval
-    mode, as under attack, a copy of the loss is called, so that nothing is stored, not even in plain attributes.
-    ``model`` is no longer used.
+    With a common memory, the clean stream of DS would take images of the adversarial stream as negatives.
+    ``ACLTrainer`` switches the branches, which have their own buffers and share the parameters. In eval mode, as under
+    attack, a copy of the loss is called, so that nothing is stored, not even in plain attributes. ``model`` is no
+    longer used.
     """
 
     def __init__(self, loss: nn.Module, model: nn.Module | None = None) -> None:

@@ -29,14 +29,14 @@ def export_plain(
     """Return a copy of a classifier in eval mode, with one branch, from images in [0, 1] to logits.
 
     ``normalize=(mean, std)`` is for a model that does not normalise its input. The copy is checked on ``images``
-    ``[N, C, H, W]``: it must yield finite logits ``[N, classes]``, the same ones twice, and no probabilities.
+    ``[N, C, H, W]``: it must return finite logits ``[N, classes]``, the same in two calls, and no probabilities.
     """
     owner = "export_plain"
     plain: nn.Module = plain_copy(owner, model, branch)
     check_tensor(owner, "images", images, remedy="Convert 8-bit images with images.float() / 255")
     if images.dim() != 4 or not images.numel():
         raise ValueError(complaint(owner, "images [N, C, H, W] with N >= 1", f"{list(images.shape)}", "Pass some"))
-    check_within(owner, "images", images, (0.0, 1.0), remedy="Pass images of the test set as they are")
+    check_within(owner, "images", images, (0.0, 1.0), remedy="Pass images of the test set in [0, 1]")
     if normalize is not None:
         if any(isinstance(module, Normalize) for module in plain.modules()):
             raise ValueError(complaint(owner, "a model without Normalize", "one with it", "Leave out normalize"))
@@ -65,7 +65,7 @@ def robustbench_model_info(figures: ResultCard | Mapping[str, float], *, eps: fl
         got = ", ".join(map(str, found)) or "none" if isinstance(found, Mapping) else type_name(found)
         raise ValueError(complaint(owner, "figures with TA and AA", got, "Evaluate with autoattack first"))
     check_real(owner, "TA", found["TA"], low=0, high=1, remedy="Pass fractions, not percent")
-    check_real(owner, "AA", found["AA"], low=0, high=float(found["TA"]), remedy="No attack helps; see that both agree")
+    check_real(owner, "AA", found["AA"], low=0, high=float(found["TA"]), remedy="Attacks cannot raise the accuracy")
     check_real(owner, "eps", eps, low=0, above=True, remedy="Pass the radius in units of pixels, such as 8 / 255")
     if about.keys() != _KINDS.keys():
         raise TypeError(complaint(owner, ", ".join(_KINDS), ", ".join(about) or "none", "Pass these and no others"))

@@ -40,10 +40,10 @@ def save_timm(
 ) -> None:
     """Write a network of timm, or a branch of one, to a new folder that timm loads with bit-identical outputs.
 
-    For the transforms of timm the config gets the constants of a ``Normalize`` in front, mean 0 and deviation 1 without
-    one; ``size``, the side of the images, if given; and ``labels``, the names of the classes in their order, as
-    ``label_names``. The folder is created once timm has loaded it and the outputs agree; networks that timm cannot
-    build are an error.
+    For the transforms of timm, the config gets the constants of a ``Normalize`` in front, or mean 0 and deviation 1;
+    ``size``, the side of the images, if given; and ``labels``, the names of the classes in their order, as
+    ``label_names``. The folder is created once timm has loaded it and the outputs agree. Networks that timm cannot
+    build raise an error.
     """
     plain = plain_copy("save_timm", model, branch).cpu()
     first, network = plain if type(plain) is nn.Sequential and len(plain) == 2 else (None, plain)
@@ -58,13 +58,13 @@ def save_timm(
 def _checked(owner: str, network: Any) -> Any:
     if isinstance(network, nn.Module) and "architecture" in getattr(network, "pretrained_cfg", {}):
         return network
-    raise TypeError(complaint(owner, "a network of timm, bare or normalized", type_name(network), "Leave heads out"))
+    raise TypeError(complaint(owner, "a network of timm, bare or normalized", type_name(network), "Remove the head"))
 
 
 def _describe(network: Any, constants: Sequence[Any] | None, size: int | None, labels: Any) -> dict[str, Any]:
-    """Change the config of a pretrained network to that of one with other weights; return what to write beside it.
+    """Remove the facts about pretrained weights from a network's config; return further entries to write.
 
-    ``constants`` are the mean and the deviation that images are normalised by, if they are.
+    ``constants`` are the mean and the deviation that images are normalised by, if any.
     """
     config = network.pretrained_cfg
     if size is not None:

@@ -57,7 +57,7 @@ class CorruptionAccuracy:
 
     @property
     def mean_main(self) -> float:
-        """The mean over the usual 15 corruptions, as on most leaderboards; errors are those of :attr:`mean_all`."""
+        """The mean over the usual 15 corruptions, as on most leaderboards; errors are those of ``mean_all``."""
         return self._mean_over("mean_main", CIFAR10_C_MAIN)
 
     def __repr__(self) -> str:
