@@ -1,4 +1,4 @@
-"""Data sets as one tensor, how to split them, and folders that are larger than memory."""
+"""Data sets held in one tensor, their splits, and folders of images that are larger than memory."""
 
 from .cifar import cifar10, cifar100
 from .cifar_c import CIFAR10_C, CIFAR10_C_MAIN, cifar10_c

@@ -55,13 +55,13 @@ def cifar10_c(
     All files are checked before the first is read. The images of one severity, 31 MB, are in memory at a time. The
     files are those of ``CIFAR-10-C.tar`` at https://zenodo.org/records/2535967, 2,918,471,680 bytes with the MD5
     56bf5dcef84df0e2308c6dcbcbbd8499 and the SHA-256 c72763e101c723b7c507b96205f7e938912a5d587376173b825850cf3cb876a7.
-    The checksums are those that the package torch-uncertainty lists, and were not compared with a download. Reference:
+    The checksums were taken from the package torch-uncertainty and not compared with a download. Reference:
     Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
     2019.
 
     Args:
-        folder: folder with ``labels.npy`` and a file for each corruption, as the archive unpacks.
-        names: some of :data:`CIFAR10_C`. The files of others may be missing.
+        folder: folder of the unpacked archive, with ``labels.npy`` and a file for each corruption.
+        names: some of :data:`CIFAR10_C`. The files of the others may be missing.
         verify: whether every file must have its published MD5, which takes about a second for 300 MB. Without it, other
             files in the same layout can be read.
 
@@ -111,7 +111,7 @@ def _mapped(path: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray[Any, An
     expected, remedy = f"{kind} {list(shape)} in {path.name}", "Download CIFAR-10-C again"
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    # Of foreign bytes numpy may complain in any way.
+    # NumPy may raise any error for other files.
     except Exception as error:
         raise ValueError(complaint(_OWNER, expected, f"an error: {error}".rstrip("."), remedy)) from error
     if not np.issubdtype(array.dtype, getattr(np, kind)) or array.shape != shape:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._checks import complaint
 
-# Pillow selects a reader by the contents of a file. The one for PostScript would start another program.
+# Pillow selects a reader by the contents of a file. The reader for PostScript would start another program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _TIFF_BITS, _TIFF_KIND = 258, 339  # tags BitsPerSample and SampleFormat
 _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
@@ -41,7 +41,7 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
         ):
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError("not a regular file")
-            warnings.simplefilter("ignore")  # of metadata
+            warnings.simplefilter("ignore")  # about metadata
             # The header holds the size, so that nothing is allocated for an image that is too large.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=_FORMATS) as image:

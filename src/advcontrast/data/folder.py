@@ -18,7 +18,7 @@ from .images import ImageSet
 from .listing import check_settings, list_images
 
 _OWNER = "image_folder"
-_FORMAT = 4  # increase it when the same files give other pixels
+_FORMAT = 4  # increase it when decoding changes
 _MANY = 1000  # images for which the progress bar is shown by default
 _NAMED = 10  # files that a message lists
 _DIGITS = 64  # of a SHA-256 in hexadecimal, with which a file of the cache begins
@@ -39,11 +39,11 @@ def image_folder(
 ) -> ImageSet:
     """Load the images in and below the folders ``root/<class>`` as squares of one size, on the CPU.
 
-    An image is rotated by its EXIF orientation, converted to RGB, cropped to its central square and resized with
-    antialiased bicubic interpolation unless it has the size already. An alpha channel is dropped: transparent pixels
+    An image is rotated by its EXIF orientation, converted to RGB, cropped to its central square, and resized by
+    antialiased bicubic interpolation unless it already has the size. An alpha channel is dropped: transparent pixels
     have the colour that the file stores for them. Classes, labels and files have the order of torchvision's
-    ``ImageFolder``. Files with a suffix other than bmp, jfif, jpeg, jpg, pgm, png, ppm, tif, tiff and webp, in upper or
-    lower case, are left out, and so are hidden files and folders and those called ``__MACOSX``.
+    ``ImageFolder``. Only files with the suffixes bmp, jfif, jpeg, jpg, pgm, png, ppm, tif, tiff and webp are read, in
+    upper or lower case. Hidden files and folders, and those called ``__MACOSX``, are left out.
 
     Decoding is slow. The folder ``cache`` stores the pixels under a key of the names, sizes and modification times of
     all files. If it is damaged or cannot be written, the images are decoded with a warning. Processes may share it.
@@ -52,8 +52,8 @@ def image_folder(
         root: folder with a folder for each class.
         size: side of the images in pixels, at least 1.
         cache: folder for the decoded images, made if it does not exist; ``None`` decodes on every call.
-        unreadable: ``"raise"`` an error for a file that is broken, empty, missing, not an image or above 8 bits a
-            channel, a folder that cannot be listed, and a link that cannot be followed; or ``"skip"`` it and warn.
+        unreadable: ``"raise"`` an error for a file that is broken, empty, missing, not an image or above 8 bits per
+            channel, a folder that cannot be listed, or a link that cannot be followed; or ``"skip"`` it with a warning.
         tolerance: the largest share of the images that may be left out, in [0, 1]; beyond it an error is raised.
         outside_links: whether links may lead out of ``root``, which in an untrusted data set could be any file.
         progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only, for more
@@ -62,8 +62,8 @@ def image_folder(
     Raises:
         FileNotFoundError: the folder does not exist, or holds no class, or a class without images.
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
-        UnreadableImageError: an image is unreadable, or claims more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; where
-            they are skipped, there are too many, or all of a class.
+        UnreadableImageError: an image is unreadable, or claims more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; with
+            ``"skip"``, more images than ``tolerance`` allows are unreadable, or all of a class.
         ValueError: an argument out of range, a link out of the folder or in a circle, or only folders with the
             names of splits, such as ``train`` and ``test``.
         TypeError: an argument has the wrong type.
@@ -139,7 +139,7 @@ def _check_left_out(
 
 
 def _key(root: Path, names: list[str], size: int, unreadable: str) -> str:
-    """Return the name of the cached pixels of these files, which depends on their sizes and modification times."""
+    """Return the cache key of these files, which depends on their sizes and modification times."""
     from PIL import Image
 
     def stamp(path: Path) -> tuple[int, ...]:
@@ -192,7 +192,7 @@ def _decode_all(root: Path, names: list[str], size: int, unreadable: str, progre
             except UnreadableImageError as error:
                 if unreadable == "raise":
                     raise
-                # Errors of disk, permissions and memory may be gone next time, with the same sizes and times.
+                # Errors of disk, permissions and memory may not recur, although sizes and times are the same.
                 cause = error.__cause__
                 lasting = lasting and not isinstance(cause, MemoryError) and getattr(cause, "errno", None) is None
             else:

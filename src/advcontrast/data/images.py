@@ -52,7 +52,7 @@ class ImageSet:
         check_tensor(_OWNER, "x", self.x, (torch.uint8,), remedy="Pass images with values from 0 to 255")
         check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy="Pass one class index per image")
         if self.x.dim() != 4 or 0 in self.x.shape:
-            expected = "x of shape [N, C, H, W], none of them 0"
+            expected = "x of shape [N, C, H, W] without a zero"
             raise ValueError(complaint(_OWNER, expected, f"{list(self.x.shape)}", "Pass at least one image"))
         if self.y.shape != self.x.shape[:1]:
             expected, got = f"y of shape [{len(self.x)}]", f"{list(self.y.shape)}"
@@ -75,7 +75,7 @@ class ImageSet:
         """Return the same images on ``device``, sharing the tensors that are there already.
 
         Args:
-            device: a device, its name or its number; anything else is a ``TypeError``.
+            device: a device, its name or its number; anything else raises a ``TypeError``.
         """
         device = check_device(_OWNER, device)
         return ImageSet(self.x.to(device), self.y.to(device), self.classes)
@@ -100,7 +100,7 @@ class ImageSet:
         """Iterate over pairs of images, float32 ``[size, C, H, W]`` in [0, 1], and their labels ``[size]``, in order.
 
         Args:
-            size: of a batch, an int of at least 1; the last batch may be smaller.
+            size: images per batch, at least 1; the last batch may be smaller.
         """
         check_int(f"{_OWNER}.batches", "size", size, low=1, remedy="Pass the number of images of a batch")
         return ((x.float() / 255, y) for x, y in zip(torch.split(self.x, size), torch.split(self.y, size), strict=True))

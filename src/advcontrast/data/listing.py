@@ -23,20 +23,20 @@ def list_images(
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Return the paths of the images in each folder below ``root``, and of the folders that cannot be listed.
 
-    Paths are relative to ``root``, and the folder ``""`` is ``root`` itself. They are sorted as those of torchvision's
-    ``ImageFolder``: by the name of the top folder, then by the path of the folder, then by the name of the file. A
-    broken link whose name has no suffix counts as a folder that cannot be listed: it may be a class.
+    Paths are relative to ``root``, and the folder ``""`` is ``root`` itself. They are sorted like those of
+    torchvision's ``ImageFolder``: by the name of the top folder, then by the path of the folder, then by the name of
+    the file. A broken link whose name has no suffix counts as a folder that cannot be listed, since it may be a class.
 
     Raises:
         FileNotFoundError: the folder does not exist; the message ends with ``remedy``.
         OSError: a folder cannot be listed, and ``skip`` is False.
-        ValueError: a link leads out of ``root``, and ``outside_links`` is False; or to a folder that it is in, and
-            ``skip`` is False.
+        ValueError: a link leads out of ``root``, and ``outside_links`` is False; or a link leads to a folder that
+            contains it, and ``skip`` is False.
     """
     real = os.path.realpath(root)
     found: dict[str, list[str]] = {}
     unusable: list[str] = []
-    # Each folder with its real path and those of the folders that it is in.
+    # Each folder, with its real path and the real paths of the folders that contain it.
     waiting: list[tuple[str, tuple[str, ...]]] = [("", (real,))]
     while waiting:
         folder, places = waiting.pop()

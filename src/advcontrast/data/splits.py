@@ -10,10 +10,10 @@ _REMEDY = "Pass one number an image"
 
 
 def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
-    """Return the int64 indices of 90 % of n images for training, and of 10 % for validation, as the code of ACL does.
+    """Return the int64 indices of 90 % of n images for training, and of 10 % for validation, as in the code of ACL.
 
     The first n // 10 entries of ``numpy.random.RandomState(seed).permutation(n)`` are for validation, the others for
-    training. With n = 50,000 and the seed 10 these are the indices, in the order, that were used for the paper.
+    training. With n = 50,000 and seed 10 these are the indices of the paper, in the same order.
     Reference: Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
 
     Args:
@@ -42,7 +42,7 @@ def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
 
 
 def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
-    """Choose the images that keep their label at random, the same number of each class, and return sorted indices.
+    """Return the sorted indices of a random subset of images to keep labels for, with equally many of each class.
 
     Args:
         labels: classes of the images, int64 ``[N]`` on any device, with C different values, N at least 1.
@@ -78,15 +78,15 @@ def labelled_subset(labels: Tensor, fraction: float, *, seed: int) -> Tensor:
 
 
 def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw a random permutation of 0 to N - 1 in which any consecutive elements hold each group in proportion.
+    """Return a random permutation of 0 to N - 1 in which any consecutive elements hold each group in proportion.
 
-    The elements of a group have random order, and element r of n, counted from 0, is placed at (r + 1/2) / n of the
-    length. If a group is the share s of all elements, and there are G groups, any L consecutive elements have L s of
-    it, give or take 1 + (G - 2) s: of two groups, at most one too many or too few. Batches of B from the start on are
-    exact where B s is a whole number for every group: of 4,500 labelled and 40,500 others, every 250 have 25 labelled.
+    The elements of a group have random order; element r of n, counted from 0, is placed at (r + 1/2) / n of the length.
+    If s is the share of a group among all elements, and there are G groups, any L consecutive elements hold L s of it,
+    up to a difference of 1 + (G - 2) s: with two groups, at most one. Consecutive batches of B are exact if B s is a
+    whole number for every group: of 4,500 labelled and 40,500 others, every 250 have 25 labelled.
 
     Args:
-        groups: group of each element, int64 ``[N]`` on any device, which is that of the result; any numbers.
+        groups: group of each element, any int64 numbers ``[N]`` on any device; the result is on the same device.
         generator: source of randomness on the CPU; by default the global one.
 
     Raises:
@@ -106,7 +106,7 @@ def interleave(groups: Tensor, generator: torch.Generator | None = None) -> Tens
     rank = torch.empty_like(which)
     rank[by_group] = torch.arange(len(which)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     place = (rank.double() + 0.5) / sizes[which]
-    # Equal fractions are equal in floating point, too. A second order decides on those: the first, which the ranks
-    # follow, would leave one group ahead for long stretches.
+    # Equal fractions are equal in floating point too. A second random order breaks these ties: the first one, which
+    # the ranks follow, would favour one group for long stretches.
     among_equals = torch.randperm(len(groups), generator=generator)
     return shuffled[among_equals][place[among_equals].argsort(stable=True)].to(groups.device)

@@ -22,9 +22,9 @@ _OWNER = "ImageStream"
 class ImageStream(Dataset[Tensor]):
     """Images of a folder without labels, decoded one by one when they are indexed.
 
-    The folder may be flat or nested. The images in ``root`` itself come first. Those in folders below it follow, in the
-    order of :func:`image_folder` and bit-identical to its images. Only the paths are held in memory, some fifty bytes
-    an image. :func:`advcontrast.engine.fit` reads such a data set in worker processes, as a ``DataLoader`` does.
+    The folder may be flat or nested. The images in ``root`` itself come first, then those of the folders below it, in
+    the order of :func:`image_folder` and bit-identical to its images. Only the paths are held in memory, about fifty
+    bytes per image. :func:`advcontrast.engine.fit` reads such a data set in worker processes, as a ``DataLoader`` does.
 
     Args:
         root: the folder.
