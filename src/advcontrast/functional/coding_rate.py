@@ -8,13 +8,13 @@ from .nt_xent import unit_rows
 
 
 def coding_rate(z: Tensor, eps: float = 0.2) -> Tensor:
-    r"""Return the coding rate of embeddings, which is large if they extend equally in many directions.
+    r"""Return the coding rate of embeddings, which is large if they spread over many directions.
 
     With the N rows of ``z`` scaled to length one,
 
     .. math:: R = \frac12 \log \det \Big( I + \frac{D}{N \epsilon} \hat z^\top \hat z \Big)
 
-    a scalar in nats. If all rows are parallel, as those of a collapsed encoder, it is
+    a scalar in nats. If all rows are parallel, as for a collapsed encoder, it is
     :math:`\frac12 \log (1 + D / \epsilon)`. The computation is in float64 for float64 input and in float32 otherwise.
     References: Yu et al., NeurIPS 2020; Tong et al., 2023, whose :math:`\epsilon` is the square of a distortion.
 

@@ -7,7 +7,7 @@ from .._checks import check_logits, check_temperature
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Return the cross-entropy of each sample, ``[N]`` in nats, with the softened prediction of a teacher.
+    r"""Return the cross-entropy of each sample with the softened prediction of a teacher, ``[N]`` in nats.
 
     .. math::
 
@@ -15,10 +15,11 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
         p_i &= \mathrm{softmax}(t_i / T) \\
         q_i &= \mathrm{softmax}(z_i / T)
 
-    for logits :math:`z` and teacher's logits :math:`t`. The minimum is the entropy of the teacher's prediction, where
-    both agree. Value and gradients are finite at any scale of the logits. The gradient shrinks with the square of the
-    temperature: multiply by :math:`T^2` to keep the balance with other terms, as :func:`semi_supervised` does. It flows
-    to both arguments: detach the teacher. Reference: Hinton et al., 2015.
+    for logits :math:`z` and teacher's logits :math:`t`. The minimum, reached where both predictions agree, is the
+    entropy of the teacher's prediction. Value and gradients are finite at any scale of the logits. The gradient shrinks
+    with the square of the temperature: multiply by :math:`T^2` to keep the balance with other terms, as
+    :func:`semi_supervised` does. The gradient flows to both arguments: detach the teacher. Reference: Hinton et al.,
+    2015.
 
     Args:
         logits: logits of the student, ``[N, C]``.

@@ -40,9 +40,9 @@ def trades(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float
         L &= \frac{1}{N} \sum_i \big[ \mathrm{CE}(x_i, y_i) \\
           & \quad + \beta\, \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i)) \big]
 
-    The gradient flows through both sets of logits. ``adv_logits`` belong to images that maximise the divergence, found
-    by ``PGDAttack`` with :func:`kl_divergence` as objective, from a random start: at the clean image the gradient is 0.
-    Reference: Zhang et al., ICML 2019.
+    The gradient flows through both sets of logits. ``adv_logits`` are computed on images that maximise the divergence,
+    found by ``PGDAttack`` with :func:`kl_divergence` as objective, from a random start: at the clean image the gradient
+    is 0. Reference: Zhang et al., ICML 2019.
 
     Args:
         clean_logits: logits of the clean images, ``[N, C]``.

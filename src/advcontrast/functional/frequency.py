@@ -9,8 +9,8 @@ from .._checks import check_real, check_shape, check_tensor
 def high_frequency(x: Tensor, radius: float = 8) -> Tensor:
     r"""Return images without their low frequencies.
 
-    In the discrete Fourier transform of each channel, the coefficients of all frequencies (u, v), in periods a side,
-    with :math:`\sqrt{u^2 + v^2}` below the radius are set to zero, among them the mean. The result is not clamped: its
+    In the discrete Fourier transform of each channel, the coefficients of all frequencies (u, v), in periods per side,
+    with :math:`\sqrt{u^2 + v^2}` below the radius are set to zero, including the mean. The result is not clamped: its
     values may leave [0, 1]. It is differentiable. Reference: Fan et al., NeurIPS 2021; their radius is 8.
 
     Args:

@@ -1,6 +1,6 @@
 """Checks of image batches, and image operations with separate parameters for each sample of a batch.
 
-The operations take floating point images ``[N, C, H, W]`` in [0, 1]; every parameter is a tensor ``[N]``.
+The operations take floating-point images ``[N, C, H, W]`` in [0, 1]; every parameter is a tensor ``[N]``.
 """
 
 import math
@@ -42,7 +42,7 @@ def _resampling(start: Tensor, extent: Tensor, length: tuple[int, int], out: tup
     # Antialiasing: the kernel grows where the image shrinks.
     scale = ratio.clamp_min(1)
     centre = ratio * torch.arange(0.5, max(out), dtype=start.dtype, device=start.device) - 0.5
-    # Weights of the pixels that the kernel can reach, 0 for those outside of the crop. Pixels count from its start.
+    # Weights of the pixels that the kernel can reach, 0 for pixels outside the crop. Pixels count from its start.
     shrinking = max(pixels / size for pixels, size in zip(length, out, strict=True))
     reach = min(max(length), math.ceil(4 * max(1, shrinking)))
     first = (centre - 2 * scale).floor_().add_(1).clamp_(-start, max(length) - reach - start)
@@ -74,8 +74,7 @@ def luma(x: Tensor) -> Tensor:
 def adjust(x: Tensor, own: Tensor, mean: Tensor, gray: Tensor) -> Tensor:
     """Return a weighted sum of each image, the mean of its luma and its luma, clamped to [0, 1].
 
-    With a factor f the weights are f, 0 and 0 for the brightness, f, 1 - f and 0 for the contrast, and f, 0 and 1 - f
-    for the saturation.
+    A factor f of brightness has the weights f, 0, 0; of contrast f, 1 - f, 0; of saturation f, 0, 1 - f.
     """
     own, mean, gray = (weight.view(-1, 1, 1, 1) for weight in (own, mean, gray))
     brightness = luma(x)
@@ -84,14 +83,14 @@ def adjust(x: Tensor, own: Tensor, mean: Tensor, gray: Tensor) -> Tensor:
 
 
 def rotate_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue of RGB images by a fraction of a full turn in [-0.5, 0.5], with saturation and value kept."""
+    """Rotate the hue of RGB images by a fraction of a full turn in [-0.5, 0.5]; keep saturation and value."""
     red, green, blue = x.unbind(1)
     value, smallest = x.amax(1), x.amin(1)
     chroma = value - smallest
-    # The hue as an angle from green, in sixths of a turn, in [-3, 3].
+    # Hue as an angle from green, in sixths of a turn, in [-3, 3].
     angle = (red - smallest).add_(blue - smallest).add_(value - green).copysign_(blue - red)
     angle = angle / chroma.clamp_min(torch.finfo(x.dtype).tiny)
-    # The angles of red, green and blue from there after the rotation: at most one turn.
+    # Distances of red, green and blue from the rotated hue: at most one turn.
     to_primary = torch.arange(2, -4, -2, device=x.device, dtype=x.dtype)
     turn = (6 * shift[:, None] + to_primary + 3).remainder_(6).sub_(3)
     distance = (angle[:, None] + turn[:, :, None, None]).abs_()
@@ -119,7 +118,7 @@ def check_images(owner: str, x: Tensor, *, overshoot: float = 0.0) -> None:
 
 
 def as_floats(x: Tensor) -> Tensor:
-    """Return uint8 images divided by 255 as float32, and floating ones as they are."""
+    """Return uint8 images divided by 255 as float32, and floating-point images unchanged."""
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 

@@ -7,7 +7,7 @@ from .._checks import check_classes, check_logits, complaint, readable
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    r"""Return the difference of logits ratio of each sample, ``[N]``, the larger the more adversarial.
+    r"""Return the difference of logits ratio of each sample, ``[N]``, larger for more adversarial samples.
 
     With the logits in descending order, :math:`z_{\pi_1} \ge z_{\pi_2} \ge \dots`,
 
@@ -27,7 +27,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
         TypeError: an argument has the wrong type.
 
     Example:
-        The rival of class 0 is class 1, 2 below it; the third largest logit is 4 below.
+        The logit of class 0 is the largest. The second largest is 2 below it, the third largest 4.
 
         >>> dlr(torch.tensor([[5.0, 3.0, 1.0, 0.0]]), torch.tensor([0])).tolist()
         [-0.5]
@@ -51,10 +51,10 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     Args:
         logits: ``[N, C]`` as for :func:`dlr`, but with C at least 4.
         y: classes of the samples, as for :func:`dlr`.
-        target: target classes, int64 ``[N]`` in [0, C); on the CPU one that is the class itself is a ``ValueError``.
+        target: target classes, int64 ``[N]`` in [0, C); on the CPU a target equal to ``y`` raises a ``ValueError``.
 
     Example:
-        Class 2 is 4 below class 0, which is 4.5 above the mean of the third and fourth logit.
+        Logit 2 is 4 below logit 0, which is 4.5 above the mean of the third and fourth largest logits.
 
         >>> logits, y, target = torch.tensor([[5.0, 3.0, 1.0, 0.0]]), torch.tensor([0]), torch.tensor([2])
         >>> round(targeted_dlr(logits, y, target).item(), 4) == round(-4 / 4.5, 4)

@@ -21,18 +21,18 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
     .. math:: L = \frac{1}{2N} \sum_{i=1}^{2N} \Big[ \log \sum_{j \ne i} e^{s_{ij} / t} - s_{i\,p(i)} / t \Big]
 
     so every anchor is compared with its partner and 2N - 2 negatives, and the mean is over all 2N anchors. If all rows
-    are equal, as those of a collapsed encoder, the loss is :math:`\log(2N - 1)`. A row of zeros has similarity zero to
+    are equal, as for a collapsed encoder, the loss is :math:`\log(2N - 1)`. A row of zeros has similarity zero to
     all others and gradient zero. Computation and result are float64 for float64 input and float32 otherwise, also under
     autocast: half precision is too coarse at low temperature. Reference: Chen et al., ICML 2020, equation 1.
 
     Args:
         z1: embeddings of the first views, ``[N, D]``, floating point, N at least 2. They need not be normalised.
-        z2: embeddings of the second views, ``[N, D]``, row i the partner of row i of ``z1``.
+        z2: embeddings of the second views, ``[N, D]``; row i is the partner of row i of ``z1``.
         temperature: the temperature t, at least 1e-30. SimCLR and ACL use 0.5 for CIFAR-10.
         tile: number of anchors whose similarities are in memory at a time. ``None`` holds all ``[2N, 2N]``, twice in
-            the backward pass; a number gives the same loss and gradient with memory O(N * tile) and two thirds of the
-            products, but no second derivatives. On a CPU 256 or 512 is faster from a few hundred pairs on, and
-            necessary from a few thousand. On an accelerator, where each tile costs launches, take as many as fit.
+            the backward pass. A number gives the same loss and gradient with memory O(N * tile) and two thirds of the
+            products, but no second derivatives. On a CPU, 256 or 512 is faster from a few hundred pairs on, and
+            necessary from a few thousand. On an accelerator, where each tile costs launches, use the largest that fits.
 
     Raises:
         ValueError: shapes differ or are not ``[N, D]``, N < 2, D < 1, temperature < 1e-30, tile < 1, or, on the CPU,
@@ -54,8 +54,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
 def alignment(z1: Tensor, z2: Tensor) -> Tensor:
     r"""Return the mean squared distance of the pairs on the unit sphere, :math:`E \lVert \hat z_1 - \hat z_2 \rVert^2`.
 
-    The scalar is in [0, 4]: 0 where both views of every image coincide, about 2 for unrelated ones. Embeddings and
-    errors are as for :func:`nt_xent`, but one pair is enough. Reference: Wang and Isola, ICML 2020.
+    The scalar is in [0, 4]: 0 if both views of every image coincide, about 2 for unrelated views. Embeddings and errors
+    are as for :func:`nt_xent`, but one pair is enough. Reference: Wang and Isola, ICML 2020.
 
     Example:
         >>> alignment(torch.eye(4), 3 * torch.eye(4)).item()
@@ -128,8 +128,8 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor) -> tuple[Tensor, Tensor]:
-        # In a wider dtype squares neither overflow nor vanish; where there is none, rows are scaled first. An infinite
-        # length makes a row of zeros and its gradient zero.
+        # In a wider dtype squares neither overflow nor vanish; without a wider dtype, rows are scaled first. A row of
+        # zeros gets an infinite length, so that it and its gradient are zero.
         wide = torch.float32 if z.dtype == torch.float16 or z.device.type == "mps" else torch.float64
         scale = F.threshold(z.abs().amax(1, keepdim=True), 0, math.inf) if z.dtype == wide else None
         z = z if scale is None else z / scale
@@ -147,7 +147,7 @@ class _UnitRows(torch.autograd.Function):
         unit, length = ctx.saved_tensors
         slope: Tensor = torch.zeros_like(unit) if for_unit is None else for_unit
         slope = torch.addcmul(slope, unit, (slope * unit).sum(1, keepdim=True), value=-1) / length
-        # The length has a gradient in second derivatives only.
+        # The length receives a gradient in second derivatives only.
         return slope if for_length is None else torch.addcmul(slope, unit, for_length)
 
 
@@ -162,9 +162,9 @@ def contrast(
 ) -> Tensor:
     """Return the mean NT-Xent loss of the anchors among all candidates.
 
-    Anchors are unit rows ``[2n, D]``, the first views of n images and then the second ones. Candidates are unit rows
-    ``[2N, D]`` of N images in the same order, by default the anchors; ``first`` is the index of the first anchor's
-    image among them.
+    Anchors are unit rows ``[2n, D]``, the first views of n images followed by the second views. Candidates are unit
+    rows ``[2N, D]`` of N images in the same order, by default the anchors. ``first`` is the index of the first anchor's
+    image among the N images.
     """
     with torch.autocast(anchors.device.type, enabled=False):
         z1, z2 = anchors.chunk(2)
@@ -187,8 +187,8 @@ def _exponentials(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the exponentials of the similarities, zero for an anchor itself, and the shift of each row, if any."""
     logits = torch.mm(scaled, candidates.T, out=out)
-    # Without autograd, which would copy the matrix: the derivative of a zero exponential is zero, and the result does
-    # not depend on the shift.
+    # No autograd, which would copy the matrix, is needed: the derivative of a zero exponential is zero, and the result
+    # does not depend on the shift.
     with torch.no_grad():
         logits.diagonal().fill_(-math.inf) if itself is None else logits.scatter_(1, itself, -math.inf)
         peak = None
@@ -206,8 +206,8 @@ class _TiledLogSum(torch.autograd.Function):
     """The mean logarithm of the anchors' sums of exponentials, a tile of anchors at a time.
 
     The gradient of a tile is computed in the forward pass, from its exponentials; the backward pass scales it. Without
-    ``candidates`` two products are enough instead of three: the similarity of two anchors appears in both their sums,
-    and is used once, when the second sum is known.
+    ``candidates`` two matrix products are enough instead of three: the similarity of two anchors appears in both their
+    sums, and is used once, when the second sum is known.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Balls around an image, exact in floating point.
 
-The usual ``x + delta`` with ``|delta| <= eps`` leaves the ball, since the sum is rounded: about one in seven of the
-coordinates at the edge ends outside. Here every returned number satisfies the constraint in exact arithmetic.
+The usual ``x + delta`` with ``|delta| <= eps`` may leave the ball, since the sum is rounded: about one in seven of the
+coordinates at the edge ends up outside. Here every returned number satisfies the constraint in exact arithmetic.
 """
 
 import math
@@ -54,11 +54,11 @@ def sample_norm(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
 def rounded_radius(x: Tensor, eps: float) -> Tensor:
     """Return, for each sample, the radius of a ball whose points, rounded to the dtype of ``x``, stay within ``eps``.
 
-    For a float32 image of 3 x 32 x 32 values and an ``eps`` of 0.5 it is smaller by about 1e-5 of that.
+    For a float32 image of 3 x 32 x 32 values and an ``eps`` of 0.5 the radius is smaller by about 1e-5 of ``eps``.
     """
     size = math.prod(x.shape[1:])
     reach = per_sample(x.reshape(len(x), size).abs().amax(1), x) + eps
-    # Half of it is for rounding the result, the other half for the arithmetic of the projection.
+    # Half of the margin is for rounding the result, the other half for the arithmetic of the projection.
     rounding = torch.finfo(x.dtype).eps * (math.sqrt(size) + 4) * reach
     return (eps - rounding).clamp_min(0)
 
@@ -78,7 +78,7 @@ def _rounded_down(number: float, like: Tensor) -> float:
 
 
 def _edge(x: Tensor, way: float) -> Tensor:
-    """Return the outermost numbers of the dtype of ``x`` between it and the exact sum of ``x`` and ``way``."""
+    """Return the outermost numbers of the dtype of ``x`` between ``x`` and the exact sum of ``x`` and ``way``."""
     total = x + way
     # The part that rounding the sum has lost, exactly (Knuth's two-sum): (x - (total - back)) + (way - back).
     back = total - x

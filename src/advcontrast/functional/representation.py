@@ -9,8 +9,8 @@ from torch import Tensor
 from .._checks import check_finite, check_int, check_one_device, check_real, check_tensor, complaint
 from .nt_xent import unit_rows
 
-# Features of copies of an image in different batches differ by a few 1e-7 of their length in float32. Distances that
-# differ by less than this fraction of it count as equal.
+# Features of an image computed in different batches differ by a few 1e-7 of their length in float32. Distances that
+# differ by less than this fraction of the length count as equal.
 _TIE = 1e-5
 _ROWS = 512  # of the N x N distances, in memory at a time
 
@@ -25,7 +25,7 @@ def breakaway_risk(clean: Tensor, adv: Tensor) -> Tensor:
     the mean over all ordered pairs of different images, a float64 scalar in [0, 1]. Distances are Euclidean; scale
     features to length one to measure angles. :math:`c_j` counts as closer only if the difference exceeds 1e-5
     :math:`\lVert c_i \rVert`, so that copies of an image do not count. An encoder that maps all images to one point
-    therefore has the risk 0; :func:`effective_rank` detects it. Distances are computed in float64, a block of rows at a
+    therefore has risk 0; :func:`effective_rank` detects it. Distances are computed in float64, a block of rows at a
     time, with memory O(N). Reference: Petrov and Kwiatkowska, ICLR 2023.
 
     Args:
@@ -56,13 +56,13 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
         & \frac{1}{N} \sum_{i=1}^N \big[ r_i < \mathrm{top} \big] \\
         & r_i = \big| \{ j \ne i : \lVert a_i - c_j \rVert < \lVert a_i - c_i \rVert \} \big|
 
-    in the notation of :func:`breakaway_risk`, and with its rule for ties, which go to the image itself; a float64
-    scalar in [0, 1]. Unlike that risk the accuracy depends on N: compare encoders on the same images.
+    in the notation of :func:`breakaway_risk`, a float64 scalar in [0, 1]. Distances that are equal by its rule count in
+    favour of the image itself. Unlike the risk, the accuracy depends on N: compare encoders on the same images.
 
     Args:
         clean: features as for :func:`breakaway_risk`.
         adv: features as for :func:`breakaway_risk`.
-        top: number of nearest images among which the own one counts, from 1 to N - 1.
+        top: number of nearest images among which the image itself must be, from 1 to N - 1.
 
     Raises:
         ValueError: as for :func:`breakaway_risk`, or ``top`` out of range.
@@ -83,15 +83,15 @@ def nearest_neighbour_accuracy(clean: Tensor, adv: Tensor, *, top: int = 1) -> T
 
 
 def margin_ratio(clean: Tensor, other: Tensor, adv: Tensor, adv_other: Tensor) -> Tensor:
-    r"""Return, for N pairs of images, the relative distance left when an attack moves each towards the other.
+    r"""Return, for N pairs of images, the relative distance left when an attack moves each image towards the other.
 
-    For images x and x' with features c and c', and the features a of x when it is attacked to resemble x', and a' of x'
-    when it is attacked to resemble x,
+    Let c and c' be the features of images x and x', a those of x under an attack that makes it resemble x', and a'
+    those of x' under an attack that makes it resemble x. Then
 
     .. math:: m = \frac{\lVert c - a' \rVert - \lVert c - a \rVert}{\lVert c - c' \rVert}
 
-    It is 1 if the attacks achieve nothing, and negative if x' comes closer to x than x itself can move: the reachable
-    sets overlap, and no distance to c separates the images. Exchange the images,
+    The margin is 1 if the attacks have no effect, and negative if x' comes closer to x than x itself can move: the
+    reachable sets overlap, and no distance to c separates the images. Exchange the images,
     ``margin_ratio(other, clean, adv_other, adv)``, for the margin seen from x'. Where c and c' are equal up to 1e-5 of
     their length, the margin is 1 by definition. The result is a float64 tensor ``[N]``. Errors are those of
     :func:`breakaway_risk`, but one pair is enough.
@@ -145,8 +145,8 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
 
     .. math:: \log \frac{1}{N (N - 1)} \sum_{i \ne j} e^{-t \lVert \hat z_i - \hat z_j \rVert^2}
 
-    a differentiable float64 scalar in [-4 t, 0]; smaller is more uniform. It is 0 if all features are parallel; for
-    t = 2 and many features spread evenly over a sphere of many dimensions it is close to -4. A row of zeros stays one.
+    a differentiable float64 scalar in [-4 t, 0]; smaller is more uniform. It is 0 if all features are parallel, and for
+    t = 2 close to -4 if many features are spread evenly over a sphere of many dimensions. A row of zeros stays zero.
     Memory is O(N) without a gradient. Reference: Wang and Isola, ICML 2020.
 
     Args:
@@ -219,7 +219,7 @@ def _blocks(points: Tensor, others: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Yield the first row of each block, and the distances of its points to all others."""
     for start in range(0, len(points), _ROWS):
         # Scalar products are ten times as fast as differences. Their error is 1e-8 of the length of the features in
-        # float64; in float32 it would be 1e-4, more than many attacks move features of a robust encoder.
+        # float64; in float32 it would be 1e-4, more than many attacks change the features of a robust encoder.
         yield start, torch.cdist(points[start : start + _ROWS], others, compute_mode="use_mm_for_euclid_dist")
 
 

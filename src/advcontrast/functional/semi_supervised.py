@@ -30,10 +30,10 @@ def semi_supervised(
           & \quad + \sum_{i\ \mathrm{unlabelled}} T^2 H_i \\
           & \quad + \beta \sum_i \mathrm{KL}(p(x_i) \,\|\, p(x_i + \delta_i)) \Big]
 
-    where :math:`H_i` is the :func:`distillation` of the teacher's prediction for the clean image into that for the
-    adversarial one. This is the paper's form, with :math:`\alpha` on the labels; the authors' code has
+    where :math:`H_i` is the :func:`distillation` loss of the prediction for the adversarial image, with the teacher's
+    prediction for the clean image. This is the paper's form, with :math:`\alpha` on the labels; the authors' code has
     :math:`1 - \alpha` there, which is the same at their 0.5. The gradient does not flow to the teacher. Any number of
-    images of a batch may be labelled. No value is read from an accelerator. Reference: Jiang et al., NeurIPS 2020.
+    images of a batch may be labelled. Nothing synchronises with an accelerator. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
         clean_logits: logits of the clean images, ``[N, C]``.

@@ -29,11 +29,12 @@ class NTXentLoss(nn.Module):
 
     With ``gather=True`` the images of all processes are negatives. Each process computes the loss of its own anchors;
     the mean of these losses, and the gradients that DDP averages, equal those of one process with the whole batch.
-    Every process must pass the same number of pairs; they compare shapes and dtypes at the first call, and when these
-    change in all of them at once. Without a process group it has no effect.
+    Every process must pass the same number of pairs. The processes compare shapes and dtypes at the first call, and
+    when these change in all processes at once. Without a process group ``gather`` has no effect.
 
     Args:
-        temperature: divisor of the similarities; it and ``tile`` have the range and errors of the function.
+        temperature: divisor of the similarities; ranges and errors of ``temperature`` and ``tile`` are as for the
+            function.
         tile: number of anchors whose similarities are in memory at a time, ``None`` for all.
         gather: whether to take negatives from all processes.
 
@@ -54,10 +55,10 @@ class NTXentLoss(nn.Module):
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the mean loss over the 2N anchors of this process.
 
-        Arguments and errors are those of the function. With ``gather=True`` two pairs over all processes are enough;
-        every process raises if one does, and a ``ValueError`` if they pass different numbers of pairs. After the first
-        call that is so on the CPU. On an accelerator, where reading a value would stall each step, the process at fault
-        raises, and the loss of the others is NaN.
+        Arguments and errors are those of the function. With ``gather=True`` two pairs over all processes are enough.
+        If one process raises, all do; if they pass different numbers of pairs, all raise a ``ValueError``. On an
+        accelerator this holds for the first call only: later, where reading a value would stall each step, the process
+        at fault raises, and the loss of the others is NaN.
         """
         if not self.gather or distributed.world_size() == 1:
             return nt_xent(z1, z2, self.temperature, tile=self.tile)
@@ -68,7 +69,7 @@ class NTXentLoss(nn.Module):
         gathered = distributed.all_gather(rows.view(2, len(z1), -1))
         if readable(gathered) and (others := _marked(gathered)):
             self._agreed = None
-            raise _unequal(f"others than in the last call on rank {others[0]}")
+            raise _unequal(f"a change since the last call on rank {others[0]}")
         everyone = gathered.transpose(0, 1).flatten(0, 2)
         first = distributed.rank() * len(z1)
         return contrast(rows, everyone, first=first, temperature=self.temperature, tile=self.tile)
@@ -77,7 +78,7 @@ class NTXentLoss(nn.Module):
         """Compare the forms of all processes, and raise in all of them if the embeddings of one are unusable."""
         before, self._agreed = self._agreed, None
         if before is not None:
-            # Processes without a change gather as before: infinities, which unit rows never hold, announce this one.
+            # Processes without a change gather as before. Infinities, which unit rows never hold, report the change.
             dtype = torch.float64 if before.dtype == torch.float64 else torch.float32
             mark = torch.full((2, *before.shape), math.inf, dtype=dtype, device=before.device)
             if len(_marked(distributed.all_gather(mark))) < distributed.world_size():
@@ -88,7 +89,7 @@ class NTXentLoss(nn.Module):
             raise problem
         got = ", ".join(f"{each} on rank {rank}" for rank, each in enumerate(forms))
         if _UNUSABLE in forms:
-            remedy = "See the error of the rank without them"
+            remedy = "See the error of the rank with unusable embeddings"
             raise ValueError(complaint("NTXentLoss", "usable embeddings on every rank", got, remedy))
         if len(set(forms)) > 1:
             raise _unequal(got)
@@ -115,5 +116,5 @@ def _marked(gathered: Tensor) -> list[int]:
 
 
 def _unequal(got: str) -> ValueError:
-    remedy = "Use a sampler that gives every process as many images, and drop_last=True"
+    remedy = "Use a sampler that gives every process equally many images, and drop_last=True"
     return ValueError(complaint("NTXentLoss", "the same number of pairs on every rank", got, remedy))
