@@ -24,7 +24,7 @@ APGDNorm: TypeAlias = Literal["linf", "l2", "l1"]
 
 _OWNER = "APGDAttack"
 _MOMENTUM = 0.75
-_RISES = 0.75  # fraction of the steps between two checkpoints that must increase the objective
+_RISES = 0.75  # fraction of the steps between two checkpoints in which the objective must increase
 # A run in the L1 norm searches larger balls first: factors of the radius, and their shares of the steps.
 _L1_STAGES = ((3, 0.3), (2, 0.3), (1, 0.4))
 _LEAST_CLASSES: dict[APGDLoss, int] = {"ce": 2, "dlr": 3, "dlr-targeted": 4}
@@ -43,34 +43,34 @@ class APGDAttack:
         x_{k+1} &= \Pi(x_k + 0.75\,(z_{k+1} - x_k) \\
                 & \qquad + 0.25\,(x_k - x_{k-1}))
 
-    with :math:`d_k` and :math:`\Pi` as in ``PGDAttack``. At checkpoints, the first after 22% of the steps and later
-    ones closer together, it halves the step of each sample whose objective rose in fewer than 75% of the steps since
-    the last checkpoint, or whose best value has not risen since then with a step that was not halved there; such a
-    sample continues from its best point. The result is the best point of each sample over all restarts.
+    with :math:`d_k` and :math:`\Pi` as in ``PGDAttack``. Progress is checked after 22 % of the steps and then at
+    shrinking intervals. The step of a sample is halved if, since the last check, its objective rose in fewer than 75 %
+    of the steps, or its best value did not rise and the step was not halved at that check. Such a sample continues from
+    its best point. The result is the best point of each sample over all restarts.
 
-    Given a :class:`ClassificationObjective`, the attack is one on accuracy: it maximises the ``loss``, a sample is done
-    as soon as it is misclassified, and its first misclassified image is returned, which is the image itself where that
-    is misclassified without attack. A sample that is done leaves the batch, on the CPU at once, on an accelerator at
-    the next checkpoint, since the check synchronises with it. The result is the same, up to how the batch size
-    affects rounding in the model. Given any other function, such as the distance of features, it never drops a sample.
+    Given a :class:`ClassificationObjective`, the attack targets accuracy: it maximises the ``loss``, a sample is done
+    as soon as it is misclassified, and its first misclassified image is returned, which is the image itself if it is
+    misclassified without attack. A sample that is done leaves the batch: on the CPU at once, on an accelerator at the
+    next check of the progress, which synchronises with it. This does not affect the result, except for rounding in the
+    model. Given any other function, such as the distance of features, the attack never drops a sample.
 
-    Results of samples are independent, as long as the objective couples none: every run draws noise for the whole
-    batch. Exactness of the ball, state, autocast and dtypes are as for ``PGDAttack``. The defaults are those of
-    AutoAttack's ``apgd-ce``; ``loss="dlr-targeted"`` is its ``apgd-t``. In the L1 norm
-    a step changes the coordinates with the largest gradients, the fewer the sparser the best point is, without
-    momentum; a run starts in balls of three and two times the radius. References: Croce and Hein, ICML 2020, and for
-    L1, ICML 2021.
+    Results of samples are independent unless the objective couples them: every run draws noise for the whole batch.
+    Exactness of the ball, state, autocast and dtypes are as for ``PGDAttack``. The defaults are those of AutoAttack's
+    ``apgd-ce``; ``loss="dlr-targeted"`` is its ``apgd-t``. In the L1 norm a step has no momentum and changes the
+    coordinates with the largest gradients, fewer of them if the best point is sparser. A run first searches balls of
+    three and two times the radius. References: Croce and Hein, ICML 2020, and for L1, ICML 2021.
 
     Args:
         eps: radius of the ball, at least 0, in the units of the images: 8/255 for images in [0, 1].
-        steps: number of steps of a run, at least 0. A run has one forward pass more, and a classifier is evaluated on
-            the images themselves before all runs.
+        steps: number of steps of a run, at least 0. A run costs one additional forward pass, and a classifier is
+            evaluated once on the images themselves before all runs.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``; a radius of 12 is usual for the last one on CIFAR-10.
         loss: loss to maximise on a classifier: ``"ce"``, the cross-entropy; ``"dlr"``, the difference of logits ratio,
-            which needs three classes; ``"dlr-targeted"``, that of one wrong class after the other, which needs four.
+            which needs three classes; ``"dlr-targeted"``, its targeted form for one wrong class after another, which
+            needs four.
         restarts: number of runs, for each target, at least 1.
-        targets: for ``"dlr-targeted"``, how many of the wrong classes to try, at least 1, from the most likely one on
-            the image itself downwards; all of them where there are fewer.
+        targets: for ``"dlr-targeted"``, number of wrong classes to try, at least 1, those most likely for the image
+            itself first; all of them if there are fewer.
         bounds: smallest and largest pixel value; they may be infinite.
 
     Raises:
@@ -109,8 +109,8 @@ class APGDAttack:
             generator: source of the random starts, on the device of ``x``; by default the global one of that device.
 
         Raises:
-            ValueError: the loss needs a classifier, or one with more classes. On an accelerator the result of a sample
-                whose values are not finite is NaN instead.
+            ValueError: the loss needs a classifier or more classes; or, on the CPU, values are not finite (on an
+                accelerator the result of the sample is NaN instead).
             RuntimeError: a module of the classifier is in train mode.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)
@@ -199,7 +199,7 @@ def _ball(norm: APGDNorm, x: Tensor, eps: float, bounds: tuple[float, float]) ->
 
 
 def _checkpoints(steps: int) -> set[int]:
-    """Return the steps after which step sizes are adapted: percentages of all, rounded up."""
+    """Return the steps after which step sizes are adapted: fixed percentages of all steps, rounded up."""
     return {-(-percent * steps // 100) for percent in (22, 41, 57, 70, 80, 87, 93, 99)}
 
 
@@ -226,7 +226,7 @@ def _evaluate(objective: Objective, point: Tensor, *, last: bool = False) -> Ite
         with torch.no_grad():
             return Iterate(point, objective(point).to(widest(point)), point)
     gain, gradient = ascent(_OWNER, objective, point)
-    # A sample with a NaN gradient would stay where it is, and count as robust.
+    # A sample with a NaN gradient would not move, and would count as robust.
     lost = gradient.reshape(len(gradient), -1).isnan().any(1) & (gain < math.inf)
     return Iterate(point, gain.masked_fill(lost, math.nan).to(widest(point)), gradient)
 
@@ -257,7 +257,7 @@ class _Run:
         self.best = to.where(_is_better(to.gain, self.best.gain), self.best)
 
     def checkpoint(self) -> None:
-        """Halve the step of samples that made too little progress, and return them to their best iterate."""
+        """Halve the step of samples that made too little progress, and continue from their best iterate."""
         stuck = ~self.halved & (self.best.gain == self.last_best)
         self.halved = (self.rises < _RISES * self.steps) | stuck
         self.size = torch.where(per_sample(self.halved, self.size), self.size / 2, self.size)
@@ -284,7 +284,7 @@ class _SparseRun(_Run):
         return ball.step(self.here.point, self.here.gradient, self.size, self.share)
 
     def adapt(self, x: Tensor) -> None:
-        """Change fewer coordinates, from the best point, where it became sparser; else take shorter steps."""
+        """Change fewer coordinates, from the best point, if that has become sparser; otherwise take shorter steps."""
         changed = (self.best.point != x).reshape(len(x), -1).sum(1).to(self.share)
         sparser = changed < 0.95 * self.changed
         self.share = changed / x[0].numel() / 1.5

@@ -28,7 +28,7 @@ class LinfBall:
         return torch.add(at, move, alpha=2 * self.eps, out=move).clamp_(self.lower, self.upper)
 
     def lengths(self, size: float) -> Tensor:
-        """Return a step for each pixel that rounding makes no shorter than ``size``, so that steps reach the edge."""
+        """Return a step of each pixel that is at least ``size`` after rounding, so that steps reach the edge."""
         farthest = torch.maximum(-self.lower, self.upper)
         return farthest.add_(3 * size).mul_(torch.finfo(farthest.dtype).eps / 2).add_(size)
 
@@ -79,7 +79,7 @@ class L2Ball:
         return self._from_centre(torch.addcmul(point, gradient.to(point.dtype), pace.to(point.dtype)).sub_(self.centre))
 
     def project(self, point: Tensor) -> Tensor:
-        """Return the nearest point of the ball, clamped to the bounds, which can only move it towards the centre."""
+        """Return the nearest point of the ball, clamped to the bounds, which brings it closer to the centre."""
         return self._from_centre(point - self.centre)
 
     def _from_centre(self, delta: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class L2Ball:
         return torch.addcmul(self.centre, delta, share.to(delta.dtype), out=delta).clamp_(*self.bounds)
 
     def _length(self, move: Tensor) -> Tensor:
-        # Converting into the same memory each time is twice as fast as into new memory.
+        # Converting into the same memory each time is twice as fast as allocating new memory.
         return sample_norm(self._wide.copy_(move))
 
 
@@ -116,7 +116,7 @@ class L1Ball:
         return self.project(at + move.view_as(at).to(at.dtype))
 
     def step(self, point: Tensor, gradient: Tensor, size: Tensor, share: Tensor) -> Tensor:
-        """Step by ``size`` in all, spread evenly over the ``share`` of coordinates with the largest gradients."""
+        """Step by a total of ``size``, divided evenly among the ``share`` of coordinates with the largest gradients."""
         slopes = gradient.reshape(len(gradient), -1)
         count = (share * slopes.shape[1]).long().clamp(1, slopes.shape[1])
         least = slopes.abs().sort(1, descending=True).values.gather(1, count[:, None] - 1)

@@ -20,7 +20,7 @@ class ClassificationObjective:
     """The cross-entropy of each of a batch of labelled images, as an objective for attacks.
 
     Any attack can maximise it like a function. An attack on accuracy can also use the logits, choose another loss, and
-    skip images that are misclassified already.
+    skip images that are already misclassified.
 
     Args:
         model: maps images ``[N, ...]``, independently of each other, to logits ``[N, C]``. A module must be in eval

@@ -1,4 +1,4 @@
-"""Contexts in which networks are attacked: frozen, and with batch norms folded into the layers before them."""
+"""Contexts for attacks on networks: frozen weights, and batch norms folded into the layers before them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,9 +24,9 @@ def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
     """Put networks into eval mode and freeze their parameters for an attack, and restore them on exit.
 
     Eval mode keeps running statistics and turns dropout off; without ``requires_grad`` no weight gradients are
-    computed. Every module, parameter and buffer gets back its own mode, flag and value, also after an exception, and so
-    do buffers that change even in eval mode, such as those of quantisation observers. Plain attributes, such as a
-    counter that is a Python int, are not restored.
+    computed. Each mode, each ``requires_grad`` and each buffer is restored, also after an exception, including buffers
+    that change even in eval mode, such as those of quantisation observers. Plain attributes, such as a counter that is
+    a Python int, are not restored.
 
     Args:
         model: the network, an ``nn.Module``; anything else is a ``TypeError``.
@@ -52,7 +52,7 @@ def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
 
 
 class _Call(NamedTuple):
-    """A call of a layer in a forward pass: its output, and the node of the graph that made it."""
+    """A call of a layer in a forward pass: its output, and the node of the graph that created it."""
 
     layer: nn.Module
     output: Tensor
@@ -63,10 +63,10 @@ class _Call(NamedTuple):
 def folded(objective: Callable[[Tensor], Tensor], *modules: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield an objective that computes the same as ``objective``, faster from its second call on.
 
-    In eval mode a batch norm is a scale and a shift of each channel. Those of a frozen network that directly follow a
-    convolution or linear layer become part of its weights for the length of the context. The graph of the first call
-    shows which do: the output of the layer has no other use. Layers with hooks, parametrizations or weights other than
-    plain parameters, and networks that are compiled, stay as they are.
+    In eval mode a batch norm is a scale and a shift of each channel. In a frozen network, batch norms that directly
+    follow a convolution or linear layer become part of its weights for the length of the context. The graph of the
+    first call identifies them: the output of the layer has no other use. Layers with hooks, parametrizations or weights
+    other than plain parameters, and compiled networks, are not changed.
 
     Args:
         objective: a function of images, that runs ``modules`` in eval mode and with frozen weights.
@@ -101,7 +101,7 @@ def folded(objective: Callable[[Tensor], Tensor], *modules: nn.Module) -> Iterat
 def _trace(
     objective: Callable[[Tensor], Tensor], images: Tensor, parts: list[nn.Module]
 ) -> tuple[Tensor, list[tuple[_Call, _BatchNorm]]]:
-    """Return the value of the objective, and each layer with the batch norm that alone uses its output."""
+    """Return the value of the objective, and each layer whose output only a batch norm uses, with that norm."""
     calls: dict[int, _Call] = {}
     times: Counter[nn.Module] = Counter()
     pairs: list[tuple[_Call, _BatchNorm]] = []

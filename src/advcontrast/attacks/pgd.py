@@ -1,4 +1,4 @@
-"""Projected gradient ascent on any objective, and what other gradient attacks share with it."""
+"""Projected gradient ascent on any objective, and functions that other gradient attacks share with it."""
 
 import inspect
 import math
@@ -85,10 +85,10 @@ class PGDAttack:
         norm: ``"linf"`` or ``"l2"``.
         random_start: whether to start at a point drawn from the ball instead of at the image. An objective that
             compares the perturbed image with the image itself has no gradient at the image, and needs the random start.
-        bounds: smallest and largest pixel value. Infinite bounds serve inputs without limits, such as text embeddings.
-        restarts: ``None`` makes one run and returns its last iterate, as ACL does. A number makes as many runs, of one
-            more forward pass, and returns the strongest of all iterates: for each sample its own, or where the
-            objective is a scalar the batch with the largest value.
+        bounds: smallest and largest pixel value. Use infinite bounds for inputs without limits, such as embeddings.
+        restarts: ``None`` makes one run and returns its last iterate, as ACL does. A number makes as many runs, each
+            with one additional forward pass, and returns the strongest of all iterates: for each sample its own, or for
+            a scalar objective the batch with the largest value.
         minimize: whether to shrink the objective instead, for example the loss of a target class.
 
     Raises:
@@ -119,7 +119,7 @@ class PGDAttack:
         check_bool(_OWNER, "random_start", self.random_start, remedy="False starts at the image itself")
         check_bool(_OWNER, "minimize", self.minimize, remedy="True makes the attack targeted")
         if self.restarts is not None:
-            check_int(_OWNER, "restarts", self.restarts, low=1, remedy="None makes one run and keeps its end")
+            check_int(_OWNER, "restarts", self.restarts, low=1, remedy="None returns the last iterate of one run")
 
     def __call__(
         self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None, start: Tensor | None = None
@@ -131,15 +131,16 @@ class PGDAttack:
                 a mean over the batch. It is called ``steps`` or, with restarts, ``restarts * (steps + 1)`` times.
             x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is clamped).
             generator: source of the random start, on the device of ``x``; by default the global one of that device.
-            start: images like ``x`` to start from instead, projected onto the ball, for example of an earlier attack.
+            start: images to start from instead of ``x``, for example those of an earlier attack, projected onto the
+                ball; shape and dtype are those of ``x``.
 
         Returns:
             A detached tensor with the shape, dtype, device and memory format of ``x``.
 
         Raises:
             ValueError: ``x`` has no sample dimension, or ``start`` has another shape; the objective returns another
-                shape, or a value that does not depend on its argument. On the CPU, where reading values is cheap,
-                also: ``x`` is outside the bounds, or ``x``, ``start``, the objective or its gradient is not finite.
+                shape, or a value that does not depend on its argument. On the CPU, where reading values is cheap, also
+                if ``x`` is outside the bounds, or ``x``, ``start``, the objective or its gradient is not finite.
             TypeError: an argument has the wrong type, such as half precision or uint8 images.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)
@@ -178,7 +179,7 @@ class PGDAttack:
 
 
 def _stronger(best: tuple[Tensor, Tensor] | None, gain: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep, sample by sample or for the whole batch, the image with the larger gain."""
+    """Return the image with the larger gain, sample by sample or for the whole batch."""
     if best is None:
         return gain, image
     wins = gain > best[0]

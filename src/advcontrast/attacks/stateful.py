@@ -52,10 +52,10 @@ class WarmStart(_PerturbationState):
     """An attack that starts from the perturbations of the last batch, so that fewer steps are enough.
 
     Image i of a batch starts from the perturbation of image i of the batch before, projected onto its own ball: the
-    part that transfers between images is reused. The first batch, and any that is larger than the one before, starts as
-    the attack does alone. The perturbations are in the state dict, so that a resumed run continues with them. Under DDP
-    each process keeps its own; after a resume all start with those of the first. Reference: Wong et al., ICLR 2020,
-    "previous" initialisation.
+    part that transfers between images is reused. The first batch, and any batch larger than the one before, has the
+    usual start of the attack. The perturbations are in the state dict, so that a resumed run continues with them. Under
+    DDP each process keeps its own; after a resume, all start with those of the first process. Reference: Wong et al.,
+    ICLR 2020, "previous" initialisation.
 
     Args:
         attack: the :class:`~advcontrast.PGDAttack`, normally with one or two steps; another is a ``TypeError``.
@@ -98,7 +98,7 @@ class FreeAttack(_PerturbationState):
 
     with the direction d, the projection, the settings and the errors of :class:`~advcontrast.PGDAttack`. They are kept
     for the image at the same position of the next batch. The authors train on each batch several times in a row, so
-    that its perturbations can grow, as :class:`advcontrast.augment.Replay` does for contrastive learning.
+    that its perturbations can grow; :class:`advcontrast.augment.Replay` does this for contrastive learning.
 
     The step is taken by ``loss.backward()``, not by ``torch.autograd.grad`` for the weights alone. Gradients are those
     of the network in train mode. State dict and DDP are as for :class:`WarmStart`. Use it for training only: it is weak
@@ -166,11 +166,12 @@ class FreeAttack(_PerturbationState):
 class ProgressiveAttack(nn.Module):
     """Run each of several attacks for a number of calls, and the last one from then on.
 
-    One step is enough against a network early in training; more steps pay off later. Every call counts. The count is in
-    the state dict, so that a resumed run continues with the right attack.
+    One step is enough against a network early in training; more steps pay off later. Calls are counted in the state
+    dict, so that a resumed run continues with the right attack.
 
     Args:
-        stages: pairs (calls, attack): for how many calls to run an attack, at least 1, and ``None`` for the last one.
+        stages: pairs (calls, attack): the number of calls for which to run an attack, at least 1, or ``None`` for the
+            last one.
 
     Raises:
         ValueError: there are no stages, or a number of calls is missing or out of range.
