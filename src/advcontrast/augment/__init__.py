@@ -1,4 +1,4 @@
-"""Random views of images, a batch at a time, every image with its own randomness; and corruptions."""
+"""Random views of batches of images, with separate randomness for every image, and common corruptions."""
 
 from .corruptions import CORRUPTIONS, Corruption
 from .crop_flip import CropFlip

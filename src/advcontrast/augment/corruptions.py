@@ -23,7 +23,7 @@ def gaussian_noise(x: Tensor, deviation: float, generator: torch.Generator | Non
 
 
 def shot_noise(x: Tensor, photons: float, generator: torch.Generator | None) -> Tensor:
-    """Replace every value by a Poisson variable, scaled to have that mean; white is a mean of ``photons``."""
+    """Replace every value by a Poisson variable, scaled to the same mean; white corresponds to ``photons``."""
     rates = (photons * x).to("cpu" if generator is None else generator.device)
     return (to_device(torch.poisson(rates, generator), x.device) / photons).clamp(0, 1)
 
@@ -40,7 +40,7 @@ def speckle_noise(x: Tensor, deviation: float, generator: torch.Generator | None
 
 
 def fog(x: Tensor, strength: tuple[float, float], generator: torch.Generator | None) -> Tensor:
-    """Add a cloud, whose roughness is divided by a factor with each halving of the distance, and keep the maximum."""
+    """Add a fractal cloud, whose roughness is divided by a factor per halving of the distance; keep the maximum."""
     thickness, decay = strength
     side = 1 << (max(x.shape[2:]) - 1).bit_length()
     cloud = _landscape(x, side, decay, generator)[:, None, : x.shape[2], : x.shape[3]]
@@ -72,7 +72,7 @@ def zoom_blur(x: Tensor, zooms: int) -> Tensor:
     """Average the image itself and ``zooms`` views of it, enlarged by 0%, 1%, 2%, ... about the centre."""
     total = x
     for step in range(zooms):
-        # The published factors exactly: the last bit decides how 26 pixels times 1.25 are rounded.
+        # Exactly the published factors: the last bit decides how 26 pixels times 1.25 are rounded.
         total = total + _enlarged(x, 1 + step * (1.01 - 1))
     return (total / (zooms + 1)).clamp(0, 1)
 
@@ -84,13 +84,13 @@ def contrast(x: Tensor, factor: float) -> Tensor:
 
 
 def brightness(x: Tensor, shift: float) -> Tensor:
-    """Add to the value of the HSV model, with hue and saturation kept; black becomes gray."""
+    """Add to the value of the HSV model and keep hue and saturation; black becomes gray."""
     value = x.amax(1, keepdim=True)
     return (value + shift).clamp(max=1) * torch.where(value > 0, x / value, 1)
 
 
 def saturate(x: Tensor, strength: tuple[float, float]) -> Tensor:
-    """Scale and shift the saturation of the HSV model, with hue and value kept; gray pixels have the hue of red."""
+    """Scale and shift the saturation of the HSV model and keep hue and value; gray pixels have the hue of red."""
     scale, shift = strength
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
@@ -101,7 +101,7 @@ def saturate(x: Tensor, strength: tuple[float, float]) -> Tensor:
 
 
 def pixelate(x: Tensor, fraction: float) -> Tensor:
-    """Downsample by the mean of the pixels whose centres a small pixel covers, and upsample by the nearest one."""
+    """Downsample by the mean of the pixels whose centres a new pixel covers, and upsample by nearest neighbour."""
     for axis in (2, 3):
         size = x.shape[axis]
         small = max(1, int(size * fraction))
@@ -125,7 +125,7 @@ def jpeg_compression(x: Tensor, quality: int) -> Tensor:
     return to_device(decoded.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2), x.device).to(x.dtype) / 255
 
 
-# By name: a formula, and its strengths from severity 1 to 5 as published with CIFAR-10-C.
+# Formula and strengths from severity 1 to 5, as published with CIFAR-10-C, by name.
 _RANDOM: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...]]] = {
     "gaussian_noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
     "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
@@ -151,7 +151,7 @@ CORRUPTIONS: tuple[str, ...] = (*_RANDOM, *_FIXED)
 
 @dataclass(frozen=True)
 class Corruption:
-    r"""Corrupt images as a bad camera, the weather or a file format would, not as an attacker.
+    r"""Apply a common corruption, such as noise, blur, fog or compression, to images.
 
     The formulas for images x in [0, 1], and the strengths of the five severities, are those published with CIFAR-10-C,
     with standard normal noise n and results clamped to [0, 1]:
@@ -172,12 +172,12 @@ class Corruption:
     - ``"jpeg_compression"``: a JPEG file of quality 80, 65, 58, 50, 40
 
     The results differ from the files of CIFAR-10-C: the noise is drawn again, and they are not rounded to 8 bits. The
-    constants are made for images of 32 x 32 pixels; other sizes are possible. JPEG is Pillow's, and may differ in a bit
-    between versions. Reference: Hendrycks and Dietterich, ICLR 2019.
+    constants are made for images of 32 x 32 pixels; other sizes are possible. JPEG is Pillow's, whose versions may
+    differ by rounding. Reference: Hendrycks and Dietterich, ICLR 2019.
 
     Args:
         name: one of :data:`CORRUPTIONS`.
-        severity: from 1 to 5, the strongest. Of ``"saturate"`` 1 and 2 wash out, 3 to 5 exaggerate.
+        severity: from 1 to 5, the strongest. ``"saturate"`` reduces the saturation at 1 and 2, and raises it above.
 
     Raises:
         ValueError: an unknown name, or a severity out of range.
@@ -204,7 +204,7 @@ class Corruption:
 
         Args:
             x: images as for :meth:`SimCLRAugment.__call__`, with the same errors; for ``"saturate"`` of three channels.
-            generator: source of the randomness, if any, drawn on its device; by default the global one of the CPU.
+            generator: source of randomness, drawn on its device; by default the global generator of the CPU.
 
         Returns:
             Images ``[N, C, H, W]`` in [0, 1] on the device of ``x``; float32 for uint8.
@@ -282,7 +282,7 @@ def _enlarged(x: Tensor, factor: float) -> Tensor:
 
 
 def _boxes(size: int, out: int) -> Tensor:
-    """Return the matrix ``[size, out]`` of a resampling: the mean of the pixels with centres inside, or the nearest."""
+    """Return the resampling matrix ``[size, out]``: the mean of the pixels with centres inside, or the nearest."""
     source = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * out / size
     # Centres on an edge are inside, however they were rounded.
     inside = ((source - torch.arange(out) - 0.5).abs() <= max(0.5, out / size / 2) + 1e-9).double()

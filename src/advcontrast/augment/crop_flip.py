@@ -48,7 +48,7 @@ class CropFlip:
         columns = torch.arange(width, device=x.device)
         columns = left[:, None] + torch.where(uniform[:, 2:] < self.flip, width - 1 - columns, columns)
         padded = F.pad(x, [self.padding] * 4)
-        # Bytes are gathered before the conversion to floats: a quarter of the traffic.
+        # Gathering bytes, before the conversion to floats, moves a quarter of the data.
         pixel = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(n, 1, height * width)
         cut = padded.flatten(2).gather(2, pixel.expand(-1, channels, -1)).view(x.shape)
         channels_last = x.is_contiguous(memory_format=torch.channels_last)

@@ -24,11 +24,11 @@ class ContrastivePairAugment:
 
     Args:
         size: side of the views in pixels, or (height, width); only for the default recipe, like the next two.
-        strength: strength in [0, 1]: 1 is that of the ACL code, 0 leaves only the horizontal flip.
+        strength: strength in [0, 1]: 1 as in the ACL code, 0 for the horizontal flip only.
         min_area: smallest area of a crop at full strength, in (0, 1]: 0.1 in the code of ACL, 0.08 in SimCLR.
         transform: replaces the default recipe: any callable of an image batch ``[N, C, H, W]`` in [0, 1], such as a
-            kornia module. Torchvision's transforms draw once per call, so they are called image by image; inside your
-            own function they are not detected. The overshoot of bicubic interpolation is clamped.
+            kornia module. Transforms of torchvision draw once per call, so they are called image by image. They are not
+            detected inside a function of your own. The overshoot of bicubic interpolation is clamped.
 
     Raises:
         ValueError: a number is out of range, or ``strength`` or ``min_area`` with a transform.

@@ -1,4 +1,4 @@
-"""Replay of the same views."""
+"""Reuse of the same views in several steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ _OWNER = "Replay"
 
 
 class Replay(nn.Module):
-    """Return the views of one batch for several calls, and ignore the images of the calls between.
+    """Return the views of one batch for several calls, and ignore the images of the other calls.
 
     Training on each batch ``times`` times in a row lets the perturbations of :class:`advcontrast.attacks.FreeAttack`
     grow. Every ``times``-th batch of a loop is used, so ``times`` epochs use each image about once. The views are in
-    the state dict, so that a resumed run continues with them. In eval mode each call makes views of its own. Only for
-    learners without labels, which would not match. Reference: Shafahi et al., NeurIPS 2019.
+    the state dict, so that a resumed run continues with them. In eval mode each call creates new views. Use it without
+    labels only: they would not match. Reference: Shafahi et al., NeurIPS 2019.
 
     Args:
         augment: creates the views, for example ``ContrastivePairAugment(32)``.

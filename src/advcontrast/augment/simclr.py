@@ -23,10 +23,10 @@ class ViewParameters(NamedTuple):
     """Parameters of the views of a batch; every field has the length N.
 
     A crop begins at row ``top`` and column ``left``, has ``height`` rows and ``width`` columns, and is flipped
-    horizontally where ``flip`` is set. Where ``jitter`` is set, the four colour operations apply in the ``order`` ``[N,
-    4]`` of brightness 0, contrast 1, saturation 2 and hue 3. The factors ``brightness``, ``contrast`` and
-    ``saturation`` change nothing at 1, and ``hue``, the shift as a fraction of a full turn, at 0. ``gray`` converts to
-    gray.
+    horizontally if ``flip`` is set. If ``jitter`` is set, the four colour operations, brightness 0, contrast 1,
+    saturation 2 and hue 3, are applied in the ``order`` ``[N, 4]``. The factors ``brightness``, ``contrast`` and
+    ``saturation`` have no effect at 1, and ``hue``, the shift as a fraction of a full turn, none at 0. ``gray``
+    converts to gray.
     """
 
     top: Tensor
@@ -44,7 +44,7 @@ class ViewParameters(NamedTuple):
 
 
 class SimCLRAugment:
-    """One random view of every image of a batch.
+    """Create one random view of every image of a batch by SimCLR's augmentation.
 
     In this order: a crop of area fraction U(1 - (1 - a) s, 1) and log-uniform aspect ratio in [3/4, 4/3], resized with
     antialiased bicubic interpolation; a horizontal flip with probability 0.5; with probability 0.8 s brightness,
@@ -97,7 +97,7 @@ class SimCLRAugment:
         return self._apply(x, self.draw(len(x), x.shape[2], x.shape[3], generator=generator))
 
     def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
-        """Draw the parameters of views of ``n`` images, at least 0, of a height and width, and return them on the CPU.
+        """Return random parameters for views of ``n`` >= 0 images of ``height`` x ``width`` pixels, on the CPU.
 
         Raises:
             ValueError: a number is out of range.
@@ -134,10 +134,10 @@ class SimCLRAugment:
         )
 
     def apply(self, x: Tensor, parameters: ViewParameters) -> Tensor:
-        """Return the views with the result of :meth:`draw` for N images of this height and width.
+        """Return the views that ``parameters`` define, drawn by :meth:`draw` for N images of this height and width.
 
-        Images and errors are those of a call; other parameters are a ``ValueError``. The views are differentiable with
-        respect to float images.
+        Images and errors are those of a call; other parameters raise a ``ValueError``. The views are differentiable
+        with respect to float images.
         """
         image.check_images(_OWNER, x)
         remedy = "Draw them with draw(n, height, width) for these images"
@@ -163,8 +163,8 @@ class SimCLRAugment:
         )
         values = channels * max(height * width, math.prod(size))
         most = max(1, _CACHE // values if x.device.type == "cpu" else len(views))
-        # Views are sorted by the slot of the hue operation, on the host: operations run where they are needed, in few
-        # launches and without reading from the device.
+        # Views are sorted on the host by the slot of the hue operation, so that each operation runs only on the views
+        # that need it, in few launches and without reading from the device.
         turns, places = torch.where(p.jitter, (p.order == _HUE).int().argmax(1), _NEVER).sort(stable=True)
         factors = torch.stack([p.brightness, p.contrast, p.saturation, p.hue], 1).gather(1, p.order).to(views.dtype)
         of_mean, of_luma = ((1 - factors) * (p.order == operation) for operation in (_CONTRAST, _SATURATION))
@@ -183,7 +183,7 @@ class SimCLRAugment:
 
 
 def _recoloured(x: Tensor, turn: Tensor, weights: tuple[Tensor, ...], hue: Tensor) -> Tensor:
-    """Apply the four operations of each image in its order; the images are sorted by ``turn``, the slot of the hue."""
+    """Apply the operations of each image in its order; the images are sorted by ``turn``, the slot of the hue."""
     *ends, last = turn.bincount(minlength=5)[:_NEVER].cumsum(0).tolist()
     slots = [tuple(weight[:, slot] for weight in weights) for slot in range(4)]
     for slot, end in enumerate(ends):
