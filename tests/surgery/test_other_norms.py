@@ -131,7 +131,7 @@ def test_norms_that_are_dual_in_another_way_stay_with_a_warning(settings, wish):
     model = convert_to_dual_bn(network())
     message = (
         f"convert_to_dual_bn: expected batch norms to give the branches {wish}, got only dual ones with "
-        "('clean', 'adv') and 'both'. They stay as they are; export a branch and convert that."
+        "('clean', 'adv') and 'both'. They are not changed; export a branch and convert that."
     )
     with pytest.warns(UserWarning, match=re.escape(message)):
         convert_to_dual_bn(model, **settings)

@@ -63,7 +63,7 @@ def _leave(before: dict[DualNorm, str]) -> None:
         if place is None:  # never entered, or left already
             continue
         if place + 1 < len(contexts):
-            # A context that was entered later is still in use: on exit it restores what this one would have restored.
+            # A context that was entered later is still in use; on exit it restores the branch from before this one.
             contexts[place + 1][0][norm] = branch
         else:
             _switch(norm, branch, contexts[place][1])
@@ -73,7 +73,7 @@ def _leave(before: dict[DualNorm, str]) -> None:
 
 def _switch(norm: DualNorm, branch: str, moment: Moment | None = None) -> None:
     if torch.compiler.is_compiling():
-        norm._branch = branch  # not through the property: the compiler of PyTorch 2.10 ignores what its setter does
+        norm._branch = branch  # not through the property: the compiler of PyTorch 2.10 ignores its setter
         return
     norm.__dict__["_branch"] = branch  # nn.Module.__setattr__ is slow
     if moment is None:
@@ -83,8 +83,8 @@ def _switch(norm: DualNorm, branch: str, moment: Moment | None = None) -> None:
 def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
     """Return a context in which all dual norms of ``model`` use one branch.
 
-    On exit, also after an exception, every norm returns to its own branch. Contexts nest, and may overlap: the one that
-    was entered last and is still in use decides. The branch is a mode of the model like train and eval: threads that
+    On exit, also after an exception, every norm returns to its previous branch. Contexts nest, and may overlap: the
+    context in use that was entered last decides. The branch is a mode of the model, like train and eval: threads that
     share a model share its branch. Activation checkpointing recomputes on the branch of the forward pass.
 
     Args:
@@ -119,7 +119,7 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
 
     Raises:
         ValueError, TypeError: as for :func:`bn_branch`.
-        RuntimeError: called inside a backward pass, as by a checkpointed function, or under the stance
+        RuntimeError: it is called inside a backward pass, for example by a checkpointed function, or under the stance
             ``skip_guard_eval_unsafe=True`` of ``torch.compiler``.
 
     Example:
@@ -138,8 +138,8 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
 def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
     """Return the parameters that only ``branch`` of the dual norms of ``model`` uses; none if branches share them.
 
-    Add those of ``"adv"`` to an optimizer built before conversion: ``optimizer.add_param_group({"params":
-    branch_parameters(model, "adv")})``. Freeze those of a branch that is not trained.
+    Add those of ``"adv"`` to an optimizer built before the conversion: ``optimizer.add_param_group({"params":
+    branch_parameters(model, "adv")})``. Freeze those of branches that are not trained.
 
     Args:
         model: a network with dual norms.
@@ -167,7 +167,7 @@ def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
 
 
 class _Recorded(AbstractContextManager[None]):
-    """Context of a checkpointed forward pass; that of its recomputation, which each backward pass enters."""
+    """Context of a checkpointed forward pass and, in each backward pass, of its recomputation."""
 
     def __init__(self, model: nn.Module, branches: Mapping[DualNorm, str]) -> None:
         self._branches = branches
@@ -194,9 +194,9 @@ def checkpoint_context_fn(
     """Return a ``context_fn`` for ``torch.utils.checkpoint`` that records the branches and restores them.
 
     Checkpointing runs a part of the network a second time during the backward pass, when the ``with`` block of
-    :func:`bn_branch` is over. Dual norms find the branch of the forward pass by themselves, or raise. In modules that
-    were compiled on their own, and under compiled autograd, they raise: these need this function. It also keeps the
-    second run from moving the running statistics of single batch norms.
+    :func:`bn_branch` is over. Dual norms usually find the branch of the forward pass without this function, or raise an
+    error. In modules that were compiled separately, and under compiled autograd, they always raise: use this function
+    there. It also prevents the second run from updating the running statistics of single batch norms.
 
     Args:
         model: the network, or the part of it that is checkpointed, with all dual norms that run there. It may be

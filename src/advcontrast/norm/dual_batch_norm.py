@@ -52,7 +52,7 @@ class DualBatchNorm(DualNorm):
 
     @classmethod
     def from_batchnorm(cls, bn: nn.Module, *, branches: Sequence[str] = BRANCHES, split: Split = "both") -> Self:
-        """Wrap an existing batch norm: the module becomes the first branch, which is active, deep copies the others.
+        """Wrap an existing batch norm: it becomes the first branch, which is active; the others are deep copies.
 
         Args:
             bn: a batch norm of this class's dimension, or of any dimension, such as SyncBatchNorm.
@@ -61,7 +61,7 @@ class DualBatchNorm(DualNorm):
 
         Raises:
             ValueError: invalid ``branches`` or ``split``.
-            TypeError: ``bn`` is not a batch norm, or of another dimension.
+            TypeError: ``bn`` is not a batch norm, or has another dimension.
 
         Example:
             >>> bn = torch.nn.BatchNorm2d(8)
@@ -93,9 +93,9 @@ class DualBatchNorm2d(DualBatchNorm):
 
     Each branch is a complete ``nn.BatchNorm2d`` with its own affine parameters and running statistics. ``forward`` uses
     the one that :attr:`~advcontrast.norm.DualNorm.branch` names; :func:`advcontrast.bn_branch` sets it for a whole
-    model. Adversarial images have other statistics than clean ones, and one set for both fits neither (Xie et al.,
-    "Adversarial Examples Improve Image Recognition", CVPR 2020; Jiang et al., "Robust Pre-Training by Adversarial
-    Contrastive Learning", NeurIPS 2020).
+    model. The statistics of adversarial images differ from those of clean images, and shared statistics fit neither
+    (Xie et al., "Adversarial Examples Improve Image Recognition", CVPR 2020; Jiang et al., "Robust Pre-Training by
+    Adversarial Contrastive Learning", NeurIPS 2020).
 
     Args:
         num_features: channels C, at least 1.

@@ -18,22 +18,22 @@ _TORCH_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 class DualNorm(nn.Module):
-    """A norm for each branch, of which ``forward`` uses one.
+    """Container of one norm per branch, of which ``forward`` uses the active one.
 
     The branches are ordinary norms, registered as submodules under their names, so that tools that look for norms find
     them: :func:`advcontrast.surgery.convert_sync_batchnorm`, weight-decay filters, quantisation. Other attributes are
     read from and set on the active branch: ``dual.weight`` is its weight, and ``dual.momentum = 0.01`` changes its
     momentum only. ``dual.training`` is set on all branches.
 
-    Any norm is supported, with fused activations, dtype, device, frozen parameters, training flag and hooks. The module
-    itself becomes the first branch, so that optimizers keep its parameters; the other branches are deep copies.
+    Any norm is supported. Fused activations, dtype, device, frozen parameters, training flag and hooks are kept. The
+    module itself becomes the first branch, so that optimizers keep its parameters; the other branches are deep copies.
 
     Args:
         norm: ``nn.LayerNorm``, ``nn.GroupNorm``, a batch norm, or a norm of your own. Batch norms have subclasses,
             :class:`~advcontrast.DualBatchNorm2d` and those of other dimensions.
         branches: names of the branches, at least two; the first one is active at the beginning.
-        split: the part that each branch has separately: ``"both"`` affine parameters and running statistics;
-            ``"affine"`` the parameters, with statistics that all branches update and use; ``"stats"`` the statistics,
+        split: the part that each branch has separately: ``"both"``, affine parameters and running statistics;
+            ``"affine"``, the parameters, with statistics that all branches update and use; ``"stats"``, the statistics,
             with shared parameters. Only batch norms have statistics.
 
     Raises:
@@ -119,7 +119,7 @@ class DualNorm(nn.Module):
         return self._norm_of(self.branch)
 
     def _norm_of(self, branch: str) -> nn.Module:
-        """Return the norm of ``branch``; raise if PyTorch's converter has dropped what its subclass adds."""
+        """Return the norm of ``branch``; raise if PyTorch's converter has dropped its own forward method."""
         norm = self._modules[branch]
         if self._own_forward and type(norm) is nn.SyncBatchNorm:
             expected = f"the norm of {branch!r} to keep its own forward method"
@@ -138,9 +138,9 @@ class DualNorm(nn.Module):
             **kwargs: likewise.
 
         Raises:
-            RuntimeError: activation checkpointing runs this again, and the branch of the first run is not known, as
-                that of a module that was compiled on its own; or
-                ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` has dropped what this norm computes besides.
+            RuntimeError: activation checkpointing recomputes this, and the branch of the forward pass is unknown, as in
+                a module that was compiled separately; or ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` has dropped
+                the activation of this norm.
         """
         norm = self.active
         if not torch.compiler.is_compiling():
@@ -313,13 +313,13 @@ def dual_norms(owner: str, model: nn.Module) -> list[DualNorm]:
 
 
 def check_switch(owner: str) -> None:
-    """Raise if a branch is set where compiled code would ignore it, or in a recomputation, which it would outlast."""
+    """Raise if a branch is set where compiled code would ignore it, or in a recomputation, where it would persist."""
     if torch.compiler.is_compiling():
         return
     refuse_unchecked_switch(owner)
     if recomputation() is not None:
         got = "a recomputation of a checkpointed function that sets it"
-        remedy = "Switch with bn_branch(model, branch), which ends"
+        remedy = "Use the context bn_branch(model, branch) there"
         raise RuntimeError(complaint(owner, "branch to be set outside of a backward pass", got, remedy))
 
 

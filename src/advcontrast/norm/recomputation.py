@@ -21,10 +21,10 @@ Moment = tuple[int, int]
 
 
 def recomputation() -> Moment | None:
-    """Return the ids of the backward pass and of its node that the caller runs in; ``None`` outside of a backward pass.
+    """Return the ids of the backward pass and the node in which the caller runs; ``None`` outside a backward pass.
 
     A forward pass within a backward pass is a recomputation: ``torch.utils.checkpoint`` runs a segment of the network
-    again when a node needs its activations. Compiled autograd executes no nodes, for which the second id is -2.
+    again when a node needs its activations. Compiled autograd executes no nodes; the second id is then -2.
     """
     task = torch._C._current_graph_task_id()
     if task == -1:
@@ -38,7 +38,7 @@ def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run ``modules`` on copies of their buffers, so that a recomputed batch is not counted twice."""
     before = [(module, dict(module._buffers)) for module in modules]
     try:
-        with _disable_current_modes():  # selective checkpointing expects the operations of the forward pass, no others
+        with _disable_current_modes():  # selective checkpointing expects exactly the operations of the forward pass
             for module, buffers in before:
                 copies = {name: None if buffer is None else buffer.clone() for name, buffer in buffers.items()}
                 module._buffers.update(copies)
@@ -51,11 +51,11 @@ def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 class _Compiled(ModuleType):
     """Namespace of attributes that compiled code checks before each call.
 
-    PyTorch's compiler evaluates the attributes of a module in Python, also for the guards of compiled code. It would
-    trace the property of any other object.
+    PyTorch's compiler evaluates the attributes of a Python module, also for the guards of compiled code. It would trace
+    the properties of any other object.
     """
 
-    contexts: dict[int, Moment] = {}  # those of branches that were entered in a backward pass
+    contexts: dict[int, Moment] = {}  # contexts of branches that were entered in a backward pass
 
     @property
     def in_forward(self) -> bool:
@@ -92,9 +92,9 @@ def refuse_unchecked_switch(owner: str) -> None:
 
 
 class History:
-    """History of the branches that a dual norm used, in which a recomputation finds that of its forward pass.
+    """History of the branches of a dual norm, in which a recomputation finds the branch of its forward pass.
 
-    A thread numbers the autograd nodes that it creates: ``entries`` holds the number from which on a branch was in use.
+    A thread numbers the autograd nodes that it creates; ``entries`` holds the first number of each period of a branch.
     The node that triggers a recomputation belongs to the recomputed segment, so its number identifies the branch.
     Copies and pickles start with an empty history, as they have no graphs yet.
     """
@@ -102,10 +102,10 @@ class History:
     __slots__ = ("backwards", "contexts", "entries", "looked_up", "several_threads", "switched", "thread")
 
     def __init__(self) -> None:
-        self.thread: Thread | None = None  # the one whose numbers the entries hold
+        self.thread: Thread | None = None  # thread of the numbers in the entries
         self.several_threads = False
         self.entries: deque[tuple[int, str]] = deque(maxlen=256)
-        # Those that are entered, the innermost last; ``True`` for those that a recomputation enters again.
+        # Contexts in use, the innermost last; ``True`` for those that a recomputation enters again.
         self.contexts: list[tuple[dict[Any, str], Moment | None, bool]] = []
         self.backwards: dict[int, str] = {}  # the branch that each backward pass in progress recomputes
         self.looked_up: Moment | None = None
@@ -155,7 +155,7 @@ class History:
             raise unknown_branch(owner, "a compiled module")
         task, number = moment
         found = next((branch for first, branch in reversed(self.entries) if first <= number), None)
-        # A backward pass within another one may execute nodes that a recomputation created, on the branch of that.
+        # A backward pass within another one may execute nodes of a recomputation, created on the branch of the latter.
         others = {branch for other, branch in self.backwards.items() if other != task}
         switched = len(self.entries) > 1 or (self.entries and self.entries[0][0] >= 0)
         if found is None or (switched and self.several_threads) or not others <= {found} or self.switched == moment:

@@ -1,4 +1,4 @@
-"""Estimation of the running statistics of one branch."""
+"""Recompute the running statistics of one branch."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -18,13 +18,13 @@ _OWNER = "update_bn"
 
 
 def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None) -> None:
-    """Replace the running statistics of one branch by those of a pass over ``loader``.
+    """Recompute the running statistics of one branch in a pass over ``loader``.
 
     Use it for averaged or interpolated weights, and for other data than those trained on. All batches have the same
-    weight, as in ``torch.optim.swa_utils.update_bn``. That function resets all batch norms and updates those in use;
-    this one does not change other branches, or norms outside of dual ones. All other modules are in eval mode: no
-    dropout, no stochastic depth. For the adversarial branch pass adversarial images. Under DDP each process uses its
-    own batches.
+    weight, as in ``torch.optim.swa_utils.update_bn``, which resets all batch norms and updates those in use. This
+    function changes neither other branches nor norms that are not dual. All other modules are in eval mode: no dropout,
+    no stochastic depth. For the adversarial branch, pass adversarial images. Under DDP each process uses its own
+    batches.
 
     Args:
         model: a network whose ``branch`` has running statistics of its own; or, for ``branch=None``, one without dual
@@ -38,7 +38,7 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
             (``split="affine"``), there is no batch, or statistics are not finite.
         TypeError: ``model`` is not a module, or a batch has no tensor in front.
 
-    After any error, also one of the model's, the model is unchanged.
+    After any error, also one raised by the model, the model is unchanged.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(1)))

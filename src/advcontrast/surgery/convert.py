@@ -29,10 +29,10 @@ def convert_to_dual_bn(
 ) -> nn.Module:
     """Replace every batch norm of ``model`` by a dual one that starts as two copies of it, and return the network.
 
-    Outputs are bit-identical in both branches, in train and in eval mode. The ``clean`` branch has the original
-    parameters, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of ``"adv"`` to it. The
-    norm module itself becomes the dual norm, so that parents, lists and functions that hold it need no change. Dual
-    norms are not converted again.
+    Outputs are bit-identical to those of ``model`` in both branches, in train and in eval mode. The ``clean`` branch
+    has the original parameters, so an optimizer built earlier keeps training them; add :func:`branch_parameters` of
+    ``"adv"`` to it. The norm module itself becomes the dual norm, so that parents, lists and functions that hold it
+    need no change. Dual norms are not converted again.
 
     Convert before wrapping in DDP or ``torch.compile``; :func:`~advcontrast.surgery.convert_sync_batchnorm` may come
     before or after. State dicts of the plain network load with ``strict=True`` into both branches. Reference: Zhang et
@@ -44,9 +44,9 @@ def convert_to_dual_bn(
             ``(nn.LayerNorm, nn.GroupNorm)`` converts those.
         branches: names of the branches, at least two. The first one keeps the original parameters. Trainers of
             this library use ``"clean"`` and ``"adv"``; switch to others with :func:`bn_branch`.
-        split: the part that each branch has separately: ``"both"`` affine parameters and running statistics, as in the
-            paper; ``"affine"`` the parameters, with common statistics; ``"stats"`` the statistics. A norm without that
-            part is not converted.
+        split: the part that each branch has separately: ``"both"``, affine parameters and running statistics, as in the
+            paper; ``"affine"``, the parameters, with shared statistics; ``"stats"``, the statistics. A norm without
+            that part is not converted.
         filter_fn: ``filter_fn(module, fully_qualified_name)`` returns whether to convert a norm; by default all.
         inplace: whether to change ``model`` itself or a deep copy of it.
 
@@ -137,7 +137,7 @@ def _warn_of_nothing(
     if others:
         expected = f"{what} to give the branches {tuple(branches)} and split {split!r}"
         got = f"only dual ones with {others[0].branches} and {others[0].split!r}"
-        remedy = "They stay as they are; export a branch and convert that"
+        remedy = "They are not changed; export a branch and convert that"
     else:
         expected, got = f"a model with {what}", f"none in {type(model).__name__}"
         remedy = "It is returned unchanged; single-norm training works without conversion"

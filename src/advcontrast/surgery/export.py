@@ -13,8 +13,8 @@ from .modules import become, check_surgery
 def export_branch(model: nn.Module, branch: str) -> nn.Module:
     """Return a deep copy of ``model`` with the plain norms of one branch.
 
-    The copy has the architecture, the state-dict keys and the modes of the network before conversion, and bit-identical
-    outputs to that branch.
+    The copy has the architecture, the state-dict keys and the modes of the network before conversion. Its outputs are
+    bit-identical to those of the branch.
 
     Args:
         model: a network with dual norms.
@@ -22,7 +22,7 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
 
     Raises:
         ValueError: a dual norm has no such branch, or the model holds no dual norm.
-        TypeError: ``model`` is not a module, is wrapped or scripted.
+        TypeError: ``model`` is not a module, or is wrapped or scripted.
         RuntimeError: ``model`` cannot be copied, as it holds the old ``weight_norm``, pruned layers, results of a
             forward pass, or functions that hold its modules.
 

@@ -23,12 +23,12 @@ def interpolate_branches(
 
     .. math:: \theta = \sum_b w_b\,\theta_b
 
-    for scales, shifts and running statistics; branches share the convolutions and linear layers. Tensors of integers,
-    such as counts of batches, come from the branch with the largest weight. If one weight is 1, the copy is that of
-    :func:`export_branch`, bit-identical.
+    for scales, shifts and running statistics; branches share the convolutions and linear layers. Integer tensors, such
+    as counts of batches, come from the branch with the largest weight. If one weight is 1, the copy is bit-identical to
+    that of :func:`export_branch`.
 
-    Interpolated statistics are not those of any data. With a ``loader`` they are estimated by
-    :func:`advcontrast.update_bn` instead, from the kind of images that the copy is used for: clean, attacked, or both.
+    Interpolated statistics are not those of any data. With a ``loader``, :func:`advcontrast.update_bn` recomputes them;
+    pass the kind of images that the copy is used for: clean, attacked, or both.
 
     Args:
         model: a network with dual norms.
@@ -38,7 +38,7 @@ def interpolate_branches(
     Raises:
         ValueError: a weight out of range, weights that do not add up to 1, a branch that a dual norm does not have,
             no dual norm in the model, a loader without batches or one for a model without running statistics.
-        TypeError: ``weights`` is not a mapping to numbers, or ``model`` is not a module, is wrapped or scripted.
+        TypeError: ``weights`` is not a mapping to numbers, or ``model`` is not a module, or is wrapped or scripted.
         RuntimeError: ``model`` cannot be copied, as in :func:`export_branch`.
 
     Example:
@@ -63,7 +63,7 @@ def interpolate_branches(
     with torch.no_grad():
         for other in others:
             total += weights[other]
-            # By the tensor: norms may share one, which moves once.
+            # Keyed by the tensor: norms may share one, which is interpolated once.
             pairs = {here: there for norm in norms for here, there in _tensors(norm, first, other)}
             for here, there in pairs.items():
                 here.lerp_(there, weights[other] / total)
@@ -84,7 +84,7 @@ def _tensors(norm: DualNorm, first: str, other: str) -> Iterator[tuple[Tensor, T
 def blend(
     model: nn.Module, alpha: float, loader: Iterable[Any] | None = None, *, branches: Sequence[str] = BRANCHES
 ) -> nn.Module:
-    """Call :func:`interpolate_branches` as in earlier versions: with the place between two branches, in [0, 1]."""
+    """Deprecated form of :func:`interpolate_branches`, with one weight ``alpha`` in [0, 1] for two branches."""
     _deprecated.warn("blend", 'interpolate_branches(model, {"clean": 1 - alpha, "adv": alpha})', stacklevel=2)
     first, second = branches
     return interpolate_branches(model, {first: 1 - alpha, second: alpha}, loader=loader)

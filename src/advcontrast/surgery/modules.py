@@ -56,7 +56,7 @@ def slots(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def become(module: nn.Module, other: nn.Module, kept: Mapping[int, Any]) -> None:
-    """Give ``module`` the class and state of ``other``, so that existing references to it refer to the latter.
+    """Give ``module`` the class and state of ``other``, so that references to ``module`` need no change.
 
     References of ``other`` to itself, such as a bound method set as ``forward``, become references to ``module``.
     ``kept`` holds the objects that must not be copied, by their ids.

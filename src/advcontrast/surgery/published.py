@@ -61,18 +61,18 @@ def load_published(
 
     Names are translated. Heads, and copies of the network for training, are left out unless ``model`` has a part of
     that name. Everything else must match: names and shapes, the number of branches, the normalisation, and the padding
-    of the first convolution, which no name shows. The networks, for images in [0, 1], and the branches of their norms:
+    of the first convolution. The layouts, with their networks for images in [0, 1] and the branches of their norms:
 
-    - ``"acl"``, ``"dynacl"``: ``convert_to_dual_bn(resnet18(0))``; ``normal`` is clean, ``pgd`` is adv. Of a DynACL
-      checkpoint of the whole training the momentum encoder is loaded, which its authors evaluate. A checkpoint of
+    - ``"acl"``, ``"dynacl"``: ``convert_to_dual_bn(resnet18(0))``; ``normal`` is clean, ``pgd`` is adv. From a DynACL
+      checkpoint of the whole training, the momentum encoder is loaded, as its authors evaluate it. A checkpoint of
       DynACL++, with single norms, loads into ``resnet18(0)``. ACL's head loads into a module ``fc`` of the model.
     - ``"advcl"``: ``convert_to_dual_bn(resnet18(0, normalize=None), branches=("clean", "adv", "adv_ce"))``; ``normal``,
       ``pgd``, and ``pgd_ce`` of the attack on pseudo-labels. Its authors evaluate ``adv``.
     - ``"deacl"``: ``resnet18(0, normalize=((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)))``, then
       ``model.conv1.padding = (2, 2)``. It has single norms and may be converted afterwards.
 
-    Here ``resnet18`` is that of :mod:`advcontrast.models`; any network with the names of torchvision's works. The
-    layouts are those that the authors' code writes. References: Luo et al., ICLR 2023 (DynACL); Fan et al., "When Does
+    Here ``resnet18`` is that of :mod:`advcontrast.models`; any network with torchvision's names works. The layouts are
+    those of the authors' code. References: Luo et al., ICLR 2023 (DynACL); Fan et al., "When Does
     Contrastive Learning Preserve Adversarial Robustness from Pretraining to Finetuning?", NeurIPS 2021 (AdvCL); Zhang
     et al., "Decoupled Adversarial Contrastive Learning for Self-supervised Adversarial Robustness", ECCV 2022 (DeACL).
 
@@ -115,7 +115,7 @@ def load_published(
 def load_acl_checkpoint(
     model: nn.Module, state_dict: Mapping[str, Tensor], *, ignore: str | tuple[str, ...] = ()
 ) -> None:
-    """Call :func:`load_published` with ``layout="acl"``, as in earlier versions."""
+    """Deprecated form of :func:`load_published` with ``layout="acl"``."""
     _deprecated.warn("load_acl_checkpoint", 'load_published(model, state_dict, layout="acl")', stacklevel=2)
     load_published(model, state_dict, layout="acl", ignore=ignore)
 
@@ -123,7 +123,7 @@ def load_acl_checkpoint(
 def _check(state_dict: object, ignore: object, key: str) -> tuple[str, ...]:
     tensors = isinstance(state_dict, Mapping) and all(isinstance(value, Tensor) for value in state_dict.values())
     if not isinstance(state_dict, Mapping) or not tensors or not all(isinstance(name, str) for name in state_dict):
-        # A file of another layout may hold it under the key of that one.
+        # A file of another layout may hold the state dict under the key of that layout.
         keys = [facts.key for facts in _LAYOUTS.values() if isinstance(state_dict, Mapping) and facts.key in state_dict]
         remedy = f'Pass what torch.load(path, weights_only=True) holds under "{keys[0] if keys else key}"'
         raise TypeError(complaint(_OWNER, "a state dict of tensors", type_name(state_dict), remedy))
@@ -163,7 +163,7 @@ def _check_branches(model: nn.Module, state_dict: Mapping[str, Tensor], remedy: 
 
 
 def _check_stem(model: nn.Module, padding: int) -> None:
-    """Require the stem of the authors' network for small images, which names and shapes do not show."""
+    """Require the authors' stem for small images, which names and shapes do not determine."""
     first, pool = getattr(model, "conv1", None), getattr(model, "maxpool", None)
     if not isinstance(first, nn.Conv2d) or first.kernel_size != (3, 3):
         return

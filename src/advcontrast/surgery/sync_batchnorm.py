@@ -1,4 +1,4 @@
-"""Batch norms with the statistics of the batch of all processes."""
+"""Batch norms with the statistics of the whole batch, over all processes."""
 
 import inspect
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
 
     ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` drops what a subclass adds, such as the activation of timm's
     ``BatchNormAct2d``. This function keeps the modules, with their hooks, and changes their class: a plain batch norm
-    becomes a ``torch.nn.SyncBatchNorm``, and a subclass keeps its ``forward``, in which
+    becomes a ``torch.nn.SyncBatchNorm``; a subclass keeps its ``forward``, in which the call of
     ``torch.nn.functional.batch_norm`` is synchronised.
 
     Call it before or after :func:`~advcontrast.convert_to_dual_bn`, and before wrapping in DDP or ``torch.compile``. In
@@ -36,9 +36,9 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
         process_group: the processes that share statistics; by default all.
 
     Raises:
-        TypeError: ``model`` is not a module, is wrapped, scripted, or lazy and not yet initialised.
+        TypeError: ``model`` is not a module, or is wrapped, scripted, or lazy and not yet initialised.
         ValueError: a batch norm has a ``forward`` on the instance.
-        RuntimeError: later, in a forward pass in train mode with several processes, where a subclass does not call
+        RuntimeError: raised in a later forward pass in train mode with several processes, if a subclass does not call
             ``torch.nn.functional.batch_norm`` exactly once.
 
     Example:
@@ -64,7 +64,7 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
 
 
 class SynchronisedNorm(nn.Module):
-    """Base of batch norms that keep their own ``forward`` and use the statistics of the batch of all processes."""
+    """Base of batch norms that keep their own ``forward`` and use the statistics of the whole batch."""
 
     process_group: dist.ProcessGroup | None
 
@@ -101,7 +101,7 @@ def _new(kind: Any) -> nn.Module:
 
 
 class _Synchronise(TorchFunctionMode):
-    """Context in which ``torch.nn.functional.batch_norm`` uses the batch of all processes."""
+    """Context in which ``torch.nn.functional.batch_norm`` uses the whole batch of all processes."""
 
     def __init__(self, group: Any, world: int) -> None:
         super().__init__()
