@@ -21,12 +21,12 @@ _OWN: dict[str, Callable[..., ResNet | WideResNet]] = {
     "wide_resnet34_10": wide_resnet34_10,
 }
 _LIBRARIES = ("torchvision", "timm")
-# Otherwise both return a tuple in train mode, and warn about the initialisation of their weights.
+# With the default settings both return a tuple in train mode, and warn about the initialisation of their weights.
 _TORCHVISION_SETTINGS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
 
 
 def backbone(name: str, *, width: int | None = None, small_images: bool = True) -> tuple[nn.Module, int]:
-    """Return an untrained encoder, from images ``[N, 3, H, W]`` to features ``[N, F]``, and F.
+    """Return an untrained encoder, from images ``[N, 3, H, W]`` to features ``[N, F]``, and the number F.
 
     A name is looked up in this package (``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"wide_resnet34_10"``), then
     in torchvision, then in timm; ``"torchvision/resnet18"`` and ``"timm/resnet18"`` choose the library. Networks of
@@ -40,8 +40,8 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
 
     Raises:
         ValueError: the name is unknown, the network has no classifier to remove or no flat features, ``width`` is < 1
-            or for the network of another library, or ``small_images`` is off for one of this package.
-        TypeError: an argument of the wrong kind.
+            or is given for a network of another library, or ``small_images`` is False for one of this package.
+        TypeError: an argument has the wrong type.
         ImportError: the library in the name is not installed.
 
     Example:
@@ -68,7 +68,7 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
 
 
 def _find(name: str) -> tuple[str, str]:
-    """Return the library that has a network, and its name there."""
+    """Return the library of a network, and the name of the network in it."""
     prefix, _, rest = name.partition("/")
     explicit, hint = prefix in _LIBRARIES, ""
     libraries, known, wanted = ([prefix], [], rest) if explicit else (list(_LIBRARIES), list(_OWN), name)

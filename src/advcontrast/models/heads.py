@@ -9,8 +9,8 @@ def acl_head(num_features: int, *, hidden: int | None = None, out: int = 512) ->
     """Return the projection head of the ACL authors' code: three linear layers, each followed by a batch norm.
 
     Linear, norm, ReLU, linear, norm, ReLU, linear, norm; only the first linear layer has a bias, and every norm is
-    affine. The published checkpoints have this head; the paper describes that of SimCLR, :func:`simclr_head`. Convert
-    its norms to dual ones together with those of the encoder. Reference: Jiang et al., NeurIPS 2020.
+    affine. The published checkpoints have this head; the paper describes SimCLR's, :func:`simclr_head`. Convert its
+    norms to dual norms together with those of the encoder. Reference: Jiang et al., NeurIPS 2020.
 
     Args:
         num_features: width of the features ``[N, num_features]``, at least 1; in training N is at least 2.
@@ -18,8 +18,8 @@ def acl_head(num_features: int, *, hidden: int | None = None, out: int = 512) ->
         out: width of the embeddings ``[N, out]``.
 
     Raises:
-        ValueError: a width below 1.
-        TypeError: a width that is not an int.
+        ValueError: a width is less than 1.
+        TypeError: a width is not an int.
 
     Example:
         >>> acl_head(16)(torch.rand(4, 16)).shape
@@ -55,6 +55,6 @@ def simclr_head(num_features: int, *, hidden: int | None = None, out: int = 128)
 def _check_widths(owner: str, num_features: int, hidden: int | None, out: int) -> int:
     hidden = num_features if hidden is None else hidden
     check_int(owner, "num_features", num_features, low=1, remedy="Pass num_features of the encoder")
-    check_int(owner, "hidden", hidden, low=1, remedy="None takes that of the features")
+    check_int(owner, "hidden", hidden, low=1, remedy="None is the width of the features")
     check_int(owner, "out", out, low=1, remedy="Pass the width of the embeddings")
     return hidden

@@ -22,12 +22,12 @@ class Normalize(nn.Module):
     units of pixels. The constants move with the network but are not in its state dict.
 
     Args:
-        mean: one number per channel, in units of the images; by default that of ImageNet.
-        std: one positive number per channel; by default that of ImageNet.
+        mean: one number per channel, in units of the images; by default the mean of ImageNet.
+        std: one positive number per channel; by default the standard deviation of ImageNet.
 
     Raises:
         ValueError: the lengths differ or are 0, a number is not finite, or a standard deviation is not positive.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
 
     Example:
         >>> Normalize(mean=(0.5,), std=(0.25,))(torch.ones(1, 1, 1, 1)).item()

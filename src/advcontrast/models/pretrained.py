@@ -18,8 +18,8 @@ SHA256 = {
 def pretrained(name: str, *, branch: str | None = None) -> ResNet:
     """Return a trained encoder, from images ``[N, 3, H, W]`` in [0, 1] to features ``[N, F]``, in eval mode.
 
-    It has plain batch norms and normalises its images itself. The weights are those of the package, in half precision
-    on disk and float32 in memory. A model card beside them, ``advcontrast/models/weights/NAME.md``, has the data,
+    The encoder has plain batch norms and normalises its images itself. The weights come with the package, in half
+    precision on disk and float32 in memory. Their model card, ``advcontrast/models/weights/NAME.md``, lists the data,
     the method, the settings and the accuracy of a linear classifier.
 
     =============================  =======================================================================  ========
@@ -31,15 +31,15 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
 
     Args:
         name: one of the table.
-        branch: whose batch norms to return, for an encoder with dual norms: ``"clean"`` or ``"adv"``; ``None`` for the
-            one that the model card evaluates, ``"adv"`` for DS. DeACL has single norms.
+        branch: branch to return, for an encoder trained with dual norms: ``"clean"`` or ``"adv"``; ``None`` for the
+            branch that the model card evaluates, ``"adv"`` for DS. DeACL has single norms.
 
     Raises:
         ValueError: the name is unknown, or the encoder has no such branch.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument has the wrong type.
         ImportError: safetensors is not installed.
-        RuntimeError: the weights have another SHA-256 than those that were published, or were trained behind another
-            stem or normalisation than that of the network built here.
+        RuntimeError: the SHA-256 of the weights is not the published one, or they were trained with another stem or
+            normalisation than the network built here has.
 
     Example:
         >>> encoder = pretrained("resnet18w16-cifar10-ds")
@@ -68,7 +68,7 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
     branches = about["branches"].split()
     if branch is not None and branch not in branches:
         expected = f"branch to be one of {branches}" if branches else f"no branch for {name}, which has single norms"
-        raise ValueError(complaint("pretrained", expected, repr(branch), "None is the branch of the model card"))
+        raise ValueError(complaint("pretrained", expected, repr(branch), "None selects the branch of the model card"))
     for other in branches:
         own = other == (branch or branches[0])
         named = {key: key.replace(f".{other}.", ".") for key in weights if f".{other}." in key}
@@ -85,7 +85,7 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
 
 
 def front_of(encoder: ResNet) -> dict[str, str]:
-    """Return the stem and the normalisation of an encoder, which a state dict does not show."""
+    """Return the stem and the normalisation of an encoder, which its state dict does not determine."""
     conv = encoder.conv1
     stem = f"kernel {conv.kernel_size}, stride {conv.stride}, padding {conv.padding}"
     return {"stem": stem, "normalisation": str(encoder.normalize.extra_repr())}

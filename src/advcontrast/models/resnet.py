@@ -116,8 +116,8 @@ class ResNet(nn.Module):
     """A ResNet whose stem keeps the resolution: a 3x3 convolution of stride 1 and no max-pooling.
 
     It takes images in [0, 1] and normalises them itself. Convolutions of k x k pixels with c output channels are drawn
-    from a normal distribution of variance :math:`2 / (k^2 c)`. Names in its state dict are those of torchvision, and so
-    are the shapes at width 64, but for ``conv1.weight``. Reference: He et al., CVPR 2016.
+    from a normal distribution of variance :math:`2 / (k^2 c)`. The names in the state dict are those of torchvision; at
+    width 64 the shapes are too, except that of ``conv1.weight``. Reference: He et al., CVPR 2016.
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
@@ -126,14 +126,14 @@ class ResNet(nn.Module):
         width: channels of the first stage; each later one has twice as many as the one before.
         in_channels: channels of the images.
         normalize: (mean, std) of :class:`Normalize`, by default those of ImageNet as in the ACL code; ``None`` leaves
-            it out. Images with another number of channels than 3 need their own.
+            it out. Images with another number of channels than 3 need other values.
 
     Attributes:
         num_features: number of features before the classifier.
 
     Raises:
-        ValueError: a number out of its range, or ``normalize`` does not fit ``in_channels``.
-        TypeError: an argument of the wrong kind.
+        ValueError: a number is out of range, or ``normalize`` does not fit ``in_channels``.
+        TypeError: an argument has the wrong type.
     """
 
     def __init__(

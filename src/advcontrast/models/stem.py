@@ -1,4 +1,4 @@
-"""A stem for small images in place of that of a ResNet for ImageNet."""
+"""Replace the stem of a ResNet for ImageNet by one for small images."""
 
 from typing import Any
 

@@ -13,9 +13,9 @@ _DEPTH = 5
 
 
 class PreActivationBlock(nn.Module):
-    """Two 3x3 convolutions, each after its norm and rectifier, with a shortcut.
+    """Two 3x3 convolutions, each preceded by a norm and a ReLU, with a shortcut.
 
-    Where the shape changes, the shortcut is a 1x1 convolution of the rectified input, otherwise the input itself.
+    If the shape changes, the shortcut is a 1x1 convolution of the rectified input, otherwise the input itself.
 
     Args:
         channels: channels of the input.

@@ -1,4 +1,4 @@
-"""Moving average of the weights, which often classifies better than the weights themselves."""
+"""Exponential moving average of the weights, which is often more accurate than the weights themselves."""
 
 import copy
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ _OWNER = "EMA"
 class EMA:
     r"""Exponential moving average of the parameters of a model.
 
-    The average starts as a copy of the model, and each :meth:`update`, unlike the first of
-    :class:`torch.optim.swa_utils.AveragedModel`, makes it :math:`m\, \bar\theta + (1 - m)\, \theta` with the decay
-    :math:`m`. Buffers, such as the statistics of batch norms, are copied: they are averages already. Evaluate
-    ``ema.model``; it is in eval mode, requires no gradients and shares no memory with the original.
+    The average starts as a copy of the model. Each :meth:`update` replaces it by :math:`m\, \bar\theta + (1 - m)\,
+    \theta` with the decay :math:`m`, also the first one, unlike in :class:`torch.optim.swa_utils.AveragedModel`.
+    Buffers, such as the statistics of batch norms, are copied: they are averages already. Evaluate ``ema.model``; it is
+    in eval mode, requires no gradients and shares no memory with the original.
 
     Args:
         model: the network to follow, on its final device.
@@ -70,7 +70,7 @@ class EMA:
             if expected != got:
                 remedy = "Pass the model itself, unwrapped, and create the EMA on its final device"
                 raise ValueError(complaint(_OWNER, f"{name} to be {expected}", got, remedy))
-        # Not AveragedModel: its update copies a counter to the device, which synchronises with it.
+        # Not AveragedModel: its update copies a counter to the device, and so synchronises with it.
         average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         averaged = [n for n, p in self.model.named_parameters() if p.is_floating_point() or p.is_complex()]
         if averaged:
@@ -84,11 +84,11 @@ class EMA:
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` of an average of the same network returned.
+        """Load the weights and the number of updates that :meth:`state_dict` returned for the same network.
 
         Raises:
-            ValueError: it has other entries.
-            TypeError: it is not a dict, or its entries have the wrong type.
+            ValueError: ``state_dict`` has other entries.
+            TypeError: ``state_dict`` is not a dict, or its entries have the wrong type.
             RuntimeError: its weights do not fit the network.
         """
         remedy = "Pass what state_dict() returned"

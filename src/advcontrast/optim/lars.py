@@ -14,7 +14,7 @@ _PARAMS = "Pass model.parameters(), or dicts with params and settings of their o
 
 
 class LARS(Optimizer):
-    r"""SGD with momentum whose step for each tensor is in proportion to the norm of that tensor.
+    r"""SGD with momentum, in which the step of each tensor is proportional to the norm of that tensor.
 
     For a parameter :math:`w` with gradient :math:`g`
 
@@ -27,9 +27,9 @@ class LARS(Optimizer):
     with ``momentum`` :math:`\mu`, ``weight_decay`` :math:`\lambda`, and :math:`r = 1` where :math:`\|w\|` or
     :math:`\|g\|` is 0, so a bias that starts at zero takes its first step at the full ``lr``. The learning rate is
     inside the momentum: a change of ``lr`` acts on later gradients only, unlike in :class:`torch.optim.SGD`. With these
-    defaults and a peak of 5.0 this is the optimizer of the ACL code, which adapts every tensor; SimCLR leaves norms and
-    biases out, as ``exclude_1d=True`` does. No value is read from an accelerator. Reference: You et al., "Large Batch
-    Training of Convolutional Networks", 2017.
+    defaults and a peak of 5.0 this is the optimizer of the ACL code, which adapts every tensor. SimCLR excludes norms
+    and biases, as does ``exclude_1d=True``. Nothing synchronises with an accelerator. Reference: You et al., "Large
+    Batch Training of Convolutional Networks", 2017.
 
     Args:
         params: parameters, or dicts of parameters with settings of their own, as for every optimizer of PyTorch.
@@ -37,7 +37,7 @@ class LARS(Optimizer):
         momentum: the momentum :math:`\mu`, in [0, 1].
         weight_decay: at least 0.
         trust: the trust coefficient, positive.
-        exclude_1d: whether tensors of one dimension or none have :math:`r = 1` and no weight decay.
+        exclude_1d: whether tensors of at most one dimension have :math:`r = 1` and no weight decay.
 
     Raises:
         ValueError: a number is out of range, or no parameters.
@@ -100,7 +100,7 @@ class LARS(Optimizer):
             closure: a function that recomputes the loss and its gradients.
 
         Raises:
-            RuntimeError: a gradient is sparse; nothing was changed then.
+            RuntimeError: a gradient is sparse. No parameter is changed.
             TypeError: the closure is not a function.
         """
         loss = None
@@ -149,8 +149,8 @@ def _updates(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
 def _scale(tensors: list[Tensor], factors: Tensor) -> None:
     """Multiply each tensor by its factor, in place in the list.
 
-    With factors on the device a foreach function launches a kernel for each tensor. Vectors, of norms and biases, are
-    most of the tensors, and are scaled together.
+    With factors on the device, a foreach function launches a kernel for each tensor. Vectors, which are most of the
+    tensors (norms and biases), are scaled together.
     """
     vectors: list[tuple[int, Tensor]] = []
     for i, (tensor, factor) in enumerate(zip(tensors, factors.unbind(), strict=True)):

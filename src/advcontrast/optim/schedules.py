@@ -1,6 +1,6 @@
 """Learning-rate schedules: the factor of the peak rate as a function of the step alone.
 
-A schedule has no state to save. Steps count from 0, and may be updates or epochs. Every schedule serves as
+A schedule has no state to save. Steps count from 0, and may be updates or epochs. Every schedule can be used as
 ``lr_lambda`` of :class:`torch.optim.lr_scheduler.LambdaLR`.
 """
 
@@ -13,12 +13,12 @@ from .._checks import check_int, check_real, check_type, complaint
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    r"""Linear rise to the peak, then half a cosine down to the floor.
+    r"""Linear warm-up to the peak, then half a cosine down to the floor.
 
     Step :math:`s` below ``warmup`` has the factor :math:`(s + 1) / \mathrm{warmup}`: the first step has a positive
-    rate, and the last one of the warm-up the peak. From there the cosine falls, and reaches the floor at the last step;
-    without a warm-up the first step has the peak. Later steps stay at the floor. Reference: Loshchilov and Hutter,
-    "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
+    rate, and the last step of the warm-up the peak. From there the cosine falls to the floor, which it reaches at the
+    last step; without a warm-up the first step has the peak. Later steps stay at the floor. Reference: Loshchilov and
+    Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
 
     Args:
         steps: length of the training, at least 1.
@@ -62,10 +62,10 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class MultiStep:
-    """Drop by the same factor at every milestone.
+    """Reduction by the same factor at every milestone.
 
     Args:
-        milestones: steps with a lower factor than the step before, at least 1, in ascending order.
+        milestones: first step of each lower factor, at least 1, in ascending order.
         gamma: factor of a drop, in (0, 1].
 
     Raises:
