@@ -131,8 +131,7 @@ class PGDAttack:
                 a mean over the batch. It is called ``steps`` or, with restarts, ``restarts * (steps + 1)`` times.
             x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is clamped).
             generator: source of the random start, on the device of ``x``; by default the global one of that device.
-            start: images to start from instead of ``x``, for example those of an earlier attack, projected onto the
-                ball; shape and dtype are those of ``x``.
+            start: images like ``x`` to start from, projected onto the ball, for example the result of another attack.
 
         Returns:
             A detached tensor with the shape, dtype, device and memory format of ``x``.

@@ -170,8 +170,7 @@ class ProgressiveAttack(nn.Module):
     dict, so that a resumed run continues with the right attack.
 
     Args:
-        stages: pairs (calls, attack): the number of calls for which to run an attack, at least 1, or ``None`` for the
-            last one.
+        stages: pairs (calls, attack): number of calls, at least 1, for which to run an attack; ``None`` for the last.
 
     Raises:
         ValueError: there are no stages, or a number of calls is missing or out of range.

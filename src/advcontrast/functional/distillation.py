@@ -17,9 +17,8 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.
 
     for logits :math:`z` and teacher's logits :math:`t`. The minimum, reached where both predictions agree, is the
     entropy of the teacher's prediction. Value and gradients are finite at any scale of the logits. The gradient shrinks
-    with the square of the temperature: multiply by :math:`T^2` to keep the balance with other terms, as
-    :func:`semi_supervised` does. The gradient flows to both arguments: detach the teacher. Reference: Hinton et al.,
-    2015.
+    with the square of the temperature: multiply by :math:`T^2` to keep the balance with other terms, as in
+    :func:`semi_supervised`. The gradient flows to both arguments: detach the teacher. Reference: Hinton et al., 2015.
 
     Args:
         logits: logits of the student, ``[N, C]``.
