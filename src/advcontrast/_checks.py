@@ -154,7 +154,7 @@ def check_module(owner: str, model: Any) -> None:
 def check_copyable(owner: str, model: nn.Module) -> None:
     """Require a model that ``copy.deepcopy`` can copy, without copying parameters or buffers.
 
-    Functions that hold modules of the model are an error: in a copy they would run the modules of the original.
+    Functions that hold modules of the model raise an error: in a copy they would run the modules of the original.
     """
     tensors = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_leaf)
     kept: dict[int, Any] = {id(tensor): tensor for tensor in tensors}

@@ -67,7 +67,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         layer = next((part for part in plain.modules() if type(part) is Normalize), Normalize())
         with preserve_rng_state(), torch.device("cpu"):  # what is drawn is replaced
             hub = cls(name, branch=branch, normalize=layer.values, **settings)
-        _fill("HubEncoder.from_encoder", hub.encoder, plain, f"what backbone makes of {name!r} and the settings")
+        _fill("HubEncoder.from_encoder", hub.encoder, plain, f"the network of backbone({name!r}) with the settings")
         return hub.eval()
 
     @classmethod

@@ -126,8 +126,8 @@ def fit(
         select_data: ``select_data(epoch, learner)``, the indices int64 ``[M]`` of the samples of an epoch, counted from
             1, or ``None`` for all. Every process calls it, and those of the first process are used. An epoch has as
             many steps as its samples fill, and ``schedule``, which must be given, counts the steps that are taken.
-        accumulate: number of parts into which each batch is cut to save memory; their gradients are added up. An error
-            for a learner whose loss compares the samples of a batch with each other.
+        accumulate: number of parts into which each batch is cut to save memory; their gradients are added up. Raises an
+            error for a learner whose loss compares the samples of a batch with each other.
         amp: ``"bf16"`` or ``"fp16"`` runs the learner under autocast; fp16 with a gradient scaler.
         ema: average of ``learner.model`` to update after each step.
         compile: whether to compile ``learner.model`` in place, each graph once: in ``evaluate``, where batches may have
@@ -139,7 +139,7 @@ def fit(
             must not change the learning rates of the optimizer, which ``schedule`` sets.
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
             must return it after the first epoch, and may omit it after others. NaN counts as the lowest value. A
-            name that contains "test" is an error: the images that select a model must not be those that test it.
+            name that contains "test" raises an error: images that select a model cannot test it.
         folder: where to keep ``checkpoints/``, ``metrics.csv`` with a row for each epoch, ``steps.csv`` and
             ``tensorboard/``.
         save_every: steps between checkpoints, beside those at the end of each epoch.

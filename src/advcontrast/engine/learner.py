@@ -22,7 +22,7 @@ class Learner(Protocol):
     #: The network: ``ema=``, ``compile=`` and :func:`forward_equivalents` need it.
     model: nn.Module
 
-    #: Whether the loss compares the images of a batch with each other; then ``accumulate`` is an error in ``fit``.
+    #: Whether the loss compares the images of a batch with each other; ``fit`` then rejects ``accumulate``.
     couples_samples: bool
 
     def forward(self, *batch: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Several copies of a norm behind one switch."""
+"""Norms with several branches, of which one is active."""
 
 import copy
 import keyword

@@ -62,7 +62,7 @@ def source_of(data: Any) -> Source:
             raise TypeError(complaint(_OWNER, f"data[{i}] to be a tensor", type_name(tensor), "Call torch.as_tensor"))
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
-            # One such value would make the running statistics of a batch norm infinite or NaN for good.
+            # One such value would make the running statistics of a batch norm infinite or NaN permanently.
             raise ValueError(complaint(_OWNER, "data to be finite", f"{bad} values that are not", "Clean the data"))
     return TensorSource(tensors)
 

@@ -50,7 +50,7 @@ _STORAGES = {
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a state as it is written: containers are copied, and tensors that repeat values are expanded.
+    """Return the state to write: containers are copied, and tensors that repeat values are expanded.
 
     ``where`` is the name of ``value`` in messages, ``depth`` the number of containers around it.
 
@@ -191,7 +191,7 @@ class _Parser:
             raise ValueError("an archive that unpacks to more than its size")
         file.seek(0)
         if file.read(4) != b"PK\3\4":
-            raise ValueError("an archive behind other data")
+            raise ValueError("an archive preceded by other data")
         self._entries = {entry.filename: entry for entry in entries}
         if self._record("byteorder") != sys.byteorder.encode():
             raise ValueError("tensors in another byte order")
@@ -341,7 +341,7 @@ class _Parser:
         if entry is None:
             raise ValueError(f"an archive without a record {name}")
         self._file.seek(entry.header_offset)
-        lengths = struct.unpack("<HH", self._file.read(30)[26:])  # of the name and the padding behind it
+        lengths = struct.unpack("<HH", self._file.read(30)[26:])  # of the name and the padding after it
         self._file.seek(sum(lengths), os.SEEK_CUR)
         return entry.file_size
 

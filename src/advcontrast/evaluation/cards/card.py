@@ -395,7 +395,7 @@ def _check_runs(verdicts: Mapping[str, Sequence[Tensor]], seeds: Sequence[int]) 
 
 
 def _check_order(verdicts: Mapping[str, Sequence[Tensor]], attacks: Mapping[str, Any]) -> None:
-    """Require an attack behind each robust accuracy, that no attack helps, and that AutoAttack is the stronger one."""
+    """Require an attack for each robust accuracy, RA and AA only on images of TA, and AA at most RA."""
     for metric in ("RA", "AA"):
         if metric in verdicts and not attacks.get(metric):
             remedy = f"Pass attacks={{{metric!r}: ...}}"

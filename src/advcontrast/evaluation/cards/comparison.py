@@ -70,7 +70,7 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
 
     Args:
         a: a card.
-        b: a card on the same data, with as many runs, and with the same attack behind each metric that both have.
+        b: a card on the same data, with as many runs, and with the same attack for each common metric.
 
     Raises:
         ValueError: the cards do not have data, number of runs and attacks in common; the message lists what differs.
