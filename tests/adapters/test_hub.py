@@ -424,19 +424,19 @@ def _tuples(entries):
             lambda: resnet18(0, width=2, normalize=None),
             {"width": 2},
             ValueError,
-            "HubEncoder.from_encoder: expected what backbone makes of 'resnet18' and the settings",
+            "HubEncoder.from_encoder: expected the network of backbone('resnet18') with the settings",
         ),
         (
             lambda: resnet18(0, width=2),
             {},
             ValueError,
-            "HubEncoder.from_encoder: expected what backbone makes of 'resnet18'",
+            "HubEncoder.from_encoder: expected the network of backbone('resnet18')",
         ),
         (
             lambda: resnet18(10, width=2),
             {"width": 2},
             ValueError,
-            "HubEncoder.from_encoder: expected what backbone makes of",
+            "HubEncoder.from_encoder: expected the network of backbone(",
         ),
         (
             lambda: nn.Sequential(resnet18(0, width=2), nn.ReLU()),
@@ -553,7 +553,7 @@ def test_no_random_number_is_used_up(tmp_path):
     before = torch.get_rng_state()
     saved(tmp_path, encoder)
     HubEncoder.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"^HubEncoder\.from_encoder: expected what backbone makes"):
+    with pytest.raises(ValueError, match=r"^HubEncoder\.from_encoder: expected the network of backbone"):
         HubEncoder.from_encoder(encoder, "resnet18", branch="adv", width=4)
     with pytest.raises(TypeError, match="expected normalize to be"):
         HubEncoder("resnet18", normalize=3)

@@ -263,7 +263,7 @@ def test_data_in_front_of_an_archive_are_refused(checkpoint, new):
                 archive.writestr(name, record)
     content = buffer.getvalue() if not new else b"junk" + buffer.getvalue()
     forge(checkpoint, 1, content)
-    with pytest.raises(CheckpointCorruptError, match="got an archive behind other data"):
+    with pytest.raises(CheckpointCorruptError, match="got an archive preceded by other data"):
         checkpoint.read(1)
 
 
