@@ -12,7 +12,7 @@ _CHUNK = 1 << 20
 def digest(*parts: Tensor | str | bytes) -> str:
     """Return the SHA-256 of all parts, in hexadecimal.
 
-    Of a tensor, dtype, shape and values are hashed. Tensors on an accelerator are copied to the host one at a time.
+    Tensors are hashed with dtype and shape. Those on an accelerator are copied to the host one at a time.
     """
     summary = hashlib.sha256()
     for part in parts:

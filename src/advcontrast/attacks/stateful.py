@@ -166,8 +166,8 @@ class FreeAttack(_PerturbationState):
 class ProgressiveAttack(nn.Module):
     """Run each of several attacks for a number of calls, and the last one from then on.
 
-    One step is enough against a network early in training; more steps pay off later. Calls are counted in the state
-    dict, so that a resumed run continues with the right attack.
+    One step is enough against a network early in training; more steps pay off later. Every call is counted; the count
+    is in the state dict, so that a resumed run continues with the right attack.
 
     Args:
         stages: pairs (calls, attack): number of calls, at least 1, for which to run an attack; ``None`` for the last.

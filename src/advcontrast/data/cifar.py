@@ -35,7 +35,7 @@ def cifar10(root: str | Path, *, train: bool, download: bool = True) -> ImageSet
 def cifar100(root: str | Path, *, train: bool, download: bool = True) -> ImageSet:
     """Load CIFAR-100: 50,000 training and 10,000 test images of 32 x 32 pixels in 100 (fine) classes.
 
-    The folder in ``root`` is ``cifar-100-python``, and the download has 169 MB. Arguments, errors and reference are
+    The folder in ``root`` is ``cifar-100-python``, and the download is 169 MB. Arguments, errors and reference are
     those of :func:`cifar10`.
     """
     from torchvision.datasets import CIFAR100

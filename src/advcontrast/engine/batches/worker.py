@@ -101,7 +101,7 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
 def _end_with_parent() -> None:
     """Wait until the parent process has ended, then end this one, even in the middle of a sample."""
     started_by, parent = os.getppid(), multiprocessing.parent_process()
-    # is_alive detects a parent that died before this line; getppid, one of whose pipe another process holds a copy.
+    # is_alive detects a parent that died before this line; getppid works even if another process holds its pipe.
     while (parent is None or parent.is_alive()) and os.getppid() == started_by:
         time.sleep(_POLL)
     os._exit(1)
