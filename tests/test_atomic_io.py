@@ -152,6 +152,19 @@ def test_a_disk_that_cannot_flush_folders_is_warned_of_once(tmp_path, monkeypatc
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM])
+def test_a_disk_that_cannot_flush_files_is_warned_of_once(tmp_path, number):
+    durable._warn_once.cache_clear()
+    message = rf"^advcontrast: expected a disk that can flush files, got .* \(errno {number}\)\. Files are written"
+    with failing("fsync", 0, number, lasting=True):
+        with pytest.warns(UserWarning, match=message):
+            write(tmp_path / "first", lambda file: file.write(b"abc"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            write(tmp_path / "second", lambda file: file.write(b"abc"))
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes() == b"abc"
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_disk_that_fails_to_flush_a_folder_is_an_error(tmp_path, monkeypatch, number):
     fail_to_flush_folders(monkeypatch, number)

@@ -17,7 +17,7 @@ from ._checks import complaint
 _CHUNK = 1 << 20
 _BINARY = getattr(os, "O_BINARY", 0)  # otherwise Windows translates line endings
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-# Raised by network and FUSE file systems that cannot lock files or flush folders.
+# Raised by network and FUSE file systems that cannot lock or flush.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _NO_FLUSH = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM}
 _REMEDIES = {
@@ -104,7 +104,8 @@ def write(path: Path, produce: Callable[[Any], Any]) -> tuple[int, str]:
     try:
         produce(sink)
         sink.flush()
-        os.fsync(sink.descriptor)
+        with flushing("files"):
+            os.fsync(sink.descriptor)
     except Exception as error:
         if sink.error is None or isinstance(error, OSError):
             raise
@@ -131,17 +132,24 @@ def flush_folder(path: Path) -> None:
     """Flush the entries of a folder to the disk; warn once if the file system does not support it."""
     if os.name == "nt":
         return
-    try:
+    with flushing("a folder"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def flushing(what: str) -> Iterator[None]:
+    """Warn once if the file system does not support the flush in the block."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _NO_FLUSH:
             raise
         remedy = "Files are written as usual, but a power failure may lose the latest ones"
-        _warn_once(complaint("advcontrast", "a disk that can flush a folder", _reason(error), remedy))
+        _warn_once(complaint("advcontrast", f"a disk that can flush {what}", _reason(error), remedy))
 
 
 @contextmanager

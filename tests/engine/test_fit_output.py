@@ -3,11 +3,12 @@
 import csv
 import errno
 import re
+import shutil
 import sys
 
 import pytest
 
-from advcontrast.engine import Checkpoint, CheckpointWriteError
+from advcontrast.engine import Checkpoint, CheckpointError, CheckpointWriteError
 from tests.engine.faults import failing
 from tests.engine.learners import (
     Halving,
@@ -54,6 +55,36 @@ def test_a_table_that_cannot_be_written_is_an_error_of_the_disk_with_a_remedy(tm
         train(Separable(), folder=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
     assert Checkpoint(tmp_path / "checkpoints").steps() == [3]
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_the_table_of_another_run_in_the_place_of_the_folder_is_not_overwritten(tmp_path, tensorboard):
+    if tensorboard:
+        pytest.importorskip("tensorboard")
+    home = tmp_path / "run"
+
+    def replace(step):
+        if step == 2:
+            home.rename(tmp_path / "moved")
+            with Checkpoint(home / "checkpoints").locked():
+                (home / "steps.csv").write_text("another run")
+
+    settings = {"folder": home, "tensorboard": tensorboard, "log_every": 1, "after_step": replace}
+    with pytest.raises(CheckpointError, match="to be the folder that this process has locked"):
+        train(Separable(), **settings)
+    assert (home / "steps.csv").read_text() == "another run"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in a thread of TensorBoard
+def test_a_tensorboard_folder_that_is_removed_does_not_hide_the_error_of_the_run(tmp_path):
+    pytest.importorskip("tensorboard")
+
+    def remove(step):
+        if step == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(CheckpointError, match="to be the folder that this process has locked"):
+        train(Separable(), folder=tmp_path / "run", tensorboard=True, log_every=1, after_step=remove)
 
 
 @pytest.mark.parametrize("name", [".metrics.csv.partial", "metrics.csv"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from .._atomic_io import flush_folder, writing
+from .._atomic_io import flush_folder, flushing, writing
 from .._checks import check_copyable, check_path, complaint
 from ..norm import DualNorm
 from ..surgery import export_branch
@@ -65,7 +65,7 @@ def new_folder(owner: str, folder: str | os.PathLike[str]) -> Iterator[Path]:
             for path in draft.iterdir():
                 with suppress(OSError):  # on a disk without permissions
                     path.chmod(draft.stat().st_mode & 0o666)  # safetensors makes files readable by the owner only
-                with path.open("rb+") as file:
+                with path.open("rb+") as file, flushing("files"):
                     os.fsync(file.fileno())
             flush_folder(draft)
             try:

@@ -387,7 +387,7 @@ def _check_output(
     check_path(_OWNER, "folder", folder, remedy="Pass a string or a Path, or None")
     for name, tensor in weights_of(learner.state_dict()).items():
         if tensor.is_meta:
-            remedy = "Register the buffer with persistent=False, or leave out folder="
+            remedy = "Load its values, register a buffer with persistent=False, or leave out folder="
             raise ValueError(complaint(_OWNER, f"{name} to have values", "a tensor on the meta device", remedy))
 
 

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -80,11 +80,13 @@ class RunFolder:
         self._report("steps.csv", run.log, "steps/")
 
     def _report(self, table: str, rows: Sequence[Row], prefix: str) -> None:
-        if self._checkpoint is None:
+        checkpoint = self._checkpoint
+        if checkpoint is None:
             return
-        folder = self._checkpoint.folder.parent
+        folder = checkpoint.folder.parent
 
         def write() -> None:
+            checkpoint._check_folder()  # by now another run may write there
             write_csv(folder / table, rows)
             if self._writer is not None:
                 with writing(folder / "tensorboard"):
@@ -133,6 +135,9 @@ def _tensorboard_writer(folder: Path, step: int) -> Iterator[Any]:
         writer = SummaryWriter(str(folder), purge_step=step + 1)
     try:
         yield writer
-    finally:
-        with writing(folder):
+    except BaseException:
+        with suppress(OSError):
             writer.close()
+        raise
+    with writing(folder):
+        writer.close()

@@ -1,5 +1,6 @@
 """Checkpoints without faults: contents, order, retention."""
 
+import math
 import os
 import re
 import time
@@ -79,6 +80,12 @@ def test_the_same_state_makes_the_same_bytes(tmp_path):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+def test_an_equal_state_may_have_keys_that_are_not_a_number(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    for _ in range(2):
+        checkpoint.save(1, {"x": {math.nan: 1}})
+
+
 def test_an_equal_checkpoint_is_not_written_again(tmp_path):
     checkpoint = filled(tmp_path, (1,))
     before = (checkpoint.path(1) / "state.pt").stat()
@@ -89,18 +96,20 @@ def test_an_equal_checkpoint_is_not_written_again(tmp_path):
 
 ANOTHER = {
     "a value": {"x": torch.tensor([1.0, 3.0])},
-    "the sign of zero": {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor(-0.0)},
+    "the sign of zero": {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor(-0.0), "z": 0.0, 1: 1},
+    "the sign of a zero that is a number": {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor(0.0), "z": -0.0, 1: 1},
+    "the type of a key": {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor(0.0), "z": 0.0, True: 1},
     "a dtype": {"x": torch.tensor([1, 2])},
     "a shape": {"x": torch.tensor([[1.0, 2.0]])},
     "a type": {"x": [1.0, 2.0]},
-    "an entry more": {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor(0.0), "z": None},
+    "an entry more": {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor(0.0), "z": 0.0, 1: 1, "more": None},
 }
 
 
 @pytest.mark.parametrize("other", ANOTHER)
 def test_another_state_of_a_step_that_is_there_is_refused(tmp_path, other):
     checkpoint = Checkpoint(tmp_path)
-    checkpoint.save(1, {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor(0.0)})
+    checkpoint.save(1, {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor(0.0), "z": 0.0, 1: 1})
     with pytest.raises(CheckpointMismatchError, match=r"expected a step after 1, .*, got another state of step 1\."):
         checkpoint.save(1, ANOTHER[other])
     assert torch.equal(checkpoint.read(1)["x"], torch.tensor([1.0, 2.0]))

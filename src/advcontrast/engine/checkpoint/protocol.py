@@ -124,11 +124,7 @@ class Checkpoint:
         if not isinstance(state, Mapping):
             raise TypeError(complaint(_OWNER, "state to be a dict", type_name(state), "Pass the state under names"))
         state = on_cpu(archive.plain(dict(state), "state"))
-        with writing(path):
-            if self._is_locked is not None and not self._is_locked():
-                expected = f"{self.folder} to be the folder that this process has locked"
-                remedy = "It was moved, removed or replaced; call again, with another folder if this one is in use"
-                raise CheckpointError(complaint(_OWNER, expected, "another one or none", remedy))
+        self._check_folder()
         try:
             with writing(path):
                 new = not self.folder.exists()
@@ -204,6 +200,14 @@ class Checkpoint:
                 yield
             finally:
                 self._is_locked = None
+
+    def _check_folder(self) -> None:
+        """Require the folder to be the one that :meth:`locked` has locked, if it has."""
+        with writing(self.folder):
+            if self._is_locked is not None and not self._is_locked():
+                expected = f"{self.folder} to be the folder that this process has locked"
+                remedy = "It was moved, removed or replaced; call again, with another folder if this one is in use"
+                raise CheckpointError(complaint(_OWNER, expected, "another one or none", remedy))
 
     def _has(self, step: int, state: Mapping[str, Any]) -> bool:
         """Return whether the state is saved already; if not, require its step to be the newest."""
