@@ -12,7 +12,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-# These do not change the statistics in eval mode.
+# These do not change the statistics in eval mode themselves.
 _NORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward, _InstanceNorm.forward)
 _WITH_TF32: list[Any] = [torch.backends.cuda.matmul, *(getattr(torch.backends.cudnn, name) for name in ("conv", "rnn"))]
 
@@ -52,13 +52,14 @@ def frozen(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(*models: nn.Module) -> Iterator[None]:
+def buffers_kept(*models: nn.Module, statistics: bool = False) -> Iterator[None]:
     """Restore the buffers of ``models`` on exit, for modules that update buffers in eval mode.
 
     Examples are quantisation observers, codebooks, memory banks and counters. Each value is restored in the original
     tensor, even if it was resized or replaced. New buffers are removed unless they are absent from the state dict: then
-    they are caches that the module may rely on. The statistics of PyTorch's own norms do not change in eval mode and
-    are not copied. No step synchronises with the device.
+    they are caches that the module may rely on. The statistics of PyTorch's own norms are copied only if ``statistics``
+    is set: in eval mode they change only if a model passes them to a function or calls ``train()`` in its forward pass.
+    No step synchronises with the device.
     """
     before = [(module, dict(module._buffers)) for module in _modules(models)]
     moving = {
@@ -68,7 +69,7 @@ def buffers_kept(*models: nn.Module) -> Iterator[None]:
         if buffer is not None
         and buffer.layout == torch.strided
         and not is_lazy(buffer)
-        and not (name in _STATISTICS and getattr(module.forward, "__func__", None) in _NORM_FORWARDS)
+        and (statistics or name not in _STATISTICS or getattr(module.forward, "__func__", None) not in _NORM_FORWARDS)
     }
     with _undone(partial(_restore, before, moving)):
         yield

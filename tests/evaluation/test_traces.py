@@ -31,6 +31,20 @@ class Counting(nn.Module):
         return self.layers(x)
 
 
+class Awake(Counting):
+    """A classifier that updates the running statistics of its norm in eval mode, by a function and by ``train()``."""
+
+    def __init__(self, norm):
+        super().__init__(norm)
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        nn.functional.batch_norm(x.detach(), self.first.running_mean, self.first.running_var, training=True)
+        self.second.train()(x.detach())
+        self.second.eval()
+        return self.layers(x)
+
+
 def right(model):
     """Return labels that the model predicts."""
     with torch.no_grad():
@@ -62,6 +76,14 @@ def test_buffers_are_restored(name):
     assert model.seen is seen
     assert model.largest is largest
     assert seen == largest == 0
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_running_statistics_that_move_in_eval_mode_are_restored(name):
+    model = Awake(DualNorm(nn.LayerNorm(4)))
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    CALLS[name](model)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
 
 
 def test_evaluating_between_epochs_changes_nothing():

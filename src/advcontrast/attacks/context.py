@@ -25,8 +25,8 @@ def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
 
     Eval mode keeps running statistics and turns dropout off; without ``requires_grad`` no weight gradients are
     computed. Each mode, each ``requires_grad`` and each buffer is restored, also after an exception, including buffers
-    that change even in eval mode, such as those of quantisation observers. Plain attributes, such as a counter that is
-    a Python int, are not restored.
+    that change even in eval mode, such as those of quantisation observers. Running statistics of PyTorch's own norms,
+    which change only if a model updates them by other means, and plain attributes are not restored.
 
     Args:
         model: the network, an ``nn.Module``; anything else is a ``TypeError``.

@@ -34,7 +34,8 @@ def prepared_for_evaluation(owner: str, model: nn.Module) -> Iterator[torch.devi
     Modes, ``requires_grad``, buffers, TF32 and every global random state are restored on exit.
     """
     check_module(owner, model)
-    with preserve_rng_state(), buffers_kept(model), eval_mode(model), frozen(model), without_tf32(), torch.no_grad():
+    kept = buffers_kept(model, statistics=True)
+    with preserve_rng_state(), kept, eval_mode(model), frozen(model), without_tf32(), torch.no_grad():
         yield device_of(model)
 
 

@@ -47,7 +47,8 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
 
     The model is in eval mode during the call; the branch of dual norms and autocast are those around it. Modes,
     gradients, buffers and all global random states are restored afterwards, also after an exception: an evaluation
-    between two epochs does not change the training. Plain attributes of a model are not restored.
+    between two epochs does not change the training. Plain attributes, and weights that a forward pass changes, are not
+    restored.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
