@@ -1,5 +1,7 @@
 """Pixels of image files: depth, orientation and transparency, alike in both readers."""
 
+import errno
+import os
 import re
 import struct
 import zlib
@@ -167,3 +169,20 @@ def test_transparent_pixels_have_the_colour_that_the_file_stores(tmp_path, mode)
     see_through(mode).save(tmp_path / "cat" / "a.png", **({"transparency": bytes(2)} if mode == "P" else {}))
     for found in (image_folder(tmp_path, size=8).x[0], ImageStream(tmp_path, size=8)[0]):
         assert found.unique().tolist() == [90]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("read", [image_folder, lambda root: ImageStream(root)[0]], ids=["folder", "stream"])
+def test_a_file_that_the_system_cannot_read_is_not_to_be_removed(tmp_path, monkeypatch, number, read):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a" / "x.png")
+    real = os.open
+
+    def fail(path, *others):
+        if str(path).endswith("x.png"):
+            raise OSError(number, os.strerror(number))
+        return real(path, *others)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(UnreadableImageError, match=rf"Errno {number}\].*\. Check its permissions and the disk"):
+        read(tmp_path)

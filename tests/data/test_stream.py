@@ -178,10 +178,10 @@ def test_a_file_that_cannot_be_used_is_named(root, damage):
     stream = ImageStream(root, size=8)
     damage(root / "b" / "0.png")
     name = re.escape(repr(str(root / "b" / "0.png")))
-    pattern = (
-        rf"^ImageStream: expected (an image|8 bits per channel) in {name}, got .*[^.]\. "
-        r"Remove the file, or replace it with an 8-bit RGB image\.$"
-    )
+    remedy = "Remove the file, or replace it with an 8-bit RGB image"
+    if damage in (gone, folder):
+        remedy = "Check its permissions and the disk, or remove a link that leads nowhere"
+    pattern = rf"^ImageStream: expected (an image|8 bits per channel) in {name}, got .*[^.]\. {remedy}\.$"
     with pytest.raises(UnreadableImageError, match=pattern):
         stream[1]
     assert stream[0] is not None

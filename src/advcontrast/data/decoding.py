@@ -53,6 +53,8 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
     # Pillow's decoders raise almost any kind of error for broken files.
     except Exception as error:
         got = f"{type(error).__name__}: {error}".rstrip(".")
+        if getattr(error, "errno", None) is not None:  # nothing is known about the contents
+            remedy = "Check its permissions and the disk, or remove a link that leads nowhere"
         raise UnreadableImageError(complaint(owner, f"an image in {str(path)!r}", got, remedy)) from error
     if channel is not None:
         raise UnreadableImageError(complaint(owner, f"8 bits per channel in {str(path)!r}", channel, remedy))
