@@ -183,6 +183,15 @@ def test_the_call_of_another_library_is_explained(attack):
 
 
 @pytest.mark.parametrize("attack", EVERY)
+def test_names_of_another_library_are_explained(attack):
+    own = WRAPPED.get(attack, ())
+    with pytest.raises(TypeError, match=rf"^{attack.__name__}: expected arguments among .*, got alpha\. The model and"):
+        attack(*own, alpha=0.1)
+    with pytest.raises(TypeError, match=rf"^{attack.__name__}: expected arguments among objective, x, .*, got labels\."):
+        attack(*own)(CLASSIFIER, X, labels=Y)
+
+
+@pytest.mark.parametrize("attack", EVERY)
 def test_a_signature_names_the_settings_and_the_arguments(attack):
     call = attack.forward if issubclass(attack, nn.Module) else attack.__call__
     assert list(inspect.signature(call).parameters)[:4] == ["self", "objective", "x", "generator"]

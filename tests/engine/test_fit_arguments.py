@@ -242,6 +242,12 @@ def test_a_plain_network_is_refused_with_the_remedy_and_its_buffers_are_as_befor
     assert same(weights(model), before)
 
 
+def test_a_list_of_batches_is_refused_with_the_forms_of_data():
+    message = r"^fit: expected data\[0\] to be a tensor, got list\. Pass a tensor \[N, C, H, W\] or \(images, labels\)"
+    with pytest.raises(TypeError, match=message):
+        fit(Separable(), [[images(), labelled()[1]]], epochs=1)
+
+
 def test_an_optimizer_that_lacks_parameters_is_warned_about():
     learner = Separable()
     optimizer = torch.optim.SGD(learner.model[-1].parameters(), lr=0.1)

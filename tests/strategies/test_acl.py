@@ -527,6 +527,7 @@ FLOATS = r"Pass float images in \[0, 1\], or uint8 ones to a trainer with augmen
             rf"x2 to be views, got torch\.int64 of shape \[{len(X1)}\]\. "
             r"Leave the labels out, as data\.ImageStream\(folder\) does: pass images alone, or two views of them\.",
         ),
+        (TypeError, (X1.byte(), torch.arange(len(X1))), r"x2 to be views, got torch\.int64 .*\. Leave the labels out"),
         (TypeError, (X1, X2.numpy()), rf"x2 to be a floating point tensor, got ndarray\. {FLOATS}"),
     ],
 )

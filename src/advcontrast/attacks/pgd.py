@@ -36,7 +36,7 @@ _OWNER = "PGDAttack"
 
 
 def explains_calls(attack: AttackClass) -> AttackClass:
-    """Raise errors that explain the calling convention for ``Attack(model, eps=...)`` and ``attack(model, x, y)``."""
+    """Raise errors that explain how to call an attack, for ``Attack(model, alpha=...)`` and ``attack(model, x, y)``."""
     call = "forward" if issubclass(attack, nn.Module) else "__call__"
     for name, expected in (("__init__", "settings by name"), (call, "an objective and images")):
         setattr(attack, name, _explained(attack.__name__, getattr(attack, name), expected))
@@ -45,6 +45,7 @@ def explains_calls(attack: AttackClass) -> AttackClass:
 
 def _explained(owner: str, method: Callable[..., Any], expected: str) -> Callable[..., Any]:
     parameters = list(inspect.signature(method).parameters.values())[1:]
+    names = [parameter.name for parameter in parameters]
     allowed = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
 
     @wraps(method)
@@ -52,6 +53,9 @@ def _explained(owner: str, method: Callable[..., Any], expected: str) -> Callabl
         if len(args) > allowed:
             remedy = f"Pass settings by name, and call {owner}(...) with (ClassificationObjective(model, y), x)"
             raise TypeError(complaint(owner, expected, f"{len(args)} by position", remedy))
+        if unknown := [name for name in settings if name not in names]:
+            remedy = "The model and the labels are part of the objective, ClassificationObjective(model, y)"
+            raise TypeError(complaint(owner, f"arguments among {', '.join(names)}", ", ".join(unknown), remedy))
         return method(self, *args, **settings)
 
     return explained

@@ -261,6 +261,13 @@ class ContrastiveLearner(nn.Module):
             if isinstance(x, (tuple, list)):
                 remedy = "Pass batch[0], the images of a batch with labels, or the two views one by one"
                 raise TypeError(complaint(owner, f"x{i} to be a tensor of images", type_name(x), remedy))
+            labels = isinstance(x, Tensor) and x.dim() == 1 and not x.is_floating_point()
+            if i > 1 and labels and not self.labelled:
+                remedy = (
+                    "Leave the labels out, as data.ImageStream(folder) does: pass images alone, or two views of them"
+                )
+                got = f"{x.dtype} of shape {list(x.shape)}"
+                raise TypeError(complaint(owner, f"x{i} to be views", got, remedy))
         if self.labelled:
             if len(batch) < 2:
                 remedy = "Pass the images, then their targets"
@@ -297,12 +304,6 @@ class ContrastiveLearner(nn.Module):
     def _check_views(self, views: tuple[Any, ...]) -> None:
         owner, first = type(self).__name__, views[0]
         for i, x in enumerate(views, 1):
-            if i > 1 and isinstance(x, Tensor) and x.dim() == 1 and not x.is_floating_point():
-                remedy = (
-                    "Leave the labels out, as data.ImageStream(folder) does: pass images alone, or two views of them"
-                )
-                got = f"{x.dtype} of shape {list(x.shape)}"
-                raise TypeError(complaint(owner, f"x{i} to be views", got, remedy))
             remedy = "Pass float images in [0, 1], or uint8 ones to a trainer with augment"
             check_tensor(owner, f"x{i}", x, remedy=remedy)
             check_finite(owner, f"x{i}", x, remedy=remedy)

@@ -59,7 +59,8 @@ def source_of(data: Any) -> Source:
     tensors = [data] if isinstance(data, Tensor) else list(data)
     for i, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            raise TypeError(complaint(_OWNER, f"data[{i}] to be a tensor", type_name(tensor), "Call torch.as_tensor"))
+            remedy = _REMEDY if isinstance(tensor, (tuple, list)) else "Call torch.as_tensor"
+            raise TypeError(complaint(_OWNER, f"data[{i}] to be a tensor", type_name(tensor), remedy))
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             bad = int((~tensor.isfinite()).sum())
             # One such value would make the running statistics of a batch norm infinite or NaN permanently.
