@@ -7,12 +7,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from functools import _lru_cache_wrapper as _CachedFunction
 from functools import partial
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from types import FunctionType, MethodType, NoneType
 from typing import Any, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +193,7 @@ def _uncopyable(model: nn.Module, kept: dict[int, Any]) -> Iterator[str]:
 
 
 def _captures(value: Any, modules: set[int], seen: set[int], inside: bool = False) -> bool:
-    """Return whether a function in ``value`` or in its containers holds one of ``modules``."""
+    """Return whether a function or weak reference in ``value`` or in its containers holds one of ``modules``."""
     if id(value) in modules:
         return inside
     if id(value) in seen:
@@ -202,6 +204,9 @@ def _captures(value: Any, modules: set[int], seen: set[int], inside: bool = Fals
         parts = gc.get_referents(*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
     elif isinstance(value, (dict, list, tuple, set, frozenset, deque, partial, MethodType)):
         parts = gc.get_referents(value)
+    elif isinstance(value, (ref, _CachedFunction)):  # copied by reference too
+        inside = True
+        parts = [value() if isinstance(value, ref) else value.__wrapped__]
     else:
         return False
     return any(_captures(part, modules, seen, inside) for part in parts)

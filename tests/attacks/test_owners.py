@@ -187,7 +187,7 @@ def test_names_of_another_library_are_explained(attack):
     own = WRAPPED.get(attack, ())
     with pytest.raises(TypeError, match=rf"^{attack.__name__}: expected arguments among .*, got alpha\. The model and"):
         attack(*own, alpha=0.1)
-    with pytest.raises(TypeError, match=rf"^{attack.__name__}: expected arguments among objective, x, .*, got labels\."):
+    with pytest.raises(TypeError, match=rf"^{attack.__name__}: expected arguments among objective, x, .*, got labels"):
         attack(*own)(CLASSIFIER, X, labels=Y)
 
 

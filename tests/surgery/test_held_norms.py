@@ -87,6 +87,16 @@ def test_a_copy_is_converted_for_every_kind_of_reference(holder):
     assert plain(images()).mean() < 50
 
 
+class Weak(tuple):
+    """Runs the norm that a weak reference in it leads to."""
+
+    def __new__(cls, reference):
+        return super().__new__(cls, (reference,))
+
+    def __call__(self, x):
+        return self[0]()(x)
+
+
 class WithAFunction(nn.Module):
     """Runs its norm through a function that holds it, or that holds the module itself."""
 
@@ -107,6 +117,8 @@ FUNCTIONS = {
     "in containers": lambda module, norm: {"f": [lambda x: 1 * [norm][0](x)]},
     "closure of a method": lambda module, norm: (lambda forward: lambda x: 1 * forward(x))(norm.forward),
     "in a partial": lambda module, norm: functools.partial(lambda x: 1 * norm(x)),
+    "cached function": lambda module, norm: functools.cache(lambda x: 1 * norm(x)),
+    "weak reference": lambda module, norm: {"f": [Weak(weakref.ref(norm))]},
 }
 
 
