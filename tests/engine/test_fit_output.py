@@ -57,6 +57,7 @@ def test_a_table_that_cannot_be_written_is_an_error_of_the_disk_with_a_remedy(tm
     assert Checkpoint(tmp_path / "checkpoints").steps() == [3]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in a thread of TensorBoard
 @pytest.mark.parametrize("tensorboard", [False, True])
 def test_the_table_of_another_run_in_the_place_of_the_folder_is_not_overwritten(tmp_path, tensorboard):
     if tensorboard:
