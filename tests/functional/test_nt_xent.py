@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advcontrast.functional import alignment, nt_xent
-from advcontrast.functional.nt_xent import contrast, unit_views
+from advcontrast.functional.nt_xent import contrast, scaled_views
 from tests.properties.nt_xent_invariants import T32, T64, Case, gradients, oracle
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -196,7 +196,7 @@ def test_tile_needs_no_graph():
 @pytest.mark.parametrize("temperature", [0.02, 0.5])
 def test_anchors_in_three_parts_have_the_mean_value_and_gradient_of_all(temperature, tile):
     def parted(z1, z2, temperature):
-        rows = unit_views(z1, z2)
+        rows = scaled_views(z1, z2, temperature)
         halves = rows.view(2, 3, -1, rows.shape[1])
         parts = [halves[:, i].flatten(0, 1) for i in range(3)]
         settings = {"temperature": temperature, "tile": tile}

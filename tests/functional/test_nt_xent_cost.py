@@ -6,7 +6,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advcontrast.functional import nt_xent
-from advcontrast.functional.nt_xent import contrast, unit_views
+from advcontrast.functional.nt_xent import contrast, scaled_views
 
 PAIRS, FEATURES = 64, 16
 ROWS = 2 * PAIRS
@@ -97,7 +97,7 @@ def test_one_product_where_no_gradient_is_wanted(tile):
 def test_few_operations(dtype, forward):
     z1, z2 = (z.to(dtype) for z in views())
     with Operations() as counted:
-        value = contrast(unit_views(z1, z2), temperature=0.5, tile=None)  # without the checks of a CPU
+        value = contrast(scaled_views(z1, z2, 0.5), temperature=0.5, tile=None)  # without the checks of a CPU
     assert counted.number == forward
     with Operations() as counted:
         torch.autograd.grad(value, (z1, z2))

@@ -48,7 +48,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5, *, tile: int | Non
     """
     check_settings("nt_xent", temperature, tile)
     check_embeddings("nt_xent", z1, z2)
-    return contrast(unit_views(z1, z2), temperature=temperature, tile=tile)
+    return contrast(scaled_views(z1, z2, temperature), temperature=temperature, tile=tile)
 
 
 def alignment(z1: Tensor, z2: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def alignment(z1: Tensor, z2: Tensor) -> Tensor:
         0.0
     """
     check_embeddings("alignment", z1, z2, least=1)
-    first, second = unit_views(z1, z2).chunk(2)
+    first, second = scaled_views(z1, z2, 1).chunk(2)
     return F.mse_loss(first, second, reduction="none").sum(1).mean()
 
 
@@ -114,47 +114,60 @@ def check_embeddings(owner: str, z1: Tensor, z2: Tensor, *, least: int = 2) -> N
 def unit_rows(z: Tensor) -> Tensor:
     """Scale each row of ``z`` to length one, in float32 at least; a row of zeros stays one and passes no gradient."""
     with torch.autocast(z.device.type, enabled=False):
-        unit: Tensor = _UnitRows.apply(z)[0]
+        unit: Tensor = _ScaledRows.apply(1.0, z)[0]
         return unit
 
 
-class _UnitRows(torch.autograd.Function):
-    """Unit rows, and the length of each row.
+def scaled_views(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Return the rows of both views, the second below the first, so long that their products are the logits.
 
-    Autograd would take 15 operations to differentiate the forward pass; the projection onto the sphere takes 5.
+    They are the :func:`unit_rows` divided by the root of the temperature.
+    """
+    with torch.autocast(z1.device.type, enabled=False):  # it cannot concatenate every half precision dtype
+        # At temperatures above 1e30 all logits are zero.
+        rows: Tensor = _ScaledRows.apply(max(temperature**-0.5, 1e-15), z1, z2)[0]
+        return rows
+
+
+class _ScaledRows(torch.autograd.Function):
+    """The rows of all views, scaled to length ``size``, and what each was divided by.
+
+    Autograd would take 15 operations to differentiate the forward pass; the projection onto the sphere takes 4 or 5.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(size: float, *views: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.cat(views)
+        dtype = torch.promote_types(z.dtype, torch.float32)
         # In a wider dtype squares neither overflow nor vanish; without a wider dtype, rows are scaled first. A row of
-        # zeros gets an infinite length, so that it and its gradient are zero.
+        # zeros gets an infinite divisor, so that it and its gradient are zero.
         wide = torch.float32 if z.dtype == torch.float16 or z.device.type == "mps" else torch.float64
         scale = F.threshold(z.abs().amax(1, keepdim=True), 0, math.inf) if z.dtype == wide else None
-        z = z if scale is None else z / scale
-        length = F.threshold(torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=wide), 0, math.inf)
-        unit = (z / length).to(torch.promote_types(z.dtype, torch.float32))
-        return unit, length if scale is None else length * scale
+        if scale is not None:
+            z.div_(scale)
+        divisor = F.threshold(torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=wide), 0, math.inf)
+        if size != 1:
+            divisor.div_(size)
+        rows = z.div_(divisor) if z.dtype == dtype else (z / divisor).to(dtype)
+        return rows, divisor if scale is None else divisor.mul_(scale)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.size = inputs[0]
         ctx.save_for_backward(*output)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, for_unit: Tensor | None, for_length: Tensor | None) -> Tensor:
-        unit, length = ctx.saved_tensors
-        slope: Tensor = torch.zeros_like(unit) if for_unit is None else for_unit
-        slope = torch.addcmul(slope, unit, (slope * unit).sum(1, keepdim=True), value=-1) / length
-        # The length receives a gradient in second derivatives only.
-        return slope if for_length is None else torch.addcmul(slope, unit, for_length)
-
-
-def unit_views(z1: Tensor, z2: Tensor) -> Tensor:
-    """Return the :func:`unit_rows` of both views, the second below the first."""
-    with torch.autocast(z1.device.type, enabled=False):  # it cannot concatenate every half precision dtype
-        return unit_rows(torch.cat([z1, z2]))
+    def backward(ctx: Any, for_rows: Tensor | None, for_divisor: Tensor | None) -> tuple[Tensor | None, ...]:
+        rows, divisor = ctx.saved_tensors
+        share = ctx.size**-2
+        slope: Tensor = torch.zeros_like(rows) if for_rows is None else for_rows
+        slope = torch.addcmul(slope, rows, (slope * rows).sum(1, keepdim=True), value=-share).div_(divisor)
+        if for_divisor is not None:  # the divisor receives a gradient in second derivatives only
+            slope = torch.addcmul(slope, rows, for_divisor, value=share)
+        return None, *slope.chunk(len(ctx.needs_input_grad) - 1)
 
 
 def contrast(
@@ -162,9 +175,8 @@ def contrast(
 ) -> Tensor:
     """Return the mean NT-Xent loss of the anchors among all candidates.
 
-    Anchors are unit rows ``[2n, D]``, the first views of n images followed by the second views. Candidates are unit
-    rows ``[2N, D]`` of N images in the same order, by default the anchors. ``first`` is the index of the first anchor's
-    image among the N images.
+    Anchors are :func:`scaled_views` of n images, ``[2n, D]``. Candidates are those of N images, ``[2N, D]``, by default
+    the anchors; ``first`` is the index of the first anchor's image among them.
     """
     with torch.autocast(anchors.device.type, enabled=False):
         z1, z2 = anchors.chunk(2)
@@ -173,26 +185,26 @@ def contrast(
         if candidates is not None or tile is not None:
             own = slice(first, first + len(z1))
             itself = torch.arange(len(everyone), device=anchors.device).view(2, -1)[:, own].reshape(-1, 1)
-        sharpness = 1 / temperature
+        shifted = 1 / temperature > LARGEST_EXPONENT
+        partners = (z1 * z2).sum(1)
         if tile is None:
-            exponentials, peak = _exponentials(anchors * sharpness, everyone, itself, sharpness)
-            log_sum = _log_sums(exponentials.sum(1), peak).mean()
-        else:
-            log_sum = _TiledLogSum.apply(anchors, candidates, itself, sharpness, tile)
-        return torch.add(log_sum, (z1 * z2).sum(), alpha=-sharpness / len(z1))
+            exponentials, peak = _exponentials(anchors, everyone, itself, shifted)
+            return torch.sub(_log_sums(exponentials.sum(1), peak).view(2, -1), partners).mean()
+        log_sum: Tensor = _TiledLogSum.apply(anchors, candidates, itself, shifted, tile)
+        return log_sum - partners.mean()
 
 
 def _exponentials(
-    scaled: Tensor, candidates: Tensor, itself: Tensor | None, sharpness: float, out: Tensor | None = None
+    anchors: Tensor, candidates: Tensor, itself: Tensor | None, shifted: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return the exponentials of the similarities, zero for an anchor itself, and the shift of each row, if any."""
-    logits = torch.mm(scaled, candidates.T, out=out)
-    # No autograd, which would copy the matrix, is needed: the derivative of a zero exponential is zero, and the result
-    # does not depend on the shift.
+    logits = torch.mm(anchors, candidates.T, out=out)
+    # Without autograd, which would copy the matrix: the derivative of a zero exponential is zero, and the result does
+    # not depend on the shift.
     with torch.no_grad():
         logits.diagonal().fill_(-math.inf) if itself is None else logits.scatter_(1, itself, -math.inf)
         peak = None
-        if sharpness > LARGEST_EXPONENT:
+        if shifted:
             peak = logits.amax(1)
             logits.sub_(peak[:, None])
     return logits.exp_(), peak
@@ -212,24 +224,24 @@ class _TiledLogSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchors: Tensor, candidates: Tensor | None, itself: Tensor, sharpness: float, tile: int
+        ctx: Any, anchors: Tensor, candidates: Tensor | None, itself: Tensor, shifted: bool, tile: int
     ) -> Tensor:
         count, everyone = len(anchors), anchors if candidates is None else candidates
         for_anchors = torch.zeros_like(anchors)
         for_everyone = for_anchors if candidates is None else torch.zeros_like(candidates)
-        scaled, memory = anchors * sharpness, anchors.new_empty(min(tile, count), len(everyone))
+        memory = anchors.new_empty(min(tile, count), len(everyone))
         log_sums, inverses = anchors.new_empty(count), anchors.new_empty(count)
         for start in range(0, count, tile):
             stop = min(start + tile, count)
             part = slice(start, stop)
-            tiled, peak = _exponentials(scaled[part], everyone, itself[part], sharpness, out=memory[: stop - start])
+            tiled, peak = _exponentials(anchors[part], everyone, itself[part], shifted, out=memory[: stop - start])
             sums = tiled.sum(1)
             log_sums[part] = _log_sums(sums, peak)
             if not any(ctx.needs_input_grad):
                 continue
             inverses[part] = 1 / sums
             # With different shifts of the rows the matrix is not symmetric.
-            if candidates is None and sharpness <= LARGEST_EXPONENT:
+            if candidates is None and not shifted:
                 slope = tiled[:, :stop].mul_(inverses[part, None] + inverses[:stop])
                 for_anchors[part].addmm_(slope, anchors[:stop])
                 for_anchors[:start].addmm_(slope[:, :start].T, anchors[part])
@@ -237,8 +249,7 @@ class _TiledLogSum(torch.autograd.Function):
                 slope = tiled.mul_(inverses[part, None])
                 for_anchors[part].addmm_(slope, everyone)
                 for_everyone.addmm_(slope.T, anchors[part])
-        scale = sharpness / count
-        ctx.save_for_backward(for_anchors.mul_(scale), None if candidates is None else for_everyone.mul_(scale))
+        ctx.save_for_backward(for_anchors.div_(count), None if candidates is None else for_everyone.div_(count))
         return log_sums.mean()
 
     @staticmethod

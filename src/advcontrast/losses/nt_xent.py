@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from .._checks import check_bool, complaint, readable
-from ..functional.nt_xent import check_embeddings, check_settings, contrast, nt_xent, unit_views
+from ..functional.nt_xent import check_embeddings, check_settings, contrast, nt_xent, scaled_views
 
 _UNUSABLE = "unusable embeddings"
 
@@ -65,7 +65,7 @@ class NTXentLoss(nn.Module):
         form, problem = _form(z1, z2)
         if form is None or form != self._agreed:
             self._agree(form, problem)
-        rows = unit_views(z1, z2)
+        rows = scaled_views(z1, z2, self.temperature)
         gathered = distributed.all_gather(rows.view(2, len(z1), -1))
         if readable(gathered) and (others := _marked(gathered)):
             self._agreed = None
