@@ -114,7 +114,7 @@ def check_embeddings(owner: str, z1: Tensor, z2: Tensor, *, least: int = 2) -> N
 def unit_rows(z: Tensor) -> Tensor:
     """Scale each row of ``z`` to length one, in float32 at least; a row of zeros stays one and passes no gradient."""
     with torch.autocast(z.device.type, enabled=False):
-        unit: Tensor = _ScaledRows.apply(1.0, z)[0]
+        unit: Tensor = _ScaledRows.apply(z, None, 1.0)[0]
         return unit
 
 
@@ -125,21 +125,21 @@ def scaled_views(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """
     with torch.autocast(z1.device.type, enabled=False):  # it cannot concatenate every half precision dtype
         # At temperatures above 1e30 all logits are zero.
-        rows: Tensor = _ScaledRows.apply(max(temperature**-0.5, 1e-15), z1, z2)[0]
+        rows: Tensor = _ScaledRows.apply(z1, z2, max(temperature**-0.5, 1e-15))[0]
         return rows
 
 
 class _ScaledRows(torch.autograd.Function):
-    """The rows of all views, scaled to length ``size``, and what each was divided by.
+    """The rows of one or two views, scaled to length ``size``, and the divisor of each.
 
-    Autograd would take 15 operations to differentiate the forward pass; the projection onto the sphere takes 4 or 5.
+    Autograd would take 15 operations to differentiate the forward pass; the projection onto the sphere takes 4.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(size: float, *views: Tensor) -> tuple[Tensor, Tensor]:
-        z = torch.cat(views)
+    def forward(z1: Tensor, z2: Tensor | None, size: float) -> tuple[Tensor, Tensor]:
+        z = z1.clone() if z2 is None else torch.cat([z1, z2])
         dtype = torch.promote_types(z.dtype, torch.float32)
         # In a wider dtype squares neither overflow nor vanish; without a wider dtype, rows are scaled first. A row of
         # zeros gets an infinite divisor, so that it and its gradient are zero.
@@ -155,7 +155,8 @@ class _ScaledRows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.size = inputs[0]
+        z1, z2, ctx.size = inputs
+        ctx.dtype, ctx.alone = z1.dtype, z2 is None
         ctx.save_for_backward(*output)
         ctx.set_materialize_grads(False)
 
@@ -167,7 +168,9 @@ class _ScaledRows(torch.autograd.Function):
         slope = torch.addcmul(slope, rows, (slope * rows).sum(1, keepdim=True), value=-share).div_(divisor)
         if for_divisor is not None:  # the divisor receives a gradient in second derivatives only
             slope = torch.addcmul(slope, rows, for_divisor, value=share)
-        return None, *slope.chunk(len(ctx.needs_input_grad) - 1)
+        slope = slope.to(ctx.dtype)
+        first, second = (slope, None) if ctx.alone else slope.chunk(2)
+        return first, second, None
 
 
 def contrast(
