@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from benchmarks import charts
 from benchmarks.run import BENCHMARKS, main
@@ -30,6 +31,16 @@ def test_benchmark_runs_at_tiny_size(name, monkeypatch):
         text = found.markdown()
         assert text.startswith("## ")
         assert any("ours" in line or "advcontrast" in line or "one pass" in line for line in text.splitlines())
+
+
+def test_a_step_that_does_not_compile_is_left_out(monkeypatch):
+    def fail(x):
+        raise TorchDynamoException("no Triton\nlong report")
+
+    monkeypatch.setattr(nn.Module, "compile", lambda module, **settings: setattr(module, "forward", fail))
+    text = next(step.tables(SETTINGS)).markdown()
+    assert "ours, channels last, compiled not run: no Triton.\n" in text
+    assert "| ours, channels last |" in text
 
 
 def test_end_to_end_runs_at_tiny_size(monkeypatch):
