@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -172,7 +173,11 @@ def whole(settings: Settings, sizes: dict[str, int]) -> Table:
             step = Step(settings.device, mode=mode, **sizes, **options)
             dtype = torch.bfloat16 if options.get("bf16") else torch.float32
             rate = product_rate(settings, dtype)
-            seconds = seconds_of(step, settings)
+            try:
+                seconds = seconds_of(step, settings)
+            except TorchDynamoException as error:  # for example without Triton
+                table.skipped.append(f"{mode}{name} not run: {str(error).splitlines()[0]}")
+                continue
             limit = statistics.mean([rate, product_rate(settings, dtype)])
             shares = step.shares(max(1, settings.repeats // 2))
             parts = [f"{100 * shares.get(part, 0):.1f} %" for part in names]
