@@ -172,7 +172,7 @@ def test_a_state_is_copied_once_for_each_dtype():
 PLANTS = {
     "functional": (
         sys.modules["advcontrast.functional.nt_xent"],
-        "unit_rows",
+        "scaled_views",
         lambda: test_nothing_waits_for_the_device("tiled loss"),
     ),
     "adapters": (PairsAsLabels, "forward", lambda: test_nothing_waits_for_the_device("loss of another library")),
