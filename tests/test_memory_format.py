@@ -86,6 +86,14 @@ def test_channels_last_images_are_enough_for_a_crash(trainer):
         trained(trainer, torch.contiguous_format, torch.channels_last)
 
 
+@pytest.mark.parametrize("mode", ["S2S", "A2A"])
+def test_a_lazy_convolution_is_trained(mode):
+    model = nn.Sequential(nn.LazyConv2d(16, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = torch.rand(3, 3, 8, 8)
+    ACLTrainer(model, mode=mode, attack=PGDAttack(steps=1))(x, x).loss.backward()
+    assert model[0].weight.grad.shape == (16, 3, 1, 1)
+
+
 @pytest.mark.parametrize("trainer", [ACLTrainer, StandardTrainer, PGDAttack])
 def test_contiguous_networks_are_not_warned_of(trainer):
     trained(trainer, torch.contiguous_format)

@@ -41,7 +41,7 @@ def _crashing_convolution(module: nn.Module) -> str | None:
             isinstance(part, nn.Conv2d)
             and part.kernel_size == (1, 1)
             and part.stride != (1, 1)
-            and part.in_channels < 16
+            and 0 < part.in_channels < 16  # 0 is that of a lazy convolution
             and part.weight.device.type == "cpu"
         ):
             return str(name)

@@ -91,6 +91,11 @@ def test_learner_without_parameters_to_train_is_refused(learner):
         fit(learner, images(), epochs=1)
 
 
+def test_lazy_learner_is_refused():
+    with pytest.raises(ValueError, match=r"^fit: expected a learner whose weights have shapes, got the lazy 0.weight"):
+        fit(nn.Sequential(nn.LazyLinear(2)), images(), epochs=1)
+
+
 def test_learner_that_is_no_module_is_refused():
     with pytest.raises(TypeError, match=r"^fit: expected model to be an nn.Module"):
         fit(lambda x: x.sum(), images(), epochs=1)

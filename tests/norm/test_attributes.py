@@ -209,3 +209,11 @@ def test_a_branch_of_another_structure_is_refused_where_branches_share_tensors()
     with pytest.raises(ValueError, match=r"^DualNorm: expected adv to have the parts of the other branches"):
         dual.adv = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())
     assert dual.adv is before
+
+
+@pytest.mark.parametrize("name", ["active", "branch", "_private"])
+def test_a_module_does_not_become_a_branch(name):
+    dual = DualBatchNorm2d(4)
+    with pytest.raises(ValueError, match="DualBatchNorm2d: expected its branches to stay"):
+        setattr(dual, name, nn.BatchNorm2d(4))
+    assert dual.branches == ("clean", "adv")

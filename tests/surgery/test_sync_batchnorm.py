@@ -224,6 +224,13 @@ def test_a_dual_norm_that_lost_its_activation_raises(kind):
         export_branch(model, "clean")
 
 
+def test_it_raises_also_when_lightning_has_reverted_the_norm():
+    plugins = pytest.importorskip("lightning.pytorch.plugins.layer_sync")
+    model = plugins.TorchSyncBatchNorm().apply(convert_to_dual_bn(network(Activated)))
+    with pytest.raises(RuntimeError, match="to keep its own forward method, got a plain _BatchNormXd"):
+        plugins.TorchSyncBatchNorm().revert(model)(images())
+
+
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, Named])
 def test_pytorchs_converter_is_accepted_where_nothing_is_lost(kind):
     model = nn.SyncBatchNorm.convert_sync_batchnorm(convert_to_dual_bn(network(kind))).eval()

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
@@ -284,6 +285,9 @@ def _parts(batch: Batch, number: int, memory_format: torch.memory_format) -> lis
 
 def _check_learner(learner: Any) -> None:
     check_module(_OWNER, learner)
+    if name := next((name for name, parameter in learner.named_parameters() if is_lazy(parameter)), None):
+        remedy = "Call the network on a batch of images first"
+        raise ValueError(complaint(_OWNER, "a learner whose weights have shapes", f"the lazy {name}", remedy))
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise ValueError(complaint(_OWNER, "a learner with parameters to train", "none", "Unfreeze some of them"))
 

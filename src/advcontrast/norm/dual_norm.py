@@ -120,15 +120,15 @@ class DualNorm(nn.Module):
 
     def _norm_of(self, branch: str) -> nn.Module:
         """Return the norm of ``branch``; raise if PyTorch's converter has dropped its own forward method."""
-        norm = self._modules[branch]
-        if self._own_forward and type(norm) is nn.SyncBatchNorm:
+        norm = cast(nn.Module, self._modules[branch])
+        if self._own_forward and type(norm).forward in _TORCH_FORWARDS:
             expected = f"the norm of {branch!r} to keep its own forward method"
             remedy = (
                 "torch.nn.SyncBatchNorm.convert_sync_batchnorm, which Lightning's sync_batchnorm=True calls, drops "
                 "activations: build the network again and call advcontrast.surgery.convert_sync_batchnorm in its place"
             )
-            raise RuntimeError(complaint(type(self).__name__, expected, "a plain SyncBatchNorm", remedy))
-        return cast(nn.Module, norm)
+            raise RuntimeError(complaint(type(self).__name__, expected, f"a plain {type_name(norm)}", remedy))
+        return norm
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Normalise with the active branch.
@@ -163,7 +163,7 @@ class DualNorm(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and name in self._modules:
             self.add_module(name, value)
-        elif self._owns(name):
+        elif self._owns(name) and not isinstance(value, nn.Module):  # which would become a branch
             super().__setattr__(name, value)
             if name == "training":
                 for norm in self.children():
