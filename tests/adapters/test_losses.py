@@ -25,7 +25,6 @@ AS_THEY_ARE = {
     "lightly VICRegLoss": lightly.VICRegLoss,
     "lightly BarlowTwinsLoss": lightly.BarlowTwinsLoss,
     "lightly NegativeCosineSimilarity": lightly.NegativeCosineSimilarity,
-    "lightly TiCoLoss": lightly.TiCoLoss,
     "lightly DirectCLRLoss": lightly.DirectCLRLoss,
     "PML SelfSupervisedLoss": lambda: metric.SelfSupervisedLoss(metric.TripletMarginLoss()),
     "PML VICRegLoss": lambda: lambda z1, z2: metric.VICRegLoss()(z1, ref_emb=z2),
@@ -35,11 +34,9 @@ LABELLED += ("FastAPLoss", "NPairsLoss", "SmoothAPLoss", "LiftedStructureLoss", 
 LOSSES = {
     **AS_THEY_ARE,
     **{f"PML {name}": lambda name=name: PairsAsLabels(getattr(metric, name)()) for name in LABELLED},
+    "lightly TiCoLoss": lambda: TrainOnlyMemoryBank(lightly.TiCoLoss()),
     "bank": lambda: lightly.NTXentLoss(memory_bank_size=(16, 8)),
 }
-
-
-MEMORIES = ("bank", "lightly TiCoLoss")
 
 
 def network():
@@ -57,7 +54,7 @@ def embeddings(seed=0):
 @pytest.mark.parametrize("name", LOSSES)
 def test_it_trains_in_every_mode(name, mode):
     loss = LOSSES[name]()
-    if mode == "DS" and name in MEMORIES:
+    if mode == "DS" and name == "bank":
         loss = TrainOnlyMemoryBank(loss)
     acl = ACLTrainer(network(), loss=loss, attack=ATTACK, mode=mode)
     out = acl(*VIEWS)
@@ -146,6 +143,13 @@ def test_a_running_covariance_is_that_of_the_training_passes():
     acl(*VIEWS)
     z1 = nn.functional.normalize(seen[0][:8], dim=1)
     torch.testing.assert_close(tico.loss.adv.C, 0.1 * z1.T @ z1 / 8)
+
+
+@pytest.mark.parametrize("mode", ["A2A", "A2S", "DS"])
+def test_a_running_covariance_that_an_attack_changes_is_refused(mode):
+    acl = ACLTrainer(network(), loss=lightly.TiCoLoss(), attack=ATTACK, mode=mode)
+    with pytest.raises(RuntimeError, match=r"^ACLTrainer: expected loss to store nothing in eval mode.* with C\."):
+        acl(*VIEWS)
 
 
 def test_the_memory_of_plain_attributes_is_kept_too():

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections import deque
 
 import pytest
 import torch
@@ -196,6 +197,59 @@ def test_a_memory_made_under_inference_mode_is_looked_at_too():
     acl = ACLTrainer(network(), loss=loss, attack=ATTACK)
     with pytest.raises(RuntimeError, match="got Bank with one, memory"):
         acl(*views())
+
+
+class Attribute(nn.Module):
+    """NT-Xent with a memory in a plain attribute: a tensor that is changed or replaced, or several in a deque."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.memory = deque([torch.zeros(8, 5)], maxlen=1) if kind == "deque" else torch.zeros(8, 5)
+
+    def forward(self, z1, z2):
+        if self.kind == "deque":
+            self.memory.append(z1.detach())
+        elif self.kind == "in place":
+            self.memory[: len(z1)] = z1.detach()
+        else:
+            self.memory = torch.cat([z1.detach(), self.memory])[:8]
+        return nt_xent(z1, z2)
+
+
+@pytest.mark.parametrize("mode", ["A2A", "A2S", "DS"])
+@pytest.mark.parametrize("kind", ["in place", "replaced", "deque"])
+def test_a_memory_in_an_attribute_is_refused_under_attack(kind, mode):
+    acl = ACLTrainer(network(), loss=Attribute(kind), attack=ATTACK, mode=mode)
+    with pytest.raises(RuntimeError, match=r"^ACLTrainer: expected loss to store nothing in eval mode.*with memory\."):
+        acl(*views())
+
+
+@pytest.mark.parametrize("kind", ["in place", "replaced", "deque"])
+def test_a_memory_in_an_attribute_is_refused_for_two_streams(kind):
+    acl = ACLTrainer(network(), loss=Attribute(kind), attack=lambda objective, x: x)
+    with pytest.raises(RuntimeError, match="got Attribute with one, memory"):
+        acl(*views())
+
+
+def test_a_memory_in_an_attribute_is_kept_by_the_wrapper():
+    loss = TrainOnlyMemoryBank(Attribute("replaced"))
+    quiet(lambda: ACLTrainer(network(), loss=loss, attack=ATTACK)(*views()))
+    assert not torch.equal(loss.loss.clean.memory, loss.loss.adv.memory)
+
+
+def test_a_weight_that_weight_norm_sets_is_no_memory():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                self.head = nn.utils.weight_norm(nn.Linear(5, 5))
+
+        def forward(self, z1, z2):
+            return nt_xent(self.head(z1), self.head(z2))
+
+    quiet(lambda: ACLTrainer(network(), loss=Normed(), attack=ATTACK)(*views()))
 
 
 def test_counters_are_no_memory():

@@ -1,10 +1,11 @@
 """Adversarial contrastive learning (Jiang et al., NeurIPS 2020)."""
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,8 @@ class ACLTrainer(ContrastiveLearner):
         Raises:
             ValueError: the views differ in shape or are fewer than two, or ``x2`` and ``augment`` are both missing.
             TypeError: a view is not a floating-point tensor.
-            RuntimeError: in DS the loss has one memory for both streams, so that each image becomes its own negative.
+            RuntimeError: in DS the loss has one memory for both streams, or an attack changes its memory, so that each
+                image becomes its own negative.
         """
         return super().forward(*((x1,) if x2 is None else (x1, x2)), generator=generator)
 
@@ -167,7 +169,9 @@ class ACLTrainer(ContrastiveLearner):
             with (
                 switched([self.loss], branch),
                 nullcontext() if self.loss.training else buffers_kept(self.loss),
-                _raise_if_memory_changes(owner, self.loss, self.mode) if len(self._streams()) > 1 else nullcontext(),
+                _raise_if_memory_changes(owner, self.loss, self.mode)
+                if len(self._streams()) > 1 or not self.loss.training
+                else nullcontext(),
             ):
                 loss: Tensor = self.loss(z1, z2)
         else:
@@ -228,32 +232,38 @@ def _single_norms(module: nn.Module) -> list[str]:
 
 @contextmanager
 def _raise_if_memory_changes(owner: str, loss: nn.Module, mode: str) -> Iterator[None]:
-    """Raise if the block changes a memory of a loss that all branches share: images become their own negatives.
+    """Raise if the block changes a memory of a loss, which all streams share: images become their own negatives.
 
-    A memory is a buffer of two dimensions or more, one row per embedding; running statistics and counters have fewer.
+    A memory is a tensor of two dimensions or more, one row per embedding; running statistics and counters have fewer.
     Versions are compared, not values: this does not synchronise with the device.
     """
     before = _memories(loss)
     yield
     after = _memories(loss)
-    for name in before.keys() | after.keys():
-        (buffer, version), (other, now) = (found.get(name, (None, 0)) for found in (before, after))
-        if buffer is not other or version != now:
-            expected, got = (
-                f"loss to have a memory for each stream of mode {mode!r}",
-                f"{type_name(loss)} with one, {name}",
-            )
+    for key in before.keys() | after.keys():
+        (tensor, version), (other, now) = (found.get(key, (None, 0)) for found in (before, after))
+        if tensor is not other or version != now:
+            expected, one = f"loss to have a memory for each stream of mode {mode!r}", "one, "
+            if not loss.training:
+                expected, one = "loss to store nothing in eval mode, as under attack", ""
+            got = f"{type_name(loss)} with {one}{key[0]}"
             remedy = "Wrap it in adapters.losses.TrainOnlyMemoryBank, so that no image becomes its own negative"
             raise RuntimeError(complaint(owner, expected, got, remedy))
 
 
-def _memories(loss: nn.Module) -> dict[str, tuple[Tensor, int]]:
-    return {
-        f"{name}.{key}".lstrip("."): (buffer, 0 if buffer.is_inference() else buffer._version)
-        for name, module in _outside_dual_norms(loss)
-        for key, buffer in module._buffers.items()
-        if buffer is not None and buffer.dim() >= 2
-    }
+def _memories(loss: nn.Module) -> dict[tuple[str, int], tuple[Tensor, int]]:
+    """Return the tensors that may be memories, with their versions: buffers in train mode, and plain attributes."""
+    found: dict[tuple[str, int], tuple[Tensor, int]] = {}
+    for name, module in _outside_dual_norms(loss):
+        held: dict[str, Any] = {**module._buffers} if loss.training else {}
+        if not type(module).__module__.startswith("torch."):  # layers of torch with weight_norm set their weight
+            held |= vars(module)
+        for key, value in held.items():
+            for i, tensor in enumerate(value if isinstance(value, deque) else [value]):
+                if isinstance(tensor, Tensor) and tensor.dim() >= 2:
+                    version = 0 if tensor.is_inference() else tensor._version
+                    found[f"{name}.{key}".lstrip("."), i] = tensor, version
+    return found
 
 
 def _outside_dual_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
