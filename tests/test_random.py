@@ -3,6 +3,7 @@
 import random
 import re
 import sys
+from collections import deque
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -196,11 +197,12 @@ def test_generators_are_found_in_modules_objects_containers_partials_and_methods
     learner.part = nn.Sequential(nn.ReLU())
     learner.part[0].g = torch.Generator()
     learner.many = [torch.Generator(), {"x": (plain, plain.g)}]
+    learner.queue = deque([torch.Generator()])
     learner.call = partial(torch.rand, 3, generator=torch.Generator())
     learner.scale = nn.Parameter(torch.ones(1))
     learner.method, learner.slots = Plain().draw, Slots()
     learner.slots.g = torch.Generator()
-    names = ["call.keywords.generator", "many.0", "many.1.x.1", "method.self.g", "part.0.g", "slots.g"]
+    names = ["call.keywords.generator", "many.0", "many.1.x.1", "method.self.g", "part.0.g", "queue.0", "slots.g"]
     assert sorted(_random.generators(learner)) == names
 
 

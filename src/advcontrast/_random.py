@@ -5,6 +5,7 @@ No function initialises an accelerator: one that the process has not used has no
 
 import random
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -65,8 +66,8 @@ def branch_off(state: dict[str, Any], rank: int, *devices: torch.device) -> int:
 def generators(owner: object) -> dict[str, torch.Generator]:
     """Return the generators in the attributes of an object and of the objects that it holds, by their full names.
 
-    Attributes, lists, tuples, dicts, methods and the arguments of ``functools.partial`` are followed, functions and
-    their closures are not.
+    Attributes, lists, tuples, deques, dicts, methods and the arguments of ``functools.partial`` are followed,
+    functions, their closures, classes and sets are not.
     """
     found: dict[str, torch.Generator] = {}
     seen: set[int] = set()
@@ -84,7 +85,7 @@ def generators(owner: object) -> dict[str, torch.Generator]:
 
 
 def _held(value: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, deque)):
         return enumerate(value)
     if isinstance(value, dict):
         # The keys of hooks are counters of the process.

@@ -181,6 +181,14 @@ def test_a_forward_pass_that_copies_would_share_is_refused():
         TrainOnlyMemoryBank(loss)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_loss_that_cannot_be_copied_is_refused_with_a_remedy():
+    loss = nn.utils.weight_norm(nn.Linear(2, 2))
+    loss(torch.ones(1, 2))
+    with pytest.raises(RuntimeError, match=r"^TrainOnlyMemoryBank: .* Use torch.nn.utils.parametrizations in place"):
+        TrainOnlyMemoryBank(loss)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

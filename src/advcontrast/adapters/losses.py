@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _deprecated
-from .._checks import check_callable, check_module, check_type, complaint
+from .._checks import check_callable, check_copyable, check_module, check_type, complaint
 from ..functional.nt_xent import check_embeddings
 from ..norm import DualNorm
 
@@ -54,6 +54,7 @@ class TrainOnlyMemoryBank(nn.Module):
         if any("forward" in vars(part) for part in loss.modules()):
             rule, got = "loss with the forward method of its class", "one set on the instance, which a copy would share"
             raise ValueError(complaint("TrainOnlyMemoryBank", rule, got, "Define it in a subclass"))
+        check_copyable("TrainOnlyMemoryBank", loss)
         self.loss = DualNorm(loss, split="stats")
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
