@@ -29,7 +29,7 @@ def line(script, *flags):
 
 def environment(home):
     # Folders of images are cached in the home of the user.
-    return {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "HOME": str(home)}
 
 
 def process(script, *flags, home):

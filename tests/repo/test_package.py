@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,11 @@ def test_the_readme_names_the_commands_that_ci_runs():
     command = 'pip install -e ".[test]" && pytest'
     assert command in README
     assert command in (ROOT / ".ci/run").read_text()
+
+
+def test_a_run_of_the_tests_prints_the_version_of_torch(pytestconfig):
+    header = pytestconfig.hook.pytest_report_header(config=pytestconfig, start_path=ROOT)
+    assert f"torch {version('torch')}, " in str(header)
 
 
 def test_nothing_is_installed_from_an_index_that_does_not_have_this_package():
