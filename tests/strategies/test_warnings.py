@@ -171,8 +171,8 @@ def test_an_attack_finds_the_memory_of_training_and_leaves_it(in_place, mode):
 def test_one_memory_for_two_streams_is_refused(in_place, always):
     acl = ACLTrainer(network(), loss=Bank(in_place, always), attack=ATTACK)
     text = (
-        "ACLTrainer: expected loss to have a memory for each stream of mode 'DS', got Bank with one, memory. "
-        "Wrap it in adapters.losses.TrainOnlyMemoryBank, so that no image becomes its own negative."
+        "ACLTrainer: expected loss to have a memory for each stream, which no attack changes, got Bank with one, "
+        "memory. Wrap it in adapters.losses.TrainOnlyMemoryBank, so that no image becomes its own negative."
     )
     with pytest.raises(RuntimeError, match=f"^{re.escape(text)}$"):
         acl(*views())
@@ -221,7 +221,7 @@ class Attribute(nn.Module):
 @pytest.mark.parametrize("kind", ["in place", "replaced", "deque"])
 def test_a_memory_in_an_attribute_is_refused_under_attack(kind, mode):
     acl = ACLTrainer(network(), loss=Attribute(kind), attack=ATTACK, mode=mode)
-    with pytest.raises(RuntimeError, match=r"^ACLTrainer: expected loss to store nothing in eval mode.*with memory\."):
+    with pytest.raises(RuntimeError, match="got Attribute with one, memory"):
         acl(*views())
 
 

@@ -302,10 +302,15 @@ def _tie_again(dual: nn.Module, _keys: object) -> None:
     cast(DualNorm, dual)._tie()
 
 
+def dual_norms_in(model: nn.Module) -> list[DualNorm]:
+    """Return the dual norms of ``model``, which may have none."""
+    return [module for module in model.modules() if isinstance(module, DualNorm)]
+
+
 def dual_norms(owner: str, model: nn.Module) -> list[DualNorm]:
     """Return the dual norms of ``model``, also inside DDP or a compiled wrapper; raise if there is none."""
     check_module(owner, model)
-    norms = [module for module in model.modules() if isinstance(module, DualNorm)]
+    norms = dual_norms_in(model)
     if not norms:
         text = f"{owner}: expected a model with dual batch norms, found none in {type(model).__name__}. "
         raise ValueError(text + "Call convert_to_dual_bn(model) first.")

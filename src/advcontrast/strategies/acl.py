@@ -16,7 +16,7 @@ from .._modes import buffers_kept
 from .._types import Branch, Mode
 from ..functional import alignment
 from ..losses import NTXentLoss
-from ..norm import DualNorm
+from ..norm.dual_norm import dual_norms_in
 from .learner import ContrastiveLearner, Part, StepOutput, Weight
 from .step import Step, switched
 
@@ -169,7 +169,7 @@ class ACLTrainer(ContrastiveLearner):
             with (
                 switched([self.loss], branch),
                 nullcontext() if self.loss.training else buffers_kept(self.loss),
-                _raise_if_memory_changes(owner, self.loss, self.mode)
+                _raise_if_memory_changes(owner, self.loss)
                 if len(self._streams()) > 1 or not self.loss.training
                 else nullcontext(),
             ):
@@ -202,13 +202,9 @@ def _name(stream: tuple[Branch, Branch]) -> Branch:
     return "adv" if "adv" in stream else "clean"
 
 
-def _dual_norms(module: nn.Module) -> list[DualNorm]:
-    return [part for part in module.modules() if isinstance(part, DualNorm)]
-
-
 def _warn_of_single_norms(owner: str, model: nn.Module, loss: nn.Module | None, mode: str) -> None:
     """Warn about norms that clean and perturbed images share, unless the split of the dual ones intends it."""
-    dual = _dual_norms(model)
+    dual = dual_norms_in(model)
     single = _single_norms(model)
     of_loss = [] if loss is None else [f"loss.{name}" for name in _single_norms(loss)]
     if not dual:
@@ -231,7 +227,7 @@ def _single_norms(module: nn.Module) -> list[str]:
 
 
 @contextmanager
-def _raise_if_memory_changes(owner: str, loss: nn.Module, mode: str) -> Iterator[None]:
+def _raise_if_memory_changes(owner: str, loss: nn.Module) -> Iterator[None]:
     """Raise if the block changes a memory of a loss, which all streams share: images become their own negatives.
 
     A memory is a tensor of two dimensions or more, one row per embedding; running statistics and counters have fewer.
@@ -243,10 +239,8 @@ def _raise_if_memory_changes(owner: str, loss: nn.Module, mode: str) -> Iterator
     for key in before.keys() | after.keys():
         (tensor, version), (other, now) = (found.get(key, (None, 0)) for found in (before, after))
         if tensor is not other or version != now:
-            expected, one = f"loss to have a memory for each stream of mode {mode!r}", "one, "
-            if not loss.training:
-                expected, one = "loss to store nothing in eval mode, as under attack", ""
-            got = f"{type_name(loss)} with {one}{key[0]}"
+            expected = "loss to have a memory for each stream, which no attack changes"
+            got = f"{type_name(loss)} with one, {key[0]}"
             remedy = "Wrap it in adapters.losses.TrainOnlyMemoryBank, so that no image becomes its own negative"
             raise RuntimeError(complaint(owner, expected, got, remedy))
 
@@ -268,5 +262,5 @@ def _memories(loss: nn.Module) -> dict[tuple[str, int], tuple[Tensor, int]]:
 
 def _outside_dual_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the modules that are not part of a dual norm, with their names."""
-    inside = {part for norm in _dual_norms(module) for part in norm.modules()}
+    inside = {part for norm in dual_norms_in(module) for part in norm.modules()}
     return [(name, part) for name, part in module.named_modules() if part not in inside]

@@ -31,7 +31,7 @@ from .._memory_format import warn_of_channels_last
 from .._random import capture, in_use, restore
 from ..attacks import PGDAttack
 from ..functional.image import as_floats
-from ..norm import DualNorm
+from ..norm.dual_norm import dual_norms_in
 from ..surgery import export_branch
 from .step import Step
 
@@ -238,7 +238,7 @@ class ContrastiveLearner(nn.Module):
         """Raise a ``ValueError`` unless all dual norms of the modules have the branches of the strategy."""
         for module in modules:
             check_module(type(self).__name__, module)
-        for found in {norm.branches for module in modules for norm in _dual_norms(module)}:
+        for found in {norm.branches for module in modules for norm in dual_norms_in(module)}:
             if not set(self.branches) <= set(found):
                 expected = f"dual norms to have the branches {' and '.join(map(repr, self.branches))}"
                 remedy = "Convert with these among branches="
@@ -338,7 +338,7 @@ class ContrastiveLearner(nn.Module):
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """Parameters of branches that get no gradients, under the name that DDP looks up."""
         parts = self.parts_under_attack()
-        norms = [(norm, self._branches_of(part)) for part in parts for norm in _dual_norms(part)]
+        norms = [(norm, self._branches_of(part)) for part in parts for norm in dual_norms_in(part)]
         used = {p for norm, names in norms for name in names for p in getattr(norm, name).parameters()}
         idle = {p for norm, _ in norms for p in norm.parameters()} - used
         return [name for name, parameter in self.named_parameters(remove_duplicate=False) if parameter in idle]
@@ -405,11 +405,7 @@ def _check_devices(learner: nn.Module, batch: tuple[Any, ...], error: RuntimeErr
 
 def exported(network: nn.Module, branch: str) -> nn.Module:
     """Return a copy of a network with the plain norms of a branch, or of a network without dual norms."""
-    if _dual_norms(network):
+    if dual_norms_in(network):
         return export_branch(network, branch)
     check_copyable("encoder", network)
     return copy.deepcopy(network)
-
-
-def _dual_norms(module: nn.Module) -> list[DualNorm]:
-    return [part for part in module.modules() if isinstance(part, DualNorm)]

@@ -13,8 +13,8 @@ from .. import distributed
 from .._checks import check_callable, check_shape, check_tensor, complaint
 from ..attacks import under_attack
 from ..attacks.context import folded
-from ..norm import DualNorm
 from ..norm.branch import norms_on
+from ..norm.dual_norm import dual_norms_in
 
 if TYPE_CHECKING:
     from .learner import ContrastiveLearner
@@ -147,7 +147,6 @@ class Step:
 @contextmanager
 def switched(modules: Iterable[nn.Module], branch: str | None) -> Iterator[None]:
     """Switch the dual norms of modules to a branch; modules without dual norms are left alone."""
-    parts = () if branch is None else (part for module in modules for part in module.modules())
-    norms = [part for part in parts if isinstance(part, DualNorm)]
+    norms = [norm for module in modules for norm in dual_norms_in(module)]
     with nullcontext() if branch is None or not norms else norms_on(norms, branch):
         yield

@@ -10,9 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import check_bool, check_callable, check_choice, check_copyable, complaint
 from .._types import BRANCHES, SPLITS, Split
-from ..norm import DualNorm
 from ..norm.dual_batch_norm import dual_of
-from ..norm.dual_norm import check_branches
+from ..norm.dual_norm import check_branches, dual_norms_in
 from .modules import become, check_surgery, slots
 
 _OWNER = "convert_to_dual_bn"
@@ -128,7 +127,7 @@ def _warn_of_nothing(
     model: nn.Module, kinds: tuple[type[nn.Module], ...], branches: Sequence[str], split: Split, *, filtered: bool
 ) -> None:
     """Warn about a call without effect, unless the model is already converted."""
-    dual = [module for module in model.modules() if isinstance(module, DualNorm)]
+    dual = dual_norms_in(model)
     others = [module for module in dual if (module.branches, module.split) != (tuple(branches), split)]
     what = "batch norms" if kinds == (_BatchNorm,) else " or ".join(kind.__name__ for kind in kinds)
     what += " that filter_fn accepts" if filtered else ""
