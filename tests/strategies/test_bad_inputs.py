@@ -52,6 +52,31 @@ def test_an_error_in_the_first_call_changes_nothing(name):
     refused(learner, lambda: learner(*batch(method), generator=generator), None, Failed, generator)
 
 
+@every_method
+def test_an_error_in_a_later_call_changes_no_random_state_or_counter(name):
+    method, generator = METHODS[name], torch.Generator()
+    learner = method.make("dual")
+    learner(*batch(method), generator=generator)
+    learner.attack = fails
+    before = everything(learner, generator)
+    with pytest.raises(Failed):
+        learner(*batch(method), generator=generator)
+    after = everything(learner, generator)
+    kept = [name for name in before if name.startswith("random") or name.endswith("_extra_state")]
+    assert len(kept) >= 2
+    assert all(same(before[name], after[name]) for name in kept)
+
+
+def test_labels_are_refused_in_a_later_call_after_the_augmentation_has_drawn():
+    def views(x):
+        return x * torch.rand(1), x * torch.rand(1), x
+
+    method = METHODS["AdvCL"]
+    learner, (x, *_, labels) = method.make("dual", augment=views), batch(method)
+    learner(x, labels)
+    refused(learner, lambda: learner(x, labels + 9), "^AdvCL: expected pseudo-labels")
+
+
 def test_an_error_in_the_first_call_changes_no_augmentation_or_attack():
     attack = FreeAttack()
     learner = METHODS["RoCL"].make("dual", augment=Replay(lambda x: (x, x), times=3), attack=attack)
@@ -68,6 +93,18 @@ def test_views_on_another_device(name, calls):
         learner(*batch(method))
     moved = [x.to("meta") for x in batch(method)]
     refused(learner, lambda: learner(*moved), r"^\w+: expected (views and networks|labels.*|images.*) on one device")
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+@every_method
+def test_views_of_another_dtype(name, calls):
+    method = METHODS[name]
+    learner = method.make("dual")
+    for _ in range(calls):
+        learner(*batch(method))
+    cast = [x.float() if x.is_floating_point() else x for x in batch(method)]
+    message = r"^\w+: expected views and networks of one dtype, got x1 of torch.float32 and model\S+ of torch.float64"
+    refused(learner, lambda: learner(*cast), message)
 
 
 @every_method
@@ -92,6 +129,35 @@ def test_a_teacher_that_moved_to_another_device(name):
     learner = method.make("dual")
     learner.teacher.to("meta")
     refused(learner, lambda: learner(*batch(method)), r"^\w+: expected views and networks on one device.*teacher")
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_teacher_that_was_put_into_train_mode(name, calls):
+    method = METHODS[name]
+    learner = method.make("dual")
+    for _ in range(calls):
+        learner(*batch(method))
+    learner.teacher.model.train()
+    message = "^Frozen: expected model in eval mode, got train mode"
+    refused(learner, lambda: learner(*batch(method)), message, RuntimeError)
+
+
+@pytest.mark.parametrize("name", TAUGHT)
+def test_a_teacher_of_another_dtype(name):
+    method = METHODS[name]
+    learner = method.make("dual")
+    learner.teacher.half()
+    message = r"^\w+: expected views and networks of one dtype, got .*teacher\.model\S+ of torch.float16"
+    refused(learner, lambda: learner(*batch(method)), message)
+
+
+@pytest.mark.parametrize("model", [lambda: student("dual"), lambda: nn.Sequential(student("dual"), nn.Linear(5, 5))])
+def test_the_teacher_of_a_term_is_not_the_model_or_a_part_of_it(model):
+    model = model()
+    part = model if len(model) > 2 else model[0]
+    with pytest.raises(ValueError, match=r"^ACLTrainer: expected terms\[0\] to share no frozen weights with model"):
+        ACLTrainer(model, terms=[Distillation(part.eval())])
 
 
 @pytest.mark.parametrize("name", ["ACL", "AMOC", "DeACL", "RoCL"])

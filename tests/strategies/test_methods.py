@@ -135,6 +135,16 @@ def test_attacks_run_through_the_adversarial_branches(name):
     assert tuple(dict.fromkeys(seen)) == method.attacked
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].make("dual").branches == ("adv",)])
+def test_a_method_of_one_branch_uses_no_other(name):
+    learner, seen = METHODS[name].make("dual"), set()
+    for part in learner.modules():
+        if isinstance(part, DualNorm):
+            part.register_forward_pre_hook(lambda norm, _: seen.add(norm.branch))
+    learner(*batch(METHODS[name]))
+    assert seen == {"adv"}
+
+
 @every_method
 def test_an_evaluation_counts_no_step(name):
     method = METHODS[name]

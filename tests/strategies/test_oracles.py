@@ -222,11 +222,39 @@ def test_invariance(released, sir, air):
         assert 2 * out.loss.item() == pytest.approx(0.6520566312, **CLOSE)
 
 
+def test_gradients_of_the_invariance():
+    ours, theirs = ([known(v) for v in range(5)] for _ in range(2))
+
+    def loss(*terms):
+        learner = ACLTrainer(Identity(), attack=Given(*ours[2:4]), augment=lambda x: ours[:2], terms=terms)
+        return learner(ours[4]).loss
+
+    (loss(Invariance(1.0)) - loss()).backward()
+    z1, z2, a1, a2, z0 = (each.flatten(1) for each in theirs)
+    p1, p2, b1, b2, c1, c2 = (
+        (F.cosine_similarity(*pair) / 0.5).exp()
+        for pair in ((z1, z0), (z2, z0), (a1, z0), (a2, z0), (a1, z1), (a2, z2))
+    )
+    for first, second in ((p1, p2), (b1 * c1, b2 * c2)):
+        p, q = first / first.sum(), second / second.sum()
+        (p * (p / q).log()).sum().backward(retain_graph=True)
+    assert norms(*ours) == pytest.approx(norms(*theirs), **CLOSE)
+
+
 def test_distillation():
     terms = [Distillation(Constant(known(1), known(0)), 2.0)]
     out = ACLTrainer(Identity(), mode="S2S", terms=terms)(known(0), known(1))
     assert out.terms["loss_teacher"].item() == pytest.approx(1 - 0.8291483123, **CLOSE)
     assert (out.loss - out.terms["loss_clean"]).item() == pytest.approx(2 * (1 - 0.8291483123), **CLOSE)
+
+
+def test_gradients_of_the_distillation():
+    ours, theirs = ((known(0), known(2)) for _ in range(2))
+    with_term = ACLTrainer(Identity(), mode="S2S", terms=[Distillation(Constant(known(1), known(3)))])
+    (with_term(*ours).loss - ACLTrainer(Identity(), mode="S2S")(*ours).loss).backward()
+    for z, v in zip(theirs, (1, 3), strict=True):
+        (F.cosine_similarity(z.flatten(1), known(v).detach().flatten(1)).mean() / 2).backward()
+    assert norms(*ours) == pytest.approx(norms(*theirs), **CLOSE)
 
 
 def test_the_teacher_of_a_term_sees_each_view():
@@ -247,6 +275,14 @@ def test_rocl(released, gradients):
     assert out.terms["loss_views"].item() == pytest.approx(3.4011725447, **CLOSE)
     RoCL(Identity(), extra=0, released=released, attack=Given(x[2]))(*x[:2]).loss.backward()
     assert norms(*x) == pytest.approx(gradients, abs=1e-5)
+
+
+def test_gradients_of_the_last_term_of_rocl():
+    ours, theirs = ([known(v) for v in range(3)] for _ in range(2))
+    with_term, without = (RoCL(Identity(), extra=extra, attack=Given(ours[2]))(*ours[:2]).loss for extra in (1, 0))
+    (with_term - without).backward()
+    nt_xent(theirs[2].flatten(1), theirs[1].flatten(1)).backward()
+    assert norms(*ours) == pytest.approx(norms(*theirs), **CLOSE)
 
 
 def test_the_attack_of_rocl_moves_the_first_view_away_from_the_second():
@@ -291,6 +327,17 @@ def test_advcl():
     learner = AdvCL(WithHighFrequencies(high), heads, weight=0, attack=Given(z_adv, known(5)))
     out = learner(z1, z2, FLAT, labels)
     assert out.loss.item() == pytest.approx(16.1964874906, **CLOSE)
+
+
+def test_gradients_of_advcl():
+    ours, theirs = ([known(v) for v in (2, 0, 1, 3)] for _ in range(2))
+    learner = AdvCL(WithHighFrequencies(ours[3]), [nn.Linear(3, 2).double()], weight=0, attack=Given(ours[0], known(5)))
+    learner(*ours[1:3], FLAT, torch.zeros(4, 1, dtype=torch.int64)).loss.backward()
+    z = F.normalize(torch.cat(theirs).flatten(1), dim=1)
+    e = (z @ z.T / 0.5).exp()
+    partners = torch.eye(4, dtype=torch.float64).repeat(4, 4).fill_diagonal_(0)
+    (0.5 / 0.07 * (-(e / (e.sum(1, keepdim=True) - e.diag()[:, None])).log() * partners).sum() / 48).backward()
+    assert norms(*ours) == pytest.approx(norms(*theirs), **CLOSE)
 
 
 def ainfonce(**settings):

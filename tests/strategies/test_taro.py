@@ -44,10 +44,12 @@ def test_the_attack_moves_the_predictions_of_each_view_towards_its_targets():
 
 
 def test_the_predictor_has_branches_of_its_own():
-    predictor = convert_to_dual_bn(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)).double())
+    predictor, seen = convert_to_dual_bn(nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)).double()), set()
+    predictor[1].register_forward_pre_hook(lambda norm, _: seen.add(norm.branch))
     learner = TARO(student("dual"), predictor)
     learner(*views(dtype=torch.float64))
     assert (predictor[1].clean.num_batches_tracked, predictor[1].adv.num_batches_tracked) == (0, 1)
+    assert seen == {"adv"}
 
 
 def test_a_predictor_of_another_size_is_refused_before_anything_moves():

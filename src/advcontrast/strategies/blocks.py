@@ -64,8 +64,15 @@ class Frozen(nn.Module):
         return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the output for images, without a gradient."""
+        """Return the output for images, without a gradient.
+
+        Raises:
+            RuntimeError: the network was put into train mode.
+            TypeError: it returns something other than a floating-point tensor.
+        """
         check_tensor("Frozen", "x", x, remedy="Pass images")
+        if self.model.training:
+            raise RuntimeError(complaint("Frozen", "model in eval mode", "train mode", "Call eval() on it"))
         with torch.inference_mode(False), torch.no_grad():
             output: Tensor = self.model(x.clone())  # a model may change its input in place
         check_tensor("Frozen", "the result of model", output, remedy="Return the embeddings [N, D] only")

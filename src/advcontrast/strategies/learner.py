@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -137,7 +137,11 @@ class ContrastiveLearner(nn.Module):
         self.require_branches(model)
         if terms:
             self.terms = nn.ModuleList(terms)
+            own = {*model.parameters()}
             for i, term in enumerate(terms):
+                if any(p in own for p in term.parameters() if not p.requires_grad):
+                    expected, got = f"terms[{i}] to share no frozen weights with model", f"{type_name(term)} with some"
+                    raise ValueError(complaint(owner, expected, got, "Build it from copy.deepcopy(model)"))
                 self.weight(f"the weight of terms[{i}]", getattr(term, "weight", 1.0))
 
     def parts(self, step: Step) -> Iterator[Part]:  # noqa: ARG002 (for subclasses)
@@ -162,7 +166,7 @@ class ContrastiveLearner(nn.Module):
         for name, schedule in self._schedules.items():
             self._check_weight(name, schedule(self._clock.calls))
         devices = {x.device for x in batch if isinstance(x, Tensor)}
-        with nullcontext() if devices == self._tried else _undone_on_error(self, batch, generator):
+        with _undone_on_error(self, batch, generator, first=devices != self._tried):
             step = self._step(batch, {} if generator is None else {"generator": generator})
             main = [*self.parts(step)]
             added = [part for term in getattr(self, "terms", ()) for part in term(step)]
@@ -274,22 +278,20 @@ class ContrastiveLearner(nn.Module):
                 raise ValueError(complaint(owner, "images and targets", f"{len(batch)} tensors", remedy))
             *batch, targets = batch  # type: ignore[assignment]
         images, views = None, tuple(batch)
-        count = self.views or "two or more"
+        count = "one view" if self.views == 1 else f"{self.views or 'two or more'} views"
         if len(views) == 1 and (self.augment is not None or self.views != 1):
             if self.augment is None:
                 remedy = "Pass both views, or build the trainer with augment=ContrastivePairAugment(size)"
-                raise ValueError(
-                    complaint(owner, "x2" if self.views == 2 else f"{count} views", "None and no augment", remedy)
-                )
+                raise ValueError(complaint(owner, "x2" if self.views == 2 else count, "None and no augment", remedy))
             images = as_floats(views[0]) if isinstance(views[0], Tensor) else None
             made = self.augment(views[0], **source)
             views = tuple(made) if isinstance(made, (tuple, list)) else (made,)
             if not self._takes(len(views)):
-                expected = f"augment to return {({1: 'one view', 2: 'a pair'}).get(self.views or 0, f'{count} views')}"
+                expected = f"augment to return {'a pair' if self.views == 2 else count}"
                 remedy = "Return a batch for each view, row i of each of image i"
                 raise ValueError(complaint(owner, expected, type_name(made), remedy))
         elif not self._takes(len(views)):
-            expected = f"{count} views of each image, or the images{', and targets' if self.labelled else ''}"
+            expected = f"{count} of each image, or the images{', and targets' if self.labelled else ''}"
             got, remedy = f"{len(views) + self.labelled} tensors", "Pass each view as one tensor"
             raise ValueError(complaint(owner, expected, got, remedy))
         self._check_views(views)
@@ -314,7 +316,8 @@ class ContrastiveLearner(nn.Module):
         least = 2 if self.couples_samples else 1
         if first.dim() == 0 or (len(first) < least and len(first) * distributed.world_size() < least):
             remedy = "Skip a short last batch with drop_last=True"
-            raise ValueError(complaint(owner, f"at least {least} images", f"shape {list(first.shape)}", remedy))
+            expected = f"at least {least} image{'s' * (least > 1)}"
+            raise ValueError(complaint(owner, expected, f"shape {list(first.shape)}", remedy))
         warn_of_channels_last(self.model, *views)
 
     def _check_parts(self, parts: list[Any]) -> None:
@@ -368,9 +371,11 @@ class _Clock(Block):
 
 
 @contextmanager
-def _undone_on_error(learner: nn.Module, batch: tuple[Any, ...], generator: torch.Generator | None) -> Iterator[None]:
-    """Restore buffers, extra state and random state if the block raises; an error of devices names these."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in learner.buffers() if not is_lazy(buffer)]
+def _undone_on_error(
+    learner: nn.Module, batch: tuple[Any, ...], generator: torch.Generator | None, *, first: bool
+) -> Iterator[None]:
+    """Restore extra state and random state if the block raises, and after a first call buffers, which takes longer."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in learner.buffers() if first and not is_lazy(buffer)]
     counters = [part for part in learner.modules() if type(part).get_extra_state is not nn.Module.get_extra_state]
     states, devices = [part.get_extra_state() for part in counters], in_use()
     random = capture(*devices)
@@ -387,20 +392,23 @@ def _undone_on_error(learner: nn.Module, batch: tuple[Any, ...], generator: torc
         if generator is not None and drawn is not None:
             generator.set_state(drawn)
         if isinstance(error, RuntimeError):
-            _check_devices(learner, batch, error)
+            _check_placement(learner, batch, error)
         raise
 
 
-def _check_devices(learner: nn.Module, batch: tuple[Any, ...], error: RuntimeError) -> None:
-    """Raise from an error if views and networks are on several devices."""
+def _check_placement(learner: nn.Module, batch: tuple[Any, ...], error: RuntimeError) -> None:
+    """Raise from an error if views and networks are on several devices, or if it names types and theirs differ."""
     views = [(f"x{i}", x) for i, x in enumerate(batch, 1) if isinstance(x, Tensor)]
-    found: dict[torch.device, str] = {}
-    for name, tensor in [*views, *learner.named_parameters(), *learner.named_buffers()]:
-        found.setdefault(tensor.device, name)
-    if len(found) > 1:
-        got = " and ".join(f"{name} on {device}" for device, name in found.items())
-        expected, remedy = "views and networks on one device", "Move the learner and the images to it"
-        raise ValueError(complaint(type(learner).__name__, expected, got, remedy)) from error
+    tensors = [*views, *learner.named_parameters(), *learner.named_buffers()]
+    floats = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and "type" in str(error)]
+    for one, form, named in (("on one device", "on {0.device}", tensors), ("of one dtype", "of {0.dtype}", floats)):
+        found: dict[str, str] = {}
+        for name, tensor in named:
+            found.setdefault(form.format(tensor), name)
+        if len(found) > 1:
+            got = " and ".join(f"{name} {place}" for place, name in found.items())
+            remedy = "Move the learner and the images to it"
+            raise ValueError(complaint(type(learner).__name__, f"views and networks {one}", got, remedy)) from error
 
 
 def exported(network: nn.Module, branch: str) -> nn.Module:
