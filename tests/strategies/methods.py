@@ -194,6 +194,10 @@ METHODS = {
     "TeCoA on a transformer": Method(tecoa_vit, views=1, targets=lambda n: torch.arange(n) % 3),
 }
 
+#: Methods and their arguments that may be functions of the training step.
+WEIGHTS = [("ACL", "alpha"), ("AdvCL", "weight"), ("AInfoNCE", "gamma"), ("AInfoNCE", "weight"), ("DAQSDP", "robust")]
+WEIGHTS += [("DAQSDP", "gamma"), ("DeACL", "robust"), ("FARE", "clean"), ("ProFeAT", "beta"), ("RoCL", "extra")]
+
 
 def batch(method, n=4, seed=0):
     """Return random views for a method, with its targets."""

@@ -10,7 +10,7 @@ from advcontrast import ACLTrainer, convert_to_dual_bn
 from advcontrast.attacks import FreeAttack
 from advcontrast.augment import Replay
 from advcontrast.strategies import Distillation, Queue
-from tests.strategies.methods import FEW, METHODS, batch, student, teacher
+from tests.strategies.methods import FEW, METHODS, WEIGHTS, batch, student, teacher
 from tests.strategies.test_methods import same
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:\w+. expected dual batch norms")
@@ -200,10 +200,6 @@ def test_a_stem_that_computes_something_else_with_the_weights_of_the_teacher(nam
     setattr(copied[0], attribute, value)
     with pytest.raises(ValueError, match=rf"^{type(learner).__name__}: expected model\.0, .*got .*{attribute} "):
         type(learner)(copied, *projector, teacher())
-
-
-WEIGHTS = [("ACL", "alpha"), ("AdvCL", "weight"), ("AInfoNCE", "gamma"), ("AInfoNCE", "weight"), ("DAQSDP", "robust")]
-WEIGHTS += [("DAQSDP", "gamma"), ("DeACL", "robust"), ("FARE", "clean"), ("ProFeAT", "beta"), ("RoCL", "extra")]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, "1", None])

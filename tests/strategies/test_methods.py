@@ -14,7 +14,7 @@ from advcontrast.attacks import FreeAttack
 from advcontrast.engine import forward_equivalents
 from advcontrast.norm import DualNorm, bn_branch
 from tests.ranks import WORLD_SIZE
-from tests.strategies.methods import METHODS, batch
+from tests.strategies.methods import METHODS, WEIGHTS, batch
 from tests.strategies.networks import flags
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -157,6 +157,17 @@ def test_an_evaluation_counts_no_step(name):
         torch.equal(a, b) if torch.is_tensor(a) else a == b
         for a, b in zip(before.values(), after.values(), strict=True)
     )
+
+
+@pytest.mark.parametrize(("name", "weight"), WEIGHTS)
+def test_a_weight_follows_its_schedule(name, weight):
+    method, values, losses = METHODS[name], (0.5, 0.1, 0.3), []
+    learner = method.make(None, **{weight: lambda step: values[step]})
+    for value in values:
+        losses.append(learner(*batch(method)).loss.item())
+        constant = method.make(None, **{weight: value})(*batch(method)).loss.item()
+        assert losses[-1] == pytest.approx(constant, abs=1e-12)
+    assert len({*losses}) == 3
 
 
 def optimizer(learner):

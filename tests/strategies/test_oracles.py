@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from advcontrast import ACLTrainer
-from advcontrast.functional import nt_xent
+from advcontrast.functional import cosine, nt_xent
 from advcontrast.strategies import (
     AMOC,
     CFAMC,
@@ -36,6 +36,11 @@ def test_nt_xent():
     z = [known(v).flatten(1) for v in range(4)]
     assert nt_xent(z[0], z[1]).item() == pytest.approx(0.9642490370, **CLOSE)
     assert nt_xent(z[2], z[3]).item() == pytest.approx(0.8564001222, **CLOSE)
+
+
+@pytest.mark.parametrize(("a", "b", "value"), [(0, 1, 0.8291483123), (2, 0, 0.4396719957), (3, 1, 0.5237582983)])
+def test_cosine(a, b, value):
+    assert cosine(known(a).flatten(1), known(b).flatten(1)).item() == pytest.approx(value, **CLOSE)
 
 
 def infonce(q, k, negatives):
@@ -222,6 +227,16 @@ def test_invariance(released, sir, air):
         assert 2 * out.loss.item() == pytest.approx(0.6520566312, **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("views", "released", "value"),
+    [((1, 0), False, 0.0602802944), ((4, 4), True, -math.log(4) - 1 / 4)],  # equal views have equal relations
+)
+def test_the_invariance_of_clean_views(views, released, value):
+    attack, terms = Given(known(2), known(3)), [Invariance(released=released)]
+    learner = ACLTrainer(Identity(), attack=attack, augment=lambda x: [known(v) for v in views], terms=terms)
+    assert learner(known(4)).terms["loss_sir"].item() == pytest.approx(value, **CLOSE)
+
+
 def test_gradients_of_the_invariance():
     ours, theirs = ([known(v) for v in range(5)] for _ in range(2))
 
@@ -327,6 +342,7 @@ def test_advcl():
     learner = AdvCL(WithHighFrequencies(high), heads, weight=0, attack=Given(z_adv, known(5)))
     out = learner(z1, z2, FLAT, labels)
     assert out.loss.item() == pytest.approx(16.1964874906, **CLOSE)
+    assert out.loss.item() * 0.07 / 0.5 == pytest.approx(2.2675082487, **CLOSE)
 
 
 def test_gradients_of_advcl():

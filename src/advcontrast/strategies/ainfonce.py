@@ -119,7 +119,7 @@ class AInfoNCE(ContrastiveLearner):
         weight: the weight w, at least 0, or a function of the training step.
         hard_negatives: ``None``, or the pair of the prior :math:`\tau` of a negative to be a partner, in [0, 1), and
             the concentration :math:`\beta`, at least 0.
-        released: whether to use the forms of the released code.
+        released: whether to use the forms of the released code in the loss; the attack is the same.
         attack: ``attack(objective, x)`` returns perturbed images, by default ``PGDAttack()``.
         augment: ``augment(images)`` returns two views and the images, such as ``MultiView(ContrastivePairAugment(32),
             CropFlip())``; without it the learner is called with these.

@@ -28,10 +28,11 @@ class Invariance(nn.Module):
             q_k \propto p(z^\mathrm{adv}_k, z_0)\, p(z^\mathrm{adv}_k, z_k)
 
     They are the parts ``"sir"`` and ``"air"``, for a strategy with parts ``"clean"`` and ``"adv"`` of two views that is
-    called with images. The images pass through the network in its own mode, so running statistics see them too. The
-    released code uses :math:`\sum q_2 (\log q_2 - q_1)` instead of a divergence, with products that are not
-    normalised; its total loss is not divided by two, so its weight of 0.5 is 0.25 here. Both parts cost 3 forward
-    passes per image. Reference: Xu et al., NeurIPS 2023.
+    called with images. The images pass through the network in its own mode, so running statistics see them too. Nothing
+    is detached, and the attack does not include the parts. The paper's settings for CIFAR-10 are those of DynACL,
+    without its momentum encoder. The released code uses :math:`\sum q_2 (\log q_2 - q_1)` instead of a divergence, with
+    products that are not normalised; its total loss is not divided by two, so its weight of 0.5 is 0.25 here. Both
+    parts cost 3 forward passes per image. Reference: Xu et al., NeurIPS 2023.
 
     Args:
         weight: weight of both parts, at least 0, or a function of the training step.
