@@ -14,7 +14,8 @@ perturbations of the last batch, ``free`` no step besides the training step, wit
 the loss of accuracy. ``--method`` takes the settings of the paper of a method (``--preset paper``), or shorter ones
 (``fast``). Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
 ``--method rcs`` is ACL on a coreset: a fifth of the images, selected every fiftieth of the run. The classes of
-``--method tecoa`` are clusters of the features of the teacher.
+``--method tecoa`` are clusters of the features of the teacher. ``--method dynaclpp`` is DynACL, and then LP-AFT on ten
+clusters of its features, which is not among the forward passes that are printed.
 
 All images of ``--data`` are used, without labels. With ``--stream PATH`` those below PATH are used instead; they need
 not fit into memory or have classes, and ``--data`` is only for the linear classifier. The card has
@@ -129,6 +130,9 @@ def main(settings: Settings) -> None:
     if settings.stream:
         last["stream"] = f"ImageStream of {len(data)} samples {data.dataset.fingerprint()[:16]}"
     shipped = learner.model if settings.mode == "selfie" else learner.encoder()
+    adapt = METHODS[settings.method].adapt
+    if adapt is not None:
+        shipped.encoder = adapt(parts, learner, run.folder / "lp-aft")
     classifier = linear_probe(shipped.encoder, parts.features, images)
     attack, test = PGDAttack(eps=settings.radius, step_size=settings.step, steps=20), list(images.test.batches(BATCH))
     verdicts = {"TA": accuracy(classifier, test), "RA": robust_accuracy(classifier, test, attack)}

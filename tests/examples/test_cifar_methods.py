@@ -1,6 +1,8 @@
 """Every method of pre-training runs by its name, and what it writes can be fine-tuned."""
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from advcontrast.evaluation import ResultCard
 from tests.examples.cifar import TINY, inside, module
@@ -28,6 +30,17 @@ def test_a_method_trains_an_encoder(name, teacher, tmp_path):
     assert card.settings["flags"]["preset"] == f"{name}-paper"
     encoder = tmp_path / "run" / "final.safetensors"
     assert inside("linear", *TINY, "--encoder", encoder, "--out", tmp_path / "linear") == 0
+
+
+def test_dynaclpp_adapts_the_encoder_of_dynacl(tmp_path):
+    weights = []
+    for name in ("dynacl", "dynaclpp"):
+        assert inside("pretrain", *TINY, "--method", name, "--out", tmp_path / name) == 0
+        weights.append(load_file(tmp_path / name / "final.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    same = {name for name, weight in weights[0].items() if torch.equal(weight, weights[1][name])}
+    assert any(name.startswith("head.") for name in same)
+    assert "encoder.conv1.weight" not in same
 
 
 def test_a_method_without_its_teacher_is_refused(tmp_path, capsys):

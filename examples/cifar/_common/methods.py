@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, convert_to_dual_bn, export_branch
 from advcontrast.attacks import FreeAttack
 from advcontrast.augment import CropFlip, MultiView, Replay, SimCLRAugment
+from advcontrast.data import ImageSet
 from advcontrast.engine import steps_per_epoch
+from advcontrast.evaluation import protocol, run_protocol
 from advcontrast.models import acl_head, simclr_head
 from advcontrast.norm import DualNorm
 from advcontrast.optim import LARS
@@ -118,6 +121,7 @@ class Method:
         fast: flags that override them for a short run.
         targets: returns the pseudo-labels that follow the images, for methods that use them.
         select: returns the selection of the images of each epoch, for methods that do not take all.
+        adapt: returns the encoder after a stage that follows the training, whose checkpoints are in a folder.
     """
 
     build: Callable[[Parts], nn.Module]
@@ -125,6 +129,7 @@ class Method:
     fast: Mapping[str, Any]
     targets: Callable[[Parts], Tensor] | None = None
     select: Callable[[Parts, Any], RobustCoreset] | None = None
+    adapt: Callable[[Parts, Any, Path], nn.Module] | None = None
 
 
 def acl(parts: Parts, **settings: Any) -> ACLTrainer:
@@ -140,6 +145,20 @@ def acl(parts: Parts, **settings: Any) -> ACLTrainer:
 def dynacl(parts: Parts) -> DynACL:
     """Return the learner of DynACL."""
     return DynACL(parts.network(), steps=parts.steps, attack=parts.attack, augment=parts.pair)
+
+
+def lp_aft(parts: Parts, learner: DynACL, folder: Path) -> nn.Module:
+    """Return the encoder of DynACL++, adapted to the clusters of its own features; a run of 1000 epochs has 25 more."""
+    x, settings = parts.images.everything.x, parts.settings
+    names = tuple("0123456789")
+    clusters = ImageSet(x, pseudo_labels(learner.encoder("clean").encoder, x, len(names)), names)
+    whole, epochs = protocol("dynacl2023", "LP-AFT"), max(1, settings.epochs // 40)
+    shorter = {"epochs": epochs, "milestones": tuple(each for each in whole.milestones if each < epochs)}
+    probe = replace(whole.probe, epochs=max(1, settings.epochs // 100), batch_size=settings.batch_size)
+    stage = replace(whole, **shorter, batch_size=settings.batch_size, eps=settings.radius, probe=probe)
+    unused = ImageSet(parts.images.test.x[:1], clusters.y[:1], names)  # the accuracy for clusters is not needed
+    options = {"seed": settings.seed, "folder": folder, "amp": settings.amp, "compile": settings.compile}
+    return run_protocol(learner.encoder("adv").encoder, stage, clusters, None, unused, **options).model.encoder
 
 
 def air(parts: Parts) -> ACLTrainer:
@@ -277,6 +296,7 @@ METHODS = {
     "amoc": Method(amoc, {**SGD, "lr": 0.1, "epochs": 200}, {"epochs": 40}),
     "cfamc": Method(cfamc, {**SGD, "lr": 0.3, "batch_size": 100, "epochs": 10, "replays": 3}, {"epochs": 3}),
     "dynacl": Method(dynacl, ACL, FAST),
+    "dynaclpp": Method(dynacl, ACL, FAST, adapt=lp_aft),
     "daqsdp": Method(daqsdp, {**SGD, "epochs": 100}, {"epochs": 20}),
     "deacl": Method(deacl, {**SGD, "epochs": 100}, {"epochs": 20}),
     "fare": Method(fare, CLIP, {"epochs": 10}),
