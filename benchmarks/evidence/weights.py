@@ -14,6 +14,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -35,7 +36,7 @@ encoder = pretrained("{name}")
 ```
 
 - Data: {data}. Labels were not used.
-- Method: {method}, `examples/cifar/pretrain.py` with the flags below; {cost:.0f} forward passes per image in all.
+- Method: {method}, `examples/cifar/pretrain.py` with the flags below; {cost}.
 - Branches: {branches}. Stem: {stem}. Normalisation: {normalisation}.
 - Made with: torch {torch}, {device}, one seed.
 
@@ -71,13 +72,15 @@ def main() -> None:
     path.chmod(0o644)  # safetensors makes it readable by the owner only
     cards = [ResultCard.read(each) for each in (given.run / "card.json", *given.cards)]
     cards[0] = replace(cards[0], name="linear classifier")
-    flags, training = cards[0].settings["flags"], cards[0].settings["training"]
+    flags, cost, extent = cards[0].settings["flags"], passes(cards[0]), " in all"
+    if flags.get("teacher"):
+        extent = f", after {passes(ResultCard.read(Path(flags['teacher']).with_name('card.json')))} for its teacher"
     text = CARD.format(
         name=given.name,
         features=encoder.num_features,
         data=given.data,
         method=flags["mode"] if flags["method"] == "acl" else flags["method"],
-        cost=training["cost"] * flags["epochs"],
+        cost=f"{cost} forward passes per image{extent}",
         torch=cards[0].versions["torch"],
         device=cards[0].versions["device"],
         results=markdown_table(cards),
@@ -87,6 +90,12 @@ def main() -> None:
     path.with_suffix(".md").write_text(text)
     with path.open("rb") as file:
         print(f'"{given.name}": "{file_digest(file)}",')
+
+
+def passes(card: ResultCard) -> str:
+    """Return the forward passes per image of a run of pretrain.py."""
+    settings: Any = card.settings
+    return f"{settings['training']['cost'] * settings['flags']['epochs']:.0f}"
 
 
 if __name__ == "__main__":

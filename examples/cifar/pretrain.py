@@ -11,8 +11,9 @@ five; ``selfie`` is the baseline with the settings of its authors. The other pre
 epochs: ``few`` takes three longer steps, ``single`` one step from a random start, ``warm`` one step from the
 perturbations of the last batch, ``free`` no step besides the training step, with each batch four times in a row,
 ``progressive`` one, three and then five. The cost of a preset is printed before it runs; ``docs/guides/speed.rst`` has
-the loss of accuracy. ``--method`` takes the settings of the paper of a method (``--preset paper``), or shorter ones
-(``fast``). Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
+the loss of accuracy. ``--method`` takes the optimizer, its settings, batch size, epochs and attack steps of the paper
+of a method (``--preset paper``; Adam for AdamW), or fewer epochs (``fast``). Crops, colours and the radius are those of
+ACL. Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
 ``--method rcs`` is ACL on a coreset: a fifth of the images, selected every fiftieth of the run. The classes of
 ``--method tecoa`` are clusters of the features of the teacher. ``--method dynaclpp`` is DynACL, and then LP-AFT on ten
 clusters of its features, which is not among the forward passes that are printed.

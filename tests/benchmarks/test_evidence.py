@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.evidence import cheaper, dial, fashion, radius
+from benchmarks.evidence import cheaper, dial, fashion, radius, weights
+from tests.examples.cifar import TINY, inside
 
 
 @pytest.fixture
@@ -59,3 +60,17 @@ def test_curves_are_means_over_the_classifiers_of_a_folder(few, tmp_path, monkey
     mean, spread = sum(shares) / 2, torch.stack(shares).std()
     assert capsys.readouterr().out.count(f"{mean:.1f} ± {spread:.1f}") == 6 * len(radius.EPS)
     assert (tmp_path / "radius.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_card_of_an_encoder_has_the_cost_of_its_teacher(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
+    teacher, run = tmp_path / "teacher", tmp_path / "run"
+    assert inside("pretrain", *TINY, "--mode", "S2S", "--epochs", "2", "--out", teacher) == 0
+    flags = ("--method", "deacl", "--teacher", teacher / "final.safetensors", "--out", run)
+    assert inside("pretrain", *TINY, *flags) == 0
+    for name, folder, cost in (("student", run, "9"), ("own", teacher, "12")):
+        monkeypatch.setattr(sys, "argv", ["weights", name, str(folder), "--data", "drawings"])
+        weights.main()
+        extent = ", after 12 for its teacher" if folder == run else " in all"
+        card = (tmp_path / "weights" / f"{name}.md").read_text()
+        assert f"the flags below; {cost} forward passes per image{extent}." in card

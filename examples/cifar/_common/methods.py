@@ -286,7 +286,7 @@ def selfie(parts: Parts) -> SelfieLearner:
 CORESET = 0.2  # fraction of the images
 SGD = {"optimizer": "sgd", "lr": 0.5, "weight_decay": 5e-4, "batch_size": 256}
 ACL = {"epochs": 1000, "batch_size": 512}
-CLIP = {**SGD, "optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-4, "epochs": 50}
+CLIP = {"optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-4, "batch_size": 128, "epochs": 50, "attack_steps": 10}
 FAST = {"epochs": 100, "attack_steps": 3, "attack_step": 0.5}
 METHODS = {
     "acl": Method(acl, ACL, FAST),
@@ -303,9 +303,7 @@ METHODS = {
     "profeat": Method(profeat, {**SGD, "weight_decay": 3e-4, "epochs": 100}, {"epochs": 20}),
     "rcs": Method(acl, ACL, FAST, select=coreset),
     "rocl": Method(rocl, {**ACL, "lr": 1.5, "attack_steps": 7, "attack_step": 0.223}, FAST),
-    "simclip": Method(
-        simclip, {**SGD, "optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-5, "epochs": 50}, {"epochs": 10}
-    ),
+    "simclip": Method(simclip, {**CLIP, "lr": 1e-3, "weight_decay": 1e-5, "batch_size": 64}, {"epochs": 10}),
     "tecoa": Method(tecoa, CLIP, {"epochs": 10}, teacher_classes),
     "taro": Method(taro, {**SGD, "lr": 0.06, "batch_size": 512, "epochs": 800, "attack_steps": 10}, FAST),
 }
