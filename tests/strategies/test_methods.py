@@ -159,6 +159,15 @@ def test_an_evaluation_counts_no_step(name):
     )
 
 
+@every_method
+def test_a_loss_under_inference_mode_is_the_same(name):
+    method = METHODS[name]
+    learner = method.make("dual").eval()
+    expected = learner(*batch(method)).loss.item()
+    with torch.inference_mode():
+        assert learner(*batch(method)).loss.item() == pytest.approx(expected, abs=1e-12)
+
+
 @pytest.mark.parametrize(("name", "weight"), WEIGHTS)
 def test_a_weight_follows_its_schedule(name, weight):
     method, values, losses = METHODS[name], (0.5, 0.1, 0.3), []

@@ -263,6 +263,13 @@ def test_distillation():
     assert (out.loss - out.terms["loss_clean"]).item() == pytest.approx(2 * (1 - 0.8291483123), **CLOSE)
 
 
+def test_two_teachers_have_a_log_each():
+    terms = [Distillation(Constant(known(v))) for v in (1, 4)]
+    logged = ACLTrainer(Identity(), mode="S2S", terms=terms)(known(0), known(0)).terms
+    for name, v in (("loss_teacher", 1), ("loss_teacher_2", 4)):
+        assert logged[name].item() == pytest.approx(1 - cosine(known(0).flatten(1), known(v).flatten(1)).item(), **CLOSE)
+
+
 def test_gradients_of_the_distillation():
     ours, theirs = ((known(0), known(2)) for _ in range(2))
     with_term = ACLTrainer(Identity(), mode="S2S", terms=[Distillation(Constant(known(1), known(3)))])

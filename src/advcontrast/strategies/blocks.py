@@ -238,6 +238,7 @@ class Queue(Block):
         self.rows: Tensor | None = None if dim is None else self._directions(dim)
         self._next: Tensor | None = None
 
+    @torch.inference_mode(False)  # an attack computes its gradient with them
     def read(self, z: Tensor) -> Tensor:
         """Return the embeddings of earlier batches, ``[size, D]``, to compare with embeddings ``[N, D]``."""
         check_tensor("Queue", "z", z, remedy="Pass embeddings")

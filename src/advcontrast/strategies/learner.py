@@ -44,7 +44,8 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: the scalar to call ``backward`` on.
-        terms: detached scalars to log, ``"loss_<name>"`` for each part of the loss.
+        terms: detached scalars to log, ``"loss_<name>"`` for each part of the loss, and ``"loss_<name>_2"`` for a second
+            part of that name.
     """
 
     loss: Tensor
@@ -181,8 +182,10 @@ class ContrastiveLearner(nn.Module):
         for part in added:
             loss = loss + self.now(part.weight) * part.loss
         terms: dict[str, Tensor] = {}
-        for part in main + added:
-            terms |= {f"loss_{part.name}": part.loss.detach(), **part.logged}
+        for i, part in enumerate(main + added):
+            earlier = [each.name for each in (main + added)[:i]].count(part.name)
+            name = f"loss_{part.name}_{earlier + 1}" if earlier else f"loss_{part.name}"
+            terms |= {name: part.loss.detach(), **part.logged}
         if self.training:
             self._advance()
         return StepOutput(loss, terms)
@@ -277,6 +280,9 @@ class ContrastiveLearner(nn.Module):
                 remedy = "Pass the images, then their targets"
                 raise ValueError(complaint(owner, "images and targets", f"{len(batch)} tensors", remedy))
             *batch, targets = batch  # type: ignore[assignment]
+            if isinstance(targets, Tensor) and targets.is_inference():
+                with torch.inference_mode(False):
+                    targets = targets.clone()  # an attack has a gradient
         images, views = None, tuple(batch)
         count = "one view" if self.views == 1 else f"{self.views or 'two or more'} views"
         if len(views) == 1 and (self.augment is not None or self.views != 1):
