@@ -44,8 +44,8 @@ class StepOutput(NamedTuple):
 
     Attributes:
         loss: the scalar to call ``backward`` on.
-        terms: detached scalars to log, ``"loss_<name>"`` for each part of the loss, ``"loss_<name>_2"`` for a second part of
-            that name.
+        terms: detached scalars to log: ``"loss_<name>"`` for each part of the loss, ``"loss_<name>_2"`` for a second
+            part of that name.
     """
 
     loss: Tensor
