@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import distributed
-from .._checks import check_iterable, check_one_device, check_real, check_tensor, check_within, complaint, type_name
+from .._checks import check_iterable, check_one_device, check_real, check_tensor, check_type, check_within, complaint
 from .contrast import four_views, view_losses
 from .learner import ContrastiveLearner, Part, Weight
 from .step import Step
@@ -88,8 +88,7 @@ class AdvCL(ContrastiveLearner):
         if not heads:
             raise ValueError(complaint("AdvCL", "at least one of heads", "none", remedy))
         for head in heads:
-            if not isinstance(head, nn.Module):
-                raise TypeError(complaint("AdvCL", "each of heads to be an nn.Module", type_name(head), remedy))
+            check_type("AdvCL", "each of heads", head, nn.Module, remedy=remedy)
         check_real("AdvCL", "radius", radius, low=0, remedy="The paper uses 8")
         super().__init__(model, attack=attack, augment=augment, terms=terms)
         self.heads = nn.ModuleList(heads)

@@ -126,8 +126,7 @@ class ContrastiveLearner(nn.Module):
         check_iterable(owner, "terms", terms, remedy=remedy)
         terms = [*terms]
         for term in terms:
-            if not isinstance(term, nn.Module):
-                raise TypeError(complaint(owner, "each of terms to be an nn.Module", type_name(term), remedy))
+            check_type(owner, "each of terms", term, nn.Module, remedy=remedy)
         super().__init__()
         self.model = model
         self.attack = PGDAttack() if attack is None else attack

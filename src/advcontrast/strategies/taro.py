@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import distributed
-from .._checks import check_bool, complaint, type_name
+from .._checks import check_bool, check_type, complaint
 from ..functional import cosine
 from ..functional.nt_xent import unit_rows
 from .learner import ContrastiveLearner, Part
@@ -78,9 +78,7 @@ class TARO(ContrastiveLearner):
         augment: Callable[..., Any] | None = None,
         terms: Iterable[nn.Module] = (),
     ) -> None:
-        if not isinstance(predictor, nn.Module):
-            remedy = "Pass a network from embeddings to embeddings"
-            raise TypeError(complaint("TARO", "predictor to be an nn.Module", type_name(predictor), remedy))
+        check_type("TARO", "predictor", predictor, nn.Module, remedy="Pass a network from embeddings to embeddings")
         check_bool("TARO", "released", released, remedy="True lets an image be its own target")
         super().__init__(model, attack=attack, augment=augment, terms=terms)
         self.require_branches(predictor)
