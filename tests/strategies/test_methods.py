@@ -159,6 +159,14 @@ def test_an_evaluation_counts_no_step(name):
     )
 
 
+def test_a_later_call_reads_no_generator_of_a_device(monkeypatch):
+    """While a CUDA graph is captured, that is an error."""
+    learner = METHODS["ACL"].make("dual")
+    learner(*batch(METHODS["ACL"]))
+    monkeypatch.delattr("advcontrast.strategies.learner.in_use")
+    learner(*batch(METHODS["ACL"]))
+
+
 @every_method
 def test_a_loss_under_inference_mode_is_the_same(name):
     method = METHODS[name]
