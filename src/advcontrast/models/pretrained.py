@@ -12,6 +12,7 @@ FOLDER = Path(__file__).with_name("weights")
 SHA256 = {
     "resnet18w16-cifar10-ds": "350eb2b77cd6bf6d9bfdbd715283944629944aeee578e0b3dd52f0127a22ee61",
     "resnet18w16-cifar10-deacl": "ae60ac664567b0d25fd04c21970608a9044ba90d48358a8cee9e9f98c1d2d50f",
+    "resnet18w16-cifar10-s2s": "dd60ae63c49a3ea224b905ee7d14555daf2997887526b33389887cd8e6287c4d",
 }
 
 
@@ -27,12 +28,13 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
     =============================  =======================================================================  ========
     ``resnet18w16-cifar10-ds``     ResNet-18 of width 16, ACL (DS), 10 epochs, dual norms                   128
     ``resnet18w16-cifar10-deacl``  ResNet-18 of width 16, DeACL, 11 epochs after 21 of its SimCLR teacher   128
+    ``resnet18w16-cifar10-s2s``    ResNet-18 of width 16, SimCLR (not robust), 53 epochs                    128
     =============================  =======================================================================  ========
 
     Args:
         name: one of the table.
         branch: branch to return, for an encoder trained with dual norms: ``"clean"`` or ``"adv"``; ``None`` for the
-            branch that the model card evaluates, ``"adv"`` for DS. DeACL has single norms.
+            branch that the model card evaluates, ``"adv"`` for DS. The others have single norms.
 
     Raises:
         ValueError: the name is unknown, or the encoder has no such branch.
