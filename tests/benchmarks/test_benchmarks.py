@@ -41,6 +41,9 @@ def test_a_step_that_does_not_compile_is_left_out(monkeypatch):
     text = next(step.tables(SETTINGS)).markdown()
     assert "ours, channels last, compiled not run: no Triton.\n" in text
     assert "| ours, channels last |" in text
+    whole = end_to_end.whole(SETTINGS, {"batch": 8, "width": 2})
+    assert [row[0] for row in whole.rows] == ["DS", "S2S"]
+    assert "DS, compiled not run: no Triton" in whole.skipped
 
 
 def test_end_to_end_runs_at_tiny_size(monkeypatch):
