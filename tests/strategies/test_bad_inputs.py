@@ -84,27 +84,25 @@ def test_an_error_in_the_first_call_changes_no_augmentation_or_attack():
     refused(learner, lambda: learner(batch(METHODS["RoCL"])[0]), "RoCL: expected the result of model")
 
 
-@pytest.mark.parametrize("calls", [0, 1])
-@every_method
-def test_views_on_another_device(name, calls):
-    method = METHODS[name]
-    learner = method.make("dual")
-    for _ in range(calls):
-        learner(*batch(method))
-    moved = [x.to("meta") for x in batch(method)]
-    refused(learner, lambda: learner(*moved), r"^\w+: expected (views and networks|labels.*|images.*) on one device")
+MOVED = {
+    "device": (lambda x: x.to("meta"), r"(views and networks|labels.*|images.*) on one device"),
+    "dtype": (
+        lambda x: x.float() if x.is_floating_point() else x,
+        r"views and networks of one dtype, got x1 of torch.float32 and model\S+ of torch.float64",
+    ),
+}
 
 
 @pytest.mark.parametrize("calls", [0, 1])
+@pytest.mark.parametrize("kind", MOVED)
 @every_method
-def test_views_of_another_dtype(name, calls):
-    method = METHODS[name]
+def test_views_of_another_kind(name, kind, calls):
+    method, (move, message) = METHODS[name], MOVED[kind]
     learner = method.make("dual")
     for _ in range(calls):
         learner(*batch(method))
-    cast = [x.float() if x.is_floating_point() else x for x in batch(method)]
-    message = r"^\w+: expected views and networks of one dtype, got x1 of torch.float32 and model\S+ of torch.float64"
-    refused(learner, lambda: learner(*cast), message)
+    moved = [move(x) for x in batch(method)]
+    refused(learner, lambda: learner(*moved), rf"^\w+: expected {message}")
 
 
 @every_method
