@@ -13,7 +13,8 @@ processes and the property tests. They run in a process forked from one that has
 itself keeps all variants in one file behind a switch, which works with neither ``torch.compile``, pickle nor doctests.)
 The results of a file count only if the unchanged file passes the same tests before and after.
 
-A run continues where the last one stopped, and repeats the changes of a file that was modified. The result of a change
+A run continues where the last one stopped. In a file that was modified, it repeats all changes drawn before whose lines
+still exist. The result of a change
 when it was first drawn is stored too: no test was written because of it, so it estimates the result for changes that
 were not drawn. ``equivalent.json`` of ``benchmarks/results/mutation`` lists survivors that change nothing observable,
 by their key in ``results.json``, with a reason; ``survivors.json`` has the reasons why others survive; ``table.md`` has
@@ -101,7 +102,7 @@ def _try_file(room: str, source: Path, sample: int, again: bool) -> None:
     verdicts = {key: known[key] for key in keys if key in known}
     first = {key: last["first"][key] for key in keys if key in last["first"]}
     equivalent = _read("equivalent").get(name, {})
-    missing = [key for key in keys[:sample] if key not in known]
+    missing = [key for key in keys if key not in known and (key in last["verdicts"] or key in keys[:sample])]
     survived = [key for key, verdict in verdicts.items() if verdict == "survived" and key not in equivalent]
     suites = _suites(room, source, again)
     left = survived if again else missing

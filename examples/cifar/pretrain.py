@@ -14,7 +14,7 @@ perturbations of the last batch, ``free`` no step besides the training step, wit
 the loss of accuracy. ``--method`` takes the optimizer, its settings, batch size, epochs and attack steps of the paper
 of a method (``--preset paper``; Adam for AdamW), or fewer epochs (``fast``). Crops, colours and the radius are those of
 ACL. Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
-``--method rcs`` is ACL on a coreset: a fifth of the images, selected every fiftieth of the run. The classes of
+``--method rcs`` is ACL on a coreset: a fifth of the images, selected every 20 epochs. The classes of
 ``--method tecoa`` are clusters of the features of the teacher. ``--method dynaclpp`` is DynACL, and then LP-AFT on ten
 clusters of its features, which is not among the forward passes that are printed.
 
@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 
 from _common.attacks import CHEAPER, evaluation_of, mean_cost
-from _common.classifiers import linear_probe
+from _common.classifiers import linear_probe, with_apgd
 from _common.flags import Common, flag, start
 from _common.images import load, streamed
 from _common.load_models import BATCH, network_of
@@ -77,6 +77,7 @@ class Settings(Common):
     attack_step: float = flag(0.25, "length of an attack step, as a fraction of the radius")
     stream: str = flag("", "folder of images, flat or nested, to read while training on them instead of --data's")
     unreadable: str = flag("raise", "files of --stream that are not images", "raise", "skip")
+    apgd: int = flag(0, "steps of Auto-PGD on the difference of logits ratio, on the test images; 0 for none")
     passes: float = flag(0.0, "forward passes per image of the whole run, which then sets the epochs; 0 for --epochs")
     monitor: int = flag(0, "validation images for the accuracy of nearest neighbours after each epoch; 0 for none")
     workers: int = flag(4, "processes of each process that read --stream")
@@ -85,14 +86,14 @@ class Settings(Common):
 def main(settings: Settings) -> None:
     """Pre-train, and write the encoder with its head."""
     images = load(settings)
-    select = METHODS[settings.method].select
-    if select is not None and (settings.stream or settings.passes):
-        expected, remedy = "a method that trains on all images", "Leave out --stream and --passes"
+    select, share = METHODS[settings.method].select, METHODS[settings.method].share
+    if select is not None and settings.stream:
+        expected, remedy = "a method that trains on all images", "Leave out --stream"
         raise ValueError(f"--method: expected {expected} in each epoch, got {settings.method}. {remedy}.")
     data = streamed(settings, images.size) if settings.stream else images.everything.x
     parts, learner = prepared(settings, images, len(data))
     if settings.passes:
-        cost = mean_cost(learner, batch_of(parts), parts.steps)
+        cost = share * mean_cost(learner, batch_of(parts), parts.steps)
         settings = replace(settings, epochs=max(1, round(settings.passes / cost)))
         torch.manual_seed(settings.seed)
         parts, learner = prepared(settings, images, len(data))
@@ -106,8 +107,8 @@ def main(settings: Settings) -> None:
     run = begin(settings, images)
     if run is None:
         return
-    cost = mean_cost(learner, batch_of(parts), steps)
-    say(f"{settings.out}: {cost:.1f} forward passes for each image of a step; SimCLR takes 6, ACL with PGD-5 takes 32")
+    cost = share * mean_cost(learner, batch_of(parts), steps)
+    say(f"{settings.out}: {cost:.1f} forward passes for each image and epoch; SimCLR takes 6, ACL with PGD-5 takes 32")
     history = fit(
         learner,
         data if parts.targets is None else (data, parts.targets),
@@ -142,7 +143,8 @@ def main(settings: Settings) -> None:
     dual = any(isinstance(module, DualNorm) for module in final.modules())
     network = network_of(settings, norms="dual" if dual else "single", mode=settings.mode)
     training = {**last, "cost": cost}
-    run.finish(final, network, images.test, verdicts, attacks={"RA": attack}, training=training)
+    outcomes = with_apgd(settings, classifier, images, verdicts, {"RA": attack})
+    run.finish(final, network, images.test, **outcomes, training=training)
 
 
 if __name__ == "__main__":

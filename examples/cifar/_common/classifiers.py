@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from advcontrast.attacks import APGDAttack
-from advcontrast.evaluation import Protocol, ProtocolResult, protocol, robust_accuracy
+from advcontrast.evaluation import Accuracy, Protocol, ProtocolResult, protocol, robust_accuracy
 from advcontrast.optim import MultiStep
 
 from .flags import Common, flag
@@ -79,9 +79,16 @@ def epochs_of(name: str, text: str, epochs: int) -> tuple[int, ...]:
 def evaluated(settings: Any, result: ProtocolResult, images: Images) -> dict[str, Any]:
     """Return the outcomes on the test images, and the attacks, as arguments of ``Run.finish``."""
     verdicts, attacks = {"TA": result.ta, "RA": result.ra}, {"RA": result.protocol.test_attack}
+    return with_apgd(settings, result.model, images, verdicts, attacks)
+
+
+def with_apgd(
+    settings: Any, model: nn.Module, images: Images, verdicts: dict[str, Accuracy], attacks: dict[str, Any]
+) -> dict[str, Any]:
+    """Return outcomes and attacks as arguments of ``Run.finish``, with those of ``--apgd``."""
     if settings.apgd:
-        attacks["APGD"] = APGDAttack(eps=settings.radius, steps=settings.apgd, loss="dlr")
-        verdicts["APGD"] = robust_accuracy(result.model, images.test.batches(BATCH), attacks["APGD"])
+        attacks = attacks | {"APGD": APGDAttack(eps=settings.radius, steps=settings.apgd, loss="dlr")}
+        verdicts = verdicts | {"APGD": robust_accuracy(model, images.test.batches(BATCH), attacks["APGD"])}
     return {"verdicts": verdicts, "attacks": attacks}
 
 

@@ -121,6 +121,7 @@ class Method:
         fast: flags that override them for a short run.
         targets: returns the pseudo-labels that follow the images, for methods that use them.
         select: returns the selection of the images of each epoch, for methods that do not take all.
+        share: cost of an epoch in steps for each image, on average, with that of the selections.
         adapt: returns the encoder after a stage that follows the training, whose checkpoints are in a folder.
     """
 
@@ -129,6 +130,7 @@ class Method:
     fast: Mapping[str, Any]
     targets: Callable[[Parts], Tensor] | None = None
     select: Callable[[Parts, Any], RobustCoreset] | None = None
+    share: float = 1.0
     adapt: Callable[[Parts, Any, Path], nn.Module] | None = None
 
 
@@ -230,9 +232,9 @@ def amoc(parts: Parts) -> AMOC:
 
 
 def coreset(parts: Parts, learner: ACLTrainer) -> RobustCoreset:
-    """Return the selection of RCS: all images for a tenth of the epochs, then a new coreset every fiftieth of them."""
+    """Return the selection of RCS: all images for a tenth of the epochs, then a new coreset every 20 epochs."""
     epochs, images = parts.settings.epochs, parts.images.everything.x
-    settings = {"fraction": CORESET, "warmup": epochs // 10, "every": max(1, epochs // 50)}
+    settings = {"fraction": CORESET, "warmup": epochs // 10, "every": 20}
     return RobustCoreset(learner, images, batch_size=parts.settings.batch_size, **settings)
 
 
@@ -284,6 +286,7 @@ def selfie(parts: Parts) -> SelfieLearner:
 
 
 CORESET = 0.2  # fraction of the images
+RCS_SHARE = 0.1 + 0.9 * (CORESET + 2 / 3 / 20)  # a selection costs two thirds of a step for each image
 SGD = {"optimizer": "sgd", "lr": 0.5, "weight_decay": 5e-4, "batch_size": 256}
 ACL = {"epochs": 1000, "batch_size": 512}
 CLIP = {"optimizer": "adam", "lr": 1e-5, "weight_decay": 1e-4, "batch_size": 128, "epochs": 50, "attack_steps": 10}
@@ -301,7 +304,7 @@ METHODS = {
     "deacl": Method(deacl, {**SGD, "epochs": 100}, {"epochs": 20}),
     "fare": Method(fare, CLIP, {"epochs": 10}),
     "profeat": Method(profeat, {**SGD, "weight_decay": 3e-4, "epochs": 100}, {"epochs": 20}),
-    "rcs": Method(acl, ACL, FAST, select=coreset),
+    "rcs": Method(acl, ACL, FAST, select=coreset, share=RCS_SHARE),
     "rocl": Method(rocl, {**ACL, "lr": 1.5, "attack_steps": 7, "attack_step": 0.223}, FAST),
     "simclip": Method(simclip, {**CLIP, "lr": 1e-3, "weight_decay": 1e-5, "batch_size": 64}, {"epochs": 10}),
     "tecoa": Method(tecoa, CLIP, {"epochs": 10}, teacher_classes),

@@ -181,8 +181,11 @@ def runs_of(budget: Budget) -> dict[str, Run]:
     for name, flags in METHODS.items():
         taught = flags.get("method") in TAUGHT
         passes = budget.passes * (1 - TEACHER) if taught else budget.passes
+        if name == "dynaclpp":
+            passes = max(1.0, passes - LP_AFT * max(1, passes // 1280))
         takes = "methods-teacher" if taught else None
-        add(f"methods-{name}", "pretrain", budget.pretrain, flags, {"passes": passes, "monitor": 200}, takes=takes)
+        measured = {"passes": passes, "monitor": 200, "apgd": 50}
+        add(f"methods-{name}", "pretrain", budget.pretrain, flags, measured, takes=takes)
         branch = {"branch": "clean" if name == "S2S" else "adv"}
         chosen = {**branch, "apgd": 50}
         adversarial = {"train": "adversarial", "loss": "adversarial-ce"}
@@ -200,10 +203,12 @@ TAUGHT = ("advcl", "daqsdp", "deacl", "fare", "profeat", "simclip", "tecoa")
 METHODS: dict[str, Flags] = {
     "S2S": {"mode": "S2S"},
     "DS": {"mode": "DS"},
-    **{name: {"method": name} for name in ("air", "dynacl", "ainfonce", "amoc", "cfamc", "rocl", "taro")},
+    **{name: {"method": name} for name in ("air", "dynacl", "dynaclpp", "rcs", "ainfonce", "amoc")},
+    **{name: {"method": name} for name in ("cfamc", "rocl", "taro")},
     **{name: {"method": name} for name in TAUGHT},
 }
 TEACHER = 0.4
+LP_AFT = 28  # forward passes per image of the shortest stage after DynACL
 
 
 @dataclass(frozen=True)

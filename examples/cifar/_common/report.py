@@ -13,7 +13,7 @@ from advcontrast.evaluation import ResultCard, markdown_table
 from .paper_tables import METHODS, TAUGHT, TEACHER, Table
 
 # The runs of a method, and the metrics of each: standard linear classifier, adversarial one, fine-tuning.
-COLUMNS = {"": ("TA", "RA"), "-linear": ("TA", "RA", "APGD"), "-few": ("TA", "RA", "APGD")}
+COLUMNS = {"": ("TA", "RA", "APGD"), "-linear": ("TA", "RA", "APGD"), "-few": ("TA", "RA", "APGD")}
 TITLE = "Methods at equal cost: frozen with a standard and with an adversarial linear classifier, and fine-tuned"
 
 
