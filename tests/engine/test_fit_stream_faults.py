@@ -1,6 +1,5 @@
 """Workers that die or hang while they read the data of a run."""
 
-import errno
 import os
 import re
 import select
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from advcontrast.data.stream import ImageStream
 from advcontrast.engine import Checkpoint
@@ -62,27 +60,14 @@ def fail():
     os._exit(3)
 
 
-MEMORY = "The memory may be full: try fewer workers. The next run resumes from the last checkpoint."
-SHARED = "Shared memory may be full (see df /dev/shm): enlarge it, or pass DataReader workers=0."
+LOST = "fit: expected batches from the data-loading workers, got DataLoader"
 
 
-@pytest.mark.parametrize(
-    ("deed", "how", "remedy"),
-    [
-        (kill, "killed by SIGKILL", MEMORY),
-        (bus, "killed by SIGBUS", SHARED),
-        (fail, "ended with status 3", MEMORY),
-        (leave, "ended with status 0", MEMORY),
-    ],
-)
+@pytest.mark.parametrize("deed", [kill, bus, fail, leave])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_dies_is_named_and_the_last_checkpoint_is_good(tmp_path, deed, how, remedy, workers):
+def test_a_worker_that_dies_is_named_and_the_last_checkpoint_is_good(tmp_path, deed, workers):
     data = Misbehaving(5, deed)
-    message = (
-        f"fit: expected the data-loading workers to stay alive, got one of {workers} {how} while it read sample 5. "
-        f"{remedy}"
-    )
-    with pytest.raises(RuntimeError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(RuntimeError, match=rf"^{LOST} worker \(pid.* while they read sample 5\. Check"):
         trained(DataReader(data, workers=workers, timeout=4, prefetch=1), folder=tmp_path, save_every=1)
     data.at = None
     assert same(trained(DataReader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
@@ -115,38 +100,9 @@ class Known(Misbehaving):
 def test_a_worker_killed_while_the_learner_learns_is_noticed_at_once(tmp_path):
     learner = Assassin()
     learner.data = Known()
-    with pytest.raises(RuntimeError, match=r"^fit: .* one of 2 killed by SIGKILL( while it read .*)?\. The memory"):
+    with pytest.raises(RuntimeError, match=rf"^{LOST} worker \(pid.* is killed by signal: Killed while they read"):
         train(learner, DataReader(learner.data, workers=2), folder=tmp_path, save_every=1)
     assert Checkpoint(tmp_path / "checkpoints").steps() == [1, 2]
-
-
-def test_a_connection_that_breaks_shortly_before_its_worker_is_found_dead_is_reported_as_its_death(monkeypatch):
-    reached = torch.zeros((), dtype=torch.bool).share_memory_()
-
-    def die_slowly():
-        reached.fill_(True)
-        time.sleep(0.3)
-        kill()
-
-    def receive(*_, **__):
-        while not reached:
-            time.sleep(0.01)
-        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", receive)
-    message = r"^fit: .* one of 1 killed by SIGKILL while it read sample 5\. The memory"
-    with pytest.raises(RuntimeError, match=message):
-        trained(DataReader(Misbehaving(5, die_slowly), workers=1), batch_size=22)
-
-
-def test_an_error_of_the_connection_alone_is_not_reworded(monkeypatch):
-    def receive(*_, **__):
-        raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", receive)
-    monkeypatch.setattr("advcontrast.engine.batches.reader._PATIENCE", 0.2)
-    with pytest.raises(ConnectionResetError):
-        trained(DataReader(Misbehaving(None, None), workers=1))
 
 
 class Sleeping(Misbehaving):
@@ -189,8 +145,8 @@ def hang():
 def test_a_worker_that_hangs_is_ended_and_what_it_waited_for_is_named(tmp_path, folder, workers, monkeypatch):
     monkeypatch.setattr("advcontrast.data.stream.decode", Hanging(folder / "005.png"))
     data = ImageStream(folder, size=8)
-    waiting = f"sample 5 ({str(folder / '005.png')!r})"
-    with pytest.raises(RuntimeError, match=rf"^fit: expected a sample from any .*{re.escape(waiting)}"):
+    waiting = re.escape(f"sample 5 ({str(folder / '005.png')!r})")
+    with pytest.raises(RuntimeError, match=rf"^{LOST} timed out after 3\.0 seconds while they read {waiting}\."):
         trained(DataReader(data, workers=workers, timeout=3, prefetch=1), folder=tmp_path, save_every=1)
     monkeypatch.undo()
     assert same(trained(DataReader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
@@ -338,4 +294,4 @@ def test_a_worker_that_dies_is_noticed_in_a_thread_too():
     thread.start()
     thread.join(60)
     assert found
-    assert found[0].startswith("fit: expected the data-loading workers to stay alive")
+    assert found[0].startswith(LOST)

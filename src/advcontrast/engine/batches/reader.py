@@ -1,14 +1,8 @@
 """Read data during training in worker processes, which may crash or hang."""
 
-import multiprocessing
-import signal
-import threading
-import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -22,7 +16,6 @@ from .plan import Plan
 from .worker import Batch, BatchDataset, LoadedBatch, WorkerError
 
 _OWNER = "DataReader"
-_PATIENCE = 5.0  # seconds that a process may take to end
 
 
 class DataReader:
@@ -79,7 +72,6 @@ class WorkerSource:
 
     def __init__(self, reader: DataReader) -> None:
         self._reader, self._dataset, self._workers = reader, reader.dataset, reader.workers
-        self._processes: list[BaseProcess] = []  # of the workers
         self.lengths = [len(reader)]
 
     def identity(self) -> str:
@@ -100,23 +92,30 @@ class WorkerSource:
         steps = range(epochs.start * plan.steps + skip, epochs.stop * plan.steps)
         indices = plan.run(epochs, torch.device("cpu"), skip=skip)
         requests = ((step, chosen.tolist()) for step, chosen in zip(steps, indices, strict=True))
-        loading = self._load(batches, requests, len(steps), pin=device.type == "cuda")
-        try:
-            yield (self._received(batch, device) for batch in loading)
-        except RuntimeError as error:
-            # PyTorch raises this whenever a worker dies.
-            if dead := self._death(batches):
-                raise dead from error
-            raise
-        finally:
-            loading.close()
-            self._kill()
-
-    def _load(self, batches: BatchDataset, requests: Any, number: int, *, pin: bool) -> Generator[Any, None, None]:
         if self._workers == 0:
-            yield from map(batches.__getitem__, requests)
+            yield (self._received(batches[request], device) for request in requests)
             return
-        before = set(multiprocessing.active_children())
+        loading = self._start(batches, requests, pin=device.type == "cuda")
+        try:
+            yield (self._received(_next(loading, batches), device) for _ in steps)
+        except RuntimeError as error:
+            # PyTorch raises an error of this name at any time when a worker dies, also within a training step.
+            if not str(error).startswith("DataLoader"):
+                raise
+            dead = [worker.pid for worker in loading._workers if not worker.is_alive()]
+            rows = [(index, pid) for index, _, pid in batches.at.tolist() if index >= 0]
+            read = dict.fromkeys(self._sample(index) for index, pid in rows if not dead or pid in dead)
+            got = f"{str(error).rstrip('. ')} while they read {' and '.join(read) or 'nothing'}"
+            remedy = "Check the disk, the memory and df /dev/shm; try fewer workers or a longer timeout"
+            remedy += ". The last checkpoint is intact"
+            raise RuntimeError(complaint("fit", "batches from the data-loading workers", got, remedy)) from error
+        finally:
+            batches.stop.fill_(True)
+            loading._shutdown_workers()
+            for worker in loading._workers:
+                worker.kill()  # if it holds the lock of the interpreter
+
+    def _start(self, batches: BatchDataset, requests: Any, *, pin: bool) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # as many as were asked for
             loader = DataLoader(
@@ -132,54 +131,12 @@ class WorkerSource:
                 generator=torch.Generator(),  # the global one belongs to the training
             )
             try:
-                only = [iter(loader)]
+                return iter(loader)
             except (AttributeError, TypeError, OSError, RuntimeError) as error:
                 expected = f"{type_name(self._dataset)} to start in {self._workers} worker processes"
                 got = f"{type(error).__name__}: {error}".rstrip(".")
                 remedy = "Define its classes and functions in a module (for pickle), or pass DataReader workers=0"
                 raise RuntimeError(complaint("fit", expected, got, remedy)) from error
-        self._processes += {child for child in multiprocessing.active_children() if child.daemon} - before
-        try:
-            for _ in range(number):
-                yield self._next(only, batches)
-        finally:
-            only.clear()  # the only reference to the iterator, even in tracebacks: its finaliser ends the workers
-
-    def _next(self, only: list[Any], batches: BatchDataset) -> Any:
-        """Wait for the next batch while workers make progress."""
-        while True:
-            count, since = int(batches.at[:, 1].sum()), time.monotonic()
-            try:
-                return next(only[0])
-            except BaseException as error:
-                error = error.with_traceback(None)
-                if not isinstance(error, Exception):
-                    raise error
-                late = isinstance(error, RuntimeError) and time.monotonic() - since >= 0.9 * self._reader.timeout
-                if not late:
-                    # A dying worker can truncate a message in many ways, shortly before its death is detected.
-                    ended = wait([process.sentinel for process in self._processes], _PATIENCE)
-                    for process in self._processes:
-                        if process.sentinel in ended:
-                            process.join(_PATIENCE)
-                if dead := self._death(batches):
-                    raise dead from error
-                if not late:
-                    raise error
-                if int(batches.at[:, 1].sum()) == count:  # else the disk is slow
-                    with _without_sigchld():
-                        self._kill()
-                    self._processes.clear()
-                    at = " and ".join(self._sample(i) for i in batches.at[:, 0].tolist() if i >= 0) or "nothing"
-                    expected = f"a sample from any of {self._workers} workers within {self._reader.timeout:g} s"
-                    remedy = "Check the disk, or pass DataReader a longer timeout; the last checkpoint is intact"
-                    raise RuntimeError(complaint("fit", expected, f"none while they read {at}", remedy)) from error
-
-    def _kill(self) -> None:
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join(_PATIENCE)
 
     def _received(self, batch: LoadedBatch | WorkerError, device: torch.device) -> tuple[Batch, int | None]:
         if isinstance(batch, WorkerError):
@@ -195,32 +152,16 @@ class WorkerSource:
         path = f" ({str(self._dataset.path(index))!r})" if isinstance(self._dataset, ImageStream) else ""
         return f"sample {index}{path}"
 
-    def _death(self, batches: BatchDataset) -> RuntimeError | None:
-        """Return the error for a worker that has died, if one has."""
-        dead = next((process for process in self._processes if not process.is_alive()), None)
-        if dead is None:
-            return None
-        code = dead.exitcode or 0
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        read = [index for index, _, number in batches.at.tolist() if number == dead.pid and index >= 0]
-        got = f"one of {self._workers} {how}" + (f" while it read {self._sample(read[0])}" if read else "")
-        remedy = "The memory may be full: try fewer workers. The next run resumes from the last checkpoint"
-        if code == -signal.SIGBUS:
-            remedy = "Shared memory may be full (see df /dev/shm): enlarge it, or pass DataReader workers=0"
-        return RuntimeError(complaint("fit", "the data-loading workers to stay alive", got, remedy))
 
-
-@contextmanager
-def _without_sigchld() -> Iterator[None]:
-    """Prevent PyTorch's signal handler from raising an error for a worker that ends in the block."""
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+def _next(loading: Any, batches: BatchDataset) -> Any:
+    """Wait for the next batch as long as any worker reads samples."""
+    while True:
+        count = int(batches.at[:, 1].sum())
+        try:
+            return next(loading)
+        except RuntimeError as error:
+            if "timed out" not in str(error) or int(batches.at[:, 1].sum()) == count:
+                raise
 
 
 def _unchanged(batch: Any) -> Any:

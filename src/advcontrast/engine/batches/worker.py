@@ -22,7 +22,7 @@ from ...data.stream import ImageStream
 
 Batch = tuple[Tensor, ...]
 _OWNER = "fit"
-_POLL = 1.0  # seconds between two checks of the parent process
+_POLL = 1.0  # seconds between two checks of whether the run has ended
 
 
 class LoadedBatch(NamedTuple):
@@ -54,18 +54,29 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
     Attributes:
         at: int64 ``[max(1, workers), 3]``, in memory that all processes share: for each worker the sample that it
             reads, or -1; the number of samples that it has read; its process number.
+        stop: shared bool that ends the workers, even in the middle of a sample, shortly after it is set.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int, workers: int) -> None:
         self.dataset, self.seed = dataset, seed
         self.at: Tensor = torch.tensor([[-1, 0, 0]] * max(1, workers)).share_memory_()  # type: ignore[no-untyped-call]
+        self.stop: Tensor = torch.tensor(False).share_memory_()  # type: ignore[no-untyped-call]
 
     def start_worker(self, worker: int) -> None:
         """Make this process a worker: ignore the signals that the run handles, and end with the run."""
         self.at[worker, 2] = os.getpid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=self._end_with_run, daemon=True).start()
+
+    def _end_with_run(self) -> None:
+        """Wait for ``stop`` or for the end of the parent process, then end this process."""
+        started_by, parent = os.getppid(), multiprocessing.parent_process()
+        # is_alive detects a parent that died before this line; getppid works even if another process holds its pipe.
+        while (parent is None or parent.is_alive()) and os.getppid() == started_by and not self.stop:
+            time.sleep(_POLL)
+        time.sleep(_POLL)  # a worker that reads nothing ends by itself, without a message cut short
+        os._exit(0)
 
     def __getitem__(self, request: tuple[int, list[int]]) -> LoadedBatch | WorkerError:
         worker = get_worker_info()
@@ -96,15 +107,6 @@ class BatchDataset(Dataset["LoadedBatch | WorkerError"]):
             samples.append(_tensors(index, sample))
             at[1] += 1
         return LoadedBatch(_stacked(indices, samples), replaced)
-
-
-def _end_with_parent() -> None:
-    """Wait until the parent process has ended, then end this one, even in the middle of a sample."""
-    started_by, parent = os.getppid(), multiprocessing.parent_process()
-    # is_alive detects a parent that died before this line; getppid works even if another process holds its pipe.
-    while (parent is None or parent.is_alive()) and os.getppid() == started_by:
-        time.sleep(_POLL)
-    os._exit(1)
 
 
 def _tensors(index: int, sample: Any) -> Batch:
