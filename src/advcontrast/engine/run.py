@@ -118,7 +118,6 @@ class Run:
         self.modules = [self.learner] if self.ema is None else [self.learner, self.ema.model]
         self.device = next(self.learner.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        self._tried = False
         self.generators = set(_random.generators(self.learner))
         self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -158,7 +157,7 @@ class Run:
             waiting = part is not parts[-1] and wrapped is not self.learner
             with wrapped.no_sync() if waiting else nullcontext():
                 with torch.autocast(self.device.type, _AMP[self.amp], enabled=self.amp != "off"):
-                    loss, terms = _loss_and_terms(wrapped(*part)) if self._tried else self._first_pass(wrapped, part)
+                    loss, terms = _loss_and_terms(wrapped(*part)) if self.step else self._first_pass(wrapped, part)
                 losses.append(loss.detach())
                 if wrapped is self.learner:
                     self._require_finite("a finite loss", losses[-1:])
@@ -181,7 +180,7 @@ class Run:
         """Return the loss and the terms of the first forward pass; if it fails, restore the buffers."""
         before = [(buffer, buffer.clone()) for buffer in self.learner.buffers()]
         try:
-            output = _loss_and_terms(wrapped(*part))
+            return _loss_and_terms(wrapped(*part))
         except Exception as error:
             with torch.no_grad():
                 for buffer, value in before:
@@ -194,8 +193,6 @@ class Run:
                 got = f"{type_name(self.learner)}, which raised: {str(error).partition(chr(10))[0].rstrip('.')}"
                 raise TypeError(complaint(_OWNER, expected, got, _WRAP)) from error
             raise
-        self._tried = True
-        return output
 
     def end_epoch(
         self, started: float, evaluate: Callable[[int], Mapping[str, float]] | None, select: str | None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ..._checks import complaint, type_name
+from ..._checks import check_finite, complaint, type_name
 from ..._digest import digest
 from .plan import Plan
 from .reader import DataReader, WorkerSource
@@ -61,10 +61,9 @@ def source_of(data: Any) -> Source:
         if not isinstance(tensor, Tensor):
             remedy = _REMEDY if isinstance(tensor, (tuple, list)) else "Call torch.as_tensor"
             raise TypeError(complaint(_OWNER, f"data[{i}] to be a tensor", type_name(tensor), remedy))
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
+        if tensor.is_floating_point():
             # One such value would make the running statistics of a batch norm infinite or NaN permanently.
-            raise ValueError(complaint(_OWNER, "data to be finite", f"{bad} values that are not", "Clean the data"))
+            check_finite(_OWNER, "data", tensor, everywhere=True, remedy="Clean the data")
     return TensorSource(tensors)
 
 

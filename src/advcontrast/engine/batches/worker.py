@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from ..._checks import complaint, type_name
+from ..._checks import check_finite, complaint, type_name
 from ..._digest import digest
 from ..._random import preserve_rng_state, reseed
 from ...data.decoding import UnreadableImageError
@@ -117,9 +117,7 @@ def _tensors(index: int, sample: Any) -> Batch:
         raise error(_unusable(f"sample {index} to be tensors and numbers", others[0] if others else "none"))
     tensors = tuple(part if isinstance(part, Tensor) else torch.tensor(part) for part in parts)
     for tensor in tensors:
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
-            raise ValueError(_unusable(f"sample {index} to be finite", f"{bad} values that are not"))
+        check_finite(_OWNER, f"sample {index}", tensor, everywhere=True, remedy="Repair it, or leave it out")
     return tensors
 
 
