@@ -282,14 +282,11 @@ def _margin(height: int, width: int) -> int:
     """Return the number of rows and columns of padding that Square needs in l2.
 
     Square places tiles of a fifth of the height side by side, from an offset that is meant for five tiles. If six or
-    more fit, as in 14 pixels, the last one exceeds the image.
+    more fit, as in 14 pixels, the last one exceeds the image. Five tiles fit a multiple of five without an offset.
     """
-    margin = max(0, 5 - height)
-    while True:
-        tile, offset = (height + margin) // 5, (height + margin) % 5 // 2
-        if tile == 1 or all(size % tile >= offset for size in (height + margin, width + margin)):
-            return margin
-        margin += 1
+    tile, offset = height // 5, height % 5 // 2
+    fits = tile == 1 or (tile > 1 and all(size % tile >= offset for size in (height, width)))
+    return 0 if fits else -height % 5
 
 
 def _within(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
