@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_device, check_path, check_type, complaint, type_name
+from .._checks import check_device, check_path, check_type, complaint
 from .._deprecated import warn
 from .._random import preserve_rng_state
 from ..evaluation import ResultCard
@@ -176,10 +176,6 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
             remedy = "Save it again, or pass force_download=True"
             raise ValueError(complaint(owner, f"whole files in {place!r}", str(error), remedy)) from error
-        except AttributeError as error:
-            if error.name != "items":  # the mixin takes any config.json for a dict
-                raise
-            raise _no_config(owner, type_name(error.obj)) from error
         return loaded
 
     @classmethod
@@ -188,7 +184,8 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
     ) -> Any:
         owner = "HubEncoder.from_pretrained"
         if not isinstance(config, Mapping) or "name" not in config:
-            raise _no_config(owner, repr(config))
+            remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote, and check the connection"
+            raise ValueError(complaint(owner, "a config.json with the name of an encoder", repr(config), remedy))
         if strict is not True:
             raise ValueError(complaint(owner, "strict to be True", repr(strict), "All weights are needed"))
         device = check_device(owner, map_location)
@@ -222,11 +219,6 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
     def _load_as_pickle(cls, *arguments: Any) -> Any:
         remedy = "Pass a repository that HubEncoder.push_to_hub wrote"
         raise ValueError(complaint("HubEncoder.from_pretrained", "a file model.safetensors", arguments[1], remedy))
-
-
-def _no_config(owner: str, got: str) -> ValueError:
-    remedy = "Pass a folder or a repository that HubEncoder.save_pretrained wrote, and check the connection"
-    return ValueError(complaint(owner, "a config.json with the name of an encoder", got, remedy))
 
 
 def _fill(owner: str, model: nn.Module, source: nn.Module, expected: str) -> None:
