@@ -160,7 +160,7 @@ def test_a_cache_distinguishes_folders_below_a_class(root, tmp_path):
 
 
 def test_a_cache_does_not_keep_what_a_disk_failed_to_read(root, tmp_path, monkeypatch):
-    settings = {"size": 8, "unreadable": "skip", "tolerance": 1, "cache": tmp_path / "cache"}
+    settings = {"size": 8, "unreadable": "skip", "max_unreadable_fraction": 1, "cache": tmp_path / "cache"}
     real = os.open
 
     def refuse(path, *args, **kwargs):
@@ -190,7 +190,7 @@ def run_out_of_memory(monkeypatch):
 def test_a_cache_does_not_keep_what_may_be_readable_next_time(root, tmp_path, monkeypatch, fail):
     for name, side in (("cat/c.png", 9), ("cat/d.png", 9), ("dog/b.bmp", 8)):
         save(root / name, noise(side, side))
-    settings = {"size": 8, "unreadable": "skip", "tolerance": 1, "cache": tmp_path / "cache"}
+    settings = {"size": 8, "unreadable": "skip", "max_unreadable_fraction": 1, "cache": tmp_path / "cache"}
     with monkeypatch.context() as patch:
         fail(patch)
         with pytest.warns(UserWarning, match=r"of 6 images .* unreadable: .*'cat/c\.png', 'cat/d\.png'"):
@@ -275,11 +275,10 @@ def test_broken_images_can_be_left_out(root, tmp_path, damage, cached):
     whole = image_folder(root, size=8)
     damage(root / "cat" / "b.png")
     message = f"image_folder: 1 of 3 images in {str(root)!r} unreadable: {CAT!r}. They are left out."
+    cache = tmp_path / "cache" if cached else None
     for _ in range(2):  # of which the second finds the cache
         with pytest.warns(UserWarning, match=f"^{re.escape(message)}") as caught:
-            images = image_folder(
-                root, size=8, unreadable="skip", tolerance=1 / 3, cache=tmp_path / "cache" if cached else None
-            )
+            images = image_folder(root, size=8, unreadable="skip", max_unreadable_fraction=1 / 3, cache=cache)
         assert [warning.filename for warning in caught] == [__file__]
         assert torch.equal(images.x, whole.x[[0, 2]])
         assert images.y.tolist() == [0, 1]
@@ -289,9 +288,9 @@ def test_broken_images_can_be_left_out(root, tmp_path, damage, cached):
 def test_a_cache_made_while_skipping_does_not_hide_broken_images(root, tmp_path):
     text(root / "cat" / "b.png")
     with pytest.warns(UserWarning, match="left out"):
-        image_folder(root, size=8, unreadable="skip", tolerance=1, cache=tmp_path / "cache")
+        image_folder(root, size=8, unreadable="skip", max_unreadable_fraction=1, cache=tmp_path / "cache")
     with pytest.raises(UnreadableImageError, match=r"expected an image in '.*b\.png"):
-        image_folder(root, size=8, tolerance=1, cache=tmp_path / "cache")
+        image_folder(root, size=8, max_unreadable_fraction=1, cache=tmp_path / "cache")
 
 
 def test_whole_folders_are_the_same_with_and_without_skipping(root):
@@ -307,7 +306,7 @@ def test_what_may_not_be_left_out(root, broken, tolerance, expected):
     text(root / broken)
     message = f"image_folder: expected {expected}, got 1 of 3 images in {str(root)!r} unreadable: {broken!r}. "
     with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}"):
-        image_folder(root, size=8, unreadable="skip", tolerance=tolerance)
+        image_folder(root, size=8, unreadable="skip", max_unreadable_fraction=tolerance)
 
 
 def test_a_share_of_exactly_the_tolerance_may_be_left_out(root):
@@ -316,22 +315,22 @@ def test_a_share_of_exactly_the_tolerance_may_be_left_out(root):
         if i < 29:
             text(root / "cat" / f"{i:02}.bmp")
     with pytest.warns(UserWarning, match="29 of 100 images"):  # and 0.29 * 100 is 28.999999999999996
-        assert len(image_folder(root, size=1, unreadable="skip", tolerance=0.29)) == 71
+        assert len(image_folder(root, size=1, unreadable="skip", max_unreadable_fraction=0.29)) == 71
 
 
 def test_ten_broken_images_are_named_and_the_others_counted(root):
     for i in range(12):
         text(root / "cat" / f"broken{i:02}.png")
     with pytest.warns(UserWarning, match=r"12 of 15 images .*broken09\.png' and 2 more\. They"):
-        image_folder(root, size=8, unreadable="skip", tolerance=0.8)
+        image_folder(root, size=8, unreadable="skip", max_unreadable_fraction=0.8)
 
 
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
         ({"unreadable": "ignore"}, ValueError, "expected unreadable to be"),
-        ({"tolerance": 1.1}, ValueError, "expected tolerance to be"),
-        ({"tolerance": "few"}, TypeError, "expected tolerance to be"),
+        ({"max_unreadable_fraction": 1.1}, ValueError, "expected max_unreadable_fraction to be"),
+        ({"max_unreadable_fraction": "few"}, TypeError, "expected max_unreadable_fraction to be"),
     ],
 )
 def test_wrong_policies(root, setting, error, message):

@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_listed_is_named(root, monkeypatch, read, code):
 def test_a_root_that_cannot_be_listed_is_named(root, monkeypatch, read, code, skip):
     fail(monkeypatch, root, code)
     with pytest.raises(OSError, match=rf"^{read.__name__}: expected to list the folder .*got \[Errno {code}\]"):
-        read(root, unreadable=skip, tolerance=1)
+        read(root, unreadable=skip, max_unreadable_fraction=1)
 
 
 def self_link(path):
@@ -118,7 +118,7 @@ def test_image_folder_skips_links_that_lead_nowhere(root, tmp_path, name, cached
     many = len(links)
     message = f"{many} of {4 + many} images in {str(root)!r} unreadable: {', '.join(map(repr, links))}. They"
     with pytest.warns(UserWarning, match=re.escape(message)):
-        found = image_folder(root, unreadable="skip", tolerance=many / (4 + many), **settings)
+        found = image_folder(root, unreadable="skip", max_unreadable_fraction=many / (4 + many), **settings)
     assert found.classes == expected.classes
     assert found.fingerprint() == expected.fingerprint()
 
@@ -135,7 +135,7 @@ def read_with_warnings(stream):
 def test_a_stream_skips_and_counts_links_that_lead_nowhere(root, name):
     make, links, _, _ = BROKEN[name]
     make(root / links[0])
-    stream = ImageStream(root, unreadable="skip", tolerance=len(links) / (5 + len(links)))
+    stream = ImageStream(root, unreadable="skip", max_unreadable_fraction=len(links) / (5 + len(links)))
     images, messages = read_with_warnings(stream)
     assert len(images) == 5 + len(links)
     assert stream.skipped == [root / link for link in links]
@@ -146,7 +146,7 @@ def test_a_class_that_cannot_be_listed_is_not_left_out(root, monkeypatch):
     """The classes after it would get other labels."""
     fail(monkeypatch, root / "b", errno.EACCES)
     with pytest.raises(UnreadableImageError, match=r"^image_folder: expected a readable image of each class"):
-        image_folder(root, unreadable="skip", tolerance=1)
+        image_folder(root, unreadable="skip", max_unreadable_fraction=1)
 
 
 def test_a_class_that_is_a_link_to_nothing_is_not_left_out(root):
@@ -155,7 +155,7 @@ def test_a_class_that_is_a_link_to_nothing_is_not_left_out(root):
     with pytest.raises(OSError, match=rf"^image_folder: expected to list the folder .*{GONE}"):
         image_folder(root)
     with pytest.raises(UnreadableImageError, match=r"^image_folder: expected a readable image of each class"):
-        image_folder(root, unreadable="skip", tolerance=1)
+        image_folder(root, unreadable="skip", max_unreadable_fraction=1)
 
 
 def test_links_to_nothing_with_the_suffix_of_another_file_are_left_out(root):
@@ -166,7 +166,7 @@ def test_links_to_nothing_with_the_suffix_of_another_file_are_left_out(root):
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="needs a list of open files")
 def test_a_link_in_a_circle_leaves_no_file_open(root):
     (root / "b" / "loop").symlink_to("..")
-    stream = ImageStream(root, unreadable="skip", tolerance=0.2)
+    stream = ImageStream(root, unreadable="skip", max_unreadable_fraction=0.2)
     read_with_warnings(stream)
     before = len(list(Path("/dev/fd").iterdir()))
     read_with_warnings(stream)
@@ -176,7 +176,18 @@ def test_a_link_in_a_circle_leaves_no_file_open(root):
 def test_an_unlisted_folder_is_skipped_and_counted(root, monkeypatch):
     fail(monkeypatch, root / "b" / "x", errno.ESTALE)
     with pytest.warns(UserWarning, match=r"1 of 4 images in .* unreadable: 'b/x'"):
-        assert len(image_folder(root, size=8, unreadable="skip", tolerance=0.25)) == 3
-    stream = ImageStream(root, size=8, unreadable="skip", tolerance=0.2)
+        assert len(image_folder(root, size=8, unreadable="skip", max_unreadable_fraction=0.25)) == 3
+    stream = ImageStream(root, size=8, unreadable="skip", max_unreadable_fraction=0.2)
     assert "It is skipped (1 so far)" in read_with_warnings(stream)[1][0]
     assert stream.skipped == [root / "b" / "x"]
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_the_old_name_of_the_fraction_is_used_and_warns(root, read):
+    message = rf"^{read.__name__}\(tolerance=\) has moved .* Use {read.__name__}\(max_unreadable_fraction=\)$"
+    with (
+        pytest.raises(ValueError, match="expected max_unreadable_fraction to be"),
+        pytest.warns(DeprecationWarning, match=message) as caught,
+    ):
+        read(root, tolerance=2)
+    assert caught[0].filename == __file__

@@ -122,8 +122,9 @@ def test_there_is_nothing_beyond_the_last_image(root, index):
 
 
 def test_repr_is_the_call(root):
-    stream = ImageStream(root, size=8, unreadable="skip", tolerance=0.5)
-    expected = f"ImageStream({str(root)!r}, size=8, unreadable='skip', tolerance=0.5, outside_links=False)"
+    stream = ImageStream(root, size=8, unreadable="skip", max_unreadable_fraction=0.5)
+    settings = "size=8, unreadable='skip', max_unreadable_fraction=0.5, outside_links=False"
+    expected = f"ImageStream({str(root)!r}, {settings})"
     assert repr(stream) == expected
     assert repr(eval(repr(stream))) == expected
 
@@ -189,7 +190,7 @@ def test_a_file_that_cannot_be_used_is_named(root, damage):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_skipped_file_is_replaced_by_the_next_readable_one(root, damage):
-    stream = ImageStream(root, size=8, unreadable="skip", tolerance=0.4)
+    stream = ImageStream(root, size=8, unreadable="skip", max_unreadable_fraction=0.4)
     damage(root / "b" / "0.png")
     with pytest.warns(UserWarning, match=rf"{re.escape(repr(str(root / 'b' / '0.png')))}.*It is skipped \(1 so far\)"):
         assert torch.equal(stream[1], stream[2])
@@ -200,14 +201,14 @@ def test_a_skipped_file_is_replaced_by_the_next_readable_one(root, damage):
 
 
 def test_the_last_file_is_replaced_by_the_first(root):
-    stream = ImageStream(root, size=8, unreadable="skip", tolerance=0.2)
+    stream = ImageStream(root, size=8, unreadable="skip", max_unreadable_fraction=0.2)
     empty(root / "c" / "c.PNG")
     with pytest.warns(UserWarning, match="skipped"):
         assert torch.equal(stream[4], stream[0])
 
 
 def test_each_file_is_named_once_and_counted(root):
-    stream = ImageStream(root, size=8, unreadable="skip", tolerance=0.4)
+    stream = ImageStream(root, size=8, unreadable="skip", max_unreadable_fraction=0.4)
     empty(root / "b" / "0.png")
     empty(root / "a.png")
     with warnings.catch_warnings(record=True) as caught:
@@ -223,7 +224,7 @@ def test_each_file_is_named_once_and_counted(root):
 
 def test_what_replaces_a_file_does_not_depend_on_what_was_read_before(root):
     empty(root / "b" / "0.png")
-    first, second = (ImageStream(root, size=8, unreadable="skip", tolerance=0.5) for _ in range(2))
+    first, second = (ImageStream(root, size=8, unreadable="skip", max_unreadable_fraction=0.5) for _ in range(2))
     with pytest.warns(UserWarning, match="skipped"):
         forwards = [first[i] for i in range(5)]
     with pytest.warns(UserWarning, match="skipped"):
@@ -232,14 +233,14 @@ def test_what_replaces_a_file_does_not_depend_on_what_was_read_before(root):
 
 
 def test_more_than_the_tolerance_is_refused(root):
-    stream = ImageStream(root, size=8, unreadable="skip", tolerance=0.2)
+    stream = ImageStream(root, size=8, unreadable="skip", max_unreadable_fraction=0.2)
     empty(root / "a.png")
     empty(root / "b" / "z.bmp")
     with pytest.warns(UserWarning, match="1 so far"):
         stream[0]
     message = (
         f"ImageStream: expected at most 1 unreadable of 5 images in {str(root)!r}, got 2, the last one "
-        f"{str(root / 'b' / 'z.bmp')!r}. Check the folder, or raise tolerance."
+        f"{str(root / 'b' / 'z.bmp')!r}. Check the folder, or raise max_unreadable_fraction."
     )
     with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}"):
         stream[2]
@@ -249,11 +250,11 @@ def test_more_than_the_tolerance_is_refused(root):
 def test_a_folder_full_of_garbage_is_refused(root, tolerance):
     for path in root.rglob("*.*"):
         text(path)
-    stream = ImageStream(root, size=8, unreadable="skip", tolerance=tolerance)
+    stream = ImageStream(root, size=8, unreadable="skip", max_unreadable_fraction=tolerance)
     most = int(5 * tolerance)
     message = (
         f"ImageStream: expected at most {most} unreadable of 5 images in {str(root)!r}, got {most + 1} in a row, "
-        f"from {str(root / 'a.png')!r}. Check the folder, or raise tolerance."
+        f"from {str(root / 'a.png')!r}. Check the folder, or raise max_unreadable_fraction."
     )
     with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}"):
         stream[0]
@@ -275,7 +276,7 @@ def test_a_tolerance_of_29_percent_is_29_of_100(tmp_path):
     for i in range(100):
         (tmp_path / f"{i:02d}.png").touch()
     with pytest.raises(UnreadableImageError, match="at most 29 unreadable of 100"):
-        ImageStream(tmp_path, unreadable="skip", tolerance=0.29)[0]
+        ImageStream(tmp_path, unreadable="skip", max_unreadable_fraction=0.29)[0]
 
 
 def test_postscript_is_not_taken_for_an_image(root):
@@ -402,8 +403,8 @@ def test_a_link_to_nowhere_is_named_when_it_is_read(tmp_path):
         ({"size": 0}, ValueError, "expected size to be"),
         ({"size": (8, 8)}, TypeError, "expected size to be"),
         ({"unreadable": "ignore"}, ValueError, "expected unreadable to be"),
-        ({"tolerance": 1.5}, ValueError, "expected tolerance to be"),
-        ({"tolerance": float("nan")}, ValueError, "expected tolerance to be"),
+        ({"max_unreadable_fraction": 1.5}, ValueError, "expected max_unreadable_fraction to be"),
+        ({"max_unreadable_fraction": float("nan")}, ValueError, "expected max_unreadable_fraction to be"),
         ({"outside_links": 1}, TypeError, "expected outside_links to be"),
     ],
 )

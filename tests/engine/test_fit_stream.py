@@ -199,7 +199,7 @@ def test_skipped_files_are_replaced_named_once_and_counted(folder, workers):
     empty(folder / "007.png")
     (folder / "012.png").unlink()
     (folder / "012.png").symlink_to("nowhere")
-    stream = ImageStream(folder, size=8, unreadable="skip", tolerance=0.1)
+    stream = ImageStream(folder, size=8, unreadable="skip", max_unreadable_fraction=0.1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         learner = Pictures()
@@ -219,7 +219,7 @@ def test_the_count_survives_an_interruption(folder, tmp_path):
     empty(folder / "007.png")
 
     def skipping():
-        return DataReader(ImageStream(folder, size=8, unreadable="skip", tolerance=0.1), workers=0)
+        return DataReader(ImageStream(folder, size=8, unreadable="skip", max_unreadable_fraction=0.1), workers=0)
 
     with pytest.warns(UserWarning, match="skipped"):
         expected = trained(skipping())[0]
@@ -241,7 +241,7 @@ def test_a_folder_full_of_garbage_does_not_train(folder, workers):
     for path in folder.iterdir():
         path.write_text("garbage")
     learner = Pictures()
-    stream = ImageStream(folder, size=8, unreadable="skip", tolerance=0.2)
+    stream = ImageStream(folder, size=8, unreadable="skip", max_unreadable_fraction=0.2)
     with pytest.raises(UnreadableImageError, match=r"expected at most 4 unreadable of 22 images in .*, got 5 in a row"):
         train(learner, DataReader(stream, workers=workers))
     assert learner.seen == []
@@ -251,7 +251,7 @@ def test_a_folder_full_of_garbage_does_not_train(folder, workers):
 def test_skipping_ends_where_too_many_files_are_unreadable(folder, workers):
     for i in range(0, 22, 2):
         empty(folder / f"{i:03d}.png")
-    stream = ImageStream(folder, size=8, unreadable="skip", tolerance=0.2)
+    stream = ImageStream(folder, size=8, unreadable="skip", max_unreadable_fraction=0.2)
     message = r"ImageStream: expected at most 4 unreadable of 22 images"
     with (
         pytest.warns(UserWarning, match="skipped"),
@@ -318,7 +318,7 @@ def test_each_process_reads_only_its_share(ranks):
 
 
 def skipped_on_a_rank(folder):
-    stream = ImageStream(folder, size=8, unreadable="skip", tolerance=0.2)
+    stream = ImageStream(folder, size=8, unreadable="skip", max_unreadable_fraction=0.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [row["unreadable"] for row in train(Pictures(), DataReader(stream, workers=0), batch_size=22)]

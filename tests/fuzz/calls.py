@@ -501,17 +501,22 @@ CALLS: dict[str, Callable[[Path], Call]] = {
         size=8,
         cache=None,
         unreadable="raise",
-        tolerance=0.0,
+        max_unreadable_fraction=0.0,
         outside_links=False,
         progress=None,
     ),
     "data.ImageStream": lambda folder: call(
-        data.ImageStream, root=pictures(folder), size=4, unreadable="skip", tolerance=0.5, outside_links=False
+        data.ImageStream,
+        root=pictures(folder),
+        size=4,
+        unreadable="skip",
+        max_unreadable_fraction=0.5,
+        outside_links=False,
     ),
     "data.ImageStream.path": lambda folder: call(data.ImageStream(pictures(folder)).path, index=1),
     "data.ImageStream.read": lambda folder: call(data.ImageStream(pictures(folder)).read, index=1),
     "data.ImageStream.note": lambda folder: call(
-        quietly(data.ImageStream(pictures(folder), tolerance=0.5).note), index=1, reason="It is gone."
+        quietly(data.ImageStream(pictures(folder), max_unreadable_fraction=0.5).note), index=1, reason="It is gone."
     ),
     "data.ImageStream.fingerprint": lambda folder: call(data.ImageStream(pictures(folder)).fingerprint),
     "data.interleave": lambda _: call(data.interleave, groups=labels(), generator=seeded()),

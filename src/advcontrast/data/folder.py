@@ -33,9 +33,10 @@ def image_folder(
     size: int = 32,
     cache: str | Path | None = None,
     unreadable: Literal["raise", "skip"] = "raise",
-    tolerance: float = 0.01,
+    max_unreadable_fraction: float = 0.01,
     outside_links: bool = False,
     progress: bool | None = None,
+    tolerance: float | None = None,
 ) -> ImageSet:
     """Load the images in and below the folders ``root/<class>`` as squares of one size, on the CPU.
 
@@ -54,21 +55,23 @@ def image_folder(
         cache: folder for the decoded images, made if it does not exist; ``None`` decodes on every call.
         unreadable: ``"raise"`` an error for a file that is broken, empty, missing, not an image or above 8 bits per
             channel, a folder that cannot be listed, or a link that cannot be followed; or ``"skip"`` it with a warning.
-        tolerance: the largest share of the images that may be left out, in [0, 1]; beyond it an error is raised.
+        max_unreadable_fraction: the largest share of the images that may be left out, in [0, 1]; beyond it an error is
+            raised.
         outside_links: whether links may lead out of ``root``, which in an untrusted data set could be any file.
         progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only, for more
             than 1000 images.
+        tolerance: old name of ``max_unreadable_fraction``, kept for one release.
 
     Raises:
         FileNotFoundError: the folder does not exist, or holds no class, or a class without images.
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         UnreadableImageError: an image is unreadable, or claims more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; with
-            ``"skip"``, more images than ``tolerance`` allows are unreadable, or all of a class.
+            ``"skip"``, more images than that are unreadable, or all of a class.
         ValueError: an argument out of range, a link out of the folder or in a circle, or only folders with the
             names of splits, such as ``train`` and ``test``.
         TypeError: an argument has the wrong type.
     """
-    check_settings(_OWNER, size, unreadable, tolerance, outside_links)
+    most = check_settings(_OWNER, size, unreadable, max_unreadable_fraction, outside_links, tolerance)
     check_progress(_OWNER, progress)
     root = check_path(_OWNER, "root", root, remedy="Pass the folder that holds a folder for each class")
     if cache is not None:
@@ -91,7 +94,7 @@ def image_folder(
     left_out = [*unusable, *(name for name, good in zip(names, readable.tolist(), strict=True) if not good)]
     if not left_out:
         return images
-    _check_left_out(root, left_out, len(names) + len(unusable), images.y[readable], images.classes, tolerance)
+    _check_left_out(root, left_out, len(names) + len(unusable), images.y[readable], images.classes, most)
     return images.subset(readable.nonzero()[:, 0])
 
 
@@ -121,17 +124,16 @@ def _by_class(root: Path, found: dict[str, list[str]], unusable: list[str]) -> d
     return classes
 
 
-def _check_left_out(
-    root: Path, left_out: list[str], of: int, y: Tensor, classes: tuple[str, ...], tolerance: float
-) -> None:
+def _check_left_out(root: Path, left_out: list[str], of: int, y: Tensor, classes: tuple[str, ...], most: float) -> None:
     """Warn of the images that are left out; require few of them, and each class to keep an image."""
     named = ", ".join(map(repr, left_out[:_NAMED]))
     if len(left_out) > _NAMED:
         named += f" and {len(left_out) - _NAMED} more"
     got = f"{len(left_out)} of {of} images in {str(root)!r} unreadable: {named}"
-    if len(left_out) > tolerance * of + 1e-9:  # 0.29 * 100 is 28.999999999999996
-        expected = f"at most {tolerance:.1%} of the images left out"
-        raise UnreadableImageError(complaint(_OWNER, expected, got, "Check the folder, or raise tolerance"))
+    if len(left_out) > most * of + 1e-9:  # 0.29 * 100 is 28.999999999999996
+        expected = f"at most {most:.1%} of the images left out"
+        remedy = "Check the folder, or raise max_unreadable_fraction"
+        raise UnreadableImageError(complaint(_OWNER, expected, got, remedy))
     if not y.bincount(minlength=len(classes)).all():
         remedy = "Remove the folder of that class, or repair its images"
         raise UnreadableImageError(complaint(_OWNER, _EACH_CLASS, got, remedy))

@@ -5,17 +5,25 @@ import os
 from pathlib import Path
 
 from .._checks import check_bool, check_choice, check_int, check_real, complaint
+from .._deprecated import warn
 
 SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _RESOURCE_FORKS = "__MACOSX"  # a folder that macOS adds to archives
 
 
-def check_settings(owner: str, size: object, unreadable: object, tolerance: object, outside_links: object) -> None:
-    """Check the arguments that :func:`image_folder` and :class:`ImageStream` share."""
+def check_settings(
+    owner: str, size: object, unreadable: object, fraction: float, outside_links: object, tolerance: float | None
+) -> float:
+    """Check the arguments that :func:`image_folder` and :class:`ImageStream` share, and return the fraction."""
+    if tolerance is not None:
+        warn(f"{owner}(tolerance=)", f"{owner}(max_unreadable_fraction=)", stacklevel=3)
+        fraction = tolerance
     check_int(owner, "size", size, low=1, remedy="Pass the side of the images in pixels")
     check_choice(owner, "unreadable", unreadable, ("raise", "skip"))
-    check_real(owner, "tolerance", tolerance, low=0, high=1, remedy="0.01 accepts one bad file in a hundred")
+    remedy = "0.01 accepts one bad file in a hundred"
+    check_real(owner, "max_unreadable_fraction", fraction, low=0, high=1, remedy=remedy)
     check_bool(owner, "outside_links", outside_links, remedy="True follows links to anywhere")
+    return float(fraction)
 
 
 def list_images(

@@ -31,8 +31,10 @@ class ImageStream(Dataset[Tensor]):
         size: side of the images in pixels, at least 1.
         unreadable: as for :func:`image_folder`, but ``"skip"`` returns the next readable image in place of an
             unreadable one, the same in every epoch and process, and warns of each file once.
-        tolerance: the largest share of the images that may be skipped, in [0, 1]; beyond it an error is raised.
+        max_unreadable_fraction: the largest share of the images that may be skipped, in [0, 1]; beyond it an error is
+            raised.
         outside_links: as for :func:`image_folder`.
+        tolerance: old name of ``max_unreadable_fraction``, kept for one release.
 
     Raises:
         FileNotFoundError: the folder does not exist, or holds no image.
@@ -56,13 +58,14 @@ class ImageStream(Dataset[Tensor]):
         *,
         size: int = 32,
         unreadable: Literal["raise", "skip"] = "raise",
-        tolerance: float = 0.01,
+        max_unreadable_fraction: float = 0.01,
         outside_links: bool = False,
+        tolerance: float | None = None,
     ) -> None:
         root = check_path(_OWNER, "root", root, remedy="Pass the folder that holds the images")
-        check_settings(_OWNER, size, unreadable, tolerance, outside_links)
+        fraction = check_settings(_OWNER, size, unreadable, max_unreadable_fraction, outside_links, tolerance)
         self.root = root.absolute()
-        self.size, self.unreadable, self.tolerance = int(size), unreadable, float(tolerance)
+        self.size, self.unreadable, self.max_unreadable_fraction = int(size), unreadable, fraction
         self.outside_links = outside_links
         skip, remedy = unreadable == "skip", "Put images into it, or into folders in it"
         found, unusable = list_images(_OWNER, self.root, outside_links=outside_links, skip=skip, remedy=remedy)
@@ -79,7 +82,7 @@ class ImageStream(Dataset[Tensor]):
     def __repr__(self) -> str:
         return (
             f"{_OWNER}({str(self.root)!r}, size={self.size}, unreadable={self.unreadable!r}, "
-            f"tolerance={self.tolerance}, outside_links={self.outside_links})"
+            f"max_unreadable_fraction={self.max_unreadable_fraction}, outside_links={self.outside_links})"
         )
 
     def __len__(self) -> int:
@@ -148,8 +151,9 @@ class ImageStream(Dataset[Tensor]):
         warnings.warn(f"{reason} It is skipped ({len(self._bad)} so far).", UserWarning, stacklevel=3)
 
     def _most(self) -> int:
-        return int(self.tolerance * len(self) + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        return int(self.max_unreadable_fraction * len(self) + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
     def _too_many(self, got: str) -> UnreadableImageError:
         expected = f"at most {self._most()} unreadable of {len(self)} images in {str(self.root)!r}"
-        return UnreadableImageError(complaint(_OWNER, expected, got, "Check the folder, or raise tolerance"))
+        remedy = "Check the folder, or raise max_unreadable_fraction"
+        return UnreadableImageError(complaint(_OWNER, expected, got, remedy))
