@@ -27,7 +27,7 @@ def test_size_and_digest_are_those_of_the_file(tmp_path, sizes):
     assert found == (len(data), hashlib.sha256(data).hexdigest())
 
 
-def test_what_is_written_may_be_any_buffer(tmp_path):
+def test_any_buffer_can_be_written(tmp_path):
     assert write(tmp_path / "file", lambda file: file.write(memoryview(bytearray(b"abc"))))[0] == 3
 
 

@@ -77,7 +77,7 @@ COMPUTED = r"the result of a computation in '0\.{}'\. Use torch\.nn\.utils\.para
         (locked, r"'0\.lock': cannot pickle '_thread\.lock' object\. Keep such objects outside of the model"),
     ],
 )
-def test_what_cannot_be_copied_is_named(spoil, got):
+def test_a_part_that_cannot_be_copied_is_named(spoil, got):
     model = nn.Sequential(nn.Linear(2, 2))
     spoil(model)
     with pytest.raises(RuntimeError, match=rf"^Me: expected a model that copy\.deepcopy can copy, got {got}"):
@@ -164,7 +164,7 @@ def test_a_sparse_tensor_is_refused():
         ("a\0", ValueError, "'a\\x00'"),
     ],
 )
-def test_what_is_no_path_is_refused(value, error, got):
+def test_other_types_than_paths_are_refused(value, error, got):
     with pytest.raises(error, match=f"^{re.escape(f'Me: expected root to be a path, got {got}. Remedy.')}$"):
         _checks.check_path("Me", "root", value, remedy="Remedy")
 
@@ -202,14 +202,14 @@ class ByIndex:
 
 
 @pytest.mark.parametrize("value", [[], "ab", (i for i in ()), ByIndex()], ids=["list", "text", "generator", "by index"])
-def test_what_can_be_iterated_over_is_accepted(value):
+def test_iterables_are_accepted(value):
     _checks.check_iterable("Me", "batches", value, remedy="Remedy")
 
 
 @pytest.mark.parametrize(
     ("value", "got"), [(None, "NoneType"), (3, "int"), (torch.ones(2, 3), "torch.float32"), (list, "type")]
 )
-def test_what_cannot_be_iterated_over_is_refused(value, got):
+def test_other_types_than_iterables_are_refused(value, got):
     message = f"Me: expected batches to be an iterable, got {got}. Remedy."
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         _checks.check_iterable("Me", "batches", value, remedy="Remedy")
@@ -221,7 +221,7 @@ def test_a_device_is_returned(value):
 
 
 @pytest.mark.parametrize("value", ["", "nowhere", None, 1.5, "cpu:x"])
-def test_what_is_no_device_is_refused(value):
+def test_other_values_than_devices_are_refused(value):
     message = f"Me: expected device to be a device or its name, got {value!r}. Pass 'cpu', 'cuda' or a torch.device."
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         _checks.check_device("Me", value)

@@ -98,7 +98,7 @@ def test_eval_mode_tells_a_module_with_a_train_method_of_its_own():
     assert model[0].told == [False, True]
 
 
-def test_what_a_module_keeps_for_evaluation_is_forgotten_after_eval_mode():
+def test_caches_for_evaluation_are_cleared_after_eval_mode():
     model, x = nn.Sequential(Caching()), torch.eye(2)
     with torch.no_grad():
         for value in (1.0, 3.0):

@@ -42,7 +42,7 @@ def test_without_a_branch_it_is_the_one_that_is_active(model):
     assert torch.equal(as_foolbox_model(model)(X), export_branch(model, "clean").eval()(X))
 
 
-def test_what_is_trained_later_shows(model):
+def test_later_changes_of_the_weights_are_visible(model):
     view = as_foolbox_model(model, branch="adv")
     with torch.no_grad():
         model[5].bias.add_(1)

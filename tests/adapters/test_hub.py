@@ -89,13 +89,13 @@ def test_its_normalisation_comes_back(tmp_path):
     assert torch.equal(HubEncoder.from_pretrained(tmp_path)(x), encoder(x))
 
 
-def test_what_comes_back_can_be_saved_again(tmp_path):
+def test_a_loaded_encoder_can_be_saved_again(tmp_path):
     saved(tmp_path / "a")
     HubEncoder.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
     assert (tmp_path / "a" / "config.json").read_text() == (tmp_path / "b" / "config.json").read_text()
 
 
-def test_what_comes_back_is_in_eval_mode_and_knows_its_features(tmp_path):
+def test_a_loaded_encoder_is_in_eval_mode_and_has_its_features(tmp_path):
     saved(tmp_path)
     hub = HubEncoder.from_pretrained(tmp_path)
     assert (hub.training, hub.num_features) == (False, 16)
@@ -364,7 +364,7 @@ def test_the_licence_is_left_to_the_user(tmp_path):
     assert "license" not in saved(tmp_path).data.to_dict()
 
 
-def test_what_the_user_knows_is_added_to_the_front_matter(tmp_path):
+def test_metadata_of_the_user_is_added_to_the_front_matter(tmp_path):
     data = saved(tmp_path, license="mit", datasets=["cifar10"]).data
     assert (data.license, data.datasets) == ("mit", ["cifar10"])
 

@@ -84,7 +84,7 @@ print(list(model(torch.rand(2, 3, 8, 8)).shape), sys.path == before)
     assert run(code) == "[2, 3] True"
 
 
-def test_what_is_imported_late_is_found_in_a_clone():
+def test_late_imports_are_found_in_a_clone():
     code = """
 model = torch.hub.load(root, "backbone", "torchvision/resnet18", source="local")
 from advcontrast.evaluation import accuracy

@@ -107,7 +107,7 @@ def test_terms_are_logged_for_training_and_validation(tmp_path):
     assert set(run.callback_metrics) == {f"{stage}_{name}" for stage in ("train", "val") for name in terms}
 
 
-def test_what_is_named_after_training_is_not_named_so_twice(tmp_path):
+def test_a_name_of_training_is_not_prefixed_twice(tmp_path):
     run = trainer(tmp_path, max_epochs=1, logger=False, enable_checkpointing=False)
     run.fit(LightningLearner(AdversarialTrainer(network(), attack=ATTACK), optimizer=SGD), *2 * [loader(LABELLED)])
     assert set(run.callback_metrics) == {"train_loss", "train_ra", "val_loss", "val_ra"}

@@ -129,7 +129,7 @@ def classes(x):
         ),
     ],
 )
-def test_what_is_no_classifier_is_refused(function, error, message):
+def test_other_types_than_classifiers_are_refused(function, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}"):
         export_plain(Returns(function), images())
 

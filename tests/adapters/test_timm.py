@@ -78,7 +78,7 @@ def test_a_network_with_single_norms_needs_no_branch(wrap, tmp_path):
     assert torch.equal(loaded(tmp_path / "saved")(x), model(x))
 
 
-def test_what_was_saved_comes_back_through_from_timm(tmp_path):
+def test_a_saved_network_loads_through_from_timm(tmp_path):
     model = dual().eval()
     save_timm(model, tmp_path / "saved", branch="adv")
     x = images(model[1])
@@ -252,7 +252,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_timm_cannot_build_is_refused_and_nothing_is_left(change, tmp_path):
+def test_networks_that_timm_cannot_build_are_refused_without_leftovers(change, tmp_path):
     model = CHANGES[change](network("resnet18"))
     refused(tmp_path, ValueError, "save_timm: expected a network that timm can build again", model)
 
@@ -345,7 +345,7 @@ def test_a_network_for_grey_images_gets_one_mean_and_one_deviation():
     assert model(torch.rand(2, 1, 32, 32)).shape == (2, 1000)
 
 
-def test_what_returns_lists_of_features_is_refused(tmp_path):
+def test_networks_that_return_lists_of_features_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"^save_timm: expected a network that timm can build again"):
         save_timm(network(features_only=True), tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []

@@ -74,6 +74,6 @@ def test_buffers_that_move_in_eval_mode_are_restored():
     assert same == new == 0
 
 
-def test_what_is_no_module_is_refused():
+def test_other_types_than_modules_are_refused():
     with pytest.raises(TypeError, match="under_attack: expected model to be"), under_attack(flags):
         pass

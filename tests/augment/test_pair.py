@@ -248,7 +248,7 @@ def test_a_transform_that_returns_no_images_is_named(error, transform, match):
         ContrastivePairAugment(transform=transform)(images(2, 3, 8, 8))
 
 
-def test_what_bicubic_interpolation_overshoots_is_clamped():
+def test_overshoots_of_bicubic_interpolation_are_clamped():
     stripes = (torch.arange(32) // 4 % 2).float().expand(4, 3, 32, 32)
     transform = v2.RandomResizedCrop(32, scale=(0.2, 0.5), interpolation=v2.InterpolationMode.BICUBIC)
     assert v2.functional.resize(stripes, [48, 48], v2.InterpolationMode.BICUBIC).min() < -0.01

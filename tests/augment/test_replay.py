@@ -111,7 +111,7 @@ class Flat:
         return 1.0
 
 
-def test_what_cannot_be_called_is_refused():
+def test_other_types_than_callables_are_refused():
     text = "Replay: expected augment to be"
     with pytest.raises(TypeError, match=re.escape(text)):
         Replay(5, times=2)

@@ -83,7 +83,7 @@ def test_resizing_is_bicubic_and_antialiased(tmp_path, side):
     torch.testing.assert_close(image_folder(tmp_path, size=12).x.double(), expected, rtol=0, atol=2)
 
 
-def test_what_is_cut_off_does_not_bleed_into_the_rest(tmp_path):
+def test_cropped_pixels_do_not_bleed_into_the_rest(tmp_path):
     pixels = torch.zeros(3, 20, 60, dtype=torch.uint8)
     pixels[:, :, 20:40] = 200
     save(tmp_path / "cat" / "a.png", pixels)
@@ -302,7 +302,7 @@ def test_whole_folders_are_the_same_with_and_without_skipping(root):
     [(CAT, 0.33, "at most 33.0% of the images left out"), (DOG, 1, "a readable image of each class")],
     ids=["too many", "all of a class"],
 )
-def test_what_may_not_be_left_out(root, broken, tolerance, expected):
+def test_too_many_images_or_a_whole_class_may_not_be_left_out(root, broken, tolerance, expected):
     text(root / broken)
     message = f"image_folder: expected {expected}, got 1 of 3 images in {str(root)!r} unreadable: {broken!r}. "
     with pytest.raises(UnreadableImageError, match=f"^{re.escape(message)}"):

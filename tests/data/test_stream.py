@@ -222,7 +222,7 @@ def test_each_file_is_named_once_and_counted(root):
     assert stream.skipped == [root / "a.png", root / "b" / "0.png"]
 
 
-def test_what_replaces_a_file_does_not_depend_on_what_was_read_before(root):
+def test_the_replacement_of_a_file_does_not_depend_on_earlier_reads(root):
     empty(root / "b" / "0.png")
     first, second = (ImageStream(root, size=8, unreadable="skip", max_unreadable_fraction=0.5) for _ in range(2))
     with pytest.warns(UserWarning, match="skipped"):

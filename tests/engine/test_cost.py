@@ -123,7 +123,7 @@ def test_counting_works_without_gradients():
         ),
     ],
 )
-def test_what_is_no_learner_is_refused(wrong, kind, text):
+def test_other_types_than_learners_are_refused(wrong, kind, text):
     with pytest.raises(kind, match=re.escape(f"forward_equivalents: {text}")):
         forward_equivalents(wrong, *views())
 

@@ -263,7 +263,7 @@ def test_an_optimizer_that_lacks_parameters_is_warned_about():
     assert caught[0].filename == __file__
 
 
-def test_what_needs_no_gradient_needs_no_optimizer():
+def test_parameters_without_gradients_need_no_optimizer():
     learner = Separable()
     learner.model[:-1].requires_grad_(False)
     fit(learner, labelled(), epochs=1, optimizer=torch.optim.SGD(learner.model[-1].parameters(), lr=0.1))

@@ -52,7 +52,7 @@ def spoilt(what, value, step):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(("what", "expected"), [("loss", "a finite loss"), ("gradient", "finite gradients")])
 @pytest.mark.parametrize("step", [0, 1, 3])
-def test_what_is_not_finite_stops_the_run_before_the_weights_are_hurt(tmp_path, what, expected, value, step):
+def test_values_that_are_not_finite_stop_the_run_before_the_weights_change(tmp_path, what, expected, value, step):
     learner, again = spoilt(what, value, step), Noisy()
     message = rf"^fit: expected {expected}, got (nan|inf) in step {step + 1}\."
     scramble(0)

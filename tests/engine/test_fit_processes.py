@@ -203,7 +203,7 @@ def shared_on_a_rank():
     return distributed.broadcast_object({"rank": dist.get_rank()}), [tensor.tolist() for tensor in tensors]
 
 
-def test_what_the_first_process_has_reaches_all(ranks):
+def test_the_state_of_the_first_process_reaches_all(ranks):
     first, second = ranks.run(shared_on_a_rank)
     assert first == second
     assert first[0] == {"rank": 0}

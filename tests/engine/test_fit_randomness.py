@@ -76,7 +76,7 @@ def test_evaluation_does_not_change_the_training(source):
 
 
 @pytest.mark.parametrize("settings", [{}, {"save_every": 1}, {"tensorboard": True}])
-def test_what_is_written_does_not_change_the_training(tmp_path, settings):
+def test_output_does_not_change_the_training(tmp_path, settings):
     if "tensorboard" in settings:
         pytest.importorskip("tensorboard")
     scramble(0)

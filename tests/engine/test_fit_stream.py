@@ -94,7 +94,7 @@ def test_a_subset_can_be_read(folder):
     assert same(trained(DataReader(subset, workers=1)), trained(images()[4:16]))
 
 
-def test_what_a_sample_draws_does_not_depend_on_the_workers():
+def test_random_numbers_of_a_sample_do_not_depend_on_the_workers():
     one, seen = trained(DataReader(Drawn(), workers=0))
     assert seen[:3] != seen[3:]
     for workers in (1, 2, 3):

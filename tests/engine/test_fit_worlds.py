@@ -186,7 +186,7 @@ def remembering(folder, stop):
     return [labels.tolist() for labels in learner.memory]
 
 
-def test_what_a_module_keeps_is_resumed_in_the_process_that_kept_it(pools, tmp_path):
+def test_extra_state_is_resumed_in_the_process_that_had_it(pools, tmp_path):
     expected = pools(2).run(remembering, str(tmp_path / "whole"), None)
     pools(2).run(remembering, str(tmp_path / "cut"), 4)
     assert expected[0] != expected[1]

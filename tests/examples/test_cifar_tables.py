@@ -169,7 +169,7 @@ def test_every_row_and_figure_has_a_run(scripts):
 
 
 @pytest.mark.parametrize("budget", ["smoke", "quick", "small", "medium", "hour", "paper"])
-def test_what_a_run_takes_comes_before_it(scripts, budget):
+def test_the_inputs_of_a_run_come_before_it(scripts, budget):
     recipes = scripts.recipes
     order = [run.name for run in recipes.needed(recipes.PARTS, recipes.runs_of(recipes.BUDGETS[budget]))]
     takes = {run.name: run.takes for run in recipes.runs_of(recipes.BUDGETS[budget]).values()}

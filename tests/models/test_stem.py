@@ -151,7 +151,7 @@ def test_other_networks_are_refused_and_left_alone(model):
     assert repr(model) == text
 
 
-def test_what_is_no_module_is_refused():
+def test_other_types_than_modules_are_refused():
     message = "cifar_stem: expected model to be"
     with pytest.raises(TypeError, match=re.escape(message)):
         cifar_stem("resnet18")

@@ -96,7 +96,7 @@ def test_a_write_changes_the_branch_in_use_alone(kind, arguments, write, branch)
 
 
 @pytest.mark.parametrize(("split", "write"), [("affine", running_mean), ("stats", weight), ("stats", no_bias)])
-def test_what_branches_share_is_written_in_all_of_them(split, write):
+def test_shared_tensors_are_written_for_all_branches(split, write):
     dual = DualBatchNorm2d.from_batchnorm(nn.BatchNorm2d(4), split=split)
     with bn_branch(dual, "adv"):
         write(dual)

@@ -213,7 +213,7 @@ def test_another_word_for_split_is_refused():
         DualNorm(nn.LayerNorm(6), split="all")
 
 
-def test_what_is_no_module_is_refused():
+def test_other_types_than_modules_are_refused():
     with pytest.raises(TypeError, match=r"DualNorm: expected model to be an nn.Module, got int"):
         DualNorm(3)
 

@@ -428,7 +428,7 @@ def test_a_checkpointed_function_that_switches_for_good_is_refused(owner, switch
         y.backward()
 
 
-def test_what_a_forward_pass_reads_of_a_norm_is_recomputed_from_its_branch():
+def test_values_of_a_norm_are_recomputed_from_its_branch():
     (norm,) = differing(convert_to_dual_bn(nn.Sequential(nn.BatchNorm1d(4))))
     x = images().requires_grad_()
     with bn_branch(norm, "adv"):

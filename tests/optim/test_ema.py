@@ -156,7 +156,7 @@ def test_wrong_decay(decay, error, got):
         EMA(network(), decay)
 
 
-def test_what_is_no_module_is_refused():
+def test_other_types_than_modules_are_refused():
     with pytest.raises(TypeError, match=r"EMA: expected model to be"):
         EMA({}, 0.5)
 

@@ -1,4 +1,4 @@
-"""What no file may do: names that must not be used, and calls that must not be made so."""
+"""Names and calls that no file may use."""
 
 import ast
 

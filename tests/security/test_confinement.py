@@ -1,4 +1,4 @@
-"""What is written stays in its folder, whatever it is called."""
+"""Files are written into their folder only, whatever their name."""
 
 import sys
 from pathlib import Path

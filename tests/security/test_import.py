@@ -33,7 +33,7 @@ def test_importing_opens_no_socket_starts_no_process_and_writes_no_file():
     assert seen("import torch, torch.utils.data, torch.distributed", everything) == []
 
 
-def test_what_is_planted_is_seen(tmp_path):
+def test_planted_events_are_seen(tmp_path):
     planted = f"""
 import os, socket, subprocess
 socket.socket().close()

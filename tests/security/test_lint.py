@@ -146,5 +146,5 @@ def test_a_planted_violation_is_caught(source):
         "from .. import distributed\ndistributed.all_gather_object(value)",
     ],
 )
-def test_what_is_harmless_is_let_through(source):
+def test_harmless_code_passes(source):
     assert violations(source) == []

@@ -1,4 +1,4 @@
-"""What is built, what is promised, and where it is checked."""
+"""Reproducible builds, the guarantees of SECURITY.md, and the dependencies of the README."""
 
 import os
 import re

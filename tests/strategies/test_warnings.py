@@ -76,7 +76,7 @@ def test_norms_that_stayed_single_are_named(mode):
         ACLTrainer(model, attack=ATTACK, mode=mode)
 
 
-def test_what_the_warning_advises_silences_it():
+def test_the_advice_of_the_warning_silences_it():
     model = convert_to_dual_bn(with_head(nn.BatchNorm1d(5)))
     quiet(lambda: ACLTrainer(model, attack=ATTACK))
 

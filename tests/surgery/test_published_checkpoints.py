@@ -118,7 +118,7 @@ def test_the_parameters_stay_the_same_objects():
 
 
 @pytest.mark.parametrize("ignore", ["fc.", ("fc.", "absent.")])
-def test_what_is_ignored_keeps_the_models_own_values(ignore):
+def test_ignored_names_keep_the_values_of_the_model(ignore):
     model = network()
     before = model.fc.fc1.weight.clone()
     state = published(model)
@@ -127,14 +127,14 @@ def test_what_is_ignored_keeps_the_models_own_values(ignore):
     assert torch.equal(model.conv1.weight, state["module.conv1.weight"])
 
 
-def test_what_is_ignored_may_be_absent_from_the_file():
+def test_ignored_names_may_be_absent_from_the_file():
     model = network()
     state = {name: value for name, value in published(model).items() if ".fc." not in name}
     load_published(model, state, ignore="fc.", layout="acl")
     assert torch.equal(model.conv1.weight, state["module.conv1.weight"])
 
 
-def test_what_is_ignored_may_be_absent_from_the_model():
+def test_ignored_names_may_be_absent_from_the_model():
     model = network()
     state = published(model)
     model.fc = nn.Identity()

@@ -40,7 +40,7 @@ def test_no_batch_holds_a_sample_twice(samples):
         assert len(set(batch.tolist())) == len(batch)
 
 
-def test_what_fills_the_last_batch_differs_between_epochs():
+def test_samples_that_fill_the_last_batch_differ_between_epochs():
     fillings = {tuple([*plan(17).batches(epoch, CPU)][-1][1:].tolist()) for epoch in range(20)}
     assert len(fillings) == 20
 

@@ -90,7 +90,7 @@ def stream_of_none():
 
 
 @pytest.mark.parametrize("make", [stream_of_none, lambda: DataLoader(TensorDataset(images()))])
-def test_what_has_an_order_of_its_own_is_refused(make):
+def test_data_with_an_order_of_its_own_is_refused(make):
     data = make()
     with pytest.raises(TypeError, match=r"^fit: expected data to be tensors or a map-style data set"):
         fit(Pictures(), data, epochs=1)

@@ -56,7 +56,7 @@ def cut_off(path):
 
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize("damage", [empty, put_a_picture, cut_off])
-def test_what_was_saved_is_kept_whatever_lies_beside_it(tmp_path, keep, damage):
+def test_checkpoints_are_kept_whatever_lies_beside_them(tmp_path, keep, damage):
     checkpoint = filled(tmp_path, (1, 98, 99), keep=3)
     for step in (98, 99):
         damage(checkpoint.path(step))

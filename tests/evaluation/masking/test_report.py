@@ -413,7 +413,7 @@ def test_report_is_a_table():
     assert repr(MaskingReport(alarms[1:], 7)) == "MaskingReport(0 of 1 raised)"
 
 
-def test_what_to_do_is_printed_below_what_is_raised():
+def test_the_remedy_is_printed_below_a_raised_alarm():
     what = "breaks 9", {"only": 9}, "Report the worst."
     assert str(Alarm("one step", True, *what)) == f"RAISED  one step              breaks 9\n{' ' * 30}Report the worst."
     assert str(Alarm("one step", False, *what)) == "clear   one step              breaks 9"
