@@ -124,7 +124,6 @@ class WorkerSource:
                 sampler=requests,
                 num_workers=self._workers,
                 prefetch_factor=self._reader.prefetch,
-                collate_fn=_unchanged,
                 worker_init_fn=batches.start_worker,
                 timeout=self._reader.timeout,
                 pin_memory=pin,
@@ -162,10 +161,6 @@ def _next(loading: Any, batches: BatchDataset) -> Any:
         except RuntimeError as error:
             if "timed out" not in str(error) or int(batches.at[:, 1].sum()) == count:
                 raise
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _identity(dataset: Any) -> str:
