@@ -99,12 +99,14 @@ def draw_figures(_app: Sphinx) -> None:
 
 
 def readable_numbers(*event: Any) -> tuple[str | None, str | None]:
-    """Show radius and step size of the attack as they are written in the source, not as decimal numbers."""
+    """Show fractions as they are written in the source, not as decimal numbers."""
     signature, annotation = event[-2:]
-    for number in (2, 8):
-        signature = signature and signature.replace(repr(number / 255), f"{number}/255")
-    # The repr of a class as a default is not Python, and leaves its signature unformatted.
-    signature = signature and re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", signature)
+    if signature:
+        for fraction in ("1560/255", "96/224", "8/255", "2/255", "1/256"):
+            numerator, denominator = fraction.split("/")
+            signature = signature.replace(repr(int(numerator) / int(denominator)), fraction)
+        # The repr of some defaults is not Python, and leaves the signature unformatted.
+        signature = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", signature).replace("<factory>", "...")
     return signature, annotation
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 def write_tables(sources: Sequence[Path], target: Path, *, prose: bool = False) -> None:
     """Write the Markdown tables of some files, each below its heading, as reStructuredText; perhaps with the text."""
-    lines = [line for source in sources for line in source.read_text().splitlines()]
+    # The command and the versions stand above the first heading of a file, and below it on the page.
+    texts = [re.sub(r"\A(# .*\n+)((?:[^#|\n].*\n+)+)(## .*\n+)", r"\1\3\2", source.read_text()) for source in sources]
+    lines = [line for text in texts for line in text.splitlines()]
     pages: list[str] = []
     heading: list[str] = []
     for i, line in enumerate(lines):
@@ -20,6 +22,8 @@ def write_tables(sources: Sequence[Path], target: Path, *, prose: bool = False) 
             pages += _row(line)
         elif line.startswith("| ") and not line.startswith("| ---"):
             pages += _row(line)
+        elif line.startswith("`python") and line in lines[:i]:
+            continue  # files of one run
         elif prose and line and line[0] not in "#|":
             pages += [*heading, re.sub(r"(?<!`)`(?!`)", "``", line), *([] if _goes_on(lines[i + 1 : i + 2]) else [""])]
             heading = []

@@ -25,7 +25,8 @@ class FARE(ContrastiveLearner):
 
     .. math::
 
-        L &= \lVert f(x') - f_0(x) \rVert^2 + c\, \max\big(0, \lVert f(x) - f_0(x) \rVert^2 - \rho\big) \\
+        L &= \lVert f(x') - f_0(x) \rVert^2 \\
+        &\quad + c\, \max\big(0, \lVert f(x) - f_0(x) \rVert^2 - \rho\big) \\
         x' &= \arg\max_{x'} \lVert f(x') - f_0(x) \rVert^2
 
     averaged over the batch, with sums over the dimensions of embeddings that are not normalised. The paper has c = 0.

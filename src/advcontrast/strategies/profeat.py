@@ -19,13 +19,14 @@ class ProFeAT(ContrastiveLearner):
     r"""Distil a standard self-supervised teacher into a robust student, before and after the teacher's projector.
 
     With the student S, the frozen teacher T and its frozen projector P, which the student shares, a weak view
-    :math:`x_T` of each image for the teacher, a strong view x for the student and the attacked view x', let
-    :math:`d(z, t) = -\tfrac12 \cos(z, t) - \tfrac12 \cos(P(z), P(t))`. Then
+    :math:`x_T` of each image for the teacher, a strong view x for the student and the attacked view x',
 
     .. math::
 
         L &= d\big(S(x), T(x_T)\big) + \beta\, d\big(S(x'), S(x)\big) \\
-        x' &= \arg\max_{x'} -\cos\big(S(x'), S(x)\big) - \cos\big(P(S(x')), P(T(x_T))\big)
+        d(z, t) &= -\tfrac12 \cos(z, t) - \tfrac12 \cos(P(z), P(t)) \\
+        x' &= \arg\max_{x'} -\cos\big(S(x'), S(x)\big) \\
+        &\qquad - \cos\big(P(S(x')), P(T(x_T))\big)
 
     averaged over the batch. The attack runs through the student in eval mode; its target S(x) is that of the training
     pass, which precedes it. The two views have separate forward passes and batch statistics. Gradients flow through

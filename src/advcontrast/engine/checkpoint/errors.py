@@ -11,7 +11,7 @@ _OWNER = "Checkpoint"
 
 
 class CheckpointError(RuntimeError):
-    """Something is wrong with a checkpoint, or with its folder."""
+    """Base class of the errors of checkpoints and their folders."""
 
 
 class CheckpointWriteError(CheckpointError):
