@@ -124,7 +124,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def draw(runs: list[dict[str, Any]]) -> Figure:
     """Draw the distance of the branches after each epoch, one line for each setting, averaged over the seeds."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.add_subplot()
     lines: dict[tuple[Any, ...], list[list[float]]] = {}
     for run in runs:
@@ -134,8 +134,8 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
         mean = [fmean(values) for values in zip(*gaps, strict=True)]
         name = f"ResNet-18, width {width}" if network == "resnet18" else "four convolutions"
         axes.plot(range(1, len(mean) + 1), mean, label=f"{data}, {name}, eps {eps:g}, {steps} steps")
-    axes.set(xlabel="epoch", ylabel="divergence of the running statistics", yscale="log")
-    axes.legend(fontsize=8)
+    axes.set(xlabel="epoch", ylabel="divergence of the statistics", ylim=(0, None))
+    axes.legend(fontsize=9)
     axes.grid(alpha=0.3)
     return figure
 
