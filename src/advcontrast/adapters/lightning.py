@@ -26,9 +26,10 @@ except ImportError as error:
 class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
     """Train ``ACLTrainer`` or another ``learner`` of this library under Lightning.
 
-    ``optimizer(parameters)`` returns the optimizer, ``schedule(step)`` the fraction of its learning rate to use. A
-    batch is a tensor, or a tuple of the learner's inputs. Loss and terms are logged as ``train_...`` and ``val_...``.
-    Validation attacks too, with any ``Trainer(inference_mode=...)``. DDP ignores parameters that receive no gradient.
+    ``optimizer(parameters)`` returns the optimizer, ``schedule(step)`` the fraction of its learning rate to use, by
+    default 1. A batch is a tensor, or a tuple of the learner's inputs. Loss and terms are logged as ``train_...`` and
+    ``val_...``. Validation attacks too, with any ``Trainer(inference_mode=...)``. DDP ignores parameters that receive
+    no gradient.
     """
 
     def __init__(self, learner: nn.Module, *, optimizer: Callable[..., Any], schedule: Any = lambda _: 1.0) -> None:

@@ -76,7 +76,7 @@ class ResultCard:
         data: name of the data set.
         fingerprint: its SHA-256, as ``ImageSet.fingerprint()`` returns it.
         dtype: the number format that the network computed in.
-        branch: active branch of the dual norms, several joined by " and " if they differ, ``None`` without dual norms.
+        branch: active branch of the dual norms, or ``"a and b"`` if there are several; ``None`` without dual norms.
         attacks: for each metric the attack and all its settings, required for RA and AA.
         settings: other settings, such as the protocol of fine-tuning.
         versions: software and hardware, as :func:`~advcontrast.evaluation.cards.versions` returns them.
