@@ -35,7 +35,7 @@ class AMOC(ContrastiveLearner):
     of 2/255 in 8/255; batches of 256, SGD with rate 0.1, momentum 0.9 and weight decay 5e-4, 200 epochs with 10 epochs
     of warm-up and a cosine. In the released code keys enter the queues before the queues are read, so that each image
     is also its own negative, the momentum network moves after the optimizer steps, and the attack adds noise to the
-    second view. A step costs 19 forward passes per image. Reference: Xu and Yang, 2020.
+    second view. A step costs 19 forward passes per image. Reference: Xu et al., 2020.
 
     Args:
         model: network from images ``[N, C, H, W]`` to embeddings ``[N, D]``, normally with dual norms.
