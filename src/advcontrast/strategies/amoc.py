@@ -1,4 +1,4 @@
-"""AMOC: adversarial momentum contrast (Xu and Yang, 2020)."""
+"""AMOC: adversarial momentum contrast (Xu et al., 2020)."""
 
 from __future__ import annotations
 
