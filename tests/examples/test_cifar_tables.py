@@ -339,8 +339,22 @@ def test_methods_are_compared_in_one_table_and_one_figure(scripts):
         card.settings["flags"] = {"passes": 60.0}
     lines = reports.methods_table(cards).splitlines()
     assert [line.split(" | ")[0].lstrip("| ") for line in lines[4:]] == ["DS", "deacl"]
-    assert "| 71.0 ± 1.4 | 32.0 ± 2.8 | 60.0 | 40.0 |" in lines[4]
+    assert "| 71.0 ± 1.4 | 32.0 ± 2.8 |  | 60.0 | 40.0 |" in lines[4]
     ours, theirs = reports.draw_cost(cards).axes[0].lines
+    assert [ours.get_label(), theirs.get_label()] == ["DS", "deacl"]
     assert ours.get_xdata().tolist() == [20.0, 40.0]
     assert theirs.get_xdata().tolist() == pytest.approx([60.0, 80.0])  # the teacher has spent 40
     assert ours.get_ydata().tolist() == pytest.approx([10.0, 30.0])
+
+
+def test_the_best_methods_have_a_colour_and_the_others_their_name_beside_them(scripts):
+    from _common import report as reports
+
+    last = {"S2S": 0.1, "DS": 0.2, "air": 0.25, "rocl": 0.5, "taro": 0.3, "cfamc": 0.45}
+    cards = {f"methods-{name}": [result(1, 70, 30, cost=20.0, knn_ra=[value])] for name, value in last.items()}
+    for card in chain(*cards.values()):
+        card.settings["flags"] = {"passes": 60.0}
+    axes = reports.draw_cost(cards).axes[0]
+    labels = [line.get_label() for line in axes.lines if not line.get_label().startswith("_")]
+    assert labels == ["S2S", "DS", "taro", "cfamc", "rocl"]
+    assert [text.get_text() for text in axes.texts] == ["air"]

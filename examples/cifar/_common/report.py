@@ -68,22 +68,33 @@ def percent(cards: Sequence[ResultCard], metric: str) -> str:
 
 
 def draw_cost(cards: Mapping[str, Sequence[ResultCard]]) -> Figure:
-    """Draw the robust accuracy of nearest neighbours against the cost; lines of methods with a teacher are dashed."""
+    """Draw the robust accuracy of nearest neighbours against the cost; lines of methods with a teacher are dashed.
+
+    S2S, DS and the three methods with the largest accuracy at the end have colours, the others are grey.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    colours = {False: 0, True: 0}
-    for name, flags in METHODS.items():
-        runs = [card.settings for card in cards.get(f"methods-{name}", [])]
-        if not runs:
-            continue
+    found = {name: [card.settings for card in cards.get(f"methods-{name}", [])] for name in METHODS}
+    found = {name: runs for name, runs in found.items() if runs}
+    last = {name: fmean(run["training"]["knn_ra"][-1] for run in runs) for name, runs in found.items()}
+    ascending = sorted(last, key=last.__getitem__)
+    coloured = [*dict.fromkeys(["S2S", "DS", *ascending[-3:]])]
+    height = 0.0
+    for name in ascending:
+        runs, flags = found[name], METHODS[name]
         passes, cost = runs[0]["flags"]["passes"], runs[0]["training"]["cost"]
         taught = flags.get("method") in TAUGHT
         spent = passes / (1 - TEACHER) * TEACHER if taught else 0.0
         mean = [100 * fmean(values) for values in zip(*(run["training"]["knn_ra"] for run in runs), strict=True)]
         costs = [spent + cost * epoch for epoch in range(1, len(mean) + 1)]
-        axes.plot(costs, mean, f"C{colours[taught]}{'--' if taught else '-'}", label=name)
-        colours[taught] += 1
+        style, label = "--" if taught else "-", str(flags.get("method", name))
+        if name in coloured:
+            axes.plot(costs, mean, f"C{coloured.index(name)}{style}", linewidth=2.2, label=label, zorder=3)
+        else:
+            axes.plot(costs, mean, f"k{style}", linewidth=1, alpha=0.35)
+            height = max(mean[-1], height + 0.75)  # names must not overlap
+            axes.annotate(label, (costs[-1], height), (4, 0), textcoords="offset points", fontsize=6, va="center")
     axes.set(xlabel="forward passes per image, teacher included", ylabel="nearest neighbours under PGD-10 (%)")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center")
+    axes.legend(loc=(0.4, 0.17), ncols=2)
     return figure
