@@ -1,4 +1,4 @@
-"""A CUDA device without a driver: its tensors have no values, and whatever would wait for it raises.
+"""An accelerator without a driver: its tensors have no values, and whatever would wait for it raises.
 
 Tensors of the device are those of PyTorch's ``FakeTensorMode``, tensors of the host are real. PyTorch's autograd engine
 needs a real device, so that gradients here have the right shape and nothing else.
@@ -58,7 +58,7 @@ class _Device(TorchDispatchMode):
         if far and (func in _READS or (to is not None and to.type == "cpu")):
             self._wait(f"{func} reads values")
             return 1.0 if to is None else torch.ones(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        if not far and (to is None or to.type != "cuda"):
+        if not far and (to is None or to.type not in ("cuda", "mps")):
             return func(*args, **kwargs)
         copied = args[1] if func is aten.copy_.default else args[0] if func is aten._to_copy.default else None
         from_host = isinstance(copied, Tensor) and not isinstance(copied, FakeTensor)
@@ -76,7 +76,7 @@ class _Device(TorchDispatchMode):
 
 @contextmanager
 def device(allowed: set[tuple[str, str]] = frozenset()) -> Iterator[_Device]:
-    """Let ``"cuda"`` be a device without values; ``allowed`` are the files and functions that may wait for it."""
+    """Let ``"cuda"`` and ``"mps"`` be devices without values; ``allowed`` are the files and functions that may wait."""
 
     def gradient(outputs, inputs, *args, **kwargs):
         assert outputs.requires_grad

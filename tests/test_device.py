@@ -1,26 +1,45 @@
 """Every room on an accelerator, as far as one can see without it: tensors are where they belong, and nothing waits."""
 
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn, fit, surgery
+from advcontrast import (
+    ACLTrainer,
+    ContrastivePairAugment,
+    NTXentLoss,
+    PGDAttack,
+    convert_to_dual_bn,
+    distributed,
+    fit,
+    surgery,
+)
 from advcontrast._transfer import on_cpu
 from advcontrast.adapters.losses import PairsAsLabels
 from advcontrast.attacks import FreeAttack, ProgressiveAttack, WarmStart, balls, context
-from advcontrast.augment import CORRUPTIONS, Corruption, CropFlip
+from advcontrast.augment import CORRUPTIONS, Corruption, CropFlip, MultiView, Replay
 from advcontrast.engine import run
-from advcontrast.evaluation import accuracy, branch_gap, inputs, robust_accuracy
+from advcontrast.evaluation import accuracy, branch_gap, gradient_masking, inputs, robust_accuracy
 from advcontrast.evaluation.accuracy import measure
+from advcontrast.evaluation.representation import knn_monitor
 from advcontrast.losses import SemiSupervisedLoss, TRADESLoss
-from advcontrast.models import Normalize
+from advcontrast.models import Normalize, WideResNet, resnet18
 from advcontrast.norm import DualNorm, update_bn
 from advcontrast.optim import EMA, LARS
-from advcontrast.strategies import AdversarialTrainer, Invariance, StandardTrainer, Step, TRADESTrainer
+from advcontrast.strategies import (
+    AdversarialTrainer,
+    Invariance,
+    SemiSupervisedTrainer,
+    StandardTrainer,
+    Step,
+    TRADESTrainer,
+)
 from tests.device import PER_EPOCH, WaitError, device, on_device
 from tests.strategies.methods import METHODS, batch
 from tests.strategies.networks import network
@@ -60,7 +79,12 @@ def average_weights():
 def supervised(kind):
     augment = CropFlip(1)
     settings = {} if kind is StandardTrainer else {"attack": PGDAttack(steps=1)}
-    return on_device(kind(network("single"), augment=augment, **settings))
+    batch = (IMAGES, LABELS, torch.rand(8, 5))[: 3 if kind is SemiSupervisedTrainer else 2]
+    take_step(on_device(kind(network("single"), augment=augment, **settings)), *map(far, batch))
+
+
+def pass_through(model):
+    on_device(model)(far(torch.rand(2, 3, 32, 32)))
 
 
 def compare_logits():
@@ -89,17 +113,19 @@ SCENARIOS = {
     **{
         name: lambda method=method: take_step(on_device(method.make("dual")), *map(far, batch(method)))
         for name, method in METHODS.items()
-        if " " not in name  # a variant
     },
     **{
-        kind.__name__: lambda kind=kind: take_step(supervised(kind), far(IMAGES), far(LABELS))
-        for kind in (StandardTrainer, AdversarialTrainer, TRADESTrainer)
+        kind.__name__: lambda kind=kind: supervised(kind)
+        for kind in (StandardTrainer, AdversarialTrainer, TRADESTrainer, SemiSupervisedTrainer)
     },
     "losses of logits": compare_logits,
     "views": lambda: ContrastivePairAugment(6)(far(IMAGES), torch.Generator("cuda")),
     "views of a transform": lambda: ContrastivePairAugment(6, transform=lambda x: x)(
         far(IMAGES), torch.Generator("cuda")
     ),
+    "several views": lambda: Replay(MultiView(CropFlip(1), CropPair()), times=2)(far(IMAGES), torch.Generator("cuda")),
+    "residual network": lambda: pass_through(resnet18(4, width=8)),
+    "wide residual network": lambda: pass_through(WideResNet(4, width=4)),
     "average": average_weights,
     "surgery": convert_and_export,
     "normalisation": lambda: on_device(Normalize())(far(IMAGES.float())),
@@ -145,10 +171,15 @@ def of_batches(evaluate):
     return found
 
 
+def nearest(batches):
+    return knn_monitor(on_device(network("single")), batches, batches, k=2)(1)
+
+
 EVALUATIONS = {
     "accuracy": lambda batches: accuracy(on_device(network("single")), batches),
     "robust_accuracy": lambda batches: robust_accuracy(on_device(network("single")), batches, PGDAttack(steps=1)),
     "branch_gap": lambda batches: branch_gap(on_device(network()), batches),
+    "nearest neighbours": lambda batches: nearest([(x, y % 2) for x, y in batches]),
     "update_bn": lambda batches: update_bn(on_device(network()), batches, "adv"),
 }
 
@@ -158,6 +189,69 @@ EVALUATIONS = {
 def test_an_evaluation_waits_as_often_for_more_batches(name):
     one, three = of_batches(EVALUATIONS[name])
     assert one == three
+
+
+@contextmanager
+def exchanges():
+    """Yield a patch, and a list of the device that was made current for each exchange of objects."""
+    current, seen = [None], []
+
+    @contextmanager
+    def device_index(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    def exchange(value):
+        seen.append(current[-1])
+        return [value]
+
+    with device(PER_EPOCH), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "device_index", device_index)
+        patch.setattr(distributed, "all_gather_object", exchange)
+        yield patch, seen
+
+
+def test_the_loss_exchanges_objects_from_the_device_of_its_embeddings():
+    with exchanges() as (patch, seen):
+        patch.setattr(distributed, "world_size", lambda: 2)
+        patch.setattr(distributed, "all_gather", lambda tensor: torch.stack([tensor, tensor]))
+        NTXentLoss(gather=True)(*(torch.empty(4, 3, device="cuda:1") for _ in range(2)))
+    assert seen == [1]
+
+
+def test_fit_exchanges_objects_from_the_device_of_the_learner(monkeypatch):
+    monkeypatch.setattr(sys.modules[fit.__module__], "choose_memory_format", lambda learner: torch.contiguous_format)
+    with exchanges() as (_, seen):
+        fit(acl(mode="S2S", augment=CropPair()), torch.zeros(4, 3, 6, 6), epochs=1, batch_size=4)
+    assert set(seen) == {0}
+
+
+class NoFloat64(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            assert not isinstance(leaf, FakeTensor) or leaf.dtype != torch.float64, func
+        return result
+
+
+def masking():
+    return gradient_masking(on_device(network("single")), [(IMAGES.float(), LABELS)], PGDAttack(steps=1))
+
+
+WITHOUT_FLOAT64 = {
+    "views": lambda: ContrastivePairAugment(6)(far(IMAGES), torch.Generator("cuda")),
+    "crops": lambda: CropFlip(1)(far(IMAGES), torch.Generator("cuda")),
+    "loss": lambda: NTXentLoss()(*(torch.empty(4, 3, device="mps") for _ in range(2))),
+    "gradient masking": masking,
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_FLOAT64)
+def test_nothing_has_float64_on_a_device_without_it(name, monkeypatch):
+    monkeypatch.setattr(balls, "widest", lambda x: x.dtype)  # as on such a device
+    with device({("test_device.py", "masking")}), NoFloat64():
+        WITHOUT_FLOAT64[name]()
 
 
 def test_a_state_is_copied_once_for_each_dtype():

@@ -263,6 +263,16 @@ def test_from_verdicts_refuses_bare_tensors():
         ResultCard.from_verdicts("DS", {"TA": [bits()]}, seeds=[0], data="d", fingerprint="0" * 64)
 
 
+def test_results_of_an_nvidia_gpu_note_cuda_cudnn_and_that_tf32_is_off(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU of a test")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
+    found = versions("cuda")
+    assert found["device"] == "GPU of a test"
+    assert found["tf32"] == "off"
+    assert found.keys() >= {"cuda", "cudnn"}
+
+
 def test_versions_name_the_software():
     found = versions()
     assert found["advcontrast"] == advcontrast.__version__
