@@ -25,6 +25,7 @@ def pytest_report_header() -> str:
     return f"torch {version('torch')}, torchvision {version('torchvision')}"
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Use up to eight cores for folders of tests, and one process for files that are named; ``-n`` overrides it."""
     if all(Path(argument.partition("::")[0]).suffix == ".py" for argument in config.args):

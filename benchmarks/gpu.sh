@@ -28,6 +28,13 @@ part() { # limit, name, command: its output goes to a file, its end to the log
   echo "$2: status $status after $((SECONDS - started)) s" | tee -a "$out/log.txt"
 }
 
+finish() { # also where the script itself is cut off
+  cat "$work"/*/card.json > "$out/cards.json"
+  tail -n 30 "$work"/*.txt >> "$out/log.txt"
+  rm -rf "$work"
+}
+trap finish EXIT
+
 # Speed: the GPU is not shared.
 part 150 step -m benchmarks.run step --device "$device" "${quick[@]}" --out "$out"
 part 80 end_to_end -m benchmarks.run end_to_end --device "$device" "${quick[@]}" --out "$out"
@@ -37,7 +44,7 @@ part 40 losses-and-views -m benchmarks.run nt_xent views --device "$device" "${q
 part 200 pretrain-DS examples/cifar/pretrain.py "${examples[@]}" --mode DS --out "$work/DS" &
 part 200 pretrain-S2S examples/cifar/pretrain.py "${examples[@]}" --mode S2S --out "$work/S2S" &
 mapfile -t tests < <(grep -rl --include="*.py" "mark.gpu" tests)
-part 100 tests -m pytest "${tests[@]}" -m gpu -p no:cacheprovider -q --numprocesses=0
+part 100 tests -m pytest "${tests[@]}" -o addopts= -m gpu -p no:cacheprovider -q
 cp "$work/tests.txt" "$out"
 wait
 
@@ -49,6 +56,3 @@ for mode in random S2S DS; do
     --labels "$labels" --out "$work/finetune-$mode" &
 done
 wait
-cat "$work"/*/card.json > "$out/cards.json"
-tail -n 30 "$work"/*.txt >> "$out/log.txt"
-rm -rf "$work"

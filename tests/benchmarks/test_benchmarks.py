@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -71,6 +72,13 @@ def test_candidates_are_compared_without_tf32(name, monkeypatch):
     finally:
         hook.remove()
     assert found == {"ieee"}
+
+
+def test_the_gpu_script_collects_its_tests_without_xdist():
+    options = re.search(r"-m pytest .*", (charts.ROOT / "benchmarks" / "gpu.sh").read_text())[0].split()[3:]
+    command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", *options, "-p", "no:xdist", "--collect-only"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=charts.ROOT, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_charts_have_every_row_of_the_committed_tables_that_they_name():
