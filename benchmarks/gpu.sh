@@ -28,7 +28,7 @@ part() { # limit, name, command: its output goes to a file, its end to the log
   echo "$2: status $status after $((SECONDS - started)) s" | tee -a "$out/log.txt"
 }
 
-finish() { # also where the script itself is cut off
+finish() { # at the end of the script, or of the part in which it is interrupted
   cat "$work"/*/card.json > "$out/cards.json"
   tail -n 30 "$work"/*.txt >> "$out/log.txt"
   rm -rf "$work"
