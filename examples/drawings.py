@@ -69,9 +69,9 @@ def draw_images(task: Task, models: Mapping[str, nn.Module]) -> Figure:
         bar.ax.set_yticklabels([f"-{task.eps:.3g}", "0", f"+{task.eps:.3g}"])
     a, b = models
     figure.suptitle(
-        f"Linear classifiers on frozen encoders, PGD-20, eps = {task.eps:.3g}.\nBoth classify {int(right.sum())} clean "
-        f"images correctly. Under attack only {b} is still correct on {int((second & ~first).sum())},\nof which the "
-        f"first {len(chosen)} are shown, and only {a} on {int((first & ~second).sum())}.",
+        f"PGD-20 with eps {task.eps:.3g} on the {int(right.sum())} test images that both linear classifiers classify "
+        f"correctly:\nonly {b} is still correct on {int((second & ~first).sum())} (the first {len(chosen)} are shown), "
+        f"only {a} on {int((first & ~second).sum())}.",
         fontsize=9,
     )
     return figure
@@ -91,4 +91,4 @@ def _attack(task: Task, model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
 
 def _show(axes: Axes, image: Tensor, text: str, *, wrong: bool = False) -> None:
     axes.imshow(image.permute(1, 2, 0).cpu(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(text, fontsize=8, color="#d55e00" if wrong else "black", weight="bold" if wrong else "normal")
+    axes.set_title(text, fontsize=8, color="#c00000" if wrong else "black", weight="bold" if wrong else "normal")

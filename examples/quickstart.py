@@ -185,8 +185,9 @@ def main() -> None:
     results = {n: {p: {m.lower(): found[f"{n} {p} {m}"] for m in METRICS} for p in PROTOCOLS} for n in ENCODERS}
     (out / "results.json").write_text(json.dumps(results, indent=2))
     draw_results(results, ENCODERS, PROTOCOLS).savefig(out / "results.png", dpi=150)
-    models = {name: new_classifier(task).eval() for name in ("S2S", "DS")}
-    for name, model in models.items():
+    models = {}
+    for name in ("S2S", "DS"):
+        models[ENCODERS[name]] = model = new_classifier(task).eval()
         model.load_state_dict(load_file(stored(settings, 0, name, "linear")))
     draw_images(task, models).savefig(out / "images.png", dpi=150)
     print(f"\n{table(card)}\n\n{settings.labels} labels, PGD-20, eps = {task.eps:.3g}, {about['seconds']:.0f} s")
