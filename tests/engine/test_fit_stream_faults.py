@@ -16,6 +16,7 @@ from advcontrast.data.stream import ImageStream
 from advcontrast.engine import Checkpoint
 from advcontrast.engine.batches.plan import Plan
 from advcontrast.engine.batches.reader import DataReader, WorkerSource
+from advcontrast.engine.checkpoint import CheckpointWriteError
 from tests.engine.faults import exit_code, fork
 from tests.engine.learners import (
     images,
@@ -71,6 +72,16 @@ def test_a_worker_that_dies_is_named_and_the_last_checkpoint_is_good(tmp_path, d
         trained(DataReader(data, workers=workers, timeout=4, prefetch=1), folder=tmp_path, save_every=1)
     data.at = None
     assert same(trained(DataReader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
+
+
+def test_a_death_that_interrupts_a_save_is_named_too(folder, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise CheckpointWriteError("Checkpoint: expected to write") from RuntimeError("DataLoader worker (pid 1) died.")
+
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
+    reader = DataReader(ImageStream(folder, size=8), workers=1)
+    with pytest.raises(RuntimeError, match=rf"^{LOST} worker \(pid 1\) died while they read"):
+        trained(reader, folder=folder.parent / "run", save_every=1)
 
 
 class Assassin(Pictures):

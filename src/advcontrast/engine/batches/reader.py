@@ -99,13 +99,16 @@ class WorkerSource:
         try:
             yield (self._received(_next(loading, batches), device) for _ in steps)
         except RuntimeError as error:
-            # PyTorch raises an error of this name at any time when a worker dies, also within a training step.
-            if not str(error).startswith("DataLoader"):
+            # PyTorch raises an error of this name at any time when a worker dies, also within a step or a save.
+            found: BaseException | None = error
+            while found is not None and not str(found).startswith("DataLoader"):
+                found = found.__cause__
+            if found is None:
                 raise
             dead = [worker.pid for worker in loading._workers if not worker.is_alive()]
             rows = [(index, pid) for index, _, pid in batches.at.tolist() if index >= 0]
             read = dict.fromkeys(self._sample(index) for index, pid in rows if not dead or pid in dead)
-            got = f"{str(error).rstrip('. ')} while they read {' and '.join(read) or 'nothing'}"
+            got = f"{str(found).rstrip('. ')} while they read {' and '.join(read) or 'nothing'}"
             remedy = "Check the disk, the memory and df /dev/shm; try fewer workers or a longer timeout"
             remedy += ". The last checkpoint is intact"
             raise RuntimeError(complaint("fit", "batches from the data-loading workers", got, remedy)) from error
