@@ -11,9 +11,9 @@ from typing import Any, TypeVar, cast
 from .. import distributed
 from .._atomic_io import replace
 from .._checks import complaint
-from .checkpoint.archive import plain
 from .checkpoint.errors import CheckpointError, writing
 from .checkpoint.protocol import Checkpoint
+from .checkpoint.state import check_state
 from .run import Row, Run
 
 _T = TypeVar("_T")
@@ -39,7 +39,7 @@ class RunFolder:
         if checkpoint is None:
             yield
             return
-        plain(run.state(), "state")  # refuse a state that cannot be saved now, not after an epoch
+        check_state(run.state())  # refuse a state that cannot be saved now, not after an epoch
         folder = checkpoint.folder.parent
         with ExitStack() as stack:
 

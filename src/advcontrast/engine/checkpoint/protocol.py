@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import IO, Any
 
 import torch
 
@@ -16,7 +18,6 @@ from ..._atomic_io import flush_folder, only_process, write
 from ..._checks import check_int, check_path, complaint, type_name
 from ..._digest import digest, file_digest
 from ..._transfer import on_cpu
-from . import archive
 from .errors import (
     CheckpointBusyError,
     CheckpointCorruptError,
@@ -28,6 +29,7 @@ from .errors import (
     unreadable,
     writing,
 )
+from .state import check_state, same_state
 
 _OWNER = "Checkpoint"
 _STATE, _MANIFEST = "state.pt", "manifest.json"
@@ -42,8 +44,7 @@ class Checkpoint:
     A checkpoint is written to a temporary folder, flushed to the disk, and renamed once: if the process is killed at
     any instant, it is complete or absent, and earlier ones are unchanged. The next save removes files left by an
     interrupted one. A manifest next to the state holds its size and SHA-256. They are verified after a write, before
-    older checkpoints are removed, and again before the state is parsed. The parser builds only tensors and plain
-    containers.
+    older checkpoints are removed, and again before ``torch.load(weights_only=True)`` reads the state.
 
     Args:
         folder: folder of the checkpoints, which need not exist yet.
@@ -106,8 +107,8 @@ class Checkpoint:
             step: the number of steps taken, at least 0, and more than that of any good checkpoint in the folder. An
                 equal state of the newest step is not written again.
             state: a dict of tensors, numbers, strings, ``None``, and lists, tuples and dicts of them. Tensors are dense
-                and of class ``Tensor`` or ``nn.Parameter``, without attributes, of at most 32 dimensions. Keys are
-                strings, numbers, ``None``, bytes, and tuples of them.
+                and of class ``Tensor`` or ``nn.Parameter``. Keys are strings, numbers, ``None``, bytes, and tuples of
+                them.
 
         Returns:
             The folder of the checkpoint.
@@ -117,12 +118,13 @@ class Checkpoint:
             CheckpointMismatchError: the folder has a good checkpoint of a later step, or another state of this one.
             CheckpointError: inside :meth:`locked`, the folder was moved, removed or replaced.
             TypeError: the state holds a value of another type, which could not be read back.
-            ValueError: the state holds a huge int, is nested too deeply, or contains itself.
         """
         path, step = self.path(step), int(step)
         if not isinstance(state, Mapping):
             raise TypeError(complaint(_OWNER, "state to be a dict", type_name(state), "Pass the state under names"))
-        state = on_cpu(archive.plain(dict(state), "state"))
+        state = dict(state)
+        check_state(state)
+        state = on_cpu(state)
         self._check_folder()
         try:
             with writing(path):
@@ -215,7 +217,7 @@ class Checkpoint:
                 found = self.read(other)
             except CheckpointCorruptError:
                 continue
-            if other == step and archive.same(found, state):
+            if other == step and same_state(found, state):
                 return True
             expected = f"a step after {other}, which {self.folder} holds already"
             got = f"{step}" if other > step else f"another state of step {step}"
@@ -226,12 +228,12 @@ class Checkpoint:
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         partial = self.folder / f".partial-{step:08d}"
         partial.mkdir()
-        size, sha256 = write(partial / _STATE, lambda file: torch.save(state, file, pickle_protocol=2))
+        size, sha256 = write(partial / _STATE, lambda file: torch.save(state, file))
         write(partial / _MANIFEST, lambda file: file.write(_manifest(step, size, sha256)))
         flush_folder(partial)
         try:
             self._read(partial, step, device="meta")
-        except CheckpointCorruptError as error:
+        except CheckpointError as error:
             expected, got = f"{self.path(step)} to be read back as written", f"{error.__cause__ or error}".rstrip(".")
             remedy = "Check the disk and the memory; earlier checkpoints are unchanged"
             raise CheckpointWriteError(complaint(_OWNER, expected, got, remedy)) from error
@@ -249,15 +251,21 @@ class Checkpoint:
                     raise corrupt(path, f"{size} bytes instead of {manifest['bytes']}")
                 if file_digest(file) != manifest["sha256"]:
                     raise corrupt(path, "contents that do not match their SHA-256")
-                state = archive.read(file, device)
+                _check_records(file, size)
+                try:
+                    state = torch.load(file, map_location=device, weights_only=True)
+                except UnpicklingError as error:
+                    raise corrupt(path, "contents that torch.load(weights_only=True) refuses") from error
+                except (MemoryError, RuntimeError) as error:  # PyTorch raises either where memory is short
+                    expected, got = f"to read {path}", str(error).partition("\n")[0] or type(error).__name__
+                    remedy = "Free some memory, or use the version of PyTorch that wrote it"
+                    raise CheckpointError(complaint(_OWNER, expected, got, remedy)) from error
         except CheckpointError:
             raise
         except OSError as error:
             if error.errno not in _MISSING:
                 raise unreadable(path, error) from error
             raise corrupt(path, str(error)) from error
-        except MemoryError as error:
-            raise unreadable(path, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) from error
         except Exception as error:
             raise corrupt(path, str(error).partition("\n")[0] or type(error).__name__) from error
         if not isinstance(state, dict):
@@ -276,6 +284,16 @@ class Checkpoint:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+
+
+def _check_records(file: IO[bytes], size: int) -> None:
+    """Require an archive of uncompressed records, which cannot unpack to more than its size."""
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+    compressed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    if compressed or sum(record.file_size for record in records) > size:
+        raise ValueError("an archive that unpacks to more than its size")
+    file.seek(0)
 
 
 def _manifest(step: int, size: int, sha256: str) -> bytes:

@@ -13,7 +13,6 @@ from torch import nn
 
 from advcontrast import _atomic_io
 from advcontrast.engine import Checkpoint, CheckpointError, CheckpointWriteError, fit
-from advcontrast.engine.checkpoint import archive
 
 from ..faults import filled, leftovers, same, state
 from ..learners import Separable, labelled
@@ -73,7 +72,7 @@ def test_tensors_that_share_their_values_still_do(tmp_path):
 
 VALUES = [
     *(0, 255, 256, 65536, -1, 2**31, -(2**40), 2**1999, -(2**1999), True, False, None, 1e-320, float("inf")),
-    *("", "ä", "日本", "\ud800", b"", b"\x00\xff", (), (1, (2, [3])), [], {}, OrderedDict(b=1, a=2), Counter(b=1)),
+    *("", "ä", "日本", "\ud800", b"\x00\xff", (), (1, (2, [3])), [], {}, OrderedDict(b=1, a=2), Counter(b=1)),
     *(torch.Size([2, 3]), torch.float16, torch.device("cpu"), torch.device("cuda", 1)),
     {1: 2, 2.5: 3, None: 4, (1, "a"): 5, False: 6},
 ]
@@ -126,24 +125,6 @@ class Sub(torch.Tensor):
     pass
 
 
-def with_attribute(value):
-    value.note = "mine"
-    return value
-
-
-def nested(depth):
-    value = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-def recursive():
-    value = {}
-    value["itself"] = [value]
-    return value
-
-
 UNREADABLE = {
     "a path": (Path("x"), "PosixPath"),
     "a pattern": (re.compile("x"), "Pattern"),
@@ -154,25 +135,16 @@ UNREADABLE = {
     "a bytearray": (bytearray(2), "bytearray"),
     "a storage": (torch.ones(2).untyped_storage(), "UntypedStorage"),
     "a kind of dict": (defaultdict(list), "defaultdict"),
-    "a dict with attributes": (with_attribute(OrderedDict()), "note"),
     "a subclass": (torch.ones(2).as_subclass(Sub), "Sub"),
     "a parameter of a subclass": (nn.Parameter(torch.ones(2).as_subclass(Sub)), "Sub"),
-    "an attribute": (with_attribute(torch.ones(2)), "one with the attribute 'note'"),
-    "an attribute of a parameter": (with_attribute(nn.Parameter(torch.ones(2))), "one with the attribute 'note'"),
     "an uninitialised parameter": (nn.LazyLinear(2).weight, "UninitializedParameter"),
     "an uninitialised buffer": (nn.LazyBatchNorm1d().running_mean, "UninitializedBuffer"),
-    "a sparse tensor": (torch.eye(2).to_sparse(), "one of torch.float32 and torch.sparse_coo"),
-    "a meta tensor": (torch.ones(2, device="meta"), "one on the meta device"),
+    "a sparse tensor": (torch.eye(2).to_sparse(), "one of torch.float32 and torch.sparse_coo on cpu"),
     "released memory": (released(), "one whose memory was released"),
-    "33 dimensions": (torch.ones([1] * 33), "one of 33 dimensions"),
-    "a size of 33 dimensions": (torch.Size([1] * 33), "Size"),
+    "a meta tensor": (torch.ones(2, device="meta"), "one of torch.float32 and torch.strided on meta"),
     "a plain tensor as key": ({torch.ones(2): 1}, "Tensor"),
     "a tuple in a tuple as key": ({(1, (2, 3)): 1}, "tuple"),
-    "four bits": (torch.empty(2, dtype=torch.uint4), "one of torch.uint4 and torch.strided"),
     "a tensor as key": ({torch.ones(2).as_subclass(Sub): 1}, "Sub"),
-    "a huge int": (2**2000, "one of 2001"),
-    "nested too deeply": (nested(200), "more, or a container that holds itself"),
-    "a cycle": (recursive(), "more, or a container that holds itself"),
 }
 
 
@@ -180,7 +152,7 @@ UNREADABLE = {
 def test_a_state_that_could_not_be_read_is_refused_before_anything_is_written(tmp_path, name):
     value, got = UNREADABLE[name]
     checkpoint = Checkpoint(tmp_path / "run")
-    with pytest.raises((TypeError, ValueError), match=rf"^Checkpoint: expected .*state.*, got {re.escape(got)}\. "):
+    with pytest.raises(TypeError, match=rf"^Checkpoint: expected .*state.*, got {re.escape(got)}\. "):
         checkpoint.save(1, {"x": value})
     assert not checkpoint.folder.exists()
 
@@ -218,33 +190,26 @@ def test_a_failed_read_back_removes_nothing(tmp_path, monkeypatch, damage):
     assert same(checkpoint.load()[1], state(2))
 
 
-def test_reading_back_takes_no_memory_for_tensors(tmp_path, monkeypatch):
-    devices = []
-    monkeypatch.setattr(
-        archive, "read", lambda file, device, real=archive.read: devices.append(device) or real(file, device)
-    )
-    Checkpoint(tmp_path).save(1, state(1))
-    assert devices == ["meta"]
+@pytest.mark.parametrize("value", [2**3000, b""], ids=["a huge int", "no bytes"])
+def test_a_state_that_torch_writes_but_cannot_read_is_refused(tmp_path, value):
+    checkpoint = filled(tmp_path, (1,))
+    with pytest.raises(CheckpointWriteError, match=r"^Checkpoint: expected .*step-00000002 to be read back"):
+        checkpoint.save(2, {"x": value})
+    assert checkpoint.steps() == [1]
+    assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(errno.EIO, "I/O error")],
+)
 def test_a_state_too_large_for_this_machine_is_not_called_damaged(tmp_path, monkeypatch, error):
     checkpoint = filled(tmp_path, (1, 2))
 
-    def read(*_):
+    def load(*_, **__):
         raise error
 
-    monkeypatch.setattr(archive, "read", read)
-    with pytest.raises(CheckpointError, match=r"^Checkpoint: expected to read .*step-00000002"):
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(CheckpointError, match=r"^Checkpoint: expected to read .*step-00000002") as caught:
         checkpoint.load()
-
-
-def test_memory_that_torch_is_refused_is_an_error_of_memory(tmp_path, monkeypatch):
-    checkpoint = filled(tmp_path, (1,))
-
-    def empty(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
-
-    monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(CheckpointError, match=rf"errno {errno.ENOMEM}\)\. Free some memory\."):
-        checkpoint.load()
+    assert type(caught.value) is CheckpointError
