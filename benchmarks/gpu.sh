@@ -21,19 +21,15 @@ else
 fi
 examples+=(--seed 1 "${@:2}")
 
-part() { # limit, name, command: its output goes to a file, its end to the log
+part() { # limit, name, command: what it leaves is kept as soon as it ends
   local started=$SECONDS status=0
   # A compilation that is cut off leaves damaged files in its cache.
   TORCHINDUCTOR_CACHE_DIR="$work/$2.inductor" timeout $((slower * $1)) "$python" "${@:3}" > "$work/$2.txt" 2>&1 || status=$?
-  echo "$2: status $status after $((SECONDS - started)) s" | tee -a "$out/log.txt"
+  echo "$2: status $status after $((SECONDS - started)) s
+$(tail -n 200 "$work/$2.txt")" | tee -a "$out/log.txt"
+  if [[ -e $work/$2/card.json ]]; then cat "$work/$2/card.json" >> "$out/cards.json"; fi
 }
-
-finish() { # at the end of the script, or of the part in which it is interrupted
-  cat "$work"/*/card.json > "$out/cards.json"
-  tail -n 30 "$work"/*.txt >> "$out/log.txt"
-  rm -rf "$work"
-}
-trap finish EXIT
+trap 'rm -rf "$work"' EXIT
 
 # Speed: the GPU is not shared.
 part 150 step -m benchmarks.run step --device "$device" "${quick[@]}" --out "$out"
@@ -41,16 +37,15 @@ part 80 end_to_end -m benchmarks.run end_to_end --device "$device" "${quick[@]}"
 part 40 losses-and-views -m benchmarks.run nt_xent views --device "$device" "${quick[@]}" --out "$out"
 
 # Tests and pre-training side by side: each is bound by its own process on the host.
-part 200 pretrain-DS examples/cifar/pretrain.py "${examples[@]}" --mode DS --out "$work/DS" &
-part 200 pretrain-S2S examples/cifar/pretrain.py "${examples[@]}" --mode S2S --out "$work/S2S" &
+part 200 pretrain-DS examples/cifar/pretrain.py "${examples[@]}" --mode DS --out "$work/pretrain-DS" &
+part 200 pretrain-S2S examples/cifar/pretrain.py "${examples[@]}" --mode S2S --out "$work/pretrain-S2S" &
 mapfile -t tests < <(grep -rl --include="*.py" "mark.gpu" tests)
 part 100 tests -m pytest "${tests[@]}" -o addopts= -m gpu -p no:cacheprovider -q
-cp "$work/tests.txt" "$out"
 wait
 
 # What the encoders are worth: 1 % of the labels, TRADES, PGD-20 on all test images.
 for mode in random S2S DS; do
-  encoder=$([[ $mode == random ]] && echo random || echo "$work/$mode/final.safetensors")
+  encoder=$([[ $mode == random ]] && echo random || echo "$work/pretrain-$mode/final.safetensors")
   branch=$([[ $mode == DS ]] && echo adv || echo clean)
   part 100 finetune-$mode examples/cifar/finetune.py "${examples[@]}" --encoder "$encoder" --branch "$branch" \
     --labels "$labels" --out "$work/finetune-$mode" &

@@ -1,9 +1,12 @@
 """The timings run, check that the candidates compute the same, and write their conditions."""
 
 import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,30 @@ def test_the_gpu_script_collects_its_tests_without_xdist():
     command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", *options, "-p", "no:xdist", "--collect-only"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=charts.ROOT, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_the_gpu_script_keeps_what_is_done_when_it_is_killed(tmp_path):
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text("""#!/bin/bash
+if [[ $1 == -c ]]; then echo cpu; exit; fi
+if [[ $1 == *finetune.py ]]; then exec sleep 10; fi
+while [[ $# -gt 1 && $1 != --out ]]; do shift; done
+mkdir -p "$2" && echo '{}' > "$2/card.json" && echo finished
+""")
+    python.chmod(0o755)
+    command = ["bash", str(charts.ROOT / "benchmarks" / "gpu.sh"), str(out)]
+    environment = {**os.environ, "PYTHON": str(python), "TMPDIR": str(tmp_path)}
+    script = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "cards.json").exists() or len((out / "cards.json").read_text()) < 6:  # of both pre-trainings
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        os.killpg(script.pid, signal.SIGKILL)
+        script.wait()
+    assert (out / "cards.json").read_text() == "{}\n{}\n"
+    assert re.search(r"step: status 0 after \d+ s\nfinished\n", (out / "log.txt").read_text())
 
 
 def test_charts_have_every_row_of_the_committed_tables_that_they_name():
