@@ -1,5 +1,6 @@
 """Fixtures and hypothesis profiles for all tests."""
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -22,11 +23,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let the nightly run repeat, with more cases, each test that draws its cases or samples them."""
-    if is_nightly(config):
-        for item in items:
-            if "whole" in getattr(item, "fixturenames", ()) or hasattr(getattr(item, "obj", None), "hypothesis"):
-                item.add_marker("nightly")
+    """Leave all but a sample of each large sweep to the nightly run, which repeats what draws or samples its cases."""
+    nightly = is_nightly(config)
+    sweeps: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        draws = "whole" in getattr(item, "fixturenames", ()) or hasattr(getattr(item, "obj", None), "hypothesis")
+        if nightly and draws:
+            item.add_marker("nightly")
+        if item.get_closest_marker("sample"):
+            sweeps.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for name, cases in sweeps.items():
+        (size,) = cases[0].get_closest_marker("sample").args
+        for case in cases if nightly else random.Random(name).sample(cases, max(len(cases) - size, 0)):
+            case.add_marker("nightly")
 
 
 @pytest.fixture(scope="session")

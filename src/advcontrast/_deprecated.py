@@ -12,7 +12,7 @@ from typing import Any
 _MOVED_MODULES = {
     ("attacks", "evaluation.uar"): "elastic frank_wolfe jpeg",
     ("engine", "engine.batches"): "reader source",
-    ("engine", "engine.checkpoint"): "archive errors",
+    ("engine", "engine.checkpoint"): "errors",
     ("engine", "optim"): "ema lars schedules",
     ("evaluation", "evaluation.accuracy"): "autoattack corruptions curves",
     ("evaluation", "evaluation.cards"): "card comparison provenance",

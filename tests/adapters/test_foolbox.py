@@ -186,6 +186,7 @@ def test_the_repr_reads_as_the_call():
     assert text.endswith("eps=0.5)")
 
 
+@pytest.mark.nightly
 def test_importing_it_is_quiet_even_where_warnings_are_errors():
     code = "import advcontrast.evaluation, scipy, warnings; warnings.simplefilter('error', DeprecationWarning)\n"
     done = run("-c", code + "import advcontrast.adapters.foolbox")

@@ -68,6 +68,7 @@ def saved(folder, encoder=None, card=None, **settings):
         ("timm/test_resnet", {}),
     ],
 )
+@pytest.mark.sample(3)
 def test_a_branch_comes_back_to_the_bit(name, settings, branch, tmp_path):
     if name.startswith("timm"):
         pytest.importorskip("timm")

@@ -186,6 +186,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("mode", ["S2S", "A2A"])
+@pytest.mark.sample(1)
 def test_a_mode_with_an_idle_branch_trains_under_ddp_with_its_default_flags(tmp_path, mode):
     script = tmp_path / "train.py"
     script.write_text(DDP.format(mode=mode, folder=tmp_path))

@@ -52,6 +52,7 @@ def embeddings(seed=0):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.sample(48)
 def test_it_trains_in_every_mode(name, mode):
     loss = LOSSES[name]()
     if mode == "DS" and name == "bank":

@@ -60,6 +60,7 @@ def images(model, *, dtype=torch.float32):
 
 @pytest.mark.parametrize("branch", ["clean", "adv"])
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.sample(4)
 def test_a_branch_of_every_family_is_loaded_to_the_bit(name, branch, tmp_path):
     model = dual(name, num_classes=7).eval()
     save_timm(model, tmp_path / "saved", branch=branch)
@@ -124,6 +125,7 @@ def test_from_timm_takes_the_constants_of_the_config():
         ("resnet10t", {"output_stride": 8}),
     ],
 )
+@pytest.mark.sample(4)
 def test_arguments_of_the_constructor_survive(name, settings, tmp_path):
     model = network(name, **settings).eval()
     save_timm(model, tmp_path / "saved")
@@ -252,6 +254,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.sample(2)
 def test_networks_that_timm_cannot_build_are_refused_without_leftovers(change, tmp_path):
     model = CHANGES[change](network("resnet18"))
     refused(tmp_path, ValueError, "save_timm: expected a network that timm can build again", model)

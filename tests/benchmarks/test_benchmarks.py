@@ -29,6 +29,7 @@ def table():
 
 @pytest.mark.filterwarnings("ignore")  # of the other libraries
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in ("end_to_end", "nt_xent")])
+@pytest.mark.sample(2)
 def test_benchmark_runs_at_tiny_size(name, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda module, **settings: None)
     for found in importlib.import_module(f"benchmarks.timing.{name}").tables(SETTINGS):
@@ -50,6 +51,7 @@ def test_a_step_that_does_not_compile_is_left_out(monkeypatch):
     assert "DS, compiled not run: no Triton" in whole.skipped
 
 
+@pytest.mark.nightly
 def test_end_to_end_runs_at_tiny_size(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda module, **settings: None)
     whole, growth = (table(SETTINGS, {"batch": 8, "width": 2}) for table in (end_to_end.whole, end_to_end.growth))
@@ -77,6 +79,7 @@ def test_candidates_are_compared_without_tf32(name, monkeypatch):
     assert found == {"ieee"}
 
 
+@pytest.mark.nightly
 def test_the_gpu_script_collects_its_tests_without_xdist():
     options = re.search(r"-m pytest .*", (charts.ROOT / "benchmarks" / "gpu.sh").read_text())[0].split()[3:]
     command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", *options, "-p", "no:xdist", "--collect-only"]

@@ -18,6 +18,7 @@ def few(monkeypatch):
     monkeypatch.setattr(fashion, "images", {"train": train, "test": test}.get)
 
 
+@pytest.mark.nightly
 def test_cheaper_attacks_are_compared(few, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cheaper, "LABELLED_STEPS", {"linear": 1, "fine-tuned": 1})
     flags = ["--only", "default", "free", "S2S", "--epochs", "1", "--limit", "250", "--out", str(tmp_path)]

@@ -115,6 +115,7 @@ def test_both_processes_have_the_same_weights_and_history(ranks, name):
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
 @pytest.mark.parametrize("name", ["DS", "noisy"])
+@pytest.mark.sample(3)
 def test_resumed_by_two_processes_equals_uninterrupted(ranks, tmp_path, name, stop):
     expected = ranks.run(trained_on_a_rank, name, None, None, {})
     resumed = ranks.run(trained_on_a_rank, name, str(tmp_path), stop, {})

@@ -82,6 +82,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.sample(5)
 def test_resumed_after_any_step_equals_uninterrupted(tmp_path, name):
     scramble(0)
     expected = CASES[name].run(tmp_path / "whole")

@@ -75,6 +75,7 @@ def test_an_epoch_takes_the_selected_samples():
 
 
 @pytest.mark.parametrize("stop", range(1, 12))
+@pytest.mark.sample(5)
 def test_a_run_that_is_interrupted_ends_with_the_same_bits(tmp_path, stop):
     whole, _ = seeded(run)
     with pytest.raises(Stopped):

@@ -48,6 +48,7 @@ def _nobody_left():
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("settings", [{}, {"accumulate": 3}, {"batch_size": 5}, {"batch_size": 64}, {"epochs": 3}])
+@pytest.mark.sample(7)
 def test_a_folder_trains_as_its_tensor_does(folder, workers, settings):
     expected = trained(images(), **settings)
     assert same(trained(DataReader(ImageStream(folder, size=8), workers=workers), **settings), expected)
@@ -110,6 +111,7 @@ def test_samples_draw_something_else_in_every_epoch_and_with_every_seed():
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("kind", ["folder", "drawn"])
+@pytest.mark.sample(6)
 def test_resumed_at_any_step_equals_uninterrupted(folder, tmp_path, workers, stop, kind):
     def data(workers):
         return DataReader(ImageStream(folder, size=8) if kind == "folder" else Drawn(), workers=workers)
@@ -172,6 +174,7 @@ class Counting(Pictures):
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(0, 2), (1, 1), (1, 3), (2, 2)])
+@pytest.mark.sample(1)
 def test_no_more_is_held_than_was_said(workers, prefetch):
     data = Misbehaving(None, None, n=240)
     learner = Counting(data)

@@ -66,6 +66,7 @@ LOST = "fit: expected batches from the data-loading workers, got DataLoader"
 
 @pytest.mark.parametrize("deed", [kill, bus, fail, leave])
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.sample(3)
 def test_a_worker_that_dies_is_named_and_the_last_checkpoint_is_good(tmp_path, deed, workers):
     data = Misbehaving(5, deed)
     with pytest.raises(RuntimeError, match=rf"^{LOST} worker \(pid.* while they read sample 5\. Check"):
@@ -153,6 +154,7 @@ def hang():
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.sample(1)
 def test_a_worker_that_hangs_is_ended_and_what_it_waited_for_is_named(tmp_path, folder, workers, monkeypatch):
     monkeypatch.setattr("advcontrast.data.stream.decode", Hanging(folder / "005.png"))
     data = ImageStream(folder, size=8)
@@ -255,6 +257,7 @@ def test_ctrl_c_leaves_no_process_behind(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_path):
     script = f"""
         import multiprocessing, sys, threading
@@ -292,6 +295,7 @@ def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_pat
     )
 
 
+@pytest.mark.nightly
 def test_a_worker_that_dies_is_noticed_in_a_thread_too():
     found = []
 

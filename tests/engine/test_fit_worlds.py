@@ -83,6 +83,7 @@ def journey(pools, name, worlds, folder, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "worlds"), JOURNEYS)
+@pytest.mark.sample(3)
 def test_run_of_changing_processes_equals_the_run_of_one(pools, tmp_path, monkeypatch, name, worlds):
     expected = member(name, tmp_path / "one", None)
     legs = journey(pools, name, worlds, tmp_path / "many", monkeypatch)

@@ -82,6 +82,7 @@ def two_steps(name, mode, root):
 
 @pytest.mark.parametrize("root", ["trainer", "model"])
 @pytest.mark.parametrize("mode", ["DS", "S2S", "A2A", "A2S"])
+@pytest.mark.sample(3)
 def test_two_steps_of_a_vision_transformer_are_those_of_whole_weights(ranks, mode, root):
     for split, moved, frozen in ranks.run(two_steps, "vit", mode, root):
         assert split > 0

@@ -61,6 +61,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("accident", "message"), [("kill", GONE), ("raise", GONE), ("hang", LATE)])
+@pytest.mark.sample(1)
 def test_others_stop_with_a_clear_error_and_a_restart_ends_where_it_would_have(
     tmp_path, undisturbed, accident, message
 ):
@@ -76,6 +77,7 @@ def test_others_stop_with_a_clear_error_and_a_restart_ends_where_it_would_have(
 
 
 @pytest.mark.parametrize("meeting", ["--standalone", "--master-port"])
+@pytest.mark.sample(1)
 def test_elastic_restart_ends_as_if_nothing_had_happened(tmp_path, undisturbed, meeting):
     where = meeting if meeting == "--standalone" else f"{meeting}={free_port()}"
     process = torchrun(

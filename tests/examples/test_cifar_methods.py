@@ -48,6 +48,7 @@ def test_a_method_without_its_teacher_is_refused(tmp_path, capsys):
     assert "pretrain.py: --teacher: expected the final.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_a_coreset_takes_the_steps_that_its_schedule_expects(tmp_path):
     out = tmp_path / "run"
     flags = ("--method", "rcs", "--epochs", "10", "--limit", "300", "--batch-size", "20", "--out", out)

@@ -126,6 +126,7 @@ def of_folder(folder):
         ("corruptions", "--model nowhere.safetensors", "--model: expected a final.safetensors, got nowhere"),
     ],
 )
+@pytest.mark.sample(30)
 def test_a_flag(script, flags, words, complaint, tmp_path):
     tiny = FEW if script == "corruptions" else TINY
     assert words in complaint(script, *tiny, "--out", tmp_path / "out", *flags.split())
@@ -145,6 +146,7 @@ def test_no_folder_for_the_results(script, complaint):
         ("--arch resnet34", "expected a network of --arch resnet34 --width 4, got arch resnet18, width 4"),
     ],
 )
+@pytest.mark.sample(3)
 def test_an_encoder_of_another_network(script, flags, words, pretrained, complaint, tmp_path):
     encoder = ("--encoder", pretrained / "final.safetensors")
     assert words in complaint(script, *TINY, *encoder, *flags.split(), "--out", tmp_path / "out")

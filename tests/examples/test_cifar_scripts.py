@@ -144,6 +144,7 @@ def test_killed_and_ended_pretraining_resumes_to_the_same_weights(encoder, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_semi_supervised_training_killed_in_either_step_resumes_to_the_same_weights(encoder, tmp_path, home):
     flags = (*SEMI, *start_from(encoder))
     assert inside("semisupervised", *flags, "--out", tmp_path / "whole") == 0
@@ -176,6 +177,7 @@ def test_sigterm_outside_the_training_loop_ends_with_status_0_and_loses_nothing(
 @pytest.mark.parametrize(
     ("mode", "dual"), [("S2S", False), ("A2A", False), ("A2S", True), ("DS", True), ("selfie", False)]
 )
+@pytest.mark.sample(2)
 def test_a_mode_has_the_norms_of_the_paper(mode, dual, tmp_path):
     assert inside("pretrain", *TINY, "--mode", mode, "--out", tmp_path) == 0
     assert any(".clean." in name for name in weights(tmp_path)) == dual
@@ -185,12 +187,14 @@ def test_a_mode_has_the_norms_of_the_paper(mode, dual, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # that this is an ablation
 @pytest.mark.parametrize(("mode", "norms"), [("DS", "single"), ("A2S", "single"), ("S2S", "dual")])
+@pytest.mark.sample(1)
 def test_norms_can_be_chosen_against_the_paper(mode, norms, tmp_path):
     assert inside("pretrain", *TINY, "--mode", mode, "--norms", norms, "--out", tmp_path) == 0
     assert any(".adv." in name for name in weights(tmp_path)) == (norms == "dual")
     assert about(tmp_path)["norms"] == norms
 
 
+@pytest.mark.nightly
 def test_the_encoder_of_selfie_can_be_fine_tuned(tmp_path, capsys):
     assert inside("pretrain", *TINY, "--mode", "selfie", "--out", tmp_path / "selfie") == 0
     flags = (*TINY, *start_from(tmp_path / "selfie"), "--train", "standard", "--lr", "1e-30")
@@ -201,6 +205,7 @@ def test_the_encoder_of_selfie_can_be_fine_tuned(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arch", ["torchvision/shufflenet_v2_x0_5", "test_resnet"])
+@pytest.mark.sample(1)
 def test_networks_of_other_libraries_go_through_both_scripts(arch, tmp_path):
     flags = (*TINY, "--width", "0", "--arch", arch)
     assert inside("pretrain", *flags, "--out", tmp_path / "DS") == 0
@@ -219,6 +224,7 @@ def test_a_classifier_has_ta_and_ra_in_its_card_and_a_curve(script, encoder, tmp
 
 
 @pytest.mark.parametrize("train", ["standard", "adversarial"])
+@pytest.mark.sample(1)
 def test_a_linear_classifier_leaves_the_encoder_of_either_branch_as_in_the_file(train, encoder, tmp_path):
     found = {}
     for branch in ("clean", "adv"):
@@ -342,6 +348,7 @@ def test_the_teacher_and_the_student_start_from_the_branches_they_are_told(encod
 
 
 @pytest.mark.parametrize("method", ["ot", "ft", "uat++"])
+@pytest.mark.sample(1)
 def test_uat_runs_from_a_random_encoder(method, tmp_path):
     flags = (*SEMI, "--epochs", "1", "--teacher-epochs", "1", "--method", method)
     assert inside("semisupervised", *flags, "--out", tmp_path) == 0

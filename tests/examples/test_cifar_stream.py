@@ -30,6 +30,7 @@ def test_a_folder_is_pre_trained_on_whatever_the_number_of_workers(folder, tmp_p
     assert training(tmp_path / "0")["loss"] > 0
 
 
+@pytest.mark.nightly
 def test_another_folder_is_another_run(folder, tmp_path, capsys):
     assert pretrain(folder, tmp_path / "run", "--workers", 0, "--epochs", 2) == 0
     first = training(tmp_path / "run")["stream"]

@@ -317,6 +317,7 @@ def test_a_mistake_takes_one_line(run, flags, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_smoke_budget_runs_the_scripts_themselves(scripts, tmp_path):
     warm = SimpleNamespace(Popen=lambda words, env, **_: Popen(*words[1:], env=env))
     scripts.patch.setattr(scripts.runner, "subprocess", warm)

@@ -29,6 +29,7 @@ def lightning():
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.sample(1)
 def test_lightning_trains_and_validates(lightning, tmp_path, devices):
     start = [] if devices == 1 else TORCHRUN
     done = run(*start, EXAMPLES / "lightning_acl.py", *TINY, "--devices", devices, "--out", tmp_path, cwd=tmp_path)
@@ -40,6 +41,7 @@ def test_lightning_trains_and_validates(lightning, tmp_path, devices):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.nightly
 def test_validation_gives_the_same_loss_in_inference_mode(lightning, tmp_path, monkeypatch):
     """Attacks of this library leave inference mode by themselves; the example need not rely on it."""
     real, found, modes = lightning.Trainer, [], []
@@ -62,6 +64,7 @@ def test_validation_gives_the_same_loss_in_inference_mode(lightning, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.sample(1)
 def test_accelerate_trains_and_writes_the_weights(tmp_path, processes):
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     start = [] if processes == 1 else TORCHRUN

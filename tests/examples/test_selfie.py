@@ -250,6 +250,7 @@ def test_two_processes_keep_the_same_weights(ranks):
     assert ours == theirs
 
 
+@pytest.mark.nightly
 def test_four_images_can_be_learned(selfie):
     step = learner(selfie, attack=PGDAttack(eps=2 / 255, steps=1), augment=lambda x: x.float() / 255)
     batch = images(size=16)

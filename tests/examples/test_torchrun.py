@@ -79,6 +79,7 @@ def test_steps_and_rates_are_those_of_one_process(undisturbed, tmp_path, home):
         assert [row[name] for row in rows(tmp_path / "one")] == [row[name] for row in rows(undisturbed[0])]
 
 
+@pytest.mark.nightly
 def test_two_machines_of_one_process_are_one_machine_of_two(undisturbed, tmp_path, home):
     port, nodes = free_port(), []
     for node in range(2):
@@ -93,6 +94,7 @@ def test_two_machines_of_one_process_are_one_machine_of_two(undisturbed, tmp_pat
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the process to kill in /proc")
+@pytest.mark.nightly
 def test_run_with_a_killed_process_finishes_by_itself(undisturbed, tmp_path, home):
     out = tmp_path / "run"
     run = torchrun("--standalone", "--nproc-per-node=2", "--max-restarts=1", out=out, home=home)
@@ -111,6 +113,7 @@ def ranks(pid):
     return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_text() == command]
 
 
+@pytest.mark.nightly
 def test_run_that_is_stopped_goes_on_in_one_process(undisturbed, tmp_path, home):
     out = tmp_path / "run"
     run = torchrun("--standalone", "--nproc-per-node=2", out=out, home=home)

@@ -39,6 +39,7 @@ def test_usual_width_by_default():
 
 
 @pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.sample(5)
 def test_foreign_networks_yield_as_many_features_as_they_say(name):
     encoder, features = backbone(name)
     x = torch.rand(2, 3, FOREIGN[name], FOREIGN[name])

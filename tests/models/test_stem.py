@@ -42,12 +42,14 @@ def size_before_layer1(model, size):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.sample(7)
 def test_first_block_sees_the_whole_resolution(network):
     assert size_before_layer1(build(network, "meta"), 32) == (8, 8)
     assert size_before_layer1(cifar_stem(build(network, "meta")), 32) == (32, 32)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.sample(7)
 def test_channels_before_the_first_block_stay(network):
     model = cifar_stem(build(network, "meta"))
     assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 1000)

@@ -478,6 +478,7 @@ def as_a_function(block, counter):
     ("compiled", "how"),
     [(by_itself, "reentrant"), (by_itself, "non-reentrant"), (as_a_wrapper, "selective"), (as_a_function, "reentrant")],
 )
+@pytest.mark.sample(2)
 def test_a_block_that_was_compiled_on_its_own_is_refused_in_each_recomputation(compiled, how):
     counter, model = CompileCounter(), network()
     block = compiled(model.blocks[2], counter)

@@ -82,7 +82,15 @@ def bench(tmp_path, monkeypatch):
     torch.set_rng_state(random)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page.read_text())], ids=lambda page: page.stem)
+LONG = {"quickstart"}  # which attacks a ResNet-18 for a quarter of a minute; the nightly run includes it
+CODE = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.nightly] if page.stem in LONG else [])
+    for page in PAGES
+    if blocks(page.read_text())
+]
+
+
+@pytest.mark.parametrize("page", CODE)
 def test_the_code_of_a_page_runs(page, bench):
     text = page.read_text()
     others = [package for package in OPTIONAL if re.search(rf"^   (?:import|from) {package}\b", text, re.M)]

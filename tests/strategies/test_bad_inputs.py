@@ -96,6 +96,7 @@ MOVED = {
 @pytest.mark.parametrize("calls", [0, 1])
 @pytest.mark.parametrize("kind", MOVED)
 @every_method
+@pytest.mark.sample(50)
 def test_views_of_another_kind(name, kind, calls):
     method, (move, message) = METHODS[name], MOVED[kind]
     learner = method.make("dual")

@@ -56,6 +56,7 @@ def distance(found, expected):
 
 @pytest.mark.parametrize("path", ["channels last", "tiled", "aot_eager", "bf16"])
 @pytest.mark.parametrize("mode", ["S2S", "A2A", "A2S", "DS"])
+@pytest.mark.sample(8)
 def test_path_agrees_with_the_plain_one(mode, path):
     agrees(step(mode, path), step(mode), TOLERANCE[path])
 

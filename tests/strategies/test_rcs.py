@@ -198,6 +198,7 @@ def resumes_on_a_rank(folder):
 
 
 @pytest.mark.distributed
+@pytest.mark.nightly
 def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(ranks, tmp_path):
     (first, selected), (second, others) = ranks.run(resumes_on_a_rank, tmp_path)
     assert first

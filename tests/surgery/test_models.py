@@ -47,6 +47,7 @@ def output(model, training):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.sample(6)
 def test_both_branches_give_the_outputs_and_statistics_of_the_plain_network(network):
     plain = build(network)
     dual = convert_to_dual_bn(copy.deepcopy(plain))

@@ -44,6 +44,7 @@ def test_killed_in_the_third_save_which_removes_the_first(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "newest", "step"), [(".partial-00000003", 2, 3), (".discarded-00000001", 3, 4)])
+@pytest.mark.sample(1)
 def test_killed_in_a_save_that_finds_leftovers_of_an_earlier_kill(tmp_path, name, newest, step):
     template = filled(tmp_path / "run", (1, 2)).folder
     original = shutil.copytree(template, tmp_path / "original")
@@ -60,6 +61,7 @@ def test_killed_in_a_save_that_finds_leftovers_of_an_earlier_kill(tmp_path, name
     assert set(found) == {newest, step}
 
 
+@pytest.mark.nightly
 def test_killed_while_a_damaged_checkpoint_is_replaced(tmp_path):
     checkpoint = filled(tmp_path / "run", (1, 2))
     (checkpoint.path(2) / "state.pt").write_bytes(b"")

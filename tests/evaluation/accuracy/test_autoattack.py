@@ -273,6 +273,7 @@ def test_a_batch_that_is_wrong_already_is_not_attacked(monkeypatch):
         ("l2", (2, 1, 1)),
     ],
 )
+@pytest.mark.sample(4)
 def test_shapes_and_batches_of_one(norm, shape):
     model, (x, _) = trained(shape), images(shape=shape)
     y = model(x).argmax(1)

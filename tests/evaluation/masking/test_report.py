@@ -172,6 +172,7 @@ def test_honest_models_are_cleared(report, name):
 
 
 @pytest.mark.parametrize("name", MASKED)
+@pytest.mark.sample(6)
 def test_masked_models_are_flagged(report, name):
     assert raised(report(name)) >= EXPECTED[name]
     assert report(name).raised
@@ -302,6 +303,7 @@ def test_short_attack_is_told_apart_from_a_masked_model(model):
     ],
     ids=["apgd", "l2"],
 )
+@pytest.mark.sample(3)
 def test_honest_models_are_cleared_by_other_attacks(model, attack, name):
     assert raised(gradient_masking(model(name), batches(64), attack)) == set()
 

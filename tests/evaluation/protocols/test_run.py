@@ -557,6 +557,7 @@ def same_result(one, other):
 
 @pytest.mark.parametrize("each", [SLF, AFF, SEMI], ids=lambda each: each.kind)
 @pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.sample(3)
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(each, after, tmp_path, monkeypatch):
     each = replace(each, epochs=3, milestones=(1,))
     whole = run_protocol(network(), each, *SPLITS)
