@@ -193,6 +193,7 @@ def test_importing_it_is_quiet_even_where_warnings_are_errors():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.nightly
 def test_without_foolbox_the_adapter_says_what_to_install():
     code = "import sys; sys.modules['foolbox'] = None; import advcontrast.adapters.foolbox"
     done = run("-c", code)

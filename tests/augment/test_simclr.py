@@ -61,6 +61,7 @@ def by_torchvision(image, p, size):
     ("channels", "height", "width", "size"),
     [(3, 32, 32, (32, 32)), (1, 28, 28, (32, 32)), (3, 40, 24, (17, 33)), (3, 96, 96, (32, 32))],
 )
+@pytest.mark.sample(6)
 def test_the_whole_chain_equals_torchvision(channels, height, width, size, dtype):
     x = images(200, channels, height, width, dtype=torch.float64)
     x = (256 * x).to(dtype) if dtype == torch.uint8 else x.to(dtype)

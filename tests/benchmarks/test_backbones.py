@@ -107,7 +107,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.sample(1)
+@pytest.mark.nightly
 def test_sound_network_passes_all_checks(name):
     row = check(NETWORKS[name])
     assert (row["status"], row["problems"], row["remarks"]) == ("converted", [], [])

@@ -38,6 +38,7 @@ def test_benchmark_runs_at_tiny_size(name, monkeypatch):
         assert any("ours" in line or "advcontrast" in line or "one pass" in line for line in text.splitlines())
 
 
+@pytest.mark.nightly
 def test_a_step_that_does_not_compile_is_left_out(monkeypatch):
     def fail(x):
         raise TorchDynamoException("no Triton\nlong report")
@@ -177,6 +178,7 @@ def test_columns_without_entries_are_left_out(table):
     assert table.markdown().splitlines()[-3] == "| candidate | median ms | min to max | speed | images/s |"
 
 
+@pytest.mark.nightly
 def test_command_writes_tables_with_their_conditions(tmp_path, monkeypatch, capsys):
     flags = ["nt_xent", "--quick", "--repeats", "1", "--threads", str(torch.get_num_threads()), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])

@@ -63,6 +63,7 @@ def test_curves_are_means_over_the_classifiers_of_a_folder(few, tmp_path, monkey
     assert (tmp_path / "radius.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.nightly
 def test_the_card_of_an_encoder_has_the_cost_of_its_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
     teacher, run = tmp_path / "teacher", tmp_path / "run"

@@ -185,6 +185,7 @@ class Slow(Misbehaving):
         return super().__getitem__(index)
 
 
+@pytest.mark.nightly
 def test_a_slow_disk_only_slows():
     # A batch takes longer than the timeout, and no sample does.
     settings = {"batch_size": 22, "epochs": 1}

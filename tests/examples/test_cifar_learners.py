@@ -143,6 +143,7 @@ def test_the_fast_preset_is_the_paper_in_ten_epochs(script):
 
 @pytest.mark.parametrize("script", ["linear", "finetune"])
 @pytest.mark.parametrize("preset", ["robustssl", "dynacl2023"])
+@pytest.mark.sample(2)
 def test_a_script_trains_with_the_numbers_of_a_preset(script, preset, tmp_path):
     tiny = (*FEW, "--epochs", "1", "--attack-steps", "1")
     assert inside(script, *tiny, "--preset", preset, "--out", tmp_path) == 0

@@ -32,6 +32,7 @@ def test_a_method_trains_an_encoder(name, teacher, tmp_path):
     assert inside("linear", *TINY, "--encoder", encoder, "--out", tmp_path / "linear") == 0
 
 
+@pytest.mark.nightly
 def test_dynaclpp_adapts_the_encoder_of_dynacl(tmp_path):
     weights = []
     for name in ("dynacl", "dynaclpp"):

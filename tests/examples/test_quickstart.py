@@ -79,11 +79,13 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_it_writes_results_plots_and_classifiers(one):
     check_results(one, seeds=1)
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_its_classifiers_bring_their_images(one, tmp_path):
     model = one / "models" / "seed0-DS-finetune.safetensors"
     flags = ("--test-limit", "20", "--probe-images", "8", "--preset", "quick", "--model", model)

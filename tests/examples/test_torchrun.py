@@ -139,6 +139,7 @@ def test_synchronised_norms_are_refused_on_a_cpu_before_anything_is_written(tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.nightly
 def test_synchronised_norms_of_one_process_are_plain_ones(tmp_path, home):
     outs = [tmp_path / "plain", tmp_path / "synchronised"]
     for out, more in zip(outs, [(), ("--sync-norms",)], strict=True):

@@ -184,10 +184,10 @@ def came_from_the_user(error):
 
 
 def sample(name, pool):
-    """Return half of the boundary values of a pool and a sixteenth of the others, drawn by name."""
+    """Return a third of the boundary values of a pool and a sixteenth of the others, drawn by name."""
     boundary, others = sorted(pool.keys() & BOUNDARY), sorted(pool.keys() - BOUNDARY)
     chance = random.Random(name)
-    drawn = {*chance.sample(boundary, len(boundary) // 2), *chance.sample(others, len(others) // 16)}
+    drawn = {*chance.sample(boundary, len(boundary) // 3), *chance.sample(others, len(others) // 16)}
     return {value: make for value, make in pool.items() if value in drawn}
 
 

@@ -82,7 +82,7 @@ def bench(tmp_path, monkeypatch):
     torch.set_rng_state(random)
 
 
-LONG = {"quickstart"}  # which attacks a ResNet-18 for a quarter of a minute; the nightly run includes it
+LONG = {"loops", "precision", "quickstart"}  # seconds each, in the nightly run
 CODE = [
     pytest.param(page, id=page.stem, marks=[pytest.mark.nightly] if page.stem in LONG else [])
     for page in PAGES

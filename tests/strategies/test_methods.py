@@ -218,7 +218,7 @@ def run(method, folder, *, stop=None):
 
 
 @every_method
-@pytest.mark.sample(12)
+@pytest.mark.sample(8)
 def test_a_run_that_is_interrupted_ends_with_the_same_bits(name, tmp_path):
     method = METHODS[name]
     torch.manual_seed(0)
@@ -243,7 +243,7 @@ def resumes_on_a_rank(name, folder):
 
 @pytest.mark.distributed
 @every_method
-@pytest.mark.sample(8)
+@pytest.mark.sample(5)
 def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(ranks, name, tmp_path):
     assert ranks.run(resumes_on_a_rank, name, tmp_path) == [True] * WORLD_SIZE
 
@@ -295,7 +295,7 @@ def train_on_a_rank(name):
 
 @pytest.mark.distributed
 @every_method
-@pytest.mark.sample(12)
+@pytest.mark.sample(8)
 def test_two_processes_train_like_one(ranks, name):
     torch.manual_seed(0)
     losses, ours = train_on_a_rank(name)
@@ -308,7 +308,7 @@ def test_two_processes_train_like_one(ranks, name):
 
 
 @every_method
-@pytest.mark.sample(12)
+@pytest.mark.sample(8)
 def test_a_compiled_model_computes_the_same(name):
     method, losses = METHODS[name], []
     for compiled in (False, True):

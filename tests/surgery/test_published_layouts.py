@@ -190,6 +190,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
+@pytest.mark.sample(6)
 def test_the_features_are_those_of_the_file(case):
     make, layout, network, branch, prefix, how = FILES[case]
     state, model = make(), network()

@@ -36,6 +36,7 @@ def test_killed_in_the_first_save_ever(tmp_path):
     assert set(found) == {None, 1}
 
 
+@pytest.mark.nightly
 def test_killed_in_the_third_save_which_removes_the_first(tmp_path):
     template = filled(tmp_path / "run", (1, 2)).folder
     found = kill_everywhere(template, partial(save, 3), partial(require_recovery, allowed=(2, 3)), EVERY)

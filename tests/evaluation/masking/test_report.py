@@ -166,6 +166,7 @@ def raised(report):
 
 
 @pytest.mark.parametrize("name", HONEST)
+@pytest.mark.sample(2)
 def test_honest_models_are_cleared(report, name):
     assert raised(report(name)) == set()
     assert not report(name).raised
