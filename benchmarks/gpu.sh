@@ -40,7 +40,7 @@ part 40 losses-and-views -m benchmarks.run nt_xent views --device "$device" "${q
 part 200 pretrain-DS examples/cifar/pretrain.py "${examples[@]}" --mode DS --out "$work/pretrain-DS" &
 part 200 pretrain-S2S examples/cifar/pretrain.py "${examples[@]}" --mode S2S --out "$work/pretrain-S2S" &
 mapfile -t tests < <(grep -rl --include="*.py" "mark.gpu" tests)
-part 100 tests -m pytest "${tests[@]}" -o addopts= -m gpu -p no:cacheprovider -q
+part 100 tests -m pytest "${tests[@]}" -o addopts= -m gpu -p no:cacheprovider -q --tb=short
 wait
 
 # What the encoders are worth: 1 % of the labels, TRADES, PGD-20 on all test images.

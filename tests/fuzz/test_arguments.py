@@ -115,7 +115,7 @@ def test_every_public_callable_of_an_adapter_has_a_valid_call(name):
 @pytest.fixture(autouse=True, scope="module")
 def _imported():
     """Import first what the library imports late, lest the limit of time interrupts that."""
-    for name in ("matplotlib.pyplot", "timm", "torchvision.datasets", "torchvision.models"):
+    for name in ("matplotlib.pyplot", "sklearn.cluster", "timm", "torchvision.datasets", "torchvision.models"):
         importlib.import_module(name)
 
 

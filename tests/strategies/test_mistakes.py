@@ -271,3 +271,27 @@ def test_other_arguments():
         Ramp(4, 2)(None)
     with pytest.raises(TypeError, match="Frozen: expected x"):
         Frozen(nn.Flatten())(None)
+
+
+class Returns(ContrastiveLearner):
+    """A strategy whose objective returns what it is made with."""
+
+    def __init__(self, value):
+        super().__init__(network("dual"), attack=FEW)
+        self.value = value
+
+    def parts(self, step):
+        step.perturb(lambda z: self.value, "adv", step.views[0])
+        return []
+
+
+@pytest.mark.parametrize("value", [None, 1.0, object()], ids=["nothing", "a number", "an object"])
+def test_an_objective_that_returns_no_tensor_is_named(value):
+    with pytest.raises(TypeError, match=r"^PGDAttack: expected the value of the objective to be a floating point"):
+        Returns(value)(*views())
+
+
+def test_labels_of_flat_inputs_are_counted():
+    learner = TeCoA(nn.Sequential(nn.Unflatten(0, (-1, 1)), nn.Linear(1, 2)), torch.eye(2), attack=FEW)
+    with pytest.raises(ValueError, match=r"^TeCoA: expected labels of shape \[4\], got \[3\]"):
+        learner(torch.rand(4), torch.tensor([0, 1, 0]))

@@ -130,7 +130,7 @@ def _trace(
 def _uses(value: Tensor) -> Counter[Any]:
     """Return how often the nodes of the graph of a value are used."""
     uses: Counter[Any] = Counter()
-    waiting = [value.grad_fn]
+    waiting = [getattr(value, "grad_fn", None)]  # the caller checks the type
     while waiting:
         for node, _ in getattr(waiting.pop(), "next_functions", ()):
             uses[node] += 1

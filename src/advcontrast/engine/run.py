@@ -45,7 +45,7 @@ class Means:
     def add(self, terms: Mapping[str, Tensor], samples: int) -> None:
         """Add the means over a batch of ``samples`` samples."""
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().float() * samples
+            self.sums[name] = self.sums.get(name, 0) + value.detach().as_subclass(Tensor).float() * samples
         self.samples += samples
 
     def count(self, name: str, samples: int) -> None:

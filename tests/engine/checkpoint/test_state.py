@@ -167,6 +167,17 @@ def test_a_learner_that_cannot_be_saved_is_refused_before_it_trains(tmp_path):
     assert learner.seen == []
 
 
+class Subclassed(Separable):
+    def forward(self, images, labels):
+        loss, terms = super().forward(images, labels)
+        return loss.as_subclass(Sub), terms
+
+
+def test_a_loss_of_a_subclass_is_summed_and_saved_as_a_tensor(tmp_path):
+    history = fit(Subclassed(), labelled(), epochs=2, folder=tmp_path, save_every=1, log_every=2)
+    assert len(history) == 2
+
+
 # A checkpoint is read back before an older one is removed.
 
 

@@ -473,6 +473,16 @@ def test_batches_of_an_image_set_will_do():
     assert len(run(trained(), data.batches(5)).correct) == 12
 
 
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return zip(*images(), strict=True)
+
+
+def test_a_loader_of_unknown_length_will_do():
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=5)
+    assert len(run(trained(), loader).correct) == 12
+
+
 def test_progress_bar_counts_batches(capsys):
     pytest.importorskip("tqdm")
     run(trained(), batches(), progress=True)
@@ -483,7 +493,7 @@ def test_progress_bar_counts_batches(capsys):
 
 def test_progress_bar_of_unknown_length(capsys):
     pytest.importorskip("tqdm")
-    run(trained(), iter(batches()), progress=True)
+    run(trained(), (batch for batch in batches()), progress=True)
     assert "2batch" in capsys.readouterr().err
 
 

@@ -2,9 +2,10 @@
 
 import importlib
 import math
+import operator
 import os
 import re
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -140,7 +141,7 @@ def autoattack(
         raise ImportError(complaint(_OWNER, "pyautoattack to be installed", str(error), remedy)) from error
     suite = _Suite(package, model, float(eps), norm, version, int(seed))
     checkpoint = None if folder is None else Checkpoint(folder)
-    total = len(batches) if isinstance(batches, Sized) else None
+    total = operator.length_hint(batches) or None
     found: list[_Batch] = []
     with (
         torch.inference_mode(False),
