@@ -14,11 +14,10 @@ itself keeps all variants in one file behind a switch, which works with neither 
 The results of a file count only if the unchanged file passes the same tests before and after.
 
 A run continues where the last one stopped. In a file that was modified, it repeats all changes drawn before whose lines
-still exist. The result of a change
-when it was first drawn is stored too: no test was written because of it, so it estimates the result for changes that
-were not drawn. ``equivalent.json`` of ``benchmarks/results/mutation`` lists survivors that change nothing observable,
-by their key in ``results.json``, with a reason; ``survivors.json`` has the reasons why others survive; ``table.md`` has
-the figures and every survivor.
+still exist. The result of a change when it was first drawn is stored too: no test was written because of it, so it
+estimates the result for changes that were not drawn. ``equivalent.json`` of ``benchmarks/results/mutation`` lists
+survivors that change nothing observable, by their key in ``results.json``, with a reason; ``survivors.json`` has the
+reasons why others survive; ``table.md`` has the figures and every survivor.
 """
 
 from __future__ import annotations
@@ -75,8 +74,8 @@ def main() -> None:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for part in ("src", "tests"):
-            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("docs", "src", "tests"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "_build"))
         for part in ("conftest.py", "pyproject.toml"):
             shutil.copy(ROOT / part, copy)
         compileall.compile_dir(copy / "src", quiet=2)
