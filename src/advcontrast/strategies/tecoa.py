@@ -85,7 +85,7 @@ class TeCoA(ContrastiveLearner):
         """Yield the cross-entropy of attacked images."""
         (x,) = step.views
         labels: Any = step.targets
-        rows = x.reshape(len(x), -1)[:, :1].expand(-1, len(self.prototypes))  # as many rows as the logits
+        rows = x.new_empty(len(x), len(self.prototypes))  # of the shape of the logits
         check_classes("TeCoA", "labels", labels, rows, remedy="Pass the row of the prototype of each image")
 
         def errors(z: Tensor) -> Tensor:
