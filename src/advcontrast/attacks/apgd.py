@@ -15,7 +15,7 @@ from .._checks import check_choice, check_finite, check_int, complaint, readable
 from .._types import NORMS, Objective
 from ..functional.margin import dlr, targeted_dlr
 from ..functional.projection import per_sample
-from .balls import BALLS, Ball, L1Ball, widest
+from .balls import Ball, L1Ball, L2Ball, LinfBall, widest
 from .classification import ClassificationObjective
 from .pgd import ascent, check_call, check_search, explains_calls, value_of
 
@@ -23,6 +23,7 @@ APGDLoss: TypeAlias = Literal["ce", "dlr", "dlr-targeted"]
 APGDNorm: TypeAlias = Literal["linf", "l2", "l1"]
 
 _OWNER = "APGDAttack"
+_BALLS: dict[str, Any] = {"linf": LinfBall, "l2": L2Ball, "l1": L1Ball}
 _MOMENTUM = 0.75
 _RISES = 0.75  # fraction of the steps between two checkpoints in which the objective must increase
 # A run in the L1 norm searches larger balls first: factors of the radius, and their shares of the steps.
@@ -65,9 +66,8 @@ class APGDAttack:
         steps: number of steps of a run, at least 0. A run costs one additional forward pass, and a classifier is
             evaluated once on the images themselves before all runs.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``; a radius of 12 is usual for the last one on CIFAR-10.
-        loss: loss to maximise on a classifier: ``"ce"``, the cross-entropy; ``"dlr"``, the difference of logits ratio,
-            which needs three classes; ``"dlr-targeted"``, its targeted form for one wrong class after another, which
-            needs four.
+        loss: loss to maximise on a classifier: ``"ce"``, the cross-entropy; ``"dlr"``, the difference of logits ratio
+            (three classes or more); ``"dlr-targeted"``, its form for one wrong class after another (four or more).
         restarts: number of runs, for each target, at least 1.
         targets: for ``"dlr-targeted"``, number of wrong classes to try, at least 1, those most likely for the image
             itself first; all of them if there are fewer.
@@ -122,25 +122,25 @@ class APGDAttack:
             x = x.detach().clone()
             if x.numel() == 0:
                 return x
-            ball = _ball(self.norm, x, self.eps, self.bounds)
-            best = _Best(ball.project(ball.centre))
+            ball = _BALLS[self.norm](x, self.eps, self.bounds)
+            image: Tensor = ball.project(ball.centre)
+            best = Iterate(image, image.new_full((len(x),), -math.inf, dtype=widest(x)), image)
+            run = self._run_l1 if self.norm == "l1" else self._run
             for loss in self._losses(objective, best):
                 for _ in range(self.restarts):
-                    start = ball.random_point(generator)
-                    left = torch.arange(len(x), device=x.device)
-                    if isinstance(loss, _ClassifierLoss):
-                        left = left[best.gain < math.inf]
-                    if len(left):
-                        run = self._run_l1 if self.norm == "l1" else self._run
-                        run(loss, x[left], start[left], left, best)
-            return best.image.masked_fill_(per_sample(best.gain.isnan(), x), math.nan)
+                    start, left = ball.random_point(generator), torch.arange(len(x), device=x.device)
+                    if not isinstance(loss, _ClassifierLoss):
+                        run(loss, x, start, left, best)
+                    elif len(left := left[best.gain < math.inf]):
+                        run(loss[left], x[left], start[left], left, best)
+            return image.masked_fill_(per_sample(best.gain.isnan(), x), math.nan)
 
-    def _losses(self, objective: Objective, best: _Best) -> list[Objective]:
+    def _losses(self, objective: Objective, best: Iterate) -> list[Objective]:
         """Return the loss of each run, after recording the samples that are misclassified without attack."""
         if not isinstance(objective, ClassificationObjective):
             return [partial(value_of, _OWNER, objective, scalar=False)]
         with torch.no_grad():
-            logits = objective.logits(best.image)
+            logits = objective.logits(best.point)
         classes, least = logits.shape[1], _LEAST_CLASSES[self.loss]
         if classes < least:
             expected = f"a model of at least {least} classes for {self.loss!r}"
@@ -153,11 +153,10 @@ class APGDAttack:
         targets = others[:, : min(self.targets, classes - 1)].unbind(1)
         return [_ClassifierLoss(objective, self.loss, target) for target in targets]
 
-    def _run(self, loss: Objective, x: Tensor, start: Tensor, left: Tensor, best: _Best) -> None:
+    def _run(self, loss: Objective, x: Tensor, start: Tensor, left: Tensor, best: Iterate) -> None:
         """Run the steps from a start for the samples ``left``, and update the best images."""
         checkpoints = _checkpoints(self.steps)
-        loss = loss[left] if isinstance(loss, _ClassifierLoss) else loss
-        ball = _ball(self.norm, x, self.eps, self.bounds)
+        ball = _BALLS[self.norm](x, self.eps, self.bounds)
         run = _Run(_evaluate(loss, start), 2 * self.eps)
         for k in range(1, self.steps + 1):
             if isinstance(loss, _ClassifierLoss) and (readable(x) or k - 1 in checkpoints):
@@ -168,16 +167,15 @@ class APGDAttack:
                     if not len(left):
                         return
                     run.keep(keep)
-                    ball = _ball(self.norm, x, self.eps, self.bounds)
+                    ball = _BALLS[self.norm](x, self.eps, self.bounds)
             point = run.next_point(ball, _MOMENTUM if k > 1 else 1.0)
             run.move(_evaluate(loss, point, last=k == self.steps))
             if k in checkpoints:
                 run.checkpoint()
         best.update(left, run.best)
 
-    def _run_l1(self, loss: Objective, x: Tensor, start: Tensor, left: Tensor, best: _Best) -> None:
+    def _run_l1(self, loss: Objective, x: Tensor, start: Tensor, left: Tensor, best: Iterate) -> None:
         """Run the steps in the L1 norm, in balls that shrink to that of the attack."""
-        loss = loss[left] if isinstance(loss, _ClassifierLoss) else loss
         point, taken = start, 0
         for factor, share in _L1_STAGES:
             steps = self.steps - taken if factor == 1 else int(share * self.steps)
@@ -187,15 +185,11 @@ class APGDAttack:
             period = max(1, int(0.04 * steps))
             for k in range(1, steps + 1):
                 last = factor == 1 and k == steps
-                run.move(_evaluate(loss, run.next_sparse_point(ball), last=last))
+                run.move(_evaluate(loss, ball.step(run.here.point, run.here.gradient, run.size, run.share), last=last))
                 if k % period == 0:
                     run.adapt(x)
             point = run.best.point
         best.update(left, run.best)
-
-
-def _ball(norm: APGDNorm, x: Tensor, eps: float, bounds: tuple[float, float]) -> Any:
-    return L1Ball(x, eps, bounds) if norm == "l1" else BALLS[norm](x, eps, bounds)
 
 
 def _checkpoints(steps: int) -> set[int]:
@@ -204,7 +198,7 @@ def _checkpoints(steps: int) -> set[int]:
 
 
 class Iterate(NamedTuple):
-    """A point, its value and its gradient, for each sample."""
+    """A point, its value and its gradient, for each sample; where no gradient is needed, the point in its place."""
 
     point: Tensor
     gain: Tensor
@@ -213,6 +207,12 @@ class Iterate(NamedTuple):
     def where(self, mask: Tensor, other: Iterate) -> Iterate:
         """Return this iterate for the samples of a mask, and the other one for the rest."""
         return Iterate(*(torch.where(per_sample(mask, a), a, b) for a, b in zip(self, other, strict=True)))
+
+    def update(self, which: Tensor, found: Iterate) -> None:
+        """Replace, in place, the points of the samples ``which`` and their values where a run has found better ones."""
+        better = _is_better(found.gain, self.gain[which])
+        self.point[which] = torch.where(per_sample(better, found.point), found.point, self.point[which])
+        self.gain[which] = torch.where(better, found.gain, self.gain[which])
 
 
 def _is_better(gain: Tensor, best: Tensor) -> Tensor:
@@ -279,10 +279,6 @@ class _SparseRun(_Run):
         self.share = torch.full_like(start.gain, 0.2)
         self.changed = torch.full_like(start.gain, float(start.point[0].numel()))
 
-    def next_sparse_point(self, ball: L1Ball) -> Tensor:
-        """Return the point after a sparse step."""
-        return ball.step(self.here.point, self.here.gradient, self.size, self.share)
-
     def adapt(self, x: Tensor) -> None:
         """Change fewer coordinates, from the best point, if that has become sparser; otherwise take shorter steps."""
         changed = (self.best.point != x).reshape(len(x), -1).sum(1).to(self.share)
@@ -290,20 +286,6 @@ class _SparseRun(_Run):
         self.share = changed / x[0].numel() / 1.5
         self.size = torch.where(sparser, self.largest, self.size / 1.5).clamp(self.largest / 10, self.largest)
         self.here, self.changed = self.best.where(sparser, self.here), changed
-
-
-class _Best:
-    """The best image of each sample so far, and its gain."""
-
-    def __init__(self, image: Tensor) -> None:
-        self.image = image
-        self.gain = image.new_full((len(image),), -math.inf, dtype=widest(image))
-
-    def update(self, which: Tensor, found: Iterate) -> None:
-        """Replace the images of the samples ``which`` where a run has found better ones."""
-        better = _is_better(found.gain, self.gain[which])
-        self.image[which] = torch.where(per_sample(better, found.point), found.point, self.image[which])
-        self.gain[which] = torch.where(better, found.gain, self.gain[which])
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,22 +10,17 @@ from ..functional.projection import inward_bounds, linf_box, per_sample, rounded
 
 
 class LinfBall:
-    """All images within ``eps`` of the centres ``x``, ``[N, ...]``, in every pixel, and within the bounds.
-
-    Points have the dtype of ``x``, and so do the corners, which are exact: clamping between them is a projection.
-    """
+    """All images within ``eps`` of the centres ``x``, ``[N, ...]``, in every pixel, and within the bounds."""
 
     def __init__(self, x: Tensor, eps: float, bounds: tuple[float, float]) -> None:
-        self.centre = x
-        self.eps = eps
+        self.centre, self.eps = x, eps
         self.lower, self.upper = linf_box(x, eps, bounds)
 
     def random_point(self, generator: torch.Generator | None) -> Tensor:
         """Draw one point per sample, uniform in the cube of side ``2 * eps``, then clamped to the bounds."""
         at = self.centre
-        noise = torch.rand(at.shape, generator=generator, dtype=widest(at), device=at.device)
-        move = torch.empty_like(at).copy_(noise.sub_(0.5))
-        return torch.add(at, move, alpha=2 * self.eps, out=move).clamp_(self.lower, self.upper)
+        noise = torch.rand(at.shape, generator=generator, dtype=at.dtype, device=at.device).sub_(0.5)
+        return torch.add(at, noise, alpha=2 * self.eps).clamp_(self.lower, self.upper)
 
     def lengths(self, size: float) -> Tensor:
         """Return a step of each pixel that is at least ``size`` after rounding, so that steps reach the edge."""
@@ -47,16 +42,11 @@ class LinfBall:
 
 
 class L2Ball:
-    """All images within Euclidean distance ``eps`` of ``x``, and within the bounds.
-
-    Points have the dtype of ``x``. Their distances are computed in the widest dtype of the device, and the radius is
-    reduced by the largest rounding error, so that they lie inside in exact arithmetic.
-    """
+    """All images within Euclidean distance ``eps`` of ``x``, and within the bounds."""
 
     def __init__(self, x: Tensor, eps: float, bounds: tuple[float, float]) -> None:
-        self.centre = x
-        self.eps = eps
-        self.radius = rounded_radius(x, eps)
+        self.centre, self.eps = x, eps
+        self.radius = rounded_radius(x, eps)  # inside which rounded points lie in exact arithmetic
         self.bounds = inward_bounds(bounds, x)
         self._wide = torch.empty(x.shape, dtype=widest(x), device=x.device)
 
@@ -93,17 +83,13 @@ class L2Ball:
 
 
 class L1Ball:
-    """All images whose differences from ``x`` add up to at most ``eps``, and within the bounds.
-
-    Sums are computed in the widest dtype of the device, and the radius is reduced by the largest rounding error.
-    """
+    """All images whose differences from ``x`` add up to at most ``eps``, and within the bounds."""
 
     def __init__(self, x: Tensor, eps: float, bounds: tuple[float, float]) -> None:
-        self.centre = x
-        self.bounds = inward_bounds(bounds, x)
-        size = x[0].numel() if len(x) else 1
+        self.centre, self.bounds = x, inward_bounds(bounds, x)
+        # The radius is reduced by the largest rounding error of a sum.
         reach = x.reshape(len(x), -1).abs().amax(1).to(widest(x)) + eps
-        self.radius = (eps - torch.finfo(x.dtype).eps * (size + 4) * reach).clamp_min(0)
+        self.radius = (eps - torch.finfo(x.dtype).eps * (x[0].numel() + 4) * reach).clamp_min(0)
 
     def random_point(self, generator: torch.Generator | None) -> Tensor:
         """Draw one point per sample, uniform in the ball, then clamped to the bounds."""
@@ -136,10 +122,8 @@ class L1Ball:
 
 
 def _threshold(lengths: Tensor, room: Tensor, radius: Tensor) -> Tensor:
-    """Return the smallest t >= 0 for which ``sum(clamp(lengths - t, 0, room))`` is at most the radius, by sample.
-
-    The sum falls linearly in t between the edges at which a coordinate begins to shrink, or reaches zero.
-    """
+    """Return the smallest t >= 0 for which ``sum(clamp(lengths - t, 0, room))`` is at most the radius, by sample."""
+    # The sum falls linearly in t between the edges at which a coordinate begins to shrink, or reaches zero.
     edges, order = torch.cat([lengths, lengths - room], 1).sort(1, descending=True)
     ones = torch.ones_like(lengths)
     slopes = torch.cat([ones, -ones], 1).gather(1, order).cumsum(1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import _deprecated
-from .._checks import check_callable, check_tensor, check_within, complaint
+from .._checks import check_callable, check_shape, check_tensor, check_within, complaint
 
 _OWNER = "ClassificationObjective"
 
@@ -46,8 +46,7 @@ class ClassificationObjective:
         check_callable(_OWNER, "model", self.model, remedy="Pass the network itself")
         remedy = "Pass one class index per image"
         check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy=remedy)
-        if self.y.dim() != 1:
-            raise ValueError(complaint(_OWNER, "y of shape [N]", f"{list(self.y.shape)}", remedy))
+        check_shape(_OWNER, "y", self.y, "[N]", self.y.dim() == 1, remedy=remedy)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits ``[N, C]`` of images ``[N, ...]``, as many as labels.
@@ -65,9 +64,8 @@ class ClassificationObjective:
         logits = self.model(x.clone())  # a model may change its input in place
         remedy = "Pass a classifier whose output is its logits, and one label per image"
         check_tensor(_OWNER, "the output of the model", logits, remedy=remedy)
-        if logits.dim() != 2 or len(logits) != len(self.y):
-            expected = f"the output of the model of shape [{len(self.y)}, C]"
-            raise ValueError(complaint(_OWNER, expected, f"{list(logits.shape)}", remedy))
+        fits = logits.dim() == 2 and len(logits) == len(self.y)
+        check_shape(_OWNER, "the output of the model", logits, f"[{len(self.y)}, C]", fits, remedy=remedy)
         remedy = f"The model has {logits.shape[1]} classes"
         check_within(_OWNER, "labels", self.y, (0, logits.shape[1] - 1), remedy=remedy)
         return logits

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from .._memory_format import warn_of_channels_last
 from .._modes import buffers_kept, eval_mode, frozen
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_Pair: TypeAlias = tuple[Any, Any, torch.dtype]  # a layer, the batch norm that follows it, and their dtype
 
 
 @contextmanager
@@ -51,14 +53,6 @@ def under_attack(model: nn.Module, *others: nn.Module) -> Iterator[None]:
         yield
 
 
-class _Call(NamedTuple):
-    """A call of a layer in a forward pass: its output, and the node of the graph that created it."""
-
-    layer: nn.Module
-    output: Tensor
-    node: Any
-
-
 @contextmanager
 def folded(objective: Callable[[Tensor], Tensor], *modules: nn.Module) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield an objective that computes the same as ``objective``, faster from its second call on.
@@ -67,13 +61,9 @@ def folded(objective: Callable[[Tensor], Tensor], *modules: nn.Module) -> Iterat
     follow a convolution or linear layer become part of its weights for the length of the context. The graph of the
     first call identifies them: the output of the layer has no other use. Layers with hooks, parametrizations or weights
     other than plain parameters, and compiled networks, are not changed.
-
-    Args:
-        objective: a function of images, that runs ``modules`` in eval mode and with frozen weights.
-        *modules: networks.
     """
     parts = [part for module in modules for part in module.modules()]
-    pairs: list[tuple[_Call, _BatchNorm]] | None = None
+    pairs: list[_Pair] | None = None
     changed: list[nn.Module] = []
 
     def called(images: Tensor) -> Tensor:
@@ -83,10 +73,9 @@ def folded(objective: Callable[[Tensor], Tensor], *modules: nn.Module) -> Iterat
             return value
         # Not before the second call: a checkpointed function runs again in the backward pass of the first.
         if pairs:
-            changed.extend(part for call, norm in pairs for part in (call.layer, norm))
-            for (call, norm), forward in zip(pairs, _combined(pairs), strict=True):
-                call.layer.__dict__["forward"] = forward
-                norm.__dict__["forward"] = lambda x: x
+            for (layer, norm, _), forward in zip(pairs, _combined(pairs), strict=True):
+                changed.extend((layer, norm))
+                layer.__dict__["forward"], norm.__dict__["forward"] = forward, lambda x: x
             pairs.clear()
         return objective(images)
 
@@ -98,66 +87,54 @@ def folded(objective: Callable[[Tensor], Tensor], *modules: nn.Module) -> Iterat
             module.__dict__.pop("forward", None)
 
 
-def _trace(
-    objective: Callable[[Tensor], Tensor], images: Tensor, parts: list[nn.Module]
-) -> tuple[Tensor, list[tuple[_Call, _BatchNorm]]]:
+def _trace(objective: Callable[[Tensor], Tensor], images: Tensor, parts: list[nn.Module]) -> tuple[Tensor, list[_Pair]]:
     """Return the value of the objective, and each layer whose output only a batch norm uses, with that norm."""
-    calls: dict[int, _Call] = {}
+    calls: dict[int, tuple[nn.Module, Tensor, Any]] = {}  # layer, output and the node of the graph that created it
     times: Counter[nn.Module] = Counter()
-    pairs: list[tuple[_Call, _BatchNorm]] = []
+    found: list[tuple[_Pair, Any]] = []
 
     def after_layer(layer: nn.Module, _: Any, output: Tensor) -> None:
         times[layer] += 1
-        calls[id(output)] = _Call(layer, output, output.grad_fn)
+        calls[id(output)] = layer, output, output.grad_fn
 
     def after_norm(norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         times[norm] += 1
-        call = calls.get(id(args[0])) if args else None
-        if call is not None and call.node is args[0].grad_fn is not None and call.output.dtype == output.dtype:
-            pairs.append((call, norm))  # type: ignore[arg-type]
+        if args and id(args[0]) in calls:
+            layer, before, node = calls[id(args[0])]
+            if node is before.grad_fn is not None and before.dtype == output.dtype:
+                found.append(((layer, norm, output.dtype), node))
 
-    hooks = [part.register_forward_hook(after_layer) for part in parts if _foldable_layer(part)]
-    hooks += [part.register_forward_hook(after_norm) for part in parts if _foldable_norm(part)]
+    hooks = []
+    for part in parts:
+        if "forward" in vars(part) or any(getattr(part, kind) for kind in _HOOKS):
+            continue
+        if _foldable_layer(part):
+            hooks.append(part.register_forward_hook(after_layer))
+        elif type(part).forward in _FORWARDS and part.running_mean is not None and not part.training:
+            hooks.append(part.register_forward_hook(after_norm))
     try:
         value = objective(images)
     finally:
         for hook in hooks:
             hook.remove()
-    uses = _uses(value)
-    return value, [(call, norm) for call, norm in pairs if uses[call.node] == times[call.layer] == times[norm] == 1]
-
-
-def _uses(value: Tensor) -> Counter[Any]:
-    """Return how often the nodes of the graph of a value are used."""
-    uses: Counter[Any] = Counter()
+    uses: Counter[Any] = Counter()  # of the nodes of the graph
     waiting = [getattr(value, "grad_fn", None)]  # the caller checks the type
     while waiting:
         for node, _ in getattr(waiting.pop(), "next_functions", ()):
             uses[node] += 1
             if uses[node] == 1:
                 waiting.append(node)
-    return uses
+    return value, [pair for pair, node in found if uses[node] == times[pair[0]] == times[pair[1]] == 1]
 
 
 def _foldable_layer(part: nn.Module) -> bool:
-    return type(part) in _LAYERS and type(part.weight) is nn.Parameter and _plain(part)
-
-
-def _foldable_norm(part: nn.Module) -> bool:
-    stock = isinstance(part, _BatchNorm) and type(part).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-    return stock and not part.training and part.running_mean is not None and _plain(part)
-
-
-def _plain(part: nn.Module) -> bool:
-    return "forward" not in vars(part) and not any(getattr(part, hooks) for hooks in _HOOKS)
+    return type(part) in _LAYERS and type(part.weight) is nn.Parameter
 
 
 @torch.no_grad()
-def _combined(pairs: list[tuple[_Call, Any]]) -> list[Callable[[Tensor], Tensor]]:
+def _combined(pairs: list[_Pair]) -> list[Callable[[Tensor], Tensor]]:
     """Return the forward methods of layers followed by a batch norm, with weights in the dtype they compute in."""
-    layers: list[Any] = [call.layer for call, _ in pairs]
-    norms = [norm for _, norm in pairs]
-    dtypes = [call.output.dtype for call, _ in pairs]
+    layers, norms, dtypes = zip(*pairs, strict=True)
     gains = [torch.ones_like(norm.running_var) if norm.weight is None else norm.weight for norm in norms]
     biases = [torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias for norm in norms]
     means = [

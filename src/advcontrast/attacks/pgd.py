@@ -44,18 +44,17 @@ def explains_calls(attack: AttackClass) -> AttackClass:
 
 
 def _explained(owner: str, method: Callable[..., Any], expected: str) -> Callable[..., Any]:
-    parameters = list(inspect.signature(method).parameters.values())[1:]
-    names = [parameter.name for parameter in parameters]
-    allowed = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
+    parameters = {name: each for name, each in inspect.signature(method).parameters.items() if name != "self"}
+    allowed = sum(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters.values())
 
     @wraps(method)
     def explained(self: Any, *args: Any, **settings: Any) -> Any:
         if len(args) > allowed:
             remedy = f"Pass settings by name, and call {owner}(...) with (ClassificationObjective(model, y), x)"
             raise TypeError(complaint(owner, expected, f"{len(args)} by position", remedy))
-        if unknown := [name for name in settings if name not in names]:
+        if unknown := [name for name in settings if name not in parameters]:
             remedy = "The model and the labels are part of the objective, ClassificationObjective(model, y)"
-            raise TypeError(complaint(owner, f"arguments among {', '.join(names)}", ", ".join(unknown), remedy))
+            raise TypeError(complaint(owner, f"arguments among {', '.join(parameters)}", ", ".join(unknown), remedy))
         return method(self, *args, **settings)
 
     return explained
@@ -71,8 +70,7 @@ class PGDAttack:
     .. math:: x_{k+1} = \Pi\big(x_k + \mathrm{step\_size} \cdot d_k\big)
 
     with :math:`d_k` the sign of the gradient (``"linf"``) or the gradient scaled to length one for each sample
-    (``"l2"``), and :math:`\Pi` the projection onto the ball and the bounds. The defaults are those of the contrastive
-    attack of ACL on CIFAR-10.
+    (``"l2"``), and :math:`\Pi` the projection onto the ball and the bounds. The defaults are ACL's on CIFAR-10.
 
     The attack is independent of the model: the caller sets the mode, the batch-norm branch and autocast. It does not
     change flags, buffers, ``.grad`` or, given a generator, the global random state, and it works under ``no_grad`` and
@@ -128,7 +126,7 @@ class PGDAttack:
     def __call__(
         self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None, start: Tensor | None = None
     ) -> Tensor:
-        """Return adversarial versions of the images ``x``.
+        """Return adversarial versions of ``x``, detached, with its shape, dtype, device and memory format.
 
         Args:
             objective: a function of images like ``x`` that returns a value for each sample, ``[N]``, or a scalar, best
@@ -136,9 +134,6 @@ class PGDAttack:
             x: images ``[N, ...]``, float32 or float64, inside the bounds (a millionth beyond is clamped).
             generator: source of the random start, on the device of ``x``; by default the global one of that device.
             start: images like ``x`` to start from, projected onto the ball, for example the result of another attack.
-
-        Returns:
-            A detached tensor with the shape, dtype, device and memory format of ``x``.
 
         Raises:
             ValueError: ``x`` has no sample dimension, or ``start`` has another shape; the objective returns another

@@ -14,10 +14,7 @@ from .pgd import PGDAttack, check_call, check_search, explains_calls
 
 
 class _PerturbationState(nn.Module):
-    """Perturbations by position in the batch, in the state dict.
-
-    They are extra state and not a buffer, since DDP would broadcast the buffers of the first process.
-    """
+    """Perturbations by position in the batch, as extra state: DDP would broadcast a buffer of the first process."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,10 +49,9 @@ class WarmStart(_PerturbationState):
     """An attack that starts from the perturbations of the last batch, so that fewer steps are enough.
 
     Image i of a batch starts from the perturbation of image i of the batch before, projected onto its own ball: the
-    part that transfers between images is reused. The first batch, and any batch larger than the one before, has the
-    usual start of the attack. The perturbations are in the state dict, so that a resumed run continues with them. Under
-    DDP each process keeps its own; after a resume, all start with those of the first process. Reference: Wong et al.,
-    ICLR 2020, "previous" initialisation.
+    part that transfers between images is reused. The first batch, and any larger than the one before, has the usual
+    start of the attack. The state dict has the perturbations, for resumed runs. Under DDP each process keeps its own;
+    after a resume, all start with those of the first. Reference: Wong et al., ICLR 2020, "previous" initialisation.
 
     Args:
         attack: the :class:`~advcontrast.PGDAttack`, normally with one or two steps; another is a ``TypeError``.
@@ -131,15 +127,12 @@ class FreeAttack(_PerturbationState):
         self.eps, self.step_size, self.norm, self.bounds = eps, step_size, norm, bounds
 
     def forward(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return perturbed images, whose perturbations take a step when their loss is differentiated.
+        """Return perturbed images, a leaf like ``x`` that requires a gradient, with which the perturbations step.
 
         Args:
             objective: not called, as the loss of the training step is used instead.
             x: images as for :class:`~advcontrast.PGDAttack`, with the same errors.
             generator: source of the first perturbations, drawn from the ball; by default the global one of the device.
-
-        Returns:
-            A leaf that requires a gradient, like ``x``.
         """
         check_call("FreeAttack", objective, x, generator, self.bounds)
         with torch.inference_mode(False):

@@ -42,8 +42,14 @@ def speckle_noise(x: Tensor, deviation: float, generator: torch.Generator | None
 def fog(x: Tensor, strength: tuple[float, float], generator: torch.Generator | None) -> Tensor:
     """Add a fractal cloud, whose roughness is divided by a factor per halving of the distance; keep the maximum."""
     thickness, decay = strength
-    side = 1 << (max(x.shape[2:]) - 1).bit_length()
-    cloud = _landscape(x, side, decay, generator)[:, None, : x.shape[2], : x.shape[3]]
+    # The diamond-square algorithm on a torus.
+    land, roughness = x.new_zeros(len(x), 1, 1), 100.0
+    while land.shape[1] < max(x.shape[2:]):
+        land = _refined(land, roughness**2, generator)
+        roughness /= decay
+    land = land - land.amin((1, 2), keepdim=True)
+    land = land / land.amax((1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    cloud = land[:, None, : x.shape[2], : x.shape[3]]
     brightest = x.amax((1, 2, 3), keepdim=True)
     return ((x + thickness * cloud) * brightest / (brightest + thickness)).clamp(0, 1)
 
@@ -72,8 +78,11 @@ def zoom_blur(x: Tensor, zooms: int) -> Tensor:
     """Average the image itself and ``zooms`` views of it, enlarged by 0%, 1%, 2%, ... about the centre."""
     total = x
     for step in range(zooms):
-        # Exactly the published factors: the last bit decides how 26 pixels times 1.25 are rounded.
-        total = total + _enlarged(x, 1 + step * (1.01 - 1))
+        factor = 1 + step * (1.01 - 1)  # as published: the last bit decides how 26 pixels times 1.25 are rounded
+        sides = [math.ceil(side / factor) for side in x.shape[2:]]
+        grown = [round(side * factor) for side in sides]
+        enlarged = F.interpolate(_centre(x, *sides), grown, mode="bilinear", align_corners=True)
+        total = total + _centre(enlarged, *x.shape[2:])
     return (total / (zooms + 1)).clamp(0, 1)
 
 
@@ -200,14 +209,11 @@ class Corruption:
             raise ValueError(complaint(_OWNER, "severity to be an int <= 5", repr(self.severity), "5 is the strongest"))
 
     def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return a corrupted version of every image.
+        """Return a corrupted version of every image, in [0, 1] on the device of ``x``; float32 for uint8.
 
         Args:
             x: images as for :meth:`SimCLRAugment.__call__`, with the same errors; for ``"saturate"`` of three channels.
             generator: source of randomness, drawn on its device; by default the global generator of the CPU.
-
-        Returns:
-            Images ``[N, C, H, W]`` in [0, 1] on the device of ``x``; float32 for uint8.
         """
         x = unit_range(_OWNER, x).clamp(0, 1)
         source_device(_OWNER, generator)
@@ -224,16 +230,6 @@ class Corruption:
 def _drawn(draw: Callable[..., Tensor], like: Tensor, generator: torch.Generator | None) -> Tensor:
     device = "cpu" if generator is None else generator.device
     return to_device(draw(like.shape, generator=generator, dtype=like.dtype, device=device), like.device)
-
-
-def _landscape(x: Tensor, side: int, decay: float, generator: torch.Generator | None) -> Tensor:
-    """Return a landscape in [0, 1] for each image, ``[N, side, side]``, by the diamond-square algorithm on a torus."""
-    land, roughness = x.new_zeros(len(x), 1, 1), 100.0
-    while land.shape[1] < side:
-        land = _refined(land, roughness**2, generator)
-        roughness /= decay
-    lifted = land - land.amin((1, 2), keepdim=True)
-    return lifted / lifted.amax((1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
 def _refined(corners: Tensor, amplitude: float, generator: torch.Generator | None) -> Tensor:
@@ -269,16 +265,9 @@ def _filtered(padded: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(padded, weight, groups=channels).clamp(0, 1)
 
 
-def _enlarged(x: Tensor, factor: float) -> Tensor:
-    """Return the centre of the images, enlarged with linear interpolation that aligns the corners."""
-    sizes = x.shape[2:]
-    crops = [math.ceil(size / factor) for size in sizes]
-    top, left = ((size - crop) // 2 for size, crop in zip(sizes, crops, strict=True))
-    middle = x[:, :, top : top + crops[0], left : left + crops[1]]
-    grown = [round(crop * factor) for crop in crops]
-    large = F.interpolate(middle, grown, mode="bilinear", align_corners=True)
-    top, left = ((large_size - size) // 2 for size, large_size in zip(sizes, grown, strict=True))
-    return large[:, :, top : top + sizes[0], left : left + sizes[1]]
+def _centre(x: Tensor, height: int, width: int) -> Tensor:
+    top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+    return x[:, :, top : top + height, left : left + width]
 
 
 def _boxes(size: int, out: int) -> Tensor:

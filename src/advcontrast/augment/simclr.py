@@ -49,11 +49,10 @@ class SimCLRAugment:
     In this order: a crop of area fraction U(1 - (1 - a) s, 1) and log-uniform aspect ratio in [3/4, 4/3], resized with
     antialiased bicubic interpolation; a horizontal flip with probability 0.5; with probability 0.8 s brightness,
     contrast and saturation factors from U(1 - 0.4 s, 1 + 0.4 s) and a hue shift from U(-0.1 s, 0.1 s) of a turn, in
-    random order; gray with probability 0.2 s. With strength s = 1 and a = 0.1 this is the recipe of the ACL code for
-    CIFAR-10; with s = 0 only the horizontal flip is left (for square images of the size ``size``). Parameters are drawn
-    on the CPU, so that a seed gives the same views on every device; a generator of another device seeds them. They can
-    be drawn once, :meth:`draw`, and applied several times, :meth:`apply`. References: Chen et al., ICML 2020, appendix
-    B.9; Luo et al., ICLR 2023, for s.
+    random order; gray with probability 0.2 s. With s = 1 and a = 0.1 this is the recipe of the ACL code for CIFAR-10;
+    with s = 0 only the flip is left (of square images of this size). Parameters are drawn on the CPU, so that a seed
+    gives the same views on every device; a generator of another device seeds them. Draw them once, :meth:`draw`, and
+    apply them often, :meth:`apply`. References: Chen et al., ICML 2020, appendix B.9; for s, Luo et al., ICLR 2023.
 
     Args:
         size: side of the views in pixels, or (height, width).
@@ -99,9 +98,7 @@ class SimCLRAugment:
     def draw(self, n: int, height: int, width: int, generator: torch.Generator | None = None) -> ViewParameters:
         """Return random parameters for views of ``n`` >= 0 images of ``height`` x ``width`` pixels, on the CPU.
 
-        Raises:
-            ValueError: a number is out of range.
-            TypeError: an argument has the wrong type.
+        A number out of range raises a ``ValueError``, an argument of the wrong type a ``TypeError``.
         """
         check_int(_OWNER, "n", n, low=0, remedy="Pass the length of the batch")
         check_int(_OWNER, "height", height, low=1, remedy="Pass the height of the images")
@@ -112,25 +109,16 @@ class SimCLRAugment:
         uniform = torch.rand(n, 2 * _ATTEMPTS + 13, generator=on_host(generator), dtype=torch.float64)
         crop, place, chances, factors, order = torch.split(uniform, [2 * _ATTEMPTS, 2, 3, 4, 4], dim=1)
         rows, columns = _crop_sizes(crop, height, width, 1 - (1 - self.min_area) * s)
-        inside = rows > 0
-        fallback_rows, fallback_columns = _central_crop(height, width)
-        rows, columns = torch.where(inside, rows, fallback_rows), torch.where(inside, columns, fallback_columns)
+        inside = rows > 0  # otherwise the largest crop in the centre
+        rows = torch.where(inside, rows, min(height, round(width / _RATIO[0])))
+        columns = torch.where(inside, columns, min(width, round(height * _RATIO[1])))
         top = torch.where(inside, (place[:, 0] * (height - rows + 1)).long(), (height - rows) // 2)
         left = torch.where(inside, (place[:, 1] * (width - columns + 1)).long(), (width - columns) // 2)
+        flip, jitter, gray = (chances[:, i] < chance for i, chance in enumerate((0.5, 0.8 * s, 0.2 * s)))
         brightness, contrast, saturation = (1 + 0.4 * s * (2 * factors[:, :3] - 1)).unbind(1)
+        hue, order = 0.1 * s * (2 * factors[:, 3] - 1), order.argsort(1)
         return ViewParameters(
-            top=top,
-            left=left,
-            height=rows,
-            width=columns,
-            flip=chances[:, 0] < 0.5,
-            jitter=chances[:, 1] < 0.8 * s,
-            order=order.argsort(1),
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            hue=0.1 * s * (2 * factors[:, 3] - 1),
-            gray=chances[:, 2] < 0.2 * s,
+            top, left, rows, columns, flip, jitter, order, brightness, contrast, saturation, hue, gray
         )
 
     def apply(self, x: Tensor, parameters: ViewParameters) -> Tensor:
@@ -154,13 +142,10 @@ class SimCLRAugment:
         """Return a view for each row of the parameters, which may be those of several views of the images in turn."""
         n, channels, height, width = x.shape
         size = image.height_width(_OWNER, self.size)
+        dtype = x.dtype if x.is_floating_point() else torch.float32
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        views = torch.empty(
-            (len(p.top), channels, *size),
-            dtype=x.dtype if x.is_floating_point() else torch.float32,
-            device=x.device,
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        )
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        views = torch.empty((len(p.top), channels, *size), dtype=dtype, device=x.device, memory_format=layout)
         values = channels * max(height * width, math.prod(size))
         most = max(1, _CACHE // values if x.device.type == "cpu" else len(views))
         # Views are sorted on the host by the slot of the hue operation, so that each operation runs only on the views
@@ -212,11 +197,3 @@ def _crop_sizes(uniform: Tensor, height: int, width: int, smallest: float) -> tu
     fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
     first = fits.int().argmax(1, keepdim=True)
     return (rows * fits).gather(1, first)[:, 0], (columns * fits).gather(1, first)[:, 0]
-
-
-def _central_crop(height: int, width: int) -> tuple[int, int]:
-    if width / height < _RATIO[0]:
-        return round(width / _RATIO[0]), width
-    if width / height > _RATIO[1]:
-        return height, round(height * _RATIO[1])
-    return height, width

@@ -1,7 +1,4 @@
-"""Checks of image batches, and image operations with separate parameters for each sample of a batch.
-
-The operations take floating-point images ``[N, C, H, W]`` in [0, 1]; every parameter is a tensor ``[N]``.
-"""
+"""Checks of image batches, and operations on float images in [0, 1] with a parameter tensor ``[N]`` each."""
 
 import math
 from typing import Any
@@ -9,19 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_int, check_tensor, check_within, complaint
-
-_LUMA = (0.2989, 0.587, 0.114)
+from .._checks import check_int, check_shape, check_tensor, check_within, complaint
 
 
 def crop_and_resize(
     x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: tuple[int, int], flip: Tensor
 ) -> Tensor:
-    """Crop each image, resize it to ``size`` with antialiased bicubic interpolation, and flip some horizontally.
-
-    Equals ``torchvision.transforms.functional.resized_crop`` followed by ``hflip`` to 2e-6 in float32. Bicubic
-    interpolation overshoots: the result may leave [0, 1] by 9/32.
-    """
+    """Crop each image, resize it to ``size`` with antialiased bicubic interpolation, and flip some horizontally."""
+    # Equals torchvision's resized_crop and hflip to 2e-6 in float32. The result may leave [0, 1] by 9/32.
     n, channels, rows, columns = x.shape
     start, extent = (torch.stack(pair).to(x.dtype) for pair in ((left, top), (width, height)))
     both = _resampling(start, extent, (columns, rows), (size[1], size[0]))
@@ -32,11 +24,8 @@ def crop_and_resize(
 
 
 def _resampling(start: Tensor, extent: Tensor, length: tuple[int, int], out: tuple[int, int]) -> Tensor:
-    """Return the matrices ``[2, N, max(out), max(length)]`` that resample both axes of each image.
-
-    Of ``length`` pixels, the ``extent`` pixels from ``start`` on, ``[2, N]``, become ``out`` pixels. Both axes have one
-    size here, so that an accelerator launches each operation once; the shorter one does not use all of its matrix.
-    """
+    """Return ``[2, N, max(out), max(length)]``: matrices to resample ``extent`` pixels from ``start`` on to ``out``."""
+    # Both axes have one size, so that an accelerator launches each operation once; the shorter uses a part of its own.
     ratio = torch.stack([pixels / size for pixels, size in zip(extent, out, strict=True)])[:, :, None]
     start, extent = start[:, :, None], extent[:, :, None]
     # Antialiasing: the kernel grows where the image shrinks.
@@ -68,14 +57,12 @@ def luma(x: Tensor) -> Tensor:
     if x.shape[1] == 1:
         return x
     red, green, blue = x.unbind(1)
-    return (_LUMA[0] * red).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])[:, None]
+    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)[:, None]
 
 
 def adjust(x: Tensor, own: Tensor, mean: Tensor, gray: Tensor) -> Tensor:
-    """Return a weighted sum of each image, the mean of its luma and its luma, clamped to [0, 1].
-
-    A factor f of brightness has the weights f, 0, 0; of contrast f, 1 - f, 0; of saturation f, 0, 1 - f.
-    """
+    """Return a weighted sum of each image, the mean of its luma and its luma, clamped to [0, 1]."""
+    # A factor f of brightness has the weights f, 0, 0; of contrast f, 1 - f, 0; of saturation f, 0, 1 - f.
     own, mean, gray = (weight.view(-1, 1, 1, 1) for weight in (own, mean, gray))
     brightness = luma(x)
     rest = torch.addcmul(brightness.mean((2, 3), keepdim=True) * mean, brightness, gray)
@@ -109,9 +96,8 @@ def check_images(owner: str, x: Tensor, *, overshoot: float = 0.0) -> None:
     """Require gray or RGB images ``[N, C, H, W]``: uint8, or float32 or float64 within ``overshoot`` of [0, 1]."""
     remedy = "Convert with torchvision.transforms.functional.pil_to_tensor, and stack to a batch"
     check_tensor(owner, "x", x, (torch.uint8, torch.float32, torch.float64), remedy=remedy)
-    if x.dim() != 4 or x.shape[1] not in (1, 3) or 0 in x.shape[2:]:
-        expected, remedy = "x of shape [N, C, H, W] with C = 1 or 3", "Pass a batch of gray or RGB images"
-        raise ValueError(complaint(owner, expected, f"{list(x.shape)}", remedy))
+    fits = x.dim() == 4 and x.shape[1] in (1, 3) and 0 not in x.shape[2:]
+    check_shape(owner, "x", x, "[N, C, H, W] with C = 1 or 3", fits, remedy="Pass a batch of gray or RGB images")
     if x.is_floating_point():
         remedy = "Pass uint8, or divide by 255; normalise inside the model"
         check_within(owner, "x", x, (0.0 - overshoot, 1.0 + overshoot), remedy=remedy)

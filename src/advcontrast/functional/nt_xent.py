@@ -119,10 +119,7 @@ def unit_rows(z: Tensor) -> Tensor:
 
 
 def scaled_views(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Return the rows of both views, the second below the first, so long that their products are the logits.
-
-    They are the :func:`unit_rows` divided by the root of the temperature.
-    """
+    """Return the rows of both views, the second below the first, so long that their products are the logits."""
     with torch.autocast(z1.device.type, enabled=False):  # it cannot concatenate every half precision dtype
         # At temperatures above 1e30 all logits are zero.
         rows: Tensor = _ScaledRows.apply(z1, z2, max(temperature**-0.5, 1e-15))[0]
@@ -130,10 +127,7 @@ def scaled_views(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
 
 class _ScaledRows(torch.autograd.Function):
-    """The rows of one or two views, scaled to length ``size``, and the divisor of each.
-
-    Autograd would take 15 operations to differentiate the forward pass; the projection onto the sphere takes 4.
-    """
+    """The rows of one or two views, scaled to length ``size``, and the divisor of each."""
 
     generate_vmap_rule = True
 
@@ -162,6 +156,7 @@ class _ScaledRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, for_rows: Tensor | None, for_divisor: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Autograd would take 15 operations to differentiate the forward pass; the projection onto the sphere takes 4.
         rows, divisor = ctx.saved_tensors
         share = ctx.size**-2
         slope: Tensor = torch.zeros_like(rows) if for_rows is None else for_rows
@@ -176,11 +171,8 @@ class _ScaledRows(torch.autograd.Function):
 def contrast(
     anchors: Tensor, candidates: Tensor | None = None, *, first: int = 0, temperature: float, tile: int | None
 ) -> Tensor:
-    """Return the mean NT-Xent loss of the anchors among all candidates.
-
-    Anchors are :func:`scaled_views` of n images, ``[2n, D]``. Candidates are those of N images, ``[2N, D]``, by default
-    the anchors; ``first`` is the index of the first anchor's image among them.
-    """
+    """Return the mean NT-Xent loss of :func:`scaled_views`, ``[2n, D]``, among candidates, by default themselves."""
+    # Candidates are the views of N images, ``[2N, D]``; ``first`` is the index of the first anchor's image among them.
     with torch.autocast(anchors.device.type, enabled=False):
         z1, z2 = anchors.chunk(2)
         everyone = anchors if candidates is None else candidates
@@ -218,12 +210,7 @@ def _log_sums(sums: Tensor, peak: Tensor | None) -> Tensor:
 
 
 class _TiledLogSum(torch.autograd.Function):
-    """The mean logarithm of the anchors' sums of exponentials, a tile of anchors at a time.
-
-    The gradient of a tile is computed in the forward pass, from its exponentials; the backward pass scales it. Without
-    ``candidates`` two matrix products are enough instead of three: the similarity of two anchors appears in both their
-    sums, and is used once, when the second sum is known.
-    """
+    """The mean logarithm of the anchors' sums of exponentials; the forward pass computes the gradient, by tiles."""
 
     @staticmethod
     def forward(
@@ -243,7 +230,8 @@ class _TiledLogSum(torch.autograd.Function):
             if not any(ctx.needs_input_grad):
                 continue
             inverses[part] = 1 / sums
-            # With different shifts of the rows the matrix is not symmetric.
+            # The similarity of two anchors appears in both their sums. It is used once, when the second sum is known:
+            # two matrix products instead of three. With different shifts of the rows the matrix is not symmetric.
             if candidates is None and not shifted:
                 slope = tiled[:, :stop].mul_(inverses[part, None] + inverses[:stop])
                 for_anchors[part].addmm_(slope, anchors[:stop])

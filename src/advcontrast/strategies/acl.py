@@ -228,11 +228,9 @@ def _single_norms(module: nn.Module) -> list[str]:
 
 @contextmanager
 def _raise_if_memory_changes(owner: str, loss: nn.Module) -> Iterator[None]:
-    """Raise if the block changes a memory of a loss, which all streams share: images become their own negatives.
-
-    A memory is a tensor of two dimensions or more, one row per embedding; running statistics and counters have fewer.
-    Versions are compared, not values: this does not synchronise with the device.
-    """
+    """Raise if the block changes a memory of a loss, which all streams share: images become their own negatives."""
+    # A memory is a tensor of two dimensions or more, one row per embedding; running statistics and counters have fewer.
+    # Versions are compared, not values: this does not synchronise with the device.
     before = _memories(loss)
     yield
     after = _memories(loss)

@@ -95,13 +95,7 @@ def _with_own_entries(module: nn.Module, state: dict[str, Any], prefix: str, *_:
 
 
 def frozen_teacher(owner: str, teacher: nn.Module, model: nn.Module | None = None) -> Frozen:
-    """Check that a teacher is in eval mode and fits the student, and freeze it.
-
-    Raises:
-        ValueError: the teacher is in train mode, is on another device than the student or shares parameters with it; or
-            a convolution of the student has its weights and not its stride or padding.
-        TypeError: the teacher is not an ``nn.Module``.
-    """
+    """Check that a teacher is in eval mode and fits the student, and freeze it."""
     if not isinstance(teacher, nn.Module):
         raise TypeError(complaint(owner, "teacher to be an nn.Module", type_name(teacher), "Pass the network itself"))
     if any(module.training for module in teacher.modules()):
@@ -271,10 +265,8 @@ class Queue(Block):
         rows = state["rows"]
         if rows is not None:
             check_tensor("Queue", "rows of the state", rows, remedy="Pass what get_extra_state returned")
-            fits = rows.dim() == 2 and len(rows) == self.size
-            check_shape(
-                "Queue", "rows of the state", rows, f"[{self.size}, D]", fits, remedy="Build a queue of that size"
-            )
+            fits, remedy = rows.dim() == 2 and len(rows) == self.size, "Build a queue of that size"
+            check_shape("Queue", "rows of the state", rows, f"[{self.size}, D]", fits, remedy=remedy)
         self.rows = rows
 
     def extra_repr(self) -> str:

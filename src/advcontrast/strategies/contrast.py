@@ -16,12 +16,7 @@ def view_losses(*z: Tensor, temperature: float = 0.5, detach_keys: bool = False)
 
     Entry (a, b) is the mean of :math:`-\log p` over the N images, where :math:`p` is the softmax probability of view b
     of an image among all V N embeddings except the anchor, view a of that image. With two views, the mean of both
-    entries is NT-Xent.
-
-    Args:
-        *z: embeddings of each view, ``[N, D]``.
-        temperature: temperature of the softmax.
-        detach_keys: whether gradients flow through the anchors only.
+    entries is NT-Xent. With ``detach_keys`` gradients flow through the anchors only.
     """
     views, n = len(z), len(z[0])
     with torch.autocast(z[0].device.type, enabled=False):
@@ -33,10 +28,7 @@ def view_losses(*z: Tensor, temperature: float = 0.5, detach_keys: bool = False)
 
 
 def pair_means(losses: Tensor, views: int) -> Tensor:
-    """Return the means over the images of the losses ``[V N, V N]`` of anchors and partners, ``[V, V]``.
-
-    The diagonal, where anchor and partner are the same, is zero.
-    """
+    """Return the means over the images of the losses ``[V N, V N]`` of anchors and partners, ``[V, V]``."""
     n = len(losses) // views
     means = losses.view(views, n, views, n).diagonal(dim1=1, dim2=3).mean(-1)
     return means.masked_fill(torch.eye(views, dtype=torch.bool, device=means.device), 0)

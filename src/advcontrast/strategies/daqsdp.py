@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from .. import distributed
 from .._checks import check_callable, check_module, check_real, check_shape, check_tensor
+from .._modes import buffers_kept
 from ..functional import cosine
 from .blocks import away_from, frozen_teacher
 from .learner import ContrastiveLearner, Part, Weight
@@ -97,7 +98,7 @@ class DAQSDP(ContrastiveLearner):
             target = self.teacher(x)
             (x_adv,) = step.perturb(away_from("DAQSDP", target), adv, x)
             if clean == "clean" and self.training and (gamma := self.now(self.gamma)):
-                with torch.enable_grad(), _statistics_kept(network):
+                with torch.enable_grad(), buffers_kept(network, statistics=True):
                     (z,), (z_adv,) = step.embed(clean, x), step.embed(adv, x_adv)
                     loss = -cosine(z, target) - self.now(self.robust) * cosine(z_adv, z)
                     network = _Perturbed(network, loss, gamma)
@@ -167,7 +168,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: fl
     check_callable(owner, "loss", loss, remedy="Pass a function without arguments")
     check_real(owner, "gamma", gamma, low=0, remedy="DAQ-SDP uses 0.002")
     weights = [*_perturbed(model).values()]
-    with torch.enable_grad(), _statistics_kept(model):
+    with torch.enable_grad(), buffers_kept(model, statistics=True):
         value, remedy = loss(), "Return the mean over the batch"
         check_tensor(owner, "the result of loss", value, remedy=remedy)
         check_shape(owner, "the result of loss", value, "[]", value.dim() == 0, remedy=remedy)
@@ -179,7 +180,9 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], Tensor], *, gamma: fl
                 weight.add_(move)
         yield
     finally:
-        _copy(weights, originals)
+        with torch.no_grad():
+            for weight, original in zip(weights, originals, strict=True):
+                weight.copy_(original)
 
 
 def _perturbed(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -196,19 +199,3 @@ def _moves(weights: Sequence[Tensor], loss: Tensor, gamma: float) -> list[Tensor
         length = gradient.norm()
         moves.append(gradient * (gamma * weight.detach().norm() / length.masked_fill(length == 0, 1)))
     return moves
-
-
-@contextmanager
-def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    buffers = [*model.buffers()]
-    before = [buffer.detach().clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        _copy(buffers, before)
-
-
-@torch.no_grad()
-def _copy(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)

@@ -379,11 +379,8 @@ class _Clock(Block):
 def _undone_on_error(
     learner: nn.Module, batch: tuple[Any, ...], generator: torch.Generator | None, *, first: bool
 ) -> Iterator[None]:
-    """Restore extra state and random state if the block raises.
-
-    Buffers and the generators of devices are copied in a first call only: this takes time, and a later call may be
-    captured as a CUDA graph.
-    """
+    """Restore extra state and random state if the block raises."""
+    # Buffers and generators of devices are copied in a first call only: a later one may be captured as a CUDA graph.
     buffers = [(buffer, buffer.detach().clone()) for buffer in learner.buffers() if first and not is_lazy(buffer)]
     counters = [part for part in learner.modules() if type(part).get_extra_state is not nn.Module.get_extra_state]
     states, devices = [part.get_extra_state() for part in counters], in_use() if first else []

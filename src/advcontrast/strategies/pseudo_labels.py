@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_finite, check_int, check_module, check_real, check_tensor, complaint
+from .._checks import check_finite, check_int, check_module, check_real, check_shape, check_tensor, complaint
 from ..attacks import under_attack
 from ..functional.image import as_floats, check_images
 
@@ -65,14 +65,11 @@ def pseudo_labels(encoder: nn.Module, images: Tensor, clusters: int | Sequence[i
         features = torch.cat([encoder(as_floats(batch.to(device))).cpu() for batch in torch.split(images, _BATCH)])
     remedy = "Pool the feature maps"
     check_tensor(_OWNER, "the output of the encoder", features, remedy=remedy)
-    if features.dim() != 2 or len(features) != len(images):
-        expected = f"the output of the encoder of shape [{len(images)}, D]"
-        raise ValueError(complaint(_OWNER, expected, f"{list(features.shape)}", remedy))
+    fits = features.dim() == 2 and len(features) == len(images)
+    check_shape(_OWNER, "the output of the encoder", features, f"[{len(images)}, D]", fits, remedy=remedy)
     check_finite(_OWNER, "the output of the encoder", features, remedy="Check the weights of the encoder")
     points = features.double().numpy()
-    found = [
-        torch.from_numpy(cluster.KMeans(count, n_init=10, random_state=seed).fit_predict(points)).long()
-        for count in counts
-    ]
+    fitted = [cluster.KMeans(count, n_init=10, random_state=seed).fit_predict(points) for count in counts]
+    found = [torch.from_numpy(each).long() for each in fitted]
     labels = torch.stack(found, 1) if isinstance(clusters, Sequence) else found[0]
     return labels.to(images.device)

@@ -18,6 +18,7 @@ from .._checks import (
     check_logits,
     check_module,
     check_one_device,
+    check_shape,
     check_tensor,
     check_type,
     check_within,
@@ -134,9 +135,8 @@ class StandardTrainer(nn.Module):
     def _check_labels(self, logits: Tensor, labels: Tensor) -> None:
         owner, remedy = type(self).__name__, "Pass a classifier whose output is its logits"
         check_logits(owner, {"the output of the model": logits}, remedy=remedy)
-        if len(logits) != len(labels):
-            expected = f"the output of the model of shape [{len(labels)}, C], a row per label"
-            raise ValueError(complaint(owner, expected, f"{list(logits.shape)}", remedy))
+        fits, shape = len(logits) == len(labels), f"[{len(labels)}, C], a row per label"
+        check_shape(owner, "the output of the model", logits, shape, fits, remedy=remedy)
         check_one_device(owner, logits=logits, labels=labels)
         check_within(owner, "labels", labels, (0, logits.shape[1] - 1), remedy="Pass one class index per image")
 
@@ -213,10 +213,9 @@ class AdversarialTrainer(StandardTrainer):
 
 @dataclass(frozen=True, eq=False)
 class _TrainingObjective:
-    """The cross-entropy, with the model and the labels for attacks of other libraries.
+    """The cross-entropy, with the model and the labels for attacks of other libraries."""
 
-    Not a ClassificationObjective, since an attack on accuracy stops where an image is misclassified.
-    """
+    # Not a ClassificationObjective, since an attack on accuracy stops where an image is misclassified.
 
     model: nn.Module
     y: Tensor

@@ -108,10 +108,8 @@ class TARO(ContrastiveLearner):
         (z,) = step.still("adv", x)
         (p,) = step.still("adv", z, by=self.predictor)
         if p.shape != z.shape:
-            expected, remedy = (
-                f"predictor to return shape {list(z.shape)}",
-                "Return embeddings of the shape of its argument",
-            )
+            expected = f"predictor to return shape {list(z.shape)}"
+            remedy = "Return embeddings of the shape of its argument"
             raise ValueError(complaint("TARO", expected, f"{list(p.shape)}", remedy))
         z, p = step.gather(z, p)
         found = choose_targets(p, itself=self.released)

@@ -33,8 +33,8 @@ def slope(x, mean=True):
 
 
 def hilly(x, mean=True):
-    """A loss with steep hills, from each of which a step of 5/4 eps leads to the same place on the next."""
-    height = -torch.cos(2 * torch.pi * (x - 0.5) / (1.25 * EPS)).flatten(1) - 0.2
+    """A loss with steep hills, from each of which a step of 5/4 eps leads to almost the same place on the next."""
+    height = -torch.cos(2 * torch.pi * (x - 0.5) / (1.3 * EPS)).flatten(1) - 0.2
     value = torch.where(height > 0, height, 0.001 * height).mean(1)
     return value.mean() if mean else value
 
@@ -51,7 +51,7 @@ def test_loss_that_leads_one_step_astray_raises_the_alarm():
     found = catastrophic_overfitting(Learner(hilly), torch.full((8, 3, 8, 8), 0.5), eps=EPS)
     assert found.clean == pytest.approx(-0.0012)
     assert found.strong > 0.5
-    assert found.share == pytest.approx(0.22, abs=0.03)
+    assert found.share == pytest.approx(0.185, abs=0.02)  # the value for 512 images
     assert found.alarm
 
 
