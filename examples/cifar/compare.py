@@ -67,7 +67,7 @@ def unforeseen(cards: Sequence[ResultCard]) -> str:
 
 def features(cards: Sequence[ResultCard]) -> str:
     """Return how far attacks move the features."""
-    return _table("## Without labels", {card.name: card.label_free for card in cards}, ".3g")
+    return _table("## Representations", {card.name: card.label_free for card in cards}, ".3g")
 
 
 def alarms(cards: Sequence[ResultCard]) -> str:

@@ -51,6 +51,7 @@ CASES = [
     ("jpeg_decode", lambda: jpeg_decode(BLOCKS, size=16)),
     ("jpeg_decode", lambda: jpeg_decode(BLOCKS, size=(16, 16.0))),
     ("jpeg_decode", lambda: jpeg_decode(BLOCKS, size=(32, 16))),
+    ("jpeg_decode", lambda: jpeg_decode(BLOCKS[:, :0], size=(0, 0))),
     ("dlr", lambda: F.dlr(None, Y)),
     ("dlr", lambda: F.dlr(LOGITS[:, :2], Y)),
     ("dlr", lambda: F.dlr(LOGITS, LOGITS)),

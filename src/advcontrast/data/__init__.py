@@ -1,5 +1,6 @@
 """Data sets held in one tensor, their splits, and folders of images that are larger than memory."""
 
+from .. import _deprecated
 from .cifar import cifar10, cifar100
 from .cifar_c import CIFAR10_C, CIFAR10_C_MAIN, cifar10_c
 from .decoding import UnreadableImageError
@@ -22,3 +23,5 @@ __all__ = [
     "labelled_subset",
     "train_validation_split",
 ]
+
+_deprecated.serve_old_names(__name__)

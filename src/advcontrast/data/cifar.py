@@ -1,7 +1,6 @@
 """CIFAR-10 and CIFAR-100, which torchvision downloads, verifies and decodes."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,9 +11,8 @@ from .images import ImageSet
 def cifar10(root: str | Path, *, train: bool, download: bool = True) -> ImageSet:
     """Load CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes, on the CPU.
 
-    torchvision compares the MD5 of every file with the published one before it decodes any. If several processes share
-    ``root``, let one of them download before the others start. Reference: Krizhevsky, "Learning Multiple Layers of
-    Features from Tiny Images", 2009.
+    torchvision compares the MD5 of every file with the published one before decoding any. If processes share ``root``,
+    let one download first. Reference: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 
     Args:
         root: folder that holds ``cifar-10-batches-py``, or to which it is downloaded.
@@ -27,26 +25,23 @@ def cifar10(root: str | Path, *, train: bool, download: bool = True) -> ImageSet
         OSError: the download failed.
         TypeError: an argument has the wrong type.
     """
-    from torchvision.datasets import CIFAR10
-
-    return _load("cifar10", CIFAR10, root, train, download)
+    return _load("CIFAR10", root, train, download)
 
 
 def cifar100(root: str | Path, *, train: bool, download: bool = True) -> ImageSet:
     """Load CIFAR-100: 50,000 training and 10,000 test images of 32 x 32 pixels in 100 (fine) classes.
 
-    The folder in ``root`` is ``cifar-100-python``, and the download is 169 MB. Arguments, errors and reference are
-    those of :func:`cifar10`.
+    The folder is ``cifar-100-python``, the download 169 MB; arguments, errors, reference are those of :func:`cifar10`.
     """
-    from torchvision.datasets import CIFAR100
-
-    return _load("cifar100", CIFAR100, root, train, download)
+    return _load("CIFAR100", root, train, download)
 
 
-def _load(owner: str, kind: Any, root: str | Path, train: bool, download: bool) -> ImageSet:
-    """Convert a data set of torchvision, whose class is ``kind``, to tensors."""
+def _load(name: str, root: str | Path, train: bool, download: bool) -> ImageSet:
+    """Convert the data set of torchvision with this name to tensors."""
+    from torchvision import datasets
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
+    owner, kind = name.lower(), getattr(datasets, name)
     check_bool(owner, "train", train, remedy="True loads the training images, False the test images")
     check_bool(owner, "download", download, remedy="True downloads missing files")
     root = check_path(owner, "root", root, remedy="Pass the folder that holds the files")

@@ -1,18 +1,13 @@
 """CIFAR-10-C: the test images of CIFAR-10 under 19 common corruptions, in the published files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .._checks import check_bool, check_choice, check_path, check_type, check_within, complaint
 from .images import ImageSet
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _OWNER = "cifar10_c"
 _IMAGES = 10_000  # of each severity; a file holds the severities one after the other
@@ -50,23 +45,18 @@ CIFAR10_C_MAIN: tuple[str, ...] = CIFAR10_C[:15]
 def cifar10_c(
     folder: str | Path, *, names: Sequence[str] = CIFAR10_C, verify: bool = True
 ) -> Iterator[tuple[str, int, ImageSet]]:
-    """Read CIFAR-10-C, one corruption after the other, severity by severity.
+    """Iterate over CIFAR-10-C: names of corruptions, severities from 1 to 5 of each, and the 10,000 images of each.
 
     All files are checked before the first is read. The images of one severity, 31 MB, are in memory at a time. The
     files are those of ``CIFAR-10-C.tar`` at https://zenodo.org/records/2535967, 2,918,471,680 bytes with the MD5
     56bf5dcef84df0e2308c6dcbcbbd8499 and the SHA-256 c72763e101c723b7c507b96205f7e938912a5d587376173b825850cf3cb876a7.
-    The checksums were taken from the package torch-uncertainty and not compared with a download. Reference:
-    Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR
-    2019.
+    The checksums are from the package torch-uncertainty, not compared with a download. Reference: Hendrycks and
+    Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
 
     Args:
         folder: folder of the unpacked archive, with ``labels.npy`` and a file for each corruption.
         names: some of :data:`CIFAR10_C`. The files of the others may be missing.
-        verify: whether every file must have its published MD5, which takes about a second for 300 MB. Without it, other
-            files in the same layout can be read.
-
-    Returns:
-        An iterator over names, severities from 1 to 5, and the 10,000 images of each.
+        verify: whether files must have their published MD5 (a second for 300 MB); otherwise only their layout counts.
 
     Raises:
         FileNotFoundError: files are missing.
@@ -97,14 +87,14 @@ def cifar10_c(
                 remedy = "Download CIFAR-10-C again, or pass verify=False to read files of your own"
                 raise ValueError(complaint(_OWNER, expected, got, remedy))
 
-    def images(file: np.ndarray[Any, Any], part: slice) -> ImageSet:
+    def images(file: Any, part: slice) -> ImageSet:
         return ImageSet(torch.from_numpy(file[part].transpose(0, 3, 1, 2).copy()), labels[part], _CLASSES)
 
     parts = [(i + 1, slice(i * _IMAGES, (i + 1) * _IMAGES)) for i in range(_SEVERITIES)]
     return ((name, severity, images(file, part)) for name, file in files.items() for severity, part in parts)
 
 
-def _mapped(path: Path, kind: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+def _mapped(path: Path, kind: str, shape: tuple[int, ...]) -> Any:
     """Return the array of ``kind`` and ``shape`` in a file, without reading it yet."""
     import numpy as np
 

@@ -7,6 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .._checks import complaint
 
 # Pillow selects a reader by the contents of a file. The reader for PostScript would start another program.
@@ -19,17 +22,8 @@ class UnreadableImageError(RuntimeError):
     """Error for a file that cannot be used as an image."""
 
 
-def decode(owner: str, path: str | Path, size: int) -> bytes:
-    """Return the pixels of an image, row by row, as three bytes each.
-
-    The image is rotated and mirrored according to its EXIF orientation and converted to RGB. An alpha channel is
-    dropped, so that transparent pixels have the colour that the file stores for them. Colour profiles are not applied.
-    If a file holds several images, the first one is decoded. The central square is resized to a side of ``size``.
-
-    Raises:
-        UnreadableImageError: the file is not a regular file or not a whole image, has more than 8 bits per channel, or
-            more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
-    """
+def decode(owner: str, path: str | Path, size: int) -> Tensor:
+    """Return the first image of a file as :func:`image_folder` describes it, uint8 ``[3, size, size]``."""
     from PIL import Image, ImageOps
 
     remedy = "Remove the file, or replace it with an 8-bit RGB image"
@@ -58,30 +52,24 @@ def decode(owner: str, path: str | Path, size: int) -> bytes:
         raise UnreadableImageError(complaint(owner, f"an image in {str(path)!r}", got, remedy)) from error
     if channel is not None:
         raise UnreadableImageError(complaint(owner, f"8 bits per channel in {str(path)!r}", channel, remedy))
-    if rgb.size != (size, size):
-        side = min(rgb.size)
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        square = rgb.crop((left, top, left + side, top + side))
-        rgb = square.resize((size, size), Image.Resampling.BICUBIC)
-    return rgb.tobytes()
+    side = min(rgb.size)
+    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+    rgb = rgb.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    return pixels.view(size, size, 3).permute(2, 0, 1).contiguous()
 
 
 def _channel(image: Any) -> str | None:
-    """Describe the channels of a file if they are not unsigned numbers of at most 8 bits.
-
-    Pillow reduces most files with more bits to 8 when it opens them, so its mode does not show it.
-    """
-    bits, largest = 8, 255
-    if image.format == "PNG":
-        bits = 16 if image.tile[0][3].endswith(";16B") else 8
+    """Describe channels that are not unsigned numbers of at most 8 bits, to which Pillow reduces most of them."""
+    bits = 8
+    if image.format == "PNG" and image.tile[0][3].endswith(";16B"):
+        bits = 16
     elif image.format == "TIFF":
         bits = max(image.tag_v2.get(_TIFF_BITS, (1,)))
         if set(image.tag_v2.get(_TIFF_KIND, (1,))) != {1}:
             return "signed or floating point numbers"
     elif image.format == "PPM" and isinstance(image.tile[0][3], tuple):
-        largest = image.tile[0][3][-1]
+        bits = image.tile[0][3][-1].bit_length()  # of the largest value
     if bits > 8:
         return f"{bits} bits"
-    if largest > 255:
-        return f"values up to {largest}"
     return f"mode {image.mode}" if image.mode.startswith(("I", "F")) else None

@@ -1,21 +1,25 @@
 """Folders of images as one tensor."""
 
+import errno
 import json
 import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .. import _atomic_io
-from .._checks import check_path, complaint
+from .._checks import check_bool, check_choice, check_int, check_path, check_real, complaint
+from .._deprecated import warn
 from .._digest import digest, raw
 from .._progress import ProgressBar, check_progress
 from .decoding import UnreadableImageError, decode
 from .images import ImageSet
-from .listing import check_settings, list_images
+
+SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 _OWNER = "image_folder"
 _FORMAT = 4  # increase it when decoding changes
@@ -55,11 +59,9 @@ def image_folder(
         cache: folder for the decoded images, made if it does not exist; ``None`` decodes on every call.
         unreadable: ``"raise"`` an error for a file that is broken, empty, missing, not an image or above 8 bits per
             channel, a folder that cannot be listed, or a link that cannot be followed; or ``"skip"`` it with a warning.
-        max_unreadable_fraction: the largest share of the images that may be left out, in [0, 1]; beyond it an error is
-            raised.
+        max_unreadable_fraction: the largest share of the images that may be left out without an error, in [0, 1].
         outside_links: whether links may lead out of ``root``, which in an untrusted data set could be any file.
-        progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only, for more
-            than 1000 images.
+        progress: whether to show a bar, if tqdm is installed; ``None``: on terminals, for more than 1000 images.
         tolerance: old name of ``max_unreadable_fraction``, kept for one release.
 
     Raises:
@@ -67,8 +69,7 @@ def image_folder(
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         UnreadableImageError: an image is unreadable, or claims more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; with
             ``"skip"``, more images than that are unreadable, or all of a class.
-        ValueError: an argument out of range, a link out of the folder or in a circle, or only folders with the
-            names of splits, such as ``train`` and ``test``.
+        ValueError: an argument out of range, a link out of the folder or in a circle, or only splits such as ``train``.
         TypeError: an argument has the wrong type.
     """
     most = check_settings(_OWNER, size, unreadable, max_unreadable_fraction, outside_links, tolerance)
@@ -76,8 +77,7 @@ def image_folder(
     root = check_path(_OWNER, "root", root, remedy="Pass the folder that holds a folder for each class")
     if cache is not None:
         cache = check_path(_OWNER, "cache", cache, remedy="Pass a folder, or None for no cache")
-    skip = unreadable == "skip"
-    found, unusable = list_images(_OWNER, root, outside_links=outside_links, skip=skip, remedy=_REMEDY)
+    found, unusable = list_images(_OWNER, root, outside_links=outside_links, skip=unreadable == "skip", remedy=_REMEDY)
     classes = _by_class(root, found, unusable)
     names = [name for own in classes.values() for name in own]
     y = torch.tensor([label for label, own in enumerate(classes.values()) for _ in own])
@@ -88,7 +88,12 @@ def image_folder(
     if flat is None:
         flat, lasting = _decode_all(root, names, size, unreadable, progress)
         if file is not None and lasting:
-            _write_cache(file, flat)
+            content = raw(flat)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _atomic_io.replace(file, digest(content).encode(), content)
+            except OSError as error:
+                warnings.warn(_atomic_io.refusal(_OWNER, f"to cache the images in {file}", error), stacklevel=2)
     x, readable = flat[: -len(y)].view(len(y), 3, size, size), flat[-len(y) :].bool()
     images = ImageSet(x, y, tuple(classes))
     left_out = [*unusable, *(name for name, good in zip(names, readable.tolist(), strict=True) if not good)]
@@ -96,6 +101,78 @@ def image_folder(
         return images
     _check_left_out(root, left_out, len(names) + len(unusable), images.y[readable], images.classes, most)
     return images.subset(readable.nonzero()[:, 0])
+
+
+def check_settings(owner: str, size: Any, unreadable: Any, fraction: Any, outside_links: Any, tolerance: Any) -> float:
+    """Check the arguments that :func:`image_folder` and :class:`ImageStream` share, and return the fraction."""
+    if tolerance is not None:
+        warn(f"{owner}(tolerance=)", f"{owner}(max_unreadable_fraction=)", stacklevel=3)
+        fraction = tolerance
+    check_int(owner, "size", size, low=1, remedy="Pass the side of the images in pixels")
+    check_choice(owner, "unreadable", unreadable, ("raise", "skip"))
+    remedy = "0.01 accepts one bad file in a hundred"
+    check_real(owner, "max_unreadable_fraction", fraction, low=0, high=1, remedy=remedy)
+    check_bool(owner, "outside_links", outside_links, remedy="True follows links to anywhere")
+    return float(fraction)
+
+
+def list_images(
+    owner: str, root: Path, *, outside_links: bool, skip: bool, remedy: str
+) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the paths of the images in each folder below ``root``, and of the folders that cannot be listed.
+
+    Paths are relative to ``root``, which is the folder ``""``. They are sorted as in torchvision's ``ImageFolder``: by
+    top folder, then by folder, then by file. A broken link without a suffix counts as a folder: it may be a class.
+    """
+    real = os.path.realpath(root)
+    found: dict[str, list[str]] = {}
+    unusable: list[str] = []
+    # Each folder, with its real path and the real paths of the folders that contain it.
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (real,))]
+    while waiting:
+        folder, places = waiting.pop()
+        found[folder] = []
+        try:
+            with os.scandir(root / folder) as entries:  # distinguishes folders from files without a stat of each
+                inner = [entry for entry in entries if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+        except OSError as error:
+            if not folder and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                got = "a file" if isinstance(error, NotADirectoryError) else "nothing there"
+                raise FileNotFoundError(complaint(owner, f"a folder at {str(root)!r}", got, remedy)) from error
+            if not skip or not folder:
+                expected, advice = f"to list the folder {str(root / folder)!r}", "Check its permissions, and the disk"
+                raise OSError(complaint(owner, expected, str(error), advice)) from error
+            unusable.append(folder)
+            if error.errno == errno.ELOOP:  # a link to itself is not a folder
+                del found[folder]
+            continue
+        above = os.path.join(folder, "")  # noqa: PTH118 (keeps the slash; a Path for each of millions is slow)
+        for entry in inner:
+            path, is_image = above + entry.name, entry.name.lower().endswith(SUFFIXES)
+            try:
+                is_folder, is_link = entry.is_dir(), entry.is_symlink()
+            except OSError:  # decoding the image, or listing the folder, raises it again
+                is_folder, is_link = not is_image, True
+            if is_link and not is_folder and "." not in entry.name:
+                is_folder = not os.path.exists(entry.path)  # noqa: PTH110
+            if not is_folder and not is_image:
+                continue
+            place = os.path.realpath(entry.path) if is_link else f"{places[-1]}{os.sep}{entry.name}"
+            if is_link and not outside_links and not Path(place).is_relative_to(real):
+                got = f"a link from {entry.path!r} to {place!r}"
+                advice = "Copy what it leads to, or pass outside_links=True if you trust the folder"
+                raise ValueError(complaint(owner, f"links to stay inside {real!r}", got, advice))
+            if not is_folder:
+                found[folder].append(path)
+            elif place not in places:
+                waiting.append((path, (*places, place)))
+            elif skip:
+                unusable.append(path)
+            else:
+                expected, got = f"links in {str(root)!r} without a circle", f"a circle at {entry.path!r}"
+                raise ValueError(complaint(owner, expected, got, "Remove the link"))
+    order = sorted(found, key=lambda folder: (folder.partition(os.sep)[0], folder))
+    return {folder: sorted(found[folder]) for folder in order}, sorted(unusable)
 
 
 def _by_class(root: Path, found: dict[str, list[str]], unusable: list[str]) -> dict[str, list[str]]:
@@ -144,20 +221,17 @@ def _key(root: Path, names: list[str], size: int, unreadable: str) -> str:
     """Return the cache key of these files, which depends on their sizes and modification times."""
     from PIL import Image
 
-    def stamp(path: Path) -> tuple[int, ...]:
-        try:
-            found = path.stat()
-        except OSError:
-            return ()
-        return found.st_size, found.st_mtime_ns
-
-    files = [(name, *stamp(root / name)) for name in names]
+    files: list[list[Any]] = [[name] for name in names]
+    for file in files:
+        with suppress(OSError):
+            found = (root / file[0]).stat()
+            file += [found.st_size, found.st_mtime_ns]
     settings = [_FORMAT, int(size), unreadable, Image.MAX_IMAGE_PIXELS, os.path.realpath(root)]
     return digest(json.dumps([*settings, files]))
 
 
 def _read_cache(path: Path, size: int) -> Tensor | None:
-    """Return the uint8 tensor ``[size]`` that :func:`_write_cache` wrote, or ``None``; warn of any other file."""
+    """Return the uint8 tensor ``[size]`` of a file of the cache, or ``None``; warn of any other file."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != _DIGITS + size:  # before memory is allocated for it
@@ -168,40 +242,24 @@ def _read_cache(path: Path, size: int) -> Tensor | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        warnings.warn(f"{_OWNER}: {str(path)!r} is ignored and created again ({reason}).", stacklevel=3)
+        warnings.warn(f"{_OWNER}: {str(path)!r} is ignored and created again ({error}).", stacklevel=3)
         return None
     return flat
 
 
-def _write_cache(path: Path, flat: Tensor) -> None:
-    """Write the checksum and the values of ``flat`` atomically; warn where that fails."""
-    content = raw(flat)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _atomic_io.replace(path, digest(content).encode(), content)
-    except OSError as error:
-        warnings.warn(_atomic_io.refusal(_OWNER, f"to cache the images in {path}", error), stacklevel=3)
-
-
 def _decode_all(root: Path, names: list[str], size: int, unreadable: str, progress: bool | None) -> tuple[Tensor, bool]:
     """Return the pixels, then whether each image could be read (uint8, flat), and whether they may be cached."""
-    pixels, readable, lasting = bytearray(len(names) * size * size * 3), bytearray(len(names)), True
+    flat, lasting = torch.zeros(len(names) * (3 * size * size + 1), dtype=torch.uint8), True
+    x, readable = flat[: -len(names)].view(len(names), 3, size, size), flat[-len(names) :]
     with ProgressBar(len(names), unit="image", shown=progress, title="decode") as bar:
         for i, name in enumerate(names):
             try:
-                pixels[i * size * size * 3 : (i + 1) * size * size * 3] = decode(_OWNER, root / name, size)
+                x[i], readable[i] = decode(_OWNER, root / name, size), True
             except UnreadableImageError as error:
                 if unreadable == "raise":
                     raise
                 # Errors of disk, permissions and memory may not recur, although sizes and times are the same.
                 cause = error.__cause__
                 lasting = lasting and not isinstance(cause, MemoryError) and getattr(cause, "errno", None) is None
-            else:
-                readable[i] = True
             bar.update()
-    flat = torch.empty(len(pixels) + len(readable), dtype=torch.uint8)
-    rows = torch.frombuffer(pixels, dtype=torch.uint8).view(len(names), size, size, 3)
-    flat[: len(pixels)].view(len(names), 3, size, size).copy_(rows.permute(0, 3, 1, 2))
-    flat[len(pixels) :] = torch.frombuffer(readable, dtype=torch.uint8)
     return flat, lasting

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_device, check_int, check_one_device, check_tensor, check_within, complaint
+from .._checks import check_device, check_int, check_one_device, check_shape, check_tensor, check_within, complaint
 from .._digest import digest, raw
 
 _OWNER = "ImageSet"
@@ -17,8 +17,7 @@ _OWNER = "ImageSet"
 def check_row(owner: str, name: str, value: Tensor, *, remedy: str) -> None:
     """Require int64 ``[N]`` with N at least 1."""
     check_tensor(owner, name, value, (torch.int64,), remedy=remedy)
-    if value.dim() != 1 or len(value) == 0:
-        raise ValueError(complaint(owner, f"{name} of shape [N] with N >= 1", f"{list(value.shape)}", remedy))
+    check_shape(owner, name, value, "[N] with N >= 1", value.dim() == 1 and len(value) > 0, remedy=remedy)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,13 +49,11 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         check_tensor(_OWNER, "x", self.x, (torch.uint8,), remedy="Pass images with values from 0 to 255")
-        check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy="Pass one class index per image")
-        if self.x.dim() != 4 or 0 in self.x.shape:
-            expected = "x of shape [N, C, H, W] without a zero"
-            raise ValueError(complaint(_OWNER, expected, f"{list(self.x.shape)}", "Pass at least one image"))
-        if self.y.shape != self.x.shape[:1]:
-            expected, got = f"y of shape [{len(self.x)}]", f"{list(self.y.shape)}"
-            raise ValueError(complaint(_OWNER, expected, got, "Pass one class index per image"))
+        remedy = "Pass one class index per image"
+        check_tensor(_OWNER, "y", self.y, (torch.int64,), remedy=remedy)
+        fits = self.x.dim() == 4 and 0 not in self.x.shape
+        check_shape(_OWNER, "x", self.x, "[N, C, H, W] without a zero", fits, remedy="Pass at least one image")
+        check_shape(_OWNER, "y", self.y, f"[{len(self.x)}]", self.y.shape == self.x.shape[:1], remedy=remedy)
         check_one_device(_OWNER, x=self.x, y=self.y)
         if not isinstance(self.classes, tuple) or not all(isinstance(name, str) for name in self.classes):
             expected = "classes to be a tuple of strings"

@@ -16,12 +16,8 @@ def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:
     training. With n = 50,000 and seed 10 these are the indices of the paper, in the same order.
     Reference: Jiang et al., "Robust Pre-Training by Adversarial Contrastive Learning", NeurIPS 2020.
 
-    Args:
-        n: number of images, at least 10.
-        seed: from 0 to 2**32 - 1.
-
     Raises:
-        ValueError: n < 10, or the seed is out of range.
+        ValueError: n < 10, or a seed outside [0, 2**32).
         TypeError: an argument is not an int.
 
     Example:

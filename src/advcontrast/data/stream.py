@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from .._checks import check_path, complaint, type_name
 from .._digest import digest
 from .decoding import UnreadableImageError, decode
-from .listing import SUFFIXES, check_settings, list_images
+from .folder import SUFFIXES, check_settings, list_images
 
 _OWNER = "ImageStream"
 
@@ -31,12 +31,12 @@ class ImageStream(Dataset[Tensor]):
         size: side of the images in pixels, at least 1.
         unreadable: as for :func:`image_folder`, but ``"skip"`` returns the next readable image in place of an
             unreadable one, the same in every epoch and process, and warns of each file once.
-        max_unreadable_fraction: the largest share of the images that may be skipped, in [0, 1]; beyond it an error is
-            raised.
+        max_unreadable_fraction: the largest share of the images that may be skipped without an error, in [0, 1].
         outside_links: as for :func:`image_folder`.
         tolerance: old name of ``max_unreadable_fraction``, kept for one release.
 
     Raises:
+        UnreadableImageError: a file is indexed that is unreadable, and ``unreadable`` is ``"raise"``, or too many are.
         FileNotFoundError: the folder does not exist, or holds no image.
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         ValueError: an argument out of range; a link that leads out of the folder, or in a circle.
@@ -89,12 +89,7 @@ class ImageStream(Dataset[Tensor]):
         return len(self._ends)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return an image, uint8 ``[3, size, size]``.
-
-        Raises:
-            UnreadableImageError: the file is unreadable and ``unreadable`` is ``"raise"``, or too many files are.
-            IndexError: ``index`` is out of range.
-        """
+        """Return an image, uint8 ``[3, size, size]``, or raise an ``UnreadableImageError`` or ``IndexError``."""
         image, reason = self.read(index)
         if reason is not None:
             self.note(index, reason)
@@ -116,32 +111,23 @@ class ImageStream(Dataset[Tensor]):
         return [self.path(index) for index in sorted(self._bad)]
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the size and of the paths below the root, as hexadecimal digits.
-
-        It identifies a folder independently of its location. Files are not read, so changed pixels are not detected.
-        """
+        """Return the hexadecimal SHA-256 of the size and the paths below the root; changed pixels are not detected."""
         return digest(f"{self.size} {self.unreadable}", self._ends.numpy().astype("<i8").tobytes(), self._names)
 
     def read(self, index: int) -> tuple[Tensor, str | None]:
-        """Return an image and, if it replaces an unreadable one, the reason; nothing is recorded.
-
-        A loader with workers calls this in the workers, and :meth:`note` in the main process.
-        """
+        """Return an image and, if it replaces an unreadable one, the reason. Workers call this: nothing is recorded."""
         reason: str | None = None
         for i in range(self._most() + 1):
             try:
-                pixels = decode(_OWNER, self.path((index + i) % len(self) if i else index), self.size)
+                return decode(_OWNER, self.path((index + i) % len(self) if i else index), self.size), reason
             except UnreadableImageError as error:
                 if self.unreadable == "raise":
                     raise
                 reason = reason or str(error)
-                continue
-            image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(self.size, self.size, 3)
-            return image.permute(2, 0, 1).contiguous(), reason
         raise self._too_many(f"{self._most() + 1} in a row, from {str(self.path(index))!r}")
 
     def note(self, index: int, reason: str) -> None:
-        """Record that an image is skipped, and warn of it once; raise an ``UnreadableImageError`` for too many."""
+        """Record a skipped image in the main process: warn once, or raise an ``UnreadableImageError`` for too many."""
         path = self.path(index)
         if index in self._bad:
             return

@@ -29,10 +29,7 @@ def branch_in_use(model: nn.Module) -> str | None:
 
 @contextmanager
 def prepared_for_evaluation(owner: str, model: nn.Module) -> Iterator[torch.device]:
-    """Put a model into eval mode with frozen parameters, without graph and without TF32, and yield its device.
-
-    Modes, ``requires_grad``, buffers, TF32 and every global random state are restored on exit.
-    """
+    """Yield the device of a model in eval mode, frozen, without graph and TF32; restore buffers and random states."""
     check_module(owner, model)
     kept = buffers_kept(model, statistics=True)
     with preserve_rng_state(), kept, eval_mode(model), frozen(model), without_tf32(), torch.no_grad():
@@ -102,11 +99,7 @@ def checked_logits(owner: str, model: nn.Module, x: Tensor, readable_y: Tensor) 
 
 
 def refuse_probabilities(owner: str, model: nn.Module, x: Tensor, logits: Tensor) -> None:
-    """Raise where the output of a model is a distribution over classes instead of logits.
-
-    Attacks would maximise the cross-entropy of a softmax of a softmax, which is almost flat. Logits that happen to be a
-    distribution are recognised by the output of the model for a black image.
-    """
+    """Raise if a model returns probabilities, for these images and for a black one: logits may sum to 1 by chance."""
 
     def distributions(rows: Tensor) -> bool:
         return bool((rows >= 0).all() & ((rows.float().sum(1) - 1).abs() < 1e-2).all())

@@ -15,14 +15,6 @@ from advcontrast import PGDAttack
 from advcontrast.attacks import ClassificationObjective, under_attack
 from advcontrast.attacks.apgd import APGDAttack
 from advcontrast.evaluation import Accuracy
-from advcontrast.evaluation.masking._attacks import (
-    independent_signs,
-    margin,
-    normalised_margin,
-    rescaled_cross_entropy,
-    sign_search,
-    window_signs,
-)
 from advcontrast.evaluation.masking.attack_alarms import (
     Alarm,
     attack_not_converged,
@@ -38,7 +30,16 @@ from advcontrast.evaluation.masking.model_alarms import (
     train_mode,
     zero_gradients,
 )
-from advcontrast.evaluation.masking.report import MaskingReport, gradient_masking
+from advcontrast.evaluation.masking.report import (
+    MaskingReport,
+    gradient_masking,
+    independent_signs,
+    margin,
+    normalised_margin,
+    rescaled_cross_entropy,
+    sign_search,
+    window_signs,
+)
 from advcontrast.evaluation.uar import JPEGAttack
 from tests.evaluation.networks import (
     EPS,

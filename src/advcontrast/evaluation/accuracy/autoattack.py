@@ -5,7 +5,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -23,11 +23,11 @@ from ..._random import preserve_rng_state
 from ..._types import NORMS, Norm
 from ...engine import Checkpoint, CheckpointMismatchError
 from ..inputs import branch_in_use, checked_batches, checked_logits, prepared_for_evaluation, refuse_probabilities
-from .measure import Accuracy
+from .measure import Accuracy, finite_verdicts, verdict
 
 _OWNER = "autoattack"
 _STOOD, _WRONG = -1, -2
-_SLACK = 1e-6  # by which float32 arithmetic of the attacks may leave the ball
+_SLACK = 1e-6  # by which float32 arithmetic of the attacks may leave the ball and the bounds
 _SUITES = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
@@ -80,16 +80,16 @@ def autoattack(
     the images that no earlier one broke. An image counts as broken only if the perturbed image lies in the ball
     and in [0, 1], up to rounding, and a forward pass of this function misclassifies it. With fewer than ten classes the
     targeted attacks try all wrong classes. With three classes APGD uses the untargeted DLR loss, with two no DLR loss.
-    In l2 Square fails on images of some sizes, such as 14 pixels. They are padded for the attack, and the padding is
-    removed before they reach the model.
+    In l2 Square fails on images of some sizes, such as 14 pixels: they are padded for the attack, not for the model.
 
     The model runs in eval mode and float32, also under autocast. As in ``pyautoattack``, the random state is set to
     ``seed`` before each attack on each batch. Model and global random states are restored as in :func:`accuracy`.
 
     With ``folder``, verdicts are saved after each attack on each batch. The same call resumes an interrupted run with
     the same result, and returns a finished run without running the model. Batches may be added to a finished run. The
-    folder may hold other files; it belongs to one set of arguments and one model, identified by its weights and its
-    ``repr``.
+    folder may hold other files; it belongs to one set of arguments and one model, known by its weights and ``repr``.
+    Reference: Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+    Attacks", ICML 2020.
 
     Args:
         model: a float32 classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
@@ -118,10 +118,6 @@ def autoattack(
         >>> images = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]]).view(3, 2, 1, 1)
         >>> autoattack(torch.nn.Flatten(), [(images, torch.tensor([0, 1, 0]))], eps=0.25)  # doctest: +SKIP
         AutoAttackResult(2 of 3, 66.67%; 3 correct without attack; broken by apgd-ce 1, fab-t 0, square 0)
-
-    References:
-        Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
-        Attacks", ICML 2020.
     """
     check_module(_OWNER, model)
     other = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} - {torch.float32}
@@ -139,16 +135,15 @@ def autoattack(
     except ImportError as error:
         remedy = "Install it with pip install pyautoattack"
         raise ImportError(complaint(_OWNER, "pyautoattack to be installed", str(error), remedy)) from error
-    suite = _Suite(package, model, float(eps), norm, version, int(seed))
+    suite = _Suite(package, model, {"eps": float(eps), "norm": norm, "version": version, "seed": int(seed)})
     checkpoint = None if folder is None else Checkpoint(folder)
-    total = operator.length_hint(batches) or None
-    found: list[_Batch] = []
+    pages: list[dict[str, Any]] = []
     with (
         torch.inference_mode(False),
         prepared_for_evaluation(_OWNER, model) as device,
         torch.autocast(device.type, enabled=False),
         nullcontext() if checkpoint is None else checkpoint.locked(),
-        ProgressBar(total, unit="batch", shown=progress) as bar,
+        ProgressBar(operator.length_hint(batches) or None, unit="batch", shown=progress) as bar,
     ):
         identity = suite.identity() if checkpoint else {}
         saved = _saved(checkpoint, identity) if checkpoint else []
@@ -156,49 +151,39 @@ def autoattack(
             check_tensor(_OWNER, "images", x, (torch.float32,), remedy="Convert them with images.float()")
             check_shape(_OWNER, "images", x, "[N, C, H, W]", x.dim() == 4, remedy="Add the missing axes")
             key = digest(x, y) if checkpoint else ""
-            batch = saved[i] if i < len(saved) else None
-            if checkpoint and batch and batch.digest != key:
+            page = saved[i] if i < len(saved) else {}
+            if page.get("digest", key) != key:
                 remedy = "Pass the same batches in the same order, unshuffled, or choose another folder"
-                expected = f"batch {i} of the run in {checkpoint.folder}"
+                expected = f"batch {i} of the run in {folder}"
                 raise CheckpointMismatchError(complaint(_OWNER, expected, "other images or labels", remedy))
-            with preserve_rng_state(suite.seed):  # pyautoattack seeds every device
-                if batch is None:
+            with preserve_rng_state(int(seed)):  # pyautoattack seeds every device
+                if not page:
                     logits = checked_logits(_OWNER, model, x, labels)
                     refuse_probabilities(_OWNER, model, x, logits)
-                    verdicts = torch.where(_misclassified(logits, y), _WRONG, _STOOD)
-                    batch = _Batch(key, logits.shape[1], verdicts.to(torch.int8).cpu())
-                found.append(batch)
-                for attack in suite.attacks(batch.classes)[batch.done :]:
-                    standing = batch.verdicts == _STOOD
+                    correct = finite_verdicts(_OWNER, verdict(logits, y)[None])[0]
+                    verdicts = torch.where(correct, _STOOD, _WRONG).to(torch.int8).cpu()
+                    page = {"digest": key, "classes": logits.shape[1], "verdicts": verdicts, "done": 0}
+                pages.append(page)
+                for attack in suite.attacks(page["classes"])[page["done"] :]:
+                    standing = page["verdicts"] == _STOOD
                     bar.set_postfix_str(f"{attack} on {int(standing.sum())} of {len(y)} images")
                     if standing.any():
                         which = standing.to(device)
-                        fooled = suite.fooled(attack, batch.classes, x[which], y[which], f"batch {i}")
-                        batch.verdicts[standing] = torch.where(fooled.cpu(), batch.done, _STOOD).to(torch.int8)
-                    batch.done += 1
+                        fooled = suite.fooled(attack, page["classes"], x[which], y[which], f"batch {i}")
+                        page["verdicts"][standing] = torch.where(fooled.cpu(), page["done"], _STOOD).to(torch.int8)
+                    page["done"] += 1
                     if checkpoint:
-                        done, pages = sum(page.done for page in found), [vars(page) for page in found]
-                        checkpoint.save(done, {"identity": identity, "pages": pages})
+                        checkpoint.save(sum(each["done"] for each in pages), {"identity": identity, "pages": pages})
             bar.update()
-    broken_by = torch.cat([batch.verdicts for batch in found])
-    attacks = suite.attacks(found[0].classes)
+    broken_by = torch.cat([page["verdicts"] for page in pages])
+    attacks = suite.attacks(pages[0]["classes"])
     return AutoAttackResult(broken_by == _STOOD, broken_by != _WRONG, broken_by, attacks, branch=branch_in_use(model))
 
 
-@dataclass
-class _Batch:
-    """Digest of a batch, number of classes, int8 verdicts ``[N]`` on the CPU, and number of attacks that were run."""
-
-    digest: str
-    classes: int
-    verdicts: Tensor
-    done: int = 0
-
-
-def _saved(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> list[_Batch]:
-    """Return the batches of an interrupted or finished run; only the last one can be unfinished."""
+def _saved(checkpoint: Checkpoint, identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the pages of an interrupted or finished run, one a batch; only the last one can be unfinished."""
     found = checkpoint.load()
-    state: Mapping[str, Any] = found[1] if found else {"identity": identity, "pages": []}
+    state: Any = found[1] if found else {"identity": identity, "pages": []}
     theirs = state.get("identity")
     if set(state) != {"identity", "pages"} or not isinstance(theirs, dict):
         rule, remedy = f"{checkpoint.folder} to hold verdicts", "Choose another folder"
@@ -207,7 +192,7 @@ def _saved(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> list[_Batch]:
     if differing:
         rule, remedy = f"the run in {checkpoint.folder}", "Pass the arguments of its first call, or another folder"
         raise CheckpointMismatchError(complaint(_OWNER, rule, f"another {' and '.join(differing)}", remedy))
-    return [_Batch(**page) for page in state["pages"]]
+    return list(state["pages"])
 
 
 @dataclass(frozen=True)
@@ -216,29 +201,21 @@ class _Suite:
 
     package: ModuleType
     model: nn.Module
-    eps: float
-    norm: Norm
-    version: str
-    seed: int
+    settings: dict[str, Any]  # eps, norm, version and seed
 
-    def identity(self) -> dict[str, str | int | float]:
+    def identity(self) -> dict[str, Any]:
         """Return the settings that must match when a run is resumed; modes and device of the model may change."""
         parts = (
             # An address in memory differs from process to process.
             part if isinstance(part, Tensor) else re.sub(r" at 0x[0-9a-f]+", "", repr(part))
             for part in chain([self.model], *self.model.state_dict().items())
         )
-        settings = {"eps": self.eps, "norm": self.norm, "version": self.version, "seed": self.seed}
-        return {**settings, "pyautoattack": str(self.package.__version__), "model": digest(*parts)}
+        return {**self.settings, "pyautoattack": str(self.package.__version__), "model": digest(*parts)}
 
     def attacks(self, classes: int) -> tuple[str, ...]:
         """Return the names of the attacks that are defined for this number of classes."""
-        names = _SUITES[self.version]
-        if classes < 4:
-            names = tuple("apgd-dlr" if name == "apgd-t" else name for name in names)
-        if classes < 3:
-            names = tuple(name for name in names if name != "apgd-dlr")
-        return tuple(dict.fromkeys(names))
+        names = ("apgd-dlr" if name == "apgd-t" and classes < 4 else name for name in _SUITES[self.settings["version"]])
+        return tuple(dict.fromkeys(name for name in names if name != "apgd-dlr" or classes > 2))
 
     def fooled(self, attack: str, classes: int, x: Tensor, y: Tensor, where: str) -> Tensor:
         """Return which of the correctly classified images ``x`` are misclassified under one attack."""
@@ -248,21 +225,20 @@ class _Suite:
             expected = f"{attack} to run on {len(x)} images of {where}"
             remedy = "If a smaller batch does not help, look at the error above, of the model or of pyautoattack"
             raise RuntimeError(complaint(_OWNER, expected, f"{type(error).__name__}: {error}", remedy)) from error
-        inside = _within(adv, x, self.eps, self.norm).to(x.device)
-        return _misclassified(self._logits(torch.where(inside[:, None, None, None], adv, x)), y)
+        eps, order = self.settings["eps"], math.inf if self.settings["norm"] == "linf" else 2
+        wide, centre = (images.cpu().double().flatten(1) for images in (adv, x))
+        inside = torch.linalg.vector_norm(wide - centre, ord=order, dim=1) <= eps + _SLACK * max(1.0, eps)
+        inside &= (wide.amin(1) >= -_SLACK) & (wide.amax(1) <= 1 + _SLACK)
+        logits = self._logits(torch.where(inside.to(x.device)[:, None, None, None], adv, x))
+        return ~finite_verdicts(_OWNER, verdict(logits, y)[None])[0]
 
     def _perturb(self, attack: str, classes: int, x: Tensor, y: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        margin = _margin(height, width) if attack == "square" and self.norm == "l2" else 0
+        norm = self.settings["norm"]
+        margin = _margin(height, width) if attack == "square" and norm == "l2" else 0
         # A new object for each call: its attacks keep targets, sizes and seeds.
-        attacks: Any = self.package.AutoAttack(
-            lambda framed: self._logits(framed[..., :height, :width]),
-            norm={"linf": "Linf", "l2": "L2"}[self.norm],
-            eps=self.eps,
-            seed=self.seed,
-            version=self.version,
-            device=x.device,
-        )
+        settings = {**self.settings, "norm": norm.capitalize(), "device": x.device}
+        attacks: Any = self.package.AutoAttack(lambda framed: self._logits(framed[..., :height, :width]), **settings)
         attacks.apgd_targeted.n_target_classes = attacks.fab.n_target_classes = min(9, classes - 1)
         if attack == "fab-t":
             attacks.fab.targeted, attacks.fab.n_restarts = True, 1
@@ -280,27 +256,9 @@ class _Suite:
 
 
 def _margin(height: int, width: int) -> int:
-    """Return the number of rows and columns of padding that Square needs in l2.
-
-    Square places tiles of a fifth of the height side by side, from an offset that is meant for five tiles. If six or
-    more fit, as in 14 pixels, the last one exceeds the image. Five tiles fit a multiple of five without an offset.
-    """
+    """Return the number of rows and columns of padding that Square needs in l2."""
+    # It places tiles of a fifth of the height side by side, from an offset that is meant for five tiles: if more fit,
+    # as in 14 pixels, the last one exceeds the image. Five tiles fit a multiple of five without an offset.
     tile, offset = height // 5, height % 5 // 2
     fits = tile == 1 or (tile > 1 and all(size % tile >= offset for size in (height, width)))
     return 0 if fits else -height % 5
-
-
-def _within(adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
-    """Return which perturbed images lie in the ball and in [0, 1], up to rounding; NaN is outside. On the CPU."""
-    adv, x = adv.cpu().double().flatten(1), x.cpu().double().flatten(1)
-    delta = adv - x
-    size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
-    return (size <= eps + _SLACK * max(1.0, eps)) & (adv.amin(1) >= -_SLACK) & (adv.amax(1) <= 1 + _SLACK)
-
-
-def _misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Return which images are misclassified; require finite logits."""
-    if bad := int((~logits.isfinite().all(1)).sum()):
-        got = f"non-finite ones for {bad} of {len(y)} images"
-        raise ValueError(complaint(_OWNER, "finite logits", got, "Look for a division by zero in the model"))
-    return logits.argmax(1) != y

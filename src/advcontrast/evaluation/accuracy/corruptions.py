@@ -48,11 +48,7 @@ class CorruptionAccuracy:
 
     @property
     def mean_all(self) -> float:
-        """The mean over the 19 corruptions of CIFAR-10-C, at all severities, as in the ACL paper.
-
-        Raises:
-            ValueError: one of them was not evaluated.
-        """
+        """The mean over the 19 corruptions of CIFAR-10-C, as in the ACL paper; ``ValueError`` if one is missing."""
         return self._mean_over("mean_all", CIFAR10_C)
 
     @property
@@ -79,7 +75,8 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
         files = cifar10_c("CIFAR-10-C")
         corruption_accuracy(model, ((name, severity, images.batches(500)) for name, severity, images in files))
 
-    or computed corruptions, ``corruption_accuracy(model, corrupted(images.batches(500)))``.
+    or computed corruptions, ``corruption_accuracy(model, corrupted(images.batches(500)))``. Reference: Hendrycks and
+    Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", ICLR 2019.
 
     Args:
         model: as for :func:`accuracy`, and restored as there.
@@ -97,10 +94,6 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
         >>> conditions = [("fog", 1, [(images, y)]), ("fog", 2, [(torch.tensor([[0.5, 0.4], [0.5, 0.4]]), y)])]
         >>> corruption_accuracy(torch.nn.Flatten(), conditions).by_corruption
         {'fog': 0.75}
-
-    References:
-        Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-        ICLR 2019.
     """
     owner = "corruption_accuracy"
     verdicts: dict[str, dict[int, Accuracy]] = {}
@@ -120,8 +113,7 @@ def corruption_accuracy(model: nn.Module, conditions: Iterable[tuple[str, int, _
                 raise ValueError(complaint(owner, "each corruption once at each severity", got, "Rename one of them"))
             verdicts[name][severity] = accuracy(model, batches)
     if not verdicts:
-        remedy = "An iterator can be used only once; make a new one"
-        raise ValueError(complaint(owner, "at least one condition", "none", remedy))
+        raise ValueError(complaint(owner, "at least one condition", "none", "An iterator can be used only once"))
     return CorruptionAccuracy(verdicts)
 
 
@@ -139,8 +131,7 @@ def corrupted(
     condition: for the same batches it is the same for every model and device.
 
     Args:
-        batches: clean images ``[N, C, H, W]``, floating point in [0, 1], and labels ``[N]``; iterated once, when
-            the first condition is requested, and kept in memory.
+        batches: clean float images ``[N, C, H, W]`` in [0, 1] and labels ``[N]``; iterated once and kept in memory.
         names: which corruptions, some of :data:`advcontrast.augment.CORRUPTIONS`.
         severities: which severities, each from 1 to 5.
         seed: of the noise, at least 0.

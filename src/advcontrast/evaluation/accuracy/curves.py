@@ -62,7 +62,8 @@ def robust_curve(
     The curve therefore never rises, and only images that are still correct are attacked again, which synchronises with
     an accelerator once for each value and batch. An image counts only if it is correct without attack too; radius 0 is
     the clean accuracy. Along ``eps`` the step size, if the attack has one, keeps its ratio to the radius; along
-    ``steps`` it is constant. Along ``restarts`` each value adds the missing runs to the earlier ones.
+    ``steps`` it is constant. Along ``restarts`` each value adds the missing runs to the earlier ones. Reference:
+    Carlini et al., "On Evaluating Adversarial Robustness", 2019.
 
     Args:
         model: as for :func:`robust_accuracy`, and restored as there.
@@ -87,12 +88,8 @@ def robust_curve(
         >>> curve = robust_curve(torch.nn.Flatten(), [(images, torch.tensor([0, 1, 0, 1]))], attack, eps=[0, 0.25, 0.5])
         >>> curve.accuracies
         (1.0, 0.75, 0.0)
-
-    References:
-        Carlini et al., "On Evaluating Adversarial Robustness", 2019.
     """
-    parameter, values = _setting(eps=eps, steps=steps, restarts=restarts)
-    attacks = _attacks(attack, parameter, values)
+    parameter, values, attacks = _attacks(attack, eps=eps, steps=steps, restarts=restarts)
 
     def judge(x: Tensor, y: Tensor, logits: Tensor, source: torch.Generator) -> Iterator[Tensor]:
         found, objective = verdict(logits, y), ClassificationObjective(model, y)
@@ -120,13 +117,12 @@ def with_radius(owner: str, attack: Any, eps: float) -> Any:
     if getattr(attack, "step_size", None) is None:
         return dataclasses.replace(attack, eps=eps)
     if not attack.eps > 0:
-        remedy = "The step size grows in proportion to the radius"
-        raise ValueError(complaint(owner, "an attack with eps > 0", repr(attack.eps), remedy))
+        raise ValueError(complaint(owner, "an attack with eps > 0", repr(attack.eps), "Its step size grows with eps"))
     return dataclasses.replace(attack, eps=eps, step_size=attack.step_size * (eps / attack.eps))
 
 
-def _setting(**settings: Sequence[Any] | None) -> tuple[str, tuple[Any, ...]]:
-    """Return the name and the values of the one setting that was passed."""
+def _attacks(attack: Any, **settings: Sequence[Any] | None) -> tuple[str, tuple[Any, ...], list[Any]]:
+    """Return the setting that was passed, its values, and the attack that each value adds, ``None`` for radius 0."""
     passed = {name: values for name, values in settings.items() if values is not None}
     if len(passed) != 1:
         got = " and ".join(passed) or "none"
@@ -142,16 +138,12 @@ def _setting(**settings: Sequence[Any] | None) -> tuple[str, tuple[Any, ...]]:
             check_int(_OWNER, f"each of {name}", value, low=int(name == "restarts"), remedy=remedy)
     if not values or any(first >= second for first, second in pairwise(values)):
         raise ValueError(complaint(_OWNER, f"{name} to hold ascending, distinct values", repr(values), remedy))
-    return name, tuple(values)
-
-
-def _attacks(attack: Any, parameter: str, values: tuple[Any, ...]) -> list[Any]:
-    """Return the attack that each value adds, ``None`` for radius 0."""
-    check_fields(_OWNER, attack, parameter)
-    if parameter != "steps":
+    check_fields(_OWNER, attack, name)
+    if name != "steps":
         check_steps(_OWNER, attack)
-    if parameter == "eps":
-        return [with_radius(_OWNER, attack, float(value)) if value else None for value in values]
-    if parameter == "restarts":
-        values = tuple(after - before for before, after in pairwise((0, *values)))
-    return [dataclasses.replace(attack, **{parameter: value}) for value in values]
+    if name == "eps":
+        attacks = [with_radius(_OWNER, attack, float(value)) if value else None for value in values]
+    else:
+        added = values if name == "steps" else [after - before for before, after in pairwise((0, *values))]
+        attacks = [dataclasses.replace(attack, **{name: value}) for value in added]
+    return name, tuple(values), attacks

@@ -47,8 +47,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
 
     The model is in eval mode during the call; the branch of dual norms and autocast are those around it. Modes,
     gradients, buffers and all global random states are restored afterwards, also after an exception: an evaluation
-    between two epochs does not change the training. Plain attributes, and weights that a forward pass changes, are not
-    restored.
+    between two epochs does not change the training. Plain attributes and weights that a pass changes are not restored.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns logits ``[N, C]``.
@@ -56,8 +55,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
             example a ``DataLoader``. They are moved to the device of the model.
 
     Raises:
-        ValueError: no image; a shape does not fit; logits are not finite; or, in batches that lie on the CPU,
-            images are outside [0, 1] or labels outside [0, C).
+        ValueError: no image; a shape does not fit; logits are not finite; on the CPU, images or labels out of range.
         TypeError: an argument has the wrong type, such as uint8 images, or images in another precision than the model.
 
     Example:
@@ -133,11 +131,7 @@ def verdicts_on(
     *,
     shape: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Return K verdicts for each image, bool ``[K, N]`` on the CPU.
-
-    ``judge`` takes images, labels, logits and a generator, and returns K results of :func:`verdict`. They are collected
-    on the device and read together at the end. ``shape`` is the required shape of an image.
-    """
+    """Return K verdicts for each image, bool ``[K, N]`` on the CPU; ``judge`` returns K results of :func:`verdict`."""
     found: list[Tensor] = []
     with inputs.prepared_for_evaluation(owner, model) as device:
         source = inputs.generator_or_default(owner, generator, device)
@@ -148,12 +142,16 @@ def verdicts_on(
             if not found:
                 inputs.refuse_probabilities(owner, model, x, logits)
             found.append(torch.stack(list(judge(x, y, logits, source))))
-    result = torch.cat(found, 1).cpu()
-    if bad := int((result == _NON_FINITE).any(0).sum()):
+    return finite_verdicts(owner, torch.cat(found, 1).cpu())  # the only read from the device
+
+
+def finite_verdicts(owner: str, verdicts: Tensor) -> Tensor:
+    """Return verdicts ``[K, N]`` as bool; refuse those of non-finite logits."""
+    if bad := int((verdicts == _NON_FINITE).any(0).sum()):
         remedy = "Evaluate without half precision, or look for a division by zero in the model"
-        got = f"non-finite ones for {bad} of {result.shape[1]} images"
+        got = f"non-finite ones for {bad} of {verdicts.shape[1]} images"
         raise ValueError(complaint(owner, "finite logits", got, remedy))
-    return result.bool()
+    return verdicts.bool()
 
 
 def verdict(logits: Tensor, y: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._atomic_io import replace, writing
-from ..._checks import check_choice, check_int, check_path, check_real, check_tensor, check_type, complaint, type_name
+from ..._checks import check_int, check_path, check_real, check_shape, check_tensor, check_type, complaint, type_name
 from ..._digest import digest
 from ...data import ImageSet
 from ..accuracy.measure import Accuracy
@@ -127,8 +127,7 @@ class ResultCard:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        _check_runs(self.verdicts, self.seeds)
-        _check_order(self.verdicts, self.attacks)
+        _check_verdicts(self.verdicts, self.seeds, self.attacks)
 
     @classmethod
     def from_verdicts(
@@ -157,8 +156,7 @@ class ResultCard:
                 The default revision is that of the current folder, and the default branch that of the results.
 
         Raises:
-            ValueError: results of different branches, or from another number of images than ``data`` has; a fingerprint
-                passed with images; or as for the class.
+            ValueError: branches, or numbers of images, that differ; a fingerprint besides images; or as for the class.
             TypeError: an argument has the wrong type.
 
         Example:
@@ -168,7 +166,7 @@ class ResultCard:
             >>> ResultCard.from_verdicts("DS", {"TA": [clean, other]}, **settings)
             ResultCard('DS' on 4 images: TA 62.50 ± 17.68%)
         """
-        correct = _named("verdicts", verdicts, lambda name, runs: _each(name, runs, _correct))
+        correct = _named("verdicts", verdicts, lambda name, runs: _each(name, runs, partial(_part, part="correct")))
         named = [getattr(one, "branch", None) for runs in verdicts.values() for one in runs]
         branches = {_branch(one) for one in (fields.pop("branch", None), *named) if one is not None}
         if len(branches) > 1:
@@ -195,7 +193,14 @@ class ResultCard:
     @property
     def results(self) -> dict[str, Result]:
         """The value of each metric for each seed, with mean and sample standard deviation."""
-        return {metric: _result(correct) for metric, correct in self.verdicts.items()}
+        found, n, runs = {}, self.images, len(self.seeds)
+        for metric, verdicts in self.verdicts.items():
+            # In integers up to the last step, so that every machine finds the same digits.
+            counts = [int(correct.sum()) for correct in verdicts]
+            spread = runs * sum(count**2 for count in counts) - sum(counts) ** 2
+            std = math.sqrt(spread / (runs * (runs - 1) * n**2)) if runs > 1 else None
+            found[metric] = Result(tuple(count / n for count in counts), sum(counts) / (runs * n), std)
+        return found
 
     def to_json(self) -> str:
         """Return the text of the file; equal cards give equal texts."""
@@ -216,24 +221,14 @@ class ResultCard:
         return json.dumps(document, sort_keys=True, indent=1) + "\n"
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the card to a file atomically.
-
-        Args:
-            path: the file; it is replaced if it exists.
-
-        Raises:
-            OSError: the file cannot be written; it is then unchanged.
-        """
+        """Write the card atomically: the file ``path`` is replaced, or an ``OSError`` is raised and it is unchanged."""
         where = check_path(_OWNER, "path", path, remedy="Pass the file to write")
         with writing(_OWNER, where):
             replace(where, self.to_json().encode())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> ResultCard:
-        """Read a card, and verify that it is unchanged and that its numbers follow from its verdicts.
-
-        Args:
-            path: a file written by :meth:`write`.
+        """Read a file of :meth:`write`, and verify that it is unchanged and that its numbers follow from its verdicts.
 
         Raises:
             OSError: the file cannot be read.
@@ -243,8 +238,8 @@ class ResultCard:
         if not where.is_file():
             raise FileNotFoundError(complaint(_OWNER, f"a card in {str(path)!r}", "no file", "Pass a file of write()"))
         try:
-            document = _parse(where.read_bytes())
-            card = cls(**_fields(document))
+            document, found = _parse(where.read_bytes())
+            card = cls(**found)
             # All derived entries, digests included, are computed again: one comparison finds every change.
             expected = json.loads(card.to_json())
             differing = sorted(key for key in {*document, *expected} if document.get(key) != expected.get(key))
@@ -264,14 +259,6 @@ class ResultCard:
     def __repr__(self) -> str:
         found = ", ".join(f"{metric} {result.percent()}%" for metric, result in self.results.items())
         return f"{_OWNER}({self.name!r} on {self.images} images: {found})"
-
-
-def _result(correct: Sequence[Tensor]) -> Result:
-    # In integers up to the last step, so that every machine finds the same digits.
-    counts, n, runs = [int(one.sum()) for one in correct], len(correct[0]), len(correct)
-    spread = runs * sum(count**2 for count in counts) - sum(counts) ** 2
-    std = math.sqrt(spread / (runs * (runs - 1) * n**2)) if runs > 1 else None
-    return Result(tuple(count / n for count in counts), sum(counts) / (runs * n), std)
 
 
 # A check takes the name of a field and its value, and returns the value as the card stores it.
@@ -296,8 +283,7 @@ def _text(name: str, value: Any, pattern: str = r"(?s)\s*\S.*", kind: str = "a s
     return str(value)
 
 
-def _branch(value: Any) -> str:
-    return _text("branch", value, r"[^\W\d]\w*( and [^\W\d]\w*)*", "the name of a branch")
+_branch = partial(_text, "branch", pattern=r"[^\W\d]\w*( and [^\W\d]\w*)*", kind="the name of a branch")
 
 
 def _seed(name: str, value: Any) -> int:
@@ -334,32 +320,26 @@ def _plain(name: str, value: Any, depth: int = 0) -> Any:
     raise TypeError(complaint(_OWNER, f"{name} to be plain data", type_name(value), remedy))
 
 
-def _verdicts(name: str, value: Any) -> Tensor:
+def _verdicts(name: str, value: Tensor) -> Tensor:
     remedy = "Pass the .correct of an Accuracy"
     check_tensor(_OWNER, name, value, (torch.bool,), remedy=remedy)
-    if value.dim() != 1 or not len(value):
-        raise ValueError(complaint(_OWNER, f"{name} of shape [N] with N >= 1", f"{list(value.shape)}", remedy))
-    copy: Tensor = value.detach().cpu().clone()
-    return copy
-
-
-def _correct(name: str, value: Any) -> Tensor:
-    return _verdicts(name, *_parts(name, value, "correct"))
+    check_shape(_OWNER, name, value, "[N] with N >= 1", value.dim() == 1 and len(value) > 0, remedy=remedy)
+    return value.detach().cpu().clone()
 
 
 def _curve(name: str, value: Any) -> CurveRecord:
-    parameter, values, accuracies = _parts(name, value, *CurveRecord._fields)
-    check_choice(_OWNER, f"{name}.parameter", parameter, ("eps", "steps", "restarts"))
+    parameter, values, accuracies = (_part(name, value, part) for part in CurveRecord._fields)
+    parameter = _text(f"{name}.parameter", parameter, "eps|steps|restarts", "'eps', 'steps' or 'restarts'")
     values = _each(f"{name}.values", values, _number)
     accuracies = _each(f"{name}.accuracies", accuracies, _fraction)
     if not values or len(values) != len(accuracies):
         got = f"{len(accuracies)} accuracies for {len(values)} values"
         raise ValueError(complaint(_OWNER, f"{name} to have an accuracy for each value", got, "Leave out empty curves"))
-    return CurveRecord(str(parameter), values, accuracies)
+    return CurveRecord(parameter, values, accuracies)
 
 
 def _alarm(name: str, value: Any) -> AlarmRecord:
-    title, raised, reason, figures = _parts(name, value, *AlarmRecord._fields)
+    title, raised, reason, figures = (_part(name, value, part) for part in AlarmRecord._fields)
     check_type(_OWNER, f"{name}.raised", raised, bool, remedy="True means that something is wrong")
     reason = _text(f"{name}.reason", reason, "(?s).*")
     return AlarmRecord(_text(f"{name}.name", title), raised, reason, _named(f"{name}.figures", figures, _figure))
@@ -370,18 +350,16 @@ def _figure(name: str, value: Any) -> float | None:
     return None if value is None or (isinstance(value, float) and not math.isfinite(value)) else _number(name, value)
 
 
-def _parts(name: str, value: Any, *names: str) -> list[Any]:
-    """Return the attributes of an object, or the entries of a mapping."""
-    found = value if isinstance(value, Mapping) else {one: getattr(value, one) for one in names if hasattr(value, one)}
-    missing = [one for one in names if one not in found]
-    if missing:
-        got = f"{type_name(value)} without {', '.join(missing)}"
-        raise TypeError(complaint(_OWNER, f"{name} to have {', '.join(names)}", got, "Pass the whole result"))
-    return [found[one] for one in names]
+def _part(name: str, value: Any, part: str) -> Any:
+    """Return an attribute of an object, or an entry of a mapping."""
+    if not (part in value if isinstance(value, Mapping) else hasattr(value, part)):
+        got = f"{type_name(value)} without it"
+        raise TypeError(complaint(_OWNER, f"{name} to have {part!r}", got, "Pass the whole result"))
+    return value[part] if isinstance(value, Mapping) else getattr(value, part)
 
 
-def _check_runs(verdicts: Mapping[str, Sequence[Tensor]], seeds: Sequence[int]) -> None:
-    """Require a verdict of each metric on the same images for each seed."""
+def _check_verdicts(verdicts: Mapping[str, Sequence[Tensor]], seeds: Sequence[int], attacks: Mapping[str, Any]) -> None:
+    """Require one image set, an attack for RA and AA, both only on images of TA, and AA at most RA."""
     if not verdicts:
         raise ValueError(complaint(_OWNER, "verdicts of at least one metric", "none", "Evaluate first"))
     if not seeds or len(set(seeds)) != len(seeds):
@@ -392,12 +370,7 @@ def _check_runs(verdicts: Mapping[str, Sequence[Tensor]], seeds: Sequence[int]) 
         if shape != [images] * len(seeds):
             expected = f"verdicts[{metric!r}] on {images} images for each of {len(seeds)} seeds"
             raise ValueError(complaint(_OWNER, expected, f"{shape} images", "Evaluate all metrics on the same images"))
-
-
-def _check_order(verdicts: Mapping[str, Sequence[Tensor]], attacks: Mapping[str, Any]) -> None:
-    """Require an attack for each robust accuracy, RA and AA only on images of TA, and AA at most RA."""
-    for metric in ("RA", "AA"):
-        if metric in verdicts and not attacks.get(metric):
+        if metric in ("RA", "AA") and not attacks.get(metric):
             remedy = f"Pass attacks={{{metric!r}: ...}}"
             raise ValueError(complaint(_OWNER, f"attacks to describe {metric}", "nothing", remedy))
     for metric, other in (("RA", "TA"), ("AA", "TA"), ("AA", "RA")):
@@ -422,7 +395,8 @@ def _unpacked(bits: str, images: int) -> Tensor:
     return rows.flatten()[:images].bool()
 
 
-def _parse(content: bytes) -> dict[str, Any]:
+def _parse(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the document, and the arguments of the card, whose values its constructor checks."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -432,11 +406,6 @@ def _parse(content: bytes) -> dict[str, Any]:
     if document.get("version") != _VERSION:
         got, remedy = repr(document.get("version")), "Install the advcontrast that wrote it, or a newer one"
         raise ValueError(complaint(_READER, f"version to be {_VERSION}", got, remedy))
-    return document
-
-
-def _fields(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the card; its constructor checks their values."""
     try:
         data = document["data"]
         verdicts = {
@@ -444,7 +413,7 @@ def _fields(document: dict[str, Any]) -> dict[str, Any]:
             for metric, result in document["results"].items()
         }
         own = {"data": data["name"], "fingerprint": data["sha256"], "verdicts": verdicts}
-        return own | {each.name: document[each.name] for each in fields(ResultCard) if each.name not in own}
+        return document, own | {each.name: document[each.name] for each in fields(ResultCard) if each.name not in own}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         got = f"{type(error).__name__}: {error}"
         raise ValueError(complaint(_READER, "the entries of a card", got, _DAMAGED)) from error

@@ -1,8 +1,8 @@
 """Comparison of two result cards, sample by sample, and tables of several cards."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from ..._checks import check_iterable, check_type, complaint
@@ -37,13 +37,7 @@ class MetricComparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of two cards; ``print`` shows it as text.
-
-    Attributes:
-        a: name of the first card.
-        b: name of the second card.
-        metrics: comparison for each metric that both cards have.
-    """
+    """Comparison of the cards named ``a`` and ``b``, in the ``metrics`` that both have; ``print`` shows it as text."""
 
     a: str
     b: str
@@ -54,11 +48,10 @@ class Comparison:
         width = max(map(len, self.metrics))
         for metric, found in self.metrics.items():
             means = f"{100 * found.mean_a:6.2f}% -> {100 * found.mean_b:6.2f}%  ({100 * found.difference:+.2f})"
-            heads = [f"{metric:{width}}  {means}", *[" " * (width + 2 + len(means))] * (len(found.flips) - 1)]
-            lines += [
-                f"{head}  only a right {flips.only_a}, only b right {flips.only_b}, p = {flips.p_value:.2g}"
-                for head, flips in zip(heads, found.flips, strict=True)
-            ]
+            head = f"{metric:{width}}  {means}"
+            for only_a, only_b, p_value in found.flips:
+                lines.append(f"{head}  only a right {only_a}, only b right {only_b}, p = {p_value:.2g}")
+                head = " " * len(head)
         return "\n".join(lines)
 
 
@@ -67,10 +60,6 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
 
     The runs are paired in their order. Each pair has its own p-value: runs share their images, so their discordant
     images must not be added up and tested as if they were independent.
-
-    Args:
-        a: a card.
-        b: a card on the same data, with as many runs, and with the same attack for each common metric.
 
     Raises:
         ValueError: the cards do not have data, number of runs and attacks in common; the message lists what differs.
@@ -90,11 +79,12 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
         McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
         Psychometrika 1947.
     """
-    _check_cards("compare_cards", (a, b))
+    owner, remedy = "compare_cards", "Evaluate both in the same way"
+    _check_cards(owner, (a, b))
     shared = [metric for metric in _ordered((a, b)) if metric in a.verdicts and metric in b.verdicts]
     if not shared:
         got = f"{', '.join(a.verdicts)} and {', '.join(b.verdicts)}"
-        raise ValueError(complaint("compare_cards", "cards with a common metric", got, "Evaluate both in the same way"))
+        raise ValueError(complaint(owner, "cards with a common metric", got, remedy))
     facts: list[dict[str, Any]] = [
         {
             "data": f"{card.data} ({card.fingerprint[:16]})" if a.fingerprint != b.fingerprint else None,
@@ -106,10 +96,7 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
     ]
     differing = _unequal("", *facts)
     if differing:
-        got = "; ".join(differing)
-        raise ValueError(
-            complaint("compare_cards", "cards of the same evaluation", got, "Evaluate both in the same way")
-        )
+        raise ValueError(complaint(owner, "cards of the same evaluation", "; ".join(differing), remedy))
     metrics = {}
     for metric in shared:
         pairs = []
@@ -124,11 +111,8 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
 def markdown_table(cards: Sequence[ResultCard]) -> str:
     """Return the results of cards as a table in Markdown, in percent, mean ± sample standard deviation over the runs.
 
-    There is a column for TA, RA, AA and each other metric of the cards. The header names the attack of a column if it
-    is the same in all rows.
-
-    Args:
-        cards: one for each row.
+    There is a row for each card, and a column for TA, RA, AA and each other metric of the cards. The header names the
+    attack of a column if it is the same in all rows.
 
     Raises:
         ValueError: no card.
@@ -177,14 +161,9 @@ def _unequal(name: str, one: Any, other: Any) -> list[str]:
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the p-value of :class:`DiscordantPairs`."""
-    n, fewer = only_a + only_b, min(only_a, only_b)
-    term = tail = math.comb(n, fewer)
-    for k in range(fewer, 0, -1):
-        term = term * k // (n - k + 1)
-        tail += term
-        if tail >> 64 > term:  # the rest shrinks geometrically and no longer changes the result as a float
-            break
-    return min(1.0, float(2 * tail / 2**n))
+    n = only_a + only_b
+    binomials = accumulate(range(min(only_a, only_b)), lambda term, k: term * (n - k) // (k + 1), initial=1)
+    return min(1.0, float(2 * sum(binomials) / 2**n))
 
 
 def _attack_of(metric: str, cards: Sequence[ResultCard]) -> str:

@@ -10,13 +10,10 @@ from ..._checks import check_device, check_path
 
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:
-    """Return the versions of advcontrast, PyTorch and Python, the platform, and the device that a result depends on.
+    """Return the versions of advcontrast, PyTorch and Python, the platform, and the device that an evaluation ran on.
 
     On the CPU the device includes the number of threads, since sums are split among them. An NVIDIA GPU adds the
     versions of CUDA and cuDNN, and a note that evaluations of this library disable TF32.
-
-    Args:
-        device: the device that the evaluation ran on.
 
     Example:
         >>> versions()["torch"] == torch.__version__
@@ -25,28 +22,23 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     import advcontrast  # the package is not complete yet when this file is imported
 
     device = check_device("versions", device)
-    on, libraries = device.type, {}
-    if device.type == "cuda":
-        on = torch.cuda.get_device_name(device)
-        cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-        libraries = {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "tf32": "off"}
-    return {
+    found = {
         "advcontrast": advcontrast.__version__,
-        "device": f"cpu, {torch.get_num_threads()} threads" if on == "cpu" else on,
+        "device": f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        **libraries,
     }
+    if device.type == "cuda":
+        cuda, cudnn = torch.version.cuda, torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        found |= {"device": torch.cuda.get_device_name(device), "cuda": str(cuda), "cudnn": str(cudnn), "tf32": "off"}
+    return found
 
 
 def revision(folder: str | os.PathLike[str] = ".") -> str | None:
-    """Return the git commit of a folder, with the suffix "-dirty" if a tracked file differs from it.
+    """Return the git commit of a folder of a working tree, with the suffix "-dirty" if a tracked file differs from it.
 
     The result is ``None`` outside a repository, before the first commit, or if git is not installed or fails.
-
-    Args:
-        folder: any folder of the working tree.
 
     Example:
         >>> import tempfile
@@ -57,7 +49,7 @@ def revision(folder: str | os.PathLike[str] = ".") -> str | None:
     place = check_path("revision", "folder", folder, remedy="Pass a folder of the working tree")
     command = ["git", "--no-optional-locks", "-C", str(place), "describe", "--always", "--dirty", "--abbrev=64"]
     try:
-        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.strip()

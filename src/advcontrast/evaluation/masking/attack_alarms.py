@@ -6,7 +6,7 @@ short. The absence of alarms proves nothing.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from torch import Tensor
@@ -57,8 +57,7 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
     It must fall by more than a hundredth of its size and three standard errors of the difference over the images.
 
     Args:
-        losses: the loss of each image under attack, ``[N]``, for at least two values of a setting that strengthens the
-            attack, such as the number of steps or the radius.
+        losses: the loss of each attacked image, ``[N]``, for two or more strengths, such as numbers of steps or radii.
         parameter: the name of that setting.
 
     Raises:
@@ -78,14 +77,13 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
     if len(losses) < 2 or len(shapes) != 1 or len(min(shapes)) != 1 or min(shapes)[0] < 2:
         got = ", ".join(str(list(loss.shape)) for loss in losses.values()) or "none"
         raise ValueError(complaint(owner, "two or more losses of one shape [N] with N >= 2", got, remedy))
-    losses = {value: loss.cpu().double() for value, loss in losses.items()}  # MPS has no float64
-    values = sorted(losses)
-    means = {value: losses[value].mean().item() for value in values}
+    ordered = {value: losses[value].cpu().double() for value in sorted(losses)}  # MPS has no float64
+    means = {value: loss.mean().item() for value, loss in ordered.items()}
     raised = False
-    for weaker, stronger in pairwise(values):
-        drop = losses[weaker] - losses[stronger]
+    for weaker, stronger in pairwise(ordered.values()):
+        drop = weaker - stronger
         error = drop.std().item() / len(drop) ** 0.5
-        raised |= drop.mean().item() > LOSS_DROP * abs(means[weaker]) + SLACK * error
+        raised |= drop.mean().item() > LOSS_DROP * abs(weaker.mean().item()) + SLACK * error
     reason = "mean loss " + ", ".join(f"{mean:.3g} at {value:.3g}" for value, mean in means.items())
     figures = {f"{value:g}": mean for value, mean in means.items()}
     advice = "A stronger attack should achieve more: try smaller steps, and report a gradient-free attack too."
@@ -110,11 +108,10 @@ def attack_not_converged(once: Accuracy, twice: Accuracy) -> Alarm:
         >>> attack_not_converged(Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool())).raised
         True
     """
-    raised, _, _ = _wins("attack_not_converged", once, twice, allowance=STEPS_MATTER)
-    reason = f"doubling the steps takes accuracy from {once.accuracy:.1%} to {twice.accuracy:.1%}"
-    figures = {"once": once.accuracy, "twice": twice.accuracy}
     advice = "Take more steps, until accuracy no longer falls."
-    return Alarm("incomplete search", raised, reason, figures, advice)
+    found = _beaten("attack_not_converged", once, twice, "incomplete search", advice, allowance=STEPS_MATTER)
+    reason = f"doubling the steps takes accuracy from {once.accuracy:.1%} to {twice.accuracy:.1%}"
+    return replace(found, reason=reason, figures={"once": once.accuracy, "twice": twice.accuracy})
 
 
 def unbounded_attack(unbounded: Accuracy) -> Alarm:
@@ -143,16 +140,12 @@ def loss_beaten(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
     Cross-entropy is flat where all logits are close together and where one is much larger than the others. A function
     of the logits that changes no decision, such as a division by 1000, can therefore mislead the attack. The alarm is
     raised if :math:`b - a > N / 20 + 2 \sqrt{a + b}`, for b of N images broken only with the other loss and a only
-    without.
+    without. Errors are those of :func:`attack_not_converged`.
 
     Args:
         white: the verdicts under an attack.
         other: those with the other loss, in the same ball around the same images, best from the same start.
         by: the name of the other loss.
-
-    Raises:
-        ValueError: verdicts on different numbers of images.
-        TypeError: an argument has the wrong type.
 
     Example:
         >>> loss_beaten(Accuracy(torch.ones(20).bool()), Accuracy(torch.zeros(20).bool()), by="DLR loss").raised
@@ -178,24 +171,18 @@ def weaker_attack_wins(white: Accuracy, other: Accuracy, *, by: str) -> Alarm:
     return _beaten("weaker_attack_wins", white, other, by, advice)
 
 
-def _beaten(owner: str, white: Accuracy, other: Accuracy, by: str, advice: str, **margins: float) -> Alarm:
-    raised, more, fewer = _wins(owner, white, other, **margins)
+def _beaten(
+    owner: str, white: Accuracy, other: Accuracy, by: str, advice: str, *, allowance: float = 0.0, slack: float = SLACK
+) -> Alarm:
+    """Raise an alarm if the other attack breaks more images, by ``allowance * N`` and ``slack`` standard errors."""
+    for given in (white, other):
+        check_type(owner, "the verdicts", given, Accuracy, remedy="Pass what robust_accuracy returns")
+    a, b = white.correct, other.correct
+    if a.shape != b.shape:
+        remedy = "Run both attacks on the same batches"
+        raise ValueError(complaint(owner, "verdicts on the same images", f"{len(a)} and {len(b)}", remedy))
+    more, fewer = int((a & ~b).sum()), int((b & ~a).sum())
+    raised = more - fewer - allowance * len(a) > slack * (more + fewer) ** 0.5
     reason = f"breaks {more} images that the attack does not, misses {fewer} that it breaks"
     figures = {"only": more, "only white box": fewer, "accuracy": other.accuracy, "white box": white.accuracy}
     return Alarm(by, raised, reason, figures, advice)
-
-
-def _wins(
-    owner: str, first: Accuracy, second: Accuracy, *, allowance: float = 0.0, slack: float = SLACK
-) -> tuple[bool, int, int]:
-    """Return whether the second attack is significantly stronger, and how many images only it and only the first break.
-
-    It must break more images by a fraction ``allowance`` of all images and ``slack`` standard errors.
-    """
-    for given in (first, second):
-        check_type(owner, "the verdicts", given, Accuracy, remedy="Pass what robust_accuracy returns")
-    if first.correct.shape != second.correct.shape:
-        got = f"{len(first.correct)} and {len(second.correct)}"
-        raise ValueError(complaint(owner, "verdicts on the same images", got, "Run both attacks on the same batches"))
-    more, fewer = (int((a & ~b).sum()) for a, b in ((first.correct, second.correct), (second.correct, first.correct)))
-    return more - fewer - allowance * len(first.correct) > slack * (more + fewer) ** 0.5, more, fewer

@@ -11,10 +11,8 @@ from ..._random import preserve_rng_state
 from ..inputs import check_images, checked_batches, checked_logits, prepared_for_evaluation
 from .attack_alarms import Alarm
 
-# A twentieth of the images that cannot be attacked overstates robust accuracy by more than papers differ.
-ZERO_GRADIENTS = 0.05
-# Relative. Rounding in float32 explains differences up to 1e-4; larger noise affects attacks.
-ROUNDING = 1e-4
+ZERO_GRADIENTS = 0.05  # a larger fraction overstates robust accuracy by more than papers differ
+ROUNDING = 1e-4  # relative; rounding in float32 explains smaller differences, and larger noise affects attacks
 
 
 def train_mode(model: nn.Module) -> Alarm:
@@ -58,7 +56,7 @@ def randomised_output(model: nn.Module, images: Tensor) -> Alarm:
     """
     with prepared_for_evaluation("randomised_output", model) as device:
         x = _some("randomised_output", images, device)
-        difference = _difference(*(_output("randomised_output", model, x) for _ in range(2)))
+        difference = _difference(*(finite_logits("randomised_output", model, x) for _ in range(2)))
     reason = f"two forward passes differ by {difference:.1e} of the spread of the outputs"
     advice = "Attack with the gradient averaged over many passes per step, or remove the source of randomness."
     return Alarm("randomised output", difference > ROUNDING, reason, {"difference": difference}, advice)
@@ -80,7 +78,7 @@ def batch_dependence(model: nn.Module, images: Tensor) -> Alarm:
         for others in (x, 1 - x):
             # Both passes draw the same random numbers, so that only the other images differ.
             with preserve_rng_state():
-                outputs.append(_output("batch_dependence", model, torch.cat([x, others]))[: len(x)])
+                outputs.append(finite_logits("batch_dependence", model, torch.cat([x, others]))[: len(x)])
         difference = _difference(*outputs)
     reason = f"other images in the batch change the output by {difference:.1e} of its spread"
     advice = "Let norms use running statistics in eval mode."
@@ -99,7 +97,7 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
     """
     with prepared_for_evaluation("probability_output", model) as device:
         x = _some("probability_output", images, device)
-        rows = _output("probability_output", model, torch.cat([x, torch.zeros_like(x)])).float()
+        rows = finite_logits("probability_output", model, torch.cat([x, torch.zeros_like(x)])).float()
     smallest, error = torch.stack([rows.min(), (rows.sum(1) - 1).abs().max()]).tolist()
     reason = f"outputs are at least {smallest:.2g} and sum to 1 up to {error:.2g}"
     figures, advice = {"smallest": smallest, "error": error}, "Return logits: leave out the softmax at the end."
@@ -109,17 +107,12 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
 def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Alarm:
     """Raise an alarm if the gradient of the cross-entropy gives no direction for more than a twentieth of the images.
 
-    The gradient is exactly zero, as with quantised inputs or large logits that saturate the softmax; not finite; or
-    missing, if the model detaches its input.
+    It is zero, as with quantised inputs or large logits that saturate the softmax; not finite; or missing, if the model
+    detaches its input. Errors are those of :func:`randomised_output`, and a ``ValueError`` for labels outside [0, C).
 
     Args:
         model: a classifier of images in [0, 1] that returns logits ``[N, C]``.
-        batches: pairs of images ``[N, ...]`` in [0, 1] and labels ``[N]``, int64; best only images that are classified
-            correctly, the only ones to attack.
-
-    Raises:
-        ValueError: as for :func:`randomised_output`, or labels outside [0, C).
-        TypeError: an argument has the wrong type.
+        batches: pairs of images ``[N, ...]`` in [0, 1] and labels ``[N]``, int64; best only correct images.
 
     Example:
         >>> images, labels = torch.rand(4, 3), torch.tensor([0, 1, 2, 0])
@@ -152,10 +145,12 @@ def _some(owner: str, images: Tensor, device: torch.device) -> Tensor:
     return images.to(device)
 
 
-def _output(owner: str, model: nn.Module, x: Tensor) -> Tensor:
-    output = checked_logits(owner, model, x, torch.zeros(len(x), dtype=torch.int64))
-    check_finite(owner, "the output of the model", output, remedy="Look for a division by zero in the model")
-    return output
+def finite_logits(owner: str, model: nn.Module, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return the logits ``[N, C]`` of a batch, after a check of their values and, if any, of the labels."""
+    logits = checked_logits(owner, model, x, x.new_empty(0) if labels is None else labels)
+    remedy = "Evaluate without half precision, or look for a division by zero in the model"
+    check_finite(owner, "the output of the model", logits, remedy=remedy)
+    return logits
 
 
 def _difference(first: Tensor, second: Tensor) -> float:

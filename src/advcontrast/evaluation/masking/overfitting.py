@@ -51,8 +51,8 @@ def catastrophic_overfitting(
 
     A network trained with attacks of one step can lose all robustness within one epoch while its training loss falls:
     the loss surface becomes steep only out of reach of one step. One step then increases the loss far less than many.
-    The losses are measured on a copy in eval mode, for the same views and random starts; the global random state does
-    not change.
+    The losses are measured on a copy in eval mode, for the same views and random starts, without a change of the global
+    random state. Reference: Wong et al., "Fast is better than free: Revisiting adversarial training", ICLR 2020.
 
     Args:
         learner: a module as for :func:`advcontrast.engine.fit`, with the attribute ``attack``.
@@ -75,9 +75,6 @@ def catastrophic_overfitting(
         ...         return self.attack(lambda x: x.flatten(1).mean(1), x).mean(), {}
         >>> catastrophic_overfitting(Mean(), torch.full((2, 1, 4, 4), 0.5), eps=0.25).alarm
         False
-
-    References:
-        Wong et al., "Fast is better than free: Revisiting adversarial training", ICLR 2020.
     """
     check_module(_OWNER, learner)
     if not hasattr(learner, "attack"):

@@ -1,29 +1,32 @@
-"""All gradient-masking alarms on one model."""
+"""All gradient-masking alarms on one model, and the attacks and losses that they compare."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..._checks import check_choice, check_finite, check_int, check_module, check_real, complaint
+from ..._checks import check_choice, check_int, check_module, check_real, complaint
 from ..._transfer import on_cpu, to_device
-from ..._types import NORMS
+from ..._types import NORMS, Norm, Objective
 from ...attacks import ClassificationObjective, PGDAttack
+from ...attacks.balls import BALLS
+from ...functional.projection import per_sample
 from ..accuracy.curves import check_fields, with_radius
 from ..accuracy.measure import Accuracy
-from ..inputs import checked_batches, checked_logits, generator_or_default, perturbed, prepared_for_evaluation
+from ..inputs import checked_batches, generator_or_default, perturbed, prepared_for_evaluation
 from ..uar.jpeg import JPEGAttack
-from . import _attacks, attack_alarms
+from . import attack_alarms, model_alarms
 from .attack_alarms import Alarm
-from .model_alarms import batch_dependence, probability_output, randomised_output, train_mode, zero_gradients
 
 _OWNER = "gradient_masking"
 _SOME = 64  # images for the alarms that need outputs only
+_RANGE = 30.0  # of logits, from the smallest to the largest; usual for classifiers trained to convergence
 PGD_20 = PGDAttack(eps=8 / 255, step_size=2 / 255, steps=20)
 
 
@@ -87,17 +90,16 @@ def gradient_masking(
     The attack is called with a :class:`~advcontrast.attacks.ClassificationObjective`, whose value is the cross-entropy.
     Each of the other losses keeps its gradient where cross-entropy loses it:
 
-    - ``"rescaled logits"`` maximises the cross-entropy of logits that are scaled for each image, such that smallest and
-      largest differ by 30. It is invariant to shift and positive scale of the logits of an image. With two classes it
-      has no gradient.
+    - ``"rescaled logits"`` maximises the cross-entropy of the logits of an image, scaled to a range of 30. It is
+      invariant to their shift and positive scale. With two classes it has no gradient.
     - ``"margin loss"`` follows the direction :math:`g_r / \lVert g_r \rVert - g_y / \lVert g_y \rVert`, with
       :math:`g_y` and :math:`g_r` the gradients of the logits of the true class and of the strongest other one, in two
-      forward and two backward passes per step. It is invariant to increasing functions of the logits, such as a leaky
-      clip.
+      forward and two backward passes per step. It is invariant to increasing functions, such as a leaky clip.
 
     The runs with both losses and on the surrogate use the given attack if it is a ``PGDAttack``, and otherwise PGD with
     as many steps of a quarter of the radius. The loss that is compared across steps and eps is the margin of the
-    strongest wrong class, at most 0, since some attacks stop at the decision boundary.
+    strongest wrong class, at most 0, since some attacks stop at the decision boundary. Reference: Athalye et al.,
+    "Obfuscated Gradients Give a False Sense of Security", ICML 2018.
 
     Args:
         model: a classifier of images in [0, 1], the normalisation inside, that returns ``[N, C]``.
@@ -105,14 +107,12 @@ def gradient_masking(
         attack: a dataclass such as ``PGDAttack(...)`` with the fields ``eps``, ``steps`` and ``norm``, whose ``eps`` is
             a distance between images. By default PGD-20 in the ball of radius 8/255.
         surrogate: another classifier of the same images whose gradient can be trusted, best an undefended network of
-            the same architecture, or the network inside a defence, for the alarm ``"transfer"``. Some defences raise no
-            other alarm.
+            the same architecture, or that inside a defence, for ``"transfer"``, the only alarm of some defences.
         images: how many images to read, at least 1; those that are classified correctly are attacked.
         generator: source of randomness, on the device of the model; by default one seeded with 0.
 
     Raises:
-        ValueError: as for :func:`accuracy`; an attack without radius or steps; fewer than two images classified
-            correctly.
+        ValueError: as for :func:`accuracy`; an attack without radius or steps; fewer than two correct images.
         TypeError: an argument has the wrong type, or an attack whose ``eps`` is not a distance between images.
 
     Example:
@@ -128,13 +128,8 @@ def gradient_masking(
         >>> _ = linear.register_forward_pre_hook(lambda linear, arguments: arguments[0].round())
         >>> gradient_masking(linear, [(images, labels)])["zero gradients"].figures["zero"]
         1.0
-
-    References:
-        Athalye et al., "Obfuscated Gradients Give a False Sense of Security", ICML 2018.
     """
     check_module(_OWNER, model)
-    if surrogate is not None:
-        check_module(f"{_OWNER}, surrogate", surrogate)
     check_int(_OWNER, "images", images, low=1, remedy="A few hundred are enough")
     check_fields(_OWNER, attack, "eps", "steps", "norm")
     given: Any = attack  # a dataclass with these fields
@@ -144,18 +139,17 @@ def gradient_masking(
     check_choice(_OWNER, "norm of the attack", given.norm, NORMS)
     check_real(_OWNER, "eps of the attack", given.eps, low=0, above=True, remedy="Pass the ball of the evaluation")
     check_int(_OWNER, "steps of the attack", given.steps, low=1, remedy="Twenty are usual")
-    found = [train_mode(model)]
-    with ExitStack() as stack:
-        device = stack.enter_context(prepared_for_evaluation(_OWNER, model))
-        if surrogate is not None:
-            stack.enter_context(prepared_for_evaluation(_OWNER, surrogate))
+    alarms = [model_alarms.train_mode(model)]
+    prepared = nullcontext() if surrogate is None else prepared_for_evaluation(f"{_OWNER}, surrogate", surrogate)
+    with prepared_for_evaluation(_OWNER, model) as device, prepared:
         source = generator_or_default(_OWNER, generator, device)
         seed = int(torch.randint(2**31, (), generator=source, device=device))
         some, correct = _read(model, batches, images, device)
-        found += [check(model, some) for check in (randomised_output, batch_dependence, probability_output)]
-        found.append(zero_gradients(model, correct))
-        found += _compare_attacks(model, correct, given, surrogate, seed)
-    return MaskingReport(tuple(found), sum(len(y) for _, y in correct))
+        for check in (model_alarms.randomised_output, model_alarms.batch_dependence, model_alarms.probability_output):
+            alarms.append(check(model, some))
+        alarms.append(model_alarms.zero_gradients(model, correct))
+        alarms += _compare_attacks(model, correct, given, surrogate, seed)
+    return MaskingReport(tuple(alarms), sum(len(y) for _, y in correct))
 
 
 def _read(
@@ -165,21 +159,16 @@ def _read(
     read, right, left = [], [], images
     for every_x, every_y, readable_y in checked_batches(_OWNER, batches, device):
         x, y = every_x[:left], every_y[:left]
-        logits = checked_logits(_OWNER, model, x, readable_y[:left])
-        remedy = "Evaluate without half precision, or look for a division by zero in the model"
-        check_finite(_OWNER, "the output of the model", logits, remedy=remedy)
-        right.append(logits.argmax(1) == y)
+        right.append(model_alarms.finite_logits(_OWNER, model, x, readable_y[:left]).argmax(1) == y)
         read.append((x, y))
         left -= len(x)
         if not left:
             break
-    places = [each.nonzero()[:, 0] for each in on_cpu(right)]
+    places = [to_device(each.nonzero()[:, 0], device) for each in on_cpu(right)]
     if (count := sum(map(len, places))) < 2:
         expected = "at least two images that are classified correctly"
         raise ValueError(complaint(_OWNER, expected, f"{count} of {images - left}", "Check the accuracy first"))
-    chosen = [to_device(place, device) for place in places]
-    correct = [(x[place], y[place]) for (x, y), place in zip(read, chosen, strict=True) if len(place)]
-    return read[0][0][:_SOME], correct
+    return read[0][0][:_SOME], [(x[at], y[at]) for (x, y), at in zip(read, places, strict=True) if len(at)]
 
 
 def _compare_attacks(
@@ -189,41 +178,41 @@ def _compare_attacks(
     eps, steps, norm = float(attack.eps), int(attack.steps), attack.norm
     largest = 1.0 if norm == "linf" else batches[0][0][0].numel() ** 0.5
     pgd = attack if isinstance(attack, PGDAttack) else PGDAttack(eps=eps, step_size=eps / 4, steps=steps, norm=norm)
-    one_step = PGDAttack(eps=eps, step_size=eps, steps=1, norm=norm, random_start=False)
-    noise, search = (
-        partial(_attacks.sign_search, propose=propose, queries=queries, eps=eps, norm=norm)
-        for propose, queries in ((_attacks.independent_signs, 50), (_attacks.window_signs, 100))
-    )
+    search = partial(sign_search, eps=eps, norm=norm)
+
+    def pgd_on(other: Callable[[ClassificationObjective], Objective]) -> Callable[..., Tensor]:
+        return lambda objective, x, generator: pgd(other(objective), x, generator=generator)
+
     runs = {
-        "one step": (one_step, _attacks.cross_entropy, model),
-        "white box": (attack, _attacks.cross_entropy, model),
-        "twice the steps": (dataclasses.replace(attack, steps=2 * steps), _attacks.cross_entropy, model),
-        "half the radius": (with_radius(_OWNER, attack, eps / 2), _attacks.cross_entropy, model),
-        "largest ball": (with_radius(_OWNER, attack, largest), _attacks.cross_entropy, model),
-        "rescaled logits": (pgd, _attacks.rescaled_cross_entropy, model),
-        "margin loss": (pgd, _attacks.normalised_margin, model),
-        "random noise": (noise, _attacks.cross_entropy, model),
-        "gradient-free search": (search, _attacks.cross_entropy, model),
+        "one step": PGDAttack(eps=eps, step_size=eps, steps=1, norm=norm, random_start=False),
+        "white box": attack,
+        "twice the steps": dataclasses.replace(attack, steps=2 * steps),
+        "half the radius": with_radius(_OWNER, attack, eps / 2),
+        "largest ball": with_radius(_OWNER, attack, largest),
+        "rescaled logits": pgd_on(rescaled_cross_entropy),
+        "margin loss": pgd_on(normalised_margin),
+        "random noise": partial(search, propose=independent_signs, queries=50),
+        "gradient-free search": partial(search, propose=window_signs, queries=100),
     }
     if surrogate is not None:
-        runs["transfer"] = (pgd, _attacks.cross_entropy, surrogate)
-    found: dict[str, tuple[Tensor, ...]] = {}
-    for name, (variant, loss, target) in runs.items():
+        other = with_finite_gradient(surrogate)
+        runs["transfer"] = pgd_on(lambda objective: ClassificationObjective(other, objective.y))
+    found = {}
+    classifier = with_finite_gradient(model)
+    for name, variant in runs.items():
         # Every attack draws the same numbers, so that those with a random start begin at the same point.
         source = torch.Generator(batches[0][0].device).manual_seed(seed)
-        classifier = _attacks.with_finite_gradient(target)
         results = []
         for x, y in batches:
-            logits = model(perturbed(_OWNER, variant, loss(ClassificationObjective(classifier, y)), x, source))
-            results.append((_attacks.margin(logits, y).clamp(max=0), logits.argmax(1) == y))
+            logits = model(perturbed(_OWNER, variant, ClassificationObjective(classifier, y), x, source))
+            results.append((margin(logits, y).clamp(max=0), logits.argmax(1) == y))
         found[name] = tuple(torch.cat(part) for part in zip(*results, strict=True))
     found = on_cpu(found)
-    margins = {name: margin for name, (margin, _) in found.items()}
+    losses = {name: loss for name, (loss, _) in found.items()}
     verdicts = {name: Accuracy(correct) for name, (_, correct) in found.items()}
     white = verdicts["white box"]
-    by_steps: dict[float, Tensor] = {1: margins["one step"], steps: margins["white box"]}
-    by_steps[2 * steps] = margins["twice the steps"]
-    by_eps = {eps / 2: margins["half the radius"], eps: margins["white box"], largest: margins["largest ball"]}
+    by_steps = {1.0: losses["one step"], steps: losses["white box"], 2 * steps: losses["twice the steps"]}
+    by_eps = {eps / 2: losses["half the radius"], eps: losses["white box"], largest: losses["largest ball"]}
     weaker = ("one step", "random noise", "gradient-free search", "transfer")
     return [
         attack_alarms.loss_decreases_with_strength(by_steps, parameter="steps"),
@@ -233,3 +222,118 @@ def _compare_attacks(
         *(attack_alarms.loss_beaten(white, verdicts[name], by=name) for name in ("rescaled logits", "margin loss")),
         *(attack_alarms.weaker_attack_wins(white, verdicts[name], by=name) for name in weaker if name in verdicts),
     ]
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the largest logit of another class minus that of the true one, ``[N]``."""
+    own = logits.gather(1, y[:, None])
+    return (logits.scatter(1, y[:, None], -torch.inf).amax(1) - own[:, 0]).float()
+
+
+def sign_search(
+    objective: ClassificationObjective,
+    x: Tensor,
+    *,
+    propose: Callable[[Tensor, float, torch.Generator | None], Tensor],
+    queries: int,
+    eps: float,
+    norm: Norm,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Search for the strongest perturbation without gradients; ``propose`` gets the best signs and the progress."""
+    ball = BALLS[norm](x, eps, (0.0, 1.0))
+    signs, best = torch.zeros_like(x), torch.full_like(objective.y, -torch.inf, dtype=torch.float32)
+    for query in range(queries):
+        proposal = propose(signs, query / queries, generator)
+        gain = margin(objective.logits(ball.step(ball.centre, proposal, eps).to(x.dtype)), objective.y)
+        better = gain > best
+        best = torch.where(better, gain, best)
+        signs = torch.where(per_sample(better, x), proposal, signs)
+    return ball.step(ball.centre, signs, eps).to(x.dtype)
+
+
+def independent_signs(best: Tensor, done: float, generator: torch.Generator | None) -> Tensor:  # noqa: ARG001
+    """Return independent random signs."""
+    return _random_signs(best, best.shape, generator)
+
+
+def window_signs(best: Tensor, done: float, generator: torch.Generator | None) -> Tensor:
+    """Return the best signs with one random sign per channel in a shrinking window; stripes at the start.
+
+    The Square Attack of Andriushchenko et al., ECCV 2020, untuned: networks react to patches far more than to noise.
+    """
+    grid = best if best.dim() == 4 else best.flatten(1)[:, None, None]
+    n, channels, height, width = grid.shape
+    if done == 0:
+        return _random_signs(grid, (n, channels, 1, width), generator).expand_as(grid).reshape(best.shape)
+    share = 0.5 * 0.04**done
+    window_height = max(round(height * share**0.5), 1)
+    window_width = min(max(round(share * height * width / window_height), 1), width)
+    rows = _interval(grid, height, window_height, generator)[:, None, :, None]
+    columns = _interval(grid, width, window_width, generator)[:, None, None, :]
+    return torch.where(rows & columns, _random_signs(grid, (n, channels, 1, 1), generator), grid).reshape(best.shape)
+
+
+def _random_signs(like: Tensor, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    return 2 * torch.randint(2, shape, generator=generator, device=like.device).to(like.dtype) - 1
+
+
+def _interval(like: Tensor, size: int, length: int, generator: torch.Generator | None) -> Tensor:
+    """Return for each sample a random interval of ``length`` among ``size`` positions, bool ``[N, size]``."""
+    start = torch.randint(size - length + 1, (len(like), 1), generator=generator, device=like.device)
+    position = torch.arange(size, device=like.device)
+    return (position >= start) & (position < start + length)
+
+
+def rescaled_cross_entropy(objective: ClassificationObjective) -> Objective:
+    """Return the cross-entropy of logits that are scaled to the range ``_RANGE`` for each image."""
+
+    def value(x: Tensor) -> Tensor:
+        logits = objective.logits(x)
+        spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
+        scaled = _RANGE * logits / spread.masked_fill(spread == 0, 1)
+        return F.cross_entropy(scaled, objective.y, reduction="none")
+
+    return value
+
+
+def normalised_margin(objective: ClassificationObjective) -> Objective:
+    """Return the margin as an objective, whose gradient is the difference of its two logits' unit gradients."""
+
+    def value(x: Tensor) -> Tensor:
+        logits, y = objective.logits(x), objective.y
+        difference = margin(logits, y)
+        if not x.requires_grad:
+            return difference
+        rivals = logits.scatter(1, y[:, None], -torch.inf).argmax(1)
+        # A second forward pass, as compiled networks free what the first backward pass used.
+        gradient = _unit_gradient(logits, rivals, x) - _unit_gradient(objective.logits(x), y, x)
+        linear = (gradient * x).flatten(1).sum(1)
+        return difference.detach() + (linear - linear.detach())
+
+    return value
+
+
+def _unit_gradient(logits: Tensor, classes: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of one logit of each image, scaled to length one; zero stays zero."""
+    # Scale the backward pass to a spread of one, so that logits of any size give a gradient.
+    spread = logits.detach().amax(1) - logits.detach().amin(1)
+    scale = (1 / spread).clamp(max=torch.finfo(spread.dtype).max ** 0.5)
+    with torch.autocast(x.device.type, enabled=False):
+        (slope,) = torch.autograd.grad(logits.gather(1, classes[:, None])[:, 0], x, scale)
+    # Two divisions, as the square of a tiny gradient is zero.
+    slope = slope / per_sample(slope.flatten(1).abs().amax(1).clamp(min=torch.finfo(slope.dtype).tiny), slope)
+    return slope / per_sample(slope.flatten(1).norm(dim=1).clamp(min=1), slope)
+
+
+def with_finite_gradient(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a model whose gradient is zero where it has none or one that is not finite."""
+
+    def logits(x: Tensor) -> Tensor:
+        x = x.clone()
+        if x.requires_grad:
+            x.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))  # type: ignore[no-untyped-call]
+        output: Tensor = model(x)
+        return output + (0 * x.flatten(1).sum(1, keepdim=True)).to(output.dtype)
+
+    return logits

@@ -32,8 +32,10 @@ def tidy(axes: Axes) -> None:
     axes.grid(axis="y", linewidth=0.5, alpha=0.4)
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """Draw the legend above the axes."""
+def finish(figure: Figure, axes: Axes) -> Figure:
+    """Tidy the axes, draw the legend above them, and return the figure."""
+    tidy(axes)
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(len(labels), 90 // (max(map(len, labels)) + 6)))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
+    return figure

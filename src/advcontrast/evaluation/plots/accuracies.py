@@ -1,7 +1,4 @@
-"""Figures of accuracies: each function returns a ``matplotlib.figure.Figure``, to be saved with ``savefig``.
-
-They are 800 pixels wide, in colours that most colour-blind readers can distinguish.
-"""
+"""Figures of accuracies, 800 pixels wide, in colours that most colour-blind readers can distinguish."""
 
 from __future__ import annotations
 
@@ -10,13 +7,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..._checks import check_choice, check_real, complaint, type_name
-from ._canvas import COLOURS, canvas, legend, tidy
+from ..accuracy import RobustCurve
+from ..cards import CurveRecord
+from ._canvas import COLOURS, canvas, finish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ..accuracy import RobustCurve
-    from ..cards import CurveRecord
 
 _MARKERS = "os^DvP*X<>"
 _LABELS = {"eps": "radius of the attack", "steps": "steps of the attack", "restarts": "restarts of the attack"}
@@ -64,9 +60,7 @@ def plot_curves(curves: Mapping[str, RobustCurve | CurveRecord]) -> Figure:
     elif all(right - left > (ticks[-1] - ticks[0]) / 40 for left, right in pairwise(ticks)):
         axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])
     axes.set(xlabel=_LABELS[parameters[0]] + (", in 1/255" if unit > 1 else ""), ylabel="accuracy (%)", ylim=(0, 100))
-    tidy(axes)
-    legend(figure, axes)
-    return figure
+    return finish(figure, axes)
 
 
 def plot_corruptions(accuracies: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -105,9 +99,7 @@ def plot_corruptions(accuracies: Mapping[str, Mapping[str, float]]) -> Figure:
     axes.tick_params(axis="x", length=0)
     axes.set(ylabel="accuracy (%)", ylim=(0, 100), xlim=(-0.6, len(names) - 0.4))
     axes.set_axisbelow(True)
-    tidy(axes)
-    legend(figure, axes)
-    return figure
+    return finish(figure, axes)
 
 
 def _check_labels(owner: str, name: str, value: Any, *, most: int) -> None:

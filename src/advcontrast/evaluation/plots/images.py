@@ -14,7 +14,6 @@ from ._canvas import COLOURS, canvas, tidy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_WRONG = COLOURS[1]
 _MOST_IMAGES, _MOST_CLASSES = 10, 20
 
 
@@ -74,7 +73,8 @@ def plot_images(
         for axes, image, text, right in zip(cells, images.detach().cpu().float(), texts, truth, strict=True):
             axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             wrong = "" not in (text, right) and text != right
-            axes.set_title(text, fontsize=8, color=_WRONG if wrong else "black", weight="bold" if wrong else "normal")
+            colour, weight = (COLOURS[1], "bold") if wrong else ("black", "normal")
+            axes.set_title(text, fontsize=8, color=colour, weight=weight)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
     return figure
@@ -110,7 +110,14 @@ def plot_branches(
     if len(shown) > _MOST_CLASSES:
         raise ValueError(complaint(owner, f"y with at most {_MOST_CLASSES} classes", f"{len(shown)}", "Choose a few"))
 
-    points, shares = _principal_plane(torch.cat([clean_features, adv_features]))
+    features = torch.cat([clean_features, adv_features]).detach().cpu().double()
+    centred = features - features.mean(0)
+    _, deviations, directions = torch.linalg.svd(centred, full_matrices=False)
+    # The sign of a direction is arbitrary: make its largest entry positive, so that figures are reproducible.
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    points = centred @ (directions * largest.sign())[:2].T
+    variances = deviations.square()
+    shares = (variances[:2] / variances.sum().clamp(min=torch.finfo(torch.float64).tiny)).tolist()
     figure = canvas(owner, 4.2)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, title, part in zip(panels, ("branch clean", "branch adv"), points.chunk(2), strict=True):
@@ -126,20 +133,6 @@ def plot_branches(
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", ncols=columns, frameon=False, markerscale=2)
     return figure
-
-
-def _principal_plane(features: Tensor) -> tuple[Tensor, list[float]]:
-    """Return coordinates ``[N, 2]`` along the two directions of largest variance, and their shares of all variance.
-
-    The sign of a direction is arbitrary; here its largest entry is positive, so that figures are reproducible.
-    """
-    centred = features.detach().cpu().double()
-    centred = centred - centred.mean(0)
-    _, deviations, directions = torch.linalg.svd(centred, full_matrices=False)
-    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    variances = deviations.square()
-    shares = variances[:2] / variances.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    return centred @ (directions * largest.sign())[:2].T, shares.tolist()
 
 
 def _names(owner: str, name: str, labels: Tensor, count: int, classes: Sequence[str] | None) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from ..._checks import check_bool, check_choice, check_int, check_real, check_temperature, check_type, complaint
-from ..._types import BRANCHES, Branch
+from ..._checks import check_bool, check_choice, check_int, check_real, check_type, complaint
+from ..._types import Branch
 from ...attacks import PGDAttack
+from ...functional.semi_supervised import check_settings
 from ...optim import MultiStep
 
 Kind = Literal["SLF", "ALF", "AFF", "SFF", "semi", "LP-AFT"]
@@ -43,9 +44,9 @@ class Protocol:
 
     Args:
         preset: name of the set of protocols.
-        kind: ``"SLF"`` and ``"ALF"``, a linear head on a frozen encoder, standard and adversarial; ``"AFF"`` and
-            ``"SFF"``, fine-tuning of all weights, adversarial and standard; ``"semi"``, fine-tuning of all weights with
-            few labels and a teacher; ``"LP-AFT"``, adversarial fine-tuning that starts with a trained head.
+        kind: ``"SLF"`` and ``"ALF"``, a linear head on a frozen encoder, standard and adversarial; ``"SFF"`` and
+            ``"AFF"``, fine-tuning of all weights, standard and adversarial; ``"semi"``, the same with few labels and a
+            teacher; ``"LP-AFT"``, adversarial fine-tuning that starts with a trained head.
         source: source of the numbers.
         notes: differences from the source, and choices that it leaves open.
         branch: branch of a dual encoder.
@@ -59,15 +60,14 @@ class Protocol:
         nesterov: whether SGD uses Nesterov momentum.
         weight_decay: weight decay of SGD, at least 0.
         milestones: epochs after which the learning rate is divided by ten, ascending, less than ``epochs``.
-        augment: ``"crop-flip"``, shift by up to an eighth of the side (4 of 32 pixels) and horizontal flip; or
-            ``"none"``.
+        augment: ``"crop-flip"``, shift by up to an eighth of the side (4 of 32 pixels) and flip; or ``"none"``.
         eps: L-infinity radius of all attacks, in [0, 1].
         attack_steps: steps of the attack in training.
         beta: weight of the divergence in TRADES and in the semi-supervised loss.
         alpha: weight of the label in the semi-supervised loss of a labelled image.
         temperature: temperature of the distillation in the semi-supervised loss.
-        select: epoch to test: that of the largest robust (``"val_ra"``) or standard (``"val_ta"``) accuracy on the
-            validation images, or the ``"last"``.
+        select: epoch to test: the ``"last"``, or that of the largest robust (``"val_ra"``) or standard (``"val_ta"``)
+            accuracy on the validation images.
         labels: fraction of the training images whose labels are used, in (0, 1], equally many of each class.
         teacher: for the loss ``"semi"``, protocol of the network that labels all images, trained on the labels alone.
         probe: for the kind ``"LP-AFT"``, protocol of kind SLF of the head to start with, on the same branch.
@@ -112,11 +112,8 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in ("preset", "source", "notes"):
             check_type(_OWNER, name, getattr(self, name), str, remedy="Pass a string")
-        check_choice(_OWNER, "kind", self.kind, tuple(_KINDS))
-        check_choice(_OWNER, "loss", self.loss, tuple(_SETTINGS))
-        check_choice(_OWNER, "branch", self.branch, BRANCHES)
-        check_choice(_OWNER, "augment", self.augment, get_args(Augment))
-        check_choice(_OWNER, "select", self.select, get_args(Select))
+        for name, kind in {"kind": Kind, "loss": Loss, "branch": Branch, "augment": Augment, "select": Select}.items():
+            check_choice(_OWNER, name, getattr(self, name), get_args(kind))
         check_bool(_OWNER, "frozen", self.frozen, remedy="True for SLF and ALF")
         check_bool(_OWNER, "nesterov", self.nesterov, remedy="Pass one of the two")
         check_int(_OWNER, "epochs", self.epochs, low=1, remedy="Pass the length of the training")
@@ -142,16 +139,14 @@ class Protocol:
         if self.attack_steps is not None:
             check_int(_OWNER, "attack_steps", self.attack_steps, low=0, remedy="10 is usual")
         if self.beta is not None:
-            check_real(_OWNER, "beta", self.beta, low=0, remedy="See its paper")
-        if self.alpha is not None:
-            check_real(_OWNER, "alpha", self.alpha, low=0, high=1, remedy="See its paper")
-        if self.temperature is not None:
-            check_temperature(_OWNER, self.temperature, remedy="See its paper")
+            check_real(_OWNER, "beta", self.beta, low=0, remedy="6 is usual")
+        if self.loss == "semi":
+            check_settings(_OWNER, self.alpha, self.temperature, self.beta)
         if self.teacher is not None:
-            check_type(_OWNER, "teacher", self.teacher, Protocol, remedy="Pass one of kind SFF")
+            remedy = "Pass one of kind SFF"
+            check_type(_OWNER, "teacher", self.teacher, Protocol, remedy=remedy)
             if self.teacher.loss != "ce":
-                got = repr(self.teacher.loss)
-                raise ValueError(complaint(_OWNER, "a teacher with the loss 'ce'", got, "Pass one of kind SFF"))
+                raise ValueError(complaint(_OWNER, "a teacher with the loss 'ce'", repr(self.teacher.loss), remedy))
         if (self.probe is not None) != (self.kind == "LP-AFT"):
             expected = f"{'a' if self.kind == 'LP-AFT' else 'no'} probe for {self.kind}"
             raise ValueError(complaint(_OWNER, expected, repr(self.probe), "Only LP-AFT has one"))
@@ -164,12 +159,9 @@ class Protocol:
     @property
     def attack(self) -> PGDAttack | None:
         """The attack of the training, with steps of a quarter of the radius, or ``None``."""
-        return None if self.attack_steps is None else self._pgd(self.attack_steps)
+        return None if self.attack_steps is None else replace(self.test_attack, steps=self.attack_steps)
 
     @property
     def test_attack(self) -> PGDAttack:
         """The attack of validation and test, PGD with 20 steps of a quarter of the radius."""
-        return self._pgd(20)
-
-    def _pgd(self, steps: int) -> PGDAttack:
-        return PGDAttack(eps=self.eps, step_size=self.eps / 4 or 1 / 255, steps=steps)
+        return PGDAttack(eps=self.eps, step_size=self.eps / 4 or 1 / 255, steps=20)

@@ -11,6 +11,17 @@ from .definition import Protocol
 _CE: dict[str, Any] = {"loss": "ce", "attack_steps": None, "beta": None}
 _ADVERSARIAL: dict[str, Any] = {"loss": "adversarial-ce", "attack_steps": 10}
 _TRADES: dict[str, Any] = {"loss": "trades", "attack_steps": 10, "beta": 6.0}
+_SEMI: dict[str, Any] = {"loss": "semi", "alpha": 0.5, "temperature": 1.0}
+_SGD: dict[str, dict[str, Any]] = {
+    "acl": {"epochs": 25, "milestones": (15, 20), "batch_size": 128, "lr": 0.1, "weight_decay": 2e-4},
+    "acl SFF": {"epochs": 100, "milestones": (39, 59), "batch_size": 128, "lr": 0.1, "weight_decay": 2e-4},
+    "acl semi": {"epochs": 15, "milestones": (4, 9), "batch_size": 250, "lr": 0.1, "weight_decay": 5e-4},
+    "robustssl": {"epochs": 25, "milestones": (10, 20), "batch_size": 512, "lr": 0.01, "weight_decay": 2e-4},
+    "robustssl AFF": {"epochs": 100, "milestones": (40, 60), "batch_size": 128, "lr": 0.1, "weight_decay": 2e-4},
+    "dynacl AFF": {"epochs": 25, "milestones": (15, 20), "batch_size": 128, "lr": 0.1, "weight_decay": 2e-4},
+    "dynacl LP-AFT": {"epochs": 25, "milestones": (10, 20), "batch_size": 512, "lr": 0.1, "weight_decay": 1e-4},
+    "dynacl probe": {"epochs": 10, "milestones": (), "batch_size": 512, "lr": 0.01, "weight_decay": 1e-4},
+}
 
 _ACL = "Jiang et al., NeurIPS 2020"
 _START = "The attack of TRADES starts at random in the ball, theirs 0.001 N(0, 1) from the image. "
@@ -26,11 +37,7 @@ _ACL_AFF = Protocol(
     f"at the start of the epochs that it is given. {_START}Trained on 45,000 images, selected on 5,000.",
     frozen=False,
     select="val_ra",
-    epochs=25,
-    milestones=(15, 20),
-    batch_size=128,
-    lr=0.1,
-    weight_decay=2e-4,
+    **_SGD["acl"],
     **_TRADES,
 )
 _ACL_ALF = replace(
@@ -54,8 +61,7 @@ _ACL_SFF = replace(
     notes="The paper does not give these numbers. The code decays at the start of epochs 40 and 60.",
     branch="clean",
     frozen=False,
-    epochs=100,
-    milestones=(39, 59),
+    **_SGD["acl SFF"],
 )
 _ACL_SEMI = replace(
     _ACL_AFF,
@@ -66,15 +72,10 @@ _ACL_SEMI = replace(
     "The validation images have labels too. Here every epoch uses all images, and a batch holds its share of labelled "
     "ones. After each epoch the code loads the weights of the best standard accuracy and continues from them; this is "
     "not repeated.",
-    loss="semi",
-    epochs=15,
-    batch_size=250,
-    weight_decay=5e-4,
-    milestones=(4, 9),
-    alpha=0.5,
-    temperature=1.0,
     labels=0.1,
     teacher=_ACL_SFF,
+    **_SGD["acl semi"],
+    **_SEMI,
 )
 
 _LAST = "Their code trains on all training images and tests the last epoch; pass the same, and no validation images. "
@@ -92,11 +93,7 @@ _ROBUSTSSL_ALF = Protocol(
     "it has other numbers.",
     frozen=True,
     select="last",
-    epochs=25,
-    milestones=(10, 20),
-    batch_size=512,
-    lr=0.01,
-    weight_decay=2e-4,
+    **_SGD["robustssl"],
     **_ADVERSARIAL,
 )
 _ROBUSTSSL_SLF = replace(_ROBUSTSSL_ALF, kind="SLF", **_CE)
@@ -105,10 +102,7 @@ _ROBUSTSSL_AFF = replace(
     kind="AFF",
     notes=f"{_DUAL}{_LAST}The benchmark gives AutoAttack, not the PGD of test_attack.",
     frozen=False,
-    epochs=100,
-    milestones=(40, 60),
-    batch_size=128,
-    lr=0.1,
+    **_SGD["robustssl AFF"],
     **_TRADES,
 )
 
@@ -127,8 +121,7 @@ _DYNACL_AFF = replace(
     preset="dynacl2023",
     source=f"{_DYNACL}: test_AFF.py.",
     notes=f"{_DUAL}{_LAST}",
-    epochs=25,
-    milestones=(15, 20),
+    **_SGD["dynacl AFF"],
 )
 _DYNACL_LP_AFT = replace(
     _DYNACL_AFF,
@@ -136,31 +129,20 @@ _DYNACL_LP_AFT = replace(
     source=f"{_DYNACL}: LPAFT.py, the post-processing of DynACL++.",
     notes="For the clusters of pseudo_labels in place of labels; result.model.encoder is then the encoder to evaluate. "
     f"{_START}The head of the probe starts at random, here at zero. No epoch is selected.",
-    milestones=(10, 20),
-    batch_size=512,
-    weight_decay=1e-4,
     probe=replace(
-        _DYNACL_SLF,
-        source=f"{_DYNACL}: LPAFT.py, its linear probe.",
-        epochs=10,
-        milestones=(),
-        nesterov=False,
-        weight_decay=1e-4,
+        _DYNACL_SLF, source=f"{_DYNACL}: LPAFT.py, its linear probe.", nesterov=False, **_SGD["dynacl probe"]
     ),
+    **_SGD["dynacl LP-AFT"],
 )
 
-
-def _by_kind(*protocols: Protocol) -> Mapping[str, Protocol]:
-    return MappingProxyType({each.kind: each for each in protocols})
-
-
+_PRESETS = (
+    (_ACL_SLF, _ACL_ALF, _ACL_AFF, _ACL_SFF, _ACL_SEMI),
+    (_ROBUSTSSL_SLF, _ROBUSTSSL_ALF, _ROBUSTSSL_AFF),
+    (_DYNACL_SLF, _DYNACL_ALF, _DYNACL_AFF, _DYNACL_LP_AFT),
+)
 #: All protocols, by the name of the preset and the kind.
 PROTOCOLS: Mapping[str, Mapping[str, Protocol]] = MappingProxyType(
-    {
-        "acl2020": _by_kind(_ACL_SLF, _ACL_ALF, _ACL_AFF, _ACL_SFF, _ACL_SEMI),
-        "robustssl": _by_kind(_ROBUSTSSL_SLF, _ROBUSTSSL_ALF, _ROBUSTSSL_AFF),
-        "dynacl2023": _by_kind(_DYNACL_SLF, _DYNACL_ALF, _DYNACL_AFF, _DYNACL_LP_AFT),
-    }
+    {preset[0].preset: MappingProxyType({each.kind: each for each in preset}) for preset in _PRESETS}
 )
 
 
@@ -169,8 +151,7 @@ def protocol(preset: str, kind: str) -> Protocol:
 
     Args:
         preset: ``"acl2020"``, ``"robustssl"`` or ``"dynacl2023"``.
-        kind: ``"SLF"``, ``"ALF"`` or ``"AFF"``; ``"acl2020"`` also has ``"SFF"`` and ``"semi"``,
-            ``"dynacl2023"`` ``"LP-AFT"``.
+        kind: ``"SLF"``, ``"ALF"`` or ``"AFF"``; also ``"SFF"`` or ``"semi"`` of acl2020, ``"LP-AFT"`` of dynacl2023.
 
     Raises:
         ValueError: an unknown name.

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +20,11 @@ from ...augment import CropFlip
 from ...data import ImageSet, labelled_subset
 from ...engine import fit, steps_per_epoch
 from ...losses import SemiSupervisedLoss
-from ...norm import DualNorm
 from ...optim import MultiStep
-from ...strategies.semi_supervised import SemiSupervisedTrainer
-from ...strategies.supervised import AdversarialTrainer, StandardTrainer
-from ...strategies.trades import TRADESTrainer
+from ...strategies import AdversarialTrainer, SemiSupervisedTrainer, StandardTrainer, TRADESTrainer
 from ...surgery import export_branch
 from ..accuracy.measure import Accuracy, accuracy, robust_accuracy
-from ..inputs import device_of, prepared_for_evaluation
+from ..inputs import branch_in_use, device_of, prepared_for_evaluation
 from .definition import Protocol
 
 _OWNER = "run_protocol"
@@ -78,12 +74,10 @@ def run_protocol(
 
     A copy of the encoder, with the norms of ``protocol.branch`` if it is dual, is trained with a linear head that
     starts at zero, or as ``protocol.probe`` trains it. The validation images select the epoch; the test images are used
-    once, at the end. The encoder that is passed and the global random state do not change. Two mistakes are excluded:
-
-    - **Selection on the test split.** The call raises if more than 1 % of the images of any of the three splits are
-      also in another one. (Data sets have some duplicates.)
-    - **Changes of a frozen encoder.** It stays in eval mode, and
-      :func:`~advcontrast.evaluation.protocols.unchanged` compares it before and after.
+    once, at the end. The encoder that is passed and the global random state do not change. Selection on the test split
+    is excluded: the call raises if more than 1 % of the images of any of the three splits are also in another one (data
+    sets have some duplicates). So are changes of a frozen encoder: it stays in eval mode, and
+    :func:`~advcontrast.evaluation.protocols.unchanged` compares it before and after.
 
     Args:
         encoder: maps images ``[N, C, H, W]`` in [0, 1] to features ``[N, D]``, with single or dual norms.
@@ -97,8 +91,7 @@ def run_protocol(
         learner: ``learner(model)`` returns the learner of the classifier, for another method under the same protocol;
             by default the trainer of ``protocol.loss``. It is called with the same tensors. A teacher has its own loss.
         evaluate_every: epochs between validations; the first and the last epoch have one too.
-        **options: further arguments of :func:`advcontrast.engine.fit`: ``amp``, ``compile``, ``save_every``,
-            ``tensorboard``, ``progress``.
+        **options: ``amp``, ``compile``, ``save_every``, ``tensorboard`` and ``progress`` of ``fit``.
 
     Raises:
         ValueError: images of one split are in another; the splits differ in classes or image size; ``validation`` is
@@ -120,11 +113,18 @@ def run_protocol(
         >>> run_protocol(torch.nn.Flatten(), probe, images(0, 1, 254, 255), None, images(2, 3, 252, 253))
         ProtocolResult(robustssl SLF: TA 100.00%, RA 100.00%, epoch 30)
     """
-    _validate(encoder, protocol, train, validation, test, seed, folder, evaluate_every)
+    check_module(_OWNER, encoder)
+    check_copyable(_OWNER, encoder)
+    check_type(_OWNER, "protocol", protocol, Protocol, remedy='Pass protocol("robustssl", "SLF")')
+    check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
+    check_int(_OWNER, "evaluate_every", evaluate_every, low=1, remedy="1 validates after each epoch")
+    if folder is not None:
+        folder = check_path(_OWNER, "folder", folder, remedy="Pass a folder, or None to keep nothing")
+    _check_splits(protocol, train, validation, test)
     device = device_of(encoder)
     train, test = train.to(device), test.to(device)
     validation = None if validation is None else validation.to(device)
-    options |= {"seed": seed, "folder": None if folder is None else Path(folder)}
+    options |= {"seed": seed, "folder": folder}
     with preserve_rng_state((seed + 1_000_003 * distributed.rank()) % 2**63):  # each process has noise of its own
         model, history = _train(encoder, protocol, train, validation, learner, evaluate_every, options)
     select = protocol.select
@@ -138,12 +138,8 @@ def run_protocol(
 def unchanged(encoder: nn.Module, images: Tensor) -> Iterator[None]:
     """Raise at the end of the block unless an encoder is bit-identical to before.
 
-    Parameters, all buffers, and the features of some images in eval mode are compared. Memory format and device must
-    not change, as sums are then rounded differently.
-
-    Args:
-        encoder: maps images to a tensor.
-        images: a fixed batch of inputs, on the device of the encoder.
+    Parameters, all buffers, and the features of ``images``, a batch on the device of the encoder, in eval mode (one
+    tensor) are compared. Memory format and device must not change, as sums are then rounded differently.
 
     Raises:
         RuntimeError: at the end of the block, if something differs; the message lists the differences.
@@ -178,8 +174,7 @@ def _train(
     options: dict[str, Any],
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Return the classifier of the epoch that a protocol selects, and the history of its training."""
-    dual = any(isinstance(module, DualNorm) for module in encoder.modules())
-    own = export_branch(encoder, protocol.branch) if dual else copy.deepcopy(encoder)
+    own = export_branch(encoder, protocol.branch) if branch_in_use(encoder) else copy.deepcopy(encoder)
     own.requires_grad_(True)
     probe = train.x[:16].float() / 255
     model = nn.Sequential(OrderedDict(encoder=own, head=_zero_head(own, probe, len(train.classes))))
@@ -261,16 +256,8 @@ def _learner(protocol: Any, model: nn.Module, size: int) -> Any:
     return trainer(model, frozen=protocol.frozen, **settings)
 
 
-def _validate(
-    encoder: Any, protocol: Any, train: Any, validation: Any, test: Any, seed: Any, folder: Any, evaluate_every: Any
-) -> None:
-    check_module(_OWNER, encoder)
-    check_copyable(_OWNER, encoder)
-    check_type(_OWNER, "protocol", protocol, Protocol, remedy='Pass protocol("robustssl", "SLF")')
-    check_int(_OWNER, "seed", seed, low=0, remedy="Pass any number from 0")
-    check_int(_OWNER, "evaluate_every", evaluate_every, low=1, remedy="1 validates after each epoch")
-    if folder is not None:
-        check_path(_OWNER, "folder", folder, remedy="Pass a folder, or None to keep nothing")
+def _check_splits(protocol: Protocol, train: ImageSet, validation: ImageSet | None, test: ImageSet) -> None:
+    """Require splits of one data set that share few images, and one for validation if a stage selects an epoch."""
     splits = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
     for name, split in splits.items():
         check_type(_OWNER, name, split, ImageSet, remedy="Pass what advcontrast.data reads")

@@ -48,15 +48,12 @@ def branch_gap(model: nn.Module, batches: Iterable[Tensor | tuple[Tensor, object
     :math:`\theta`, are compared by :math:`\lVert \theta_c - \theta_a \rVert / \sqrt{(\lVert \theta_c \rVert^2 + \lVert
     \theta_a \rVert^2) / 2}`. Norms without running statistics, or without scale and shift, count as equal.
 
-    The cost is two forward passes per image. Model, branch and random state are restored.
+    The cost is two forward passes per image. Model, branch and random state are restored. Errors are those of
+    :func:`label_free_robustness`, and a ``ValueError`` for a model without dual norms.
 
     Args:
         model: a network with dual norms, from images in [0, 1] to features ``[N, D]``.
         batches: as for :func:`label_free_robustness`; one image is enough.
-
-    Raises:
-        ValueError: the model has no dual norm; no image; a shape does not fit; features are not finite.
-        TypeError: an argument has the wrong type, such as uint8 images.
 
     Example:
         A unit variance and means one apart: the divergence is 1/2.

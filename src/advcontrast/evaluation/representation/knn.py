@@ -53,23 +53,17 @@ class KNNClassifier(nn.Module):
     labels: Tensor
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        *,
-        k: int = 200,
-        temperature: float = 0.1,
+        self, encoder: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, k: int = 200, temperature: float = 0.1
     ) -> None:
         check_int(_OWNER, "k", k, low=1, remedy="200 is usual for whole data sets")
         check_temperature(_OWNER, temperature, remedy="0.1 is usual")
-        found: list[tuple[Tensor, Tensor]] = []
         with prepared_for_evaluation(_OWNER, encoder) as device:
-            for x, y, _ in checked_batches(_OWNER, batches, device):
-                found.append((unit_rows(checked_features(_OWNER, encoder, x)), y))
-        features, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+            given = checked_batches(_OWNER, batches, device)
+            rows = [(unit_rows(checked_features(_OWNER, encoder, x)), y) for x, y, _ in given]
+        features, labels = (torch.cat(parts) for parts in zip(*rows, strict=True))
         if k > len(features):
-            remedy = "Pass more images, or a smaller k"
-            raise ValueError(complaint(_OWNER, f"k of at most the {len(features)} images", repr(k), remedy))
+            expected = f"k of at most the {len(features)} images"
+            raise ValueError(complaint(_OWNER, expected, repr(k), "Pass more images, or a smaller k"))
         super().__init__()
         self.encoder, self.k, self.temperature = encoder, k, temperature
         self.classes = int(labels.max()) + 1
@@ -102,6 +96,8 @@ def knn_monitor(
 ) -> Callable[[int], dict[str, float]]:
     """Return a function for ``fit(evaluate=)`` that measures the accuracy of nearest neighbours during training.
 
+    It takes the epoch, from 1, and returns ``{"knn_ta": ..., "knn_ra": ...}`` in [0, 1], ``{}`` between evaluations.
+
     Args:
         encoder: as for :class:`KNNClassifier`, a part of the learner that is trained, such as ``acl.model.encoder``.
         neighbours: as ``batches`` of :class:`KNNClassifier`; read again at each evaluation.
@@ -111,10 +107,6 @@ def knn_monitor(
         k: as for :class:`KNNClassifier`.
         temperature: as for :class:`KNNClassifier`.
         every: epochs between two evaluations, at least 1; the first epoch is evaluated.
-
-    Returns:
-        A function of the epoch, which counts from 1, that returns ``{"knn_ta": ..., "knn_ra": ...}``, fractions in
-        [0, 1], or nothing in epochs without an evaluation.
 
     Raises:
         ValueError: every < 1; when called, as for :class:`KNNClassifier`.

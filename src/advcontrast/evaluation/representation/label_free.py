@@ -67,7 +67,8 @@ def label_free_robustness(
     which has no gradient at x, so the attack must start at random. The second drives it towards another image x' of its
     batch and maximises :math:`-\lVert f(x + \delta) - f(x') \rVert^2`. The images of a batch are paired at random, and
     in a batch of odd size one is left out. Breakaway risk, nearest-neighbour accuracy, uniformity and effective rank
-    compare the images of all batches together.
+    compare the images of all batches together. Reference: Petrov and Kwiatkowska, "Robustness of Unsupervised
+    Representation Learning without Labels", ICLR 2023.
 
     With an attack of k steps an image costs 2 k + 3 forward and 2 k backward passes. Model and random state are
     restored as in :func:`~advcontrast.evaluation.accuracy`. The active branch of dual norms is used::
@@ -79,39 +80,31 @@ def label_free_robustness(
         encoder: maps images in [0, 1], normalisation inside, to features ``[N, D]``, with or without projection head.
         batches: images ``[N, ...]``, floating point in [0, 1], or pairs of images and labels, which are ignored. They
             are iterated once, and moved to the device of the encoder. All features are kept in memory.
-        attack: a callable such as ``PGDAttack``, called as ``attack(objective, x, generator=generator)`` with an
-            objective that returns a value for each image.
+        attack: as for :func:`~advcontrast.evaluation.robust_accuracy`; its objective returns a value for each image.
         generator: source of all randomness, on the device of the encoder. By default one seeded with 0.
 
     Raises:
-        ValueError: no batch has two images; a shape does not fit; features are not finite; images on the CPU
-            are outside [0, 1].
+        ValueError: no batch has two images; a shape does not fit; features not finite; on the CPU, images out of range.
         TypeError: an argument has the wrong type, such as uint8 images.
 
     Example:
-        Four pixels as features, each of which moves by 1/8, so the image by 1/4. Two images 1 apart draw nearer by 1/4
-        each: 3/4 - 1/4 is left.
+        Four pixels as features each move by 1/8, the image by 1/4. Two images 1 apart draw nearer: 3/4 - 1/4 is left.
 
         >>> images = torch.tensor([[0.25] * 4, [0.75] * 4])
         >>> attack = PGDAttack(eps=0.125, step_size=0.125, steps=4)
         >>> result = label_free_robustness(torch.nn.Flatten(), [images], attack)
         >>> result.distance, round(result.margin, 4), result.breakaway_risk
         (0.25, 0.5, 0.0)
-
-    References:
-        Petrov and Kwiatkowska, "Robustness of Unsupervised Representation Learning without Labels", ICLR 2023.
     """
     check_attack(_OWNER, attack)
-    everything: list[tuple[Tensor, Tensor]] = []
-    drawn: list[tuple[Tensor, ...]] = []
+    everything, drawn = [], []
     with prepared_for_evaluation(_OWNER, encoder) as device:
         source = generator_or_default(_OWNER, generator, device)
         for x in image_batches(_OWNER, batches, device, least=2):
             clean = checked_features(_OWNER, encoder, x)
             away = perturbed(_OWNER, attack, _distance(encoder, clean, 1), x.clone(), source)
             everything.append((clean, checked_features(_OWNER, encoder, away)))
-            half = len(x) // 2
-            if half:
+            if half := len(x) // 2:
                 one = torch.randperm(len(x), generator=source, device=device)[: 2 * half]
                 other = one.roll(half)
                 nearer = perturbed(_OWNER, attack, _distance(encoder, clean[other], -1), x[one], source)
@@ -161,8 +154,7 @@ def checked_features(owner: str, encoder: nn.Module, x: Tensor) -> Tensor:
     fits = z.dim() == 2 and len(z) == len(x) and z.shape[1] > 0
     check_shape(owner, "the output of the model", z, f"[{len(x)}, D] with D >= 1", fits, remedy=remedy)
     check_finite(owner, "features", z, remedy="The network has diverged; evaluate an earlier checkpoint")
-    features: Tensor = z if z.dtype == torch.float64 else z.float()
-    return features
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def _distance(encoder: nn.Module, target: Tensor, sign: int) -> Objective:

@@ -13,7 +13,6 @@ from ...attacks.pgd import PGDAttack, check_call, explains_calls, value_of
 from .frank_wolfe import check_settings, shared_settings, step_size
 
 _OWNER = "ElasticAttack"
-_DTYPES = (torch.float32, torch.float64)
 
 
 @explains_calls
@@ -27,8 +26,8 @@ class ElasticAttack:
 
     with :math:`G` a Gaussian kernel. The search for :math:`f` is that of :class:`~advcontrast.PGDAttack` in the
     L-infinity norm, around zero; models, modes and random states are treated as there. With ``eps=0`` the result is
-    ``x``. In the paper (see :func:`~advcontrast.evaluation.uar`) the outermost points of the grid lie 2 units
-    apart: its ``eps`` is ours times H / (H - 1).
+    ``x``. In the paper (see :func:`~advcontrast.evaluation.uar`) the outermost points of the grid lie 2 units apart:
+    its ``eps`` is ours * H / (H - 1). Reference: Xiao et al., "Spatially Transformed Adversarial Examples", ICLR 2018.
 
     Args:
         eps: largest displacement in either direction, at least 0, in pixels.
@@ -50,9 +49,6 @@ class ElasticAttack:
         >>> x = attack(lambda x: x[..., 1:-1].sum(), torch.linspace(0, 1, 5).expand(1, 1, 4, 5))
         >>> x[0, 0, 1, 1:-1].round(decimals=4).tolist()
         [0.5, 0.75, 1.0]
-
-    References:
-        Xiao et al., "Spatially Transformed Adversarial Examples", ICLR 2018.
     """
 
     eps: float = 1.0
@@ -74,7 +70,7 @@ class ElasticAttack:
         """Return adversarial versions of the images ``x``.
 
         Arguments, result and errors are those of :class:`~advcontrast.PGDAttack`, without ``start``. Images are
-        ``[N, C, H, W]`` in [0, 1], H and W larger than half the kernel. The objective is called ``steps`` times.
+        ``[N, C, H, W]`` in [0, 1], H and W larger than half the kernel.
         """
         check_call(_OWNER, objective, x, generator, (0.0, 1.0))
         edge = self.kernel_size // 2
@@ -87,10 +83,8 @@ class ElasticAttack:
             def image(flow: Tensor) -> Tensor:
                 return warp(x, smooth(flow, kernel_size=self.kernel_size, std=self.kernel_std))
 
-            def gain(flow: Tensor) -> Tensor:
-                return value_of(_OWNER, objective, image(flow), scalar=True)
-
-            flow = search(gain, x.new_zeros(len(x), 2, *x.shape[2:]), generator=generator)
+            zero = x.new_zeros(len(x), 2, *x.shape[2:])
+            flow = search(lambda flow: value_of(_OWNER, objective, image(flow), scalar=True), zero, generator=generator)
             return x.copy_(image(flow))
 
 
@@ -117,29 +111,24 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
         >>> warp(torch.tensor([[[[0.0, 0.5, 1.0, 1.0]]]]), flow).tolist()
         [[[[0.25, 0.75, 1.0, 0.5]]]]
     """
-    check_tensor("warp", "x", x, _DTYPES, remedy="Pass float images")
-    check_tensor("warp", "flow", flow, _DTYPES, remedy="Pass displacements in pixels")
+    check_tensor("warp", "x", x, (torch.float32, torch.float64), remedy="Pass float images")
+    check_tensor("warp", "flow", flow, (x.dtype,), remedy="Pass displacements in pixels, of the dtype of x")
     check_shape("warp", "x", x, "[N, C, H, W]", x.dim() == 4, remedy="Pass a batch of images")
     fits = flow.shape == (len(x), 2, *x.shape[2:])
     check_shape("warp", "flow", flow, f"[N, 2, H, W] for x {list(x.shape)}", fits, remedy="Pass two numbers a pixel")
-    if x.dtype != flow.dtype:
-        raise TypeError(complaint("warp", "x and flow of one dtype", f"{x.dtype} and {flow.dtype}", "Convert one"))
     check_one_device("warp", x=x, flow=flow)
     height, width = x.shape[2:]
-    right, down = flow[:, :1], flow[:, 1:]
-    column = torch.arange(width, device=x.device) + right.detach().floor()
-    row = torch.arange(height, device=x.device)[:, None] + down.detach().floor()
-    right, down = right - right.detach().floor(), down - down.detach().floor()
+    whole = flow.detach().floor()
+    column = torch.arange(width, device=x.device) + whole[:, :1]
+    row = torch.arange(height, device=x.device)[:, None] + whole[:, 1:]
+    right, down = (flow - whole).chunk(2, 1)
     above = torch.lerp(_pixels(x, row, column), _pixels(x, row, column + 1), right)
     below = torch.lerp(_pixels(x, row + 1, column), _pixels(x, row + 1, column + 1), right)
     return torch.lerp(above, below, down)
 
 
 def smooth(flow: Tensor, *, kernel_size: int, std: float) -> Tensor:
-    """Return a flow field ``[N, C, H, W]`` smoothed by a Gaussian kernel, reflected at its edges.
-
-    Computed in the dtype of ``flow``, also under autocast. No value exceeds the largest of its neighbours.
-    """
+    """Return a flow field ``[N, C, H, W]``, in its dtype, smoothed by a Gaussian kernel, reflected at its edges."""
     offsets = torch.arange(kernel_size, dtype=flow.dtype, device=flow.device) - kernel_size // 2
     kernel = torch.softmax(-(offsets**2) / (2 * std**2), 0)
     with torch.autocast(flow.device.type, enabled=False):
@@ -158,6 +147,5 @@ def _pixels(x: Tensor, row: Tensor, column: Tensor) -> Tensor:
     height, width = x.shape[2:]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     # NaN must not become an index; it reaches the result through the interpolation.
-    nearest_row, nearest_column = row.nan_to_num().clamp(0, height - 1), column.nan_to_num().clamp(0, width - 1)
-    place = (nearest_row * width + nearest_column).long()
+    place = (row.nan_to_num().clamp(0, height - 1) * width + column.nan_to_num().clamp(0, width - 1)).long()
     return (x.flatten(2).gather(2, place.flatten(2).expand(-1, x.shape[1], -1)).view_as(x)).where(inside, 0)

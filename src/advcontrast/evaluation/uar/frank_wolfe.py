@@ -26,11 +26,10 @@ class FrankWolfeAttack:
 
     for k from 0 on, with :math:`s_k` the point of this set that maximises the objective's linear approximation: the
     pixels with the largest gradient are pushed to the bounds, one after the other, until the budget is used up. The
-    result is the mean of the :math:`s_k`.
-
-    The budget of a sample is reduced by the largest rounding error of its pixels, 4e-4 for float32 CIFAR images, so
-    that the L1 norm of the rounded perturbation does not exceed ``eps``. Models, modes and random states are treated as
-    by ``PGDAttack``.
+    result is the mean of the :math:`s_k`. The budget of a sample is reduced by the largest rounding error of its
+    pixels, 4e-4 for float32 CIFAR images, so that the L1 norm of the rounded perturbation does not exceed ``eps``.
+    Models, modes and random states are treated as by ``PGDAttack``. Reference: Frank and Wolfe, "An algorithm for
+    quadratic programming", Naval Research Logistics Quarterly 1956.
 
     Args:
         eps: radius of the ball, at least 0: the sum of the absolute changes of all values of an image in the units of
@@ -53,9 +52,6 @@ class FrankWolfeAttack:
         >>> x = attack(lambda x: (x * torch.tensor([3.0, -2.0, 1.0])).sum(1), torch.tensor([[0.5, 0.5, 0.5]]))
         >>> [round(value, 4) for value in x[0].tolist()]
         [1.0, 0.25, 0.5]
-
-    References:
-        Frank and Wolfe, "An algorithm for quadratic programming", Naval Research Logistics Quarterly 1956.
     """
 
     eps: float = 1560 / 255
@@ -73,8 +69,7 @@ class FrankWolfeAttack:
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of the images ``x``, ``[N, ...]`` inside the bounds.
 
-        Arguments, result and errors are those of :class:`~advcontrast.PGDAttack`, without ``start``. The objective is
-        called ``steps`` times.
+        Arguments, result and errors are those of :class:`~advcontrast.PGDAttack`, without ``start``.
         """
         check_call(_OWNER, objective, x, generator, self.bounds)
         with torch.inference_mode(False), torch.enable_grad():
@@ -86,9 +81,7 @@ class FrankWolfeAttack:
             # Half of it is for rounding the result, the other half for the arithmetic.
             rounding = torch.finfo(x.dtype).eps * x[0].numel() * max(abs(low), abs(high))
             budget = max(self.eps - rounding, 0.0)
-            point = centre
-            if self.random_start:
-                point = (centre + budget * _l1_noise(centre, generator)).clamp(low, high)
+            point = (centre + budget * _l1_noise(centre, generator)).clamp(low, high) if self.random_start else centre
 
             def gain(image: Tensor) -> Tensor:
                 value = value_of(_OWNER, objective, image, scalar=True)

@@ -17,13 +17,14 @@ from .frank_wolfe import FrankWolfeAttack, check_settings, shared_settings, step
 JPEGNorm: TypeAlias = Literal["linf", "l2", "l1"]
 
 _OWNER = "JPEGAttack"
-_NORMS: tuple[JPEGNorm, ...] = get_args(JPEGNorm)
 _REACH = 2.0  # the most that the sparse attacks move one coefficient, in half quantisation steps
 _DTYPES = (torch.float32, torch.float64)
 _LUMA = (0.299, 0.587, 0.114)
 _BLUE = 2 * (1 - _LUMA[2])  # the range of B - Y, to which Cb is scaled
 _RED = 2 * (1 - _LUMA[0])
-
+# The orthonormal cosine transform of 8 values: rows are frequencies, columns positions.
+_DCT = [[math.cos((2 * place + 1) * frequency * math.pi / 16) / 2 for place in range(8)] for frequency in range(8)]
+_DCT[0] = [math.sqrt(1 / 8)] * 8
 # The example tables of the standard, annex K, which encoders use at quality 50: rows are vertical frequencies.
 _LUMA_TABLE = (
     (16, 11, 10, 16, 24, 40, 51, 61),
@@ -60,8 +61,7 @@ class JPEGAttack:
     more than 2. Coding averages the colours of 2 x 2 pixels: with ``eps=0`` the result is :math:`D(E(x))`, not ``x``.
 
     Args:
-        eps: radius of the ball of coefficients of an image, at least 0, in half quantisation steps, as in the paper,
-            see :func:`~advcontrast.evaluation.uar`.
+        eps: radius, at least 0, in half quantisation steps as in the paper, see :func:`~advcontrast.evaluation.uar`.
         step_size: length of a step, positive, in the same unit, not for ``"l1"``; None stands for eps / sqrt(steps).
         steps: number of steps, at least 0; each costs one forward and one backward pass.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``, of all coefficients of an image together.
@@ -91,29 +91,26 @@ class JPEGAttack:
 
     def __post_init__(self) -> None:
         check_settings(_OWNER, self, remedy="It counts half quantisation steps; 0.5 is usual for linf")
-        check_choice(_OWNER, "norm", self.norm, _NORMS)
+        check_choice(_OWNER, "norm", self.norm, get_args(JPEGNorm))
         if self.step_size is not None and self.norm == "l1":
             raise ValueError(complaint(_OWNER, "no step_size for norm 'l1'", repr(self.step_size), "Leave it None"))
 
     def __call__(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return adversarial versions of the images ``x``, ``[N, 3, H, W]`` in [0, 1], H and W multiples of 16.
 
-        Arguments, result and errors are those of :class:`~advcontrast.PGDAttack`, without ``start``. The objective is
-        called ``steps`` times.
+        Arguments, result and errors are those of :class:`~advcontrast.PGDAttack`, without ``start``.
         """
         check_call(_OWNER, objective, x, generator, (0.0, 1.0))
         with torch.inference_mode(False):
             x = x.detach().clone()
             coefficients = jpeg_encode(x)
 
-            def image(change: Tensor) -> Tensor:
-                return jpeg_decode(coefficients + change / 2, size=(x.shape[2], x.shape[3])).clamp(0, 1)
+            def image(v: Tensor) -> Tensor:
+                return jpeg_decode(coefficients + v / 2, size=(x.shape[2], x.shape[3])).clamp(0, 1)
 
-            def gain(change: Tensor) -> Tensor:
-                return value_of(_OWNER, objective, image(change), scalar=True)
-
-            change = self._search()(gain, torch.zeros_like(coefficients), generator=generator)
-            return x.copy_(image(change))
+            search, zero = self._search(), torch.zeros_like(coefficients)
+            v = search(lambda v: value_of(_OWNER, objective, image(v), scalar=True), zero, generator=generator)
+            return x.copy_(image(v))
 
     def _search(self) -> PGDAttack | FrankWolfeAttack:
         bounds = (-math.inf, math.inf) if self.norm == "linf" else (-_REACH, _REACH)
@@ -135,8 +132,8 @@ def jpeg_encode(x: Tensor) -> Tensor:
         C_{iu} &= \cos\frac{(2i + 1) u \pi}{16} \\
         a_0 &= 1/\sqrt 2, \; a_{k > 0} = 1,
 
-    with 128 subtracted from the luma, so that every channel is centred at zero. Computed in the dtype of ``x``, also
-    under autocast.
+    with 128 subtracted from the luma, to centre every channel at zero, in the dtype of ``x``, also under autocast.
+    Reference: ITU-T Recommendation T.81 (the JPEG standard), 1992, annexes A and K.
 
     Args:
         x: images ``[N, 3, H, W]`` in [0, 1], float32 or float64, H and W multiples of 16.
@@ -150,25 +147,20 @@ def jpeg_encode(x: Tensor) -> Tensor:
         TypeError: ``x`` is not a tensor, or of another dtype.
 
     Example:
-        White is 127 above the middle, which the transform of 8 x 8 equal values multiplies by 8, and the table divides
-        by 16.
+        White is 127 above the middle. The transform multiplies 8 x 8 equal values by 8, the table divides them by 16.
 
         >>> coefficients = jpeg_encode(torch.ones(1, 3, 16, 16))
         >>> coefficients.shape, round(coefficients[0, 0, 0, 0].item(), 3)
         (torch.Size([1, 6, 8, 8]), 63.5)
-
-    References:
-        ITU-T Recommendation T.81 (the JPEG standard), 1992, annexes A and K.
     """
     check_tensor("jpeg_encode", "x", x, _DTYPES, remedy="Pass float images in [0, 1]")
     fits = x.dim() == 4 and x.shape[1] == 3 and all(side and side % 16 == 0 for side in x.shape[2:])
-    shape = "[N, 3, H, W] with H and W multiples of 16"
-    check_shape("jpeg_encode", "x", x, shape, fits, remedy="Pad or resize the images")
+    check_shape("jpeg_encode", "x", x, "[N, 3, H, W], H and W multiples of 16", fits, remedy="Pad or resize the images")
     red, green, blue = (255 * x).unbind(1)
     luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     chroma = torch.stack([(blue - luma) / _BLUE, (red - luma) / _RED], 1)
     parts = (_blocks(luma[:, None] - 128), _LUMA_TABLE), (_blocks(F.avg_pool2d(chroma, 2)), _CHROMA_TABLE)
-    dct = _dct(x)
+    dct = _constant(_DCT, x)
     with torch.autocast(x.device.type, enabled=False):
         return torch.cat([dct @ blocks @ dct.T / _constant(table, x) for blocks, table in parts], 1)
 
@@ -176,8 +168,7 @@ def jpeg_encode(x: Tensor) -> Tensor:
 def jpeg_decode(coefficients: Tensor, *, size: tuple[int, int]) -> Tensor:
     """Return the images ``[N, 3, H, W]`` of coefficients: the inverse of :func:`jpeg_encode` up to its subsampling.
 
-    Each value of the chroma is repeated for its 2 x 2 pixels. Values outside [0, 1] are not clamped. Computed in the
-    dtype of the coefficients, also under autocast.
+    Chroma is repeated for its 2 x 2 pixels, and nothing is clamped to [0, 1]. Dtypes are kept, also under autocast.
 
     Args:
         coefficients: blocks ``[N, B, 8, 8]`` as :func:`jpeg_encode` returns them, float32 or float64.
@@ -199,14 +190,14 @@ def jpeg_decode(coefficients: Tensor, *, size: tuple[int, int]) -> Tensor:
     if not isinstance(size, (tuple, list)) or len(size) != 2:
         raise TypeError(complaint("jpeg_decode", "size to be a tuple (height, width)", repr(size), remedy))
     for side in size:
-        check_int("jpeg_decode", "each of size", side, low=0, remedy="Pass height and width of the images")
+        check_int("jpeg_decode", "each of size", side, low=1, remedy="Pass height and width of the images")
     height, width = size
     fits = height % 16 == width % 16 == 0 and coefficients.shape[1:] == (3 * height * width // 128, 8, 8)
     shape = f"[N, 3 H W / 128, 8, 8] for size {tuple(size)}"
     check_shape("jpeg_decode", "coefficients", coefficients, shape, fits, remedy=remedy)
     split = height * width // 64
     parts = (coefficients[:, :split], _LUMA_TABLE), (coefficients[:, split:], _CHROMA_TABLE)
-    dct = _dct(coefficients)
+    dct = _constant(_DCT, coefficients)
     with torch.autocast(coefficients.device.type, enabled=False):
         fine, coarse = [dct.T @ (part * _constant(table, part)) @ dct for part, table in parts]
     luma = _image(fine, height, width)[:, 0] + 128
@@ -225,15 +216,7 @@ def _blocks(channels: Tensor) -> Tensor:
 def _image(blocks: Tensor, height: int, width: int) -> Tensor:
     """Return the channels of blocks; the inverse of :func:`_blocks`."""
     n, channel = len(blocks), blocks.shape[1] * 64 // (height * width)
-    grid = blocks.reshape(n, channel, height // 8, width // 8, 8, 8)
-    return grid.transpose(3, 4).reshape(n, channel, height, width)
-
-
-def _dct(like: Tensor) -> Tensor:
-    """Return the orthonormal cosine transform of 8 values as a matrix: rows are frequencies, columns positions."""
-    rows = [[math.cos((2 * place + 1) * frequency * math.pi / 16) / 2 for place in range(8)] for frequency in range(8)]
-    rows[0] = [math.sqrt(1 / 8)] * 8
-    return _constant(rows, like)
+    return blocks.reshape(n, channel, height // 8, width // 8, 8, 8).transpose(3, 4).reshape(n, channel, height, width)
 
 
 def _constant(rows: Sequence[Sequence[float]], like: Tensor) -> Tensor:

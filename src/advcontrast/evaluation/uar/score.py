@@ -46,49 +46,28 @@ def _pgd(*, eps: float, steps: int, norm: Norm, minimize: bool) -> PGDAttack:
     return PGDAttack(eps=eps, step_size=eps / math.sqrt(steps), steps=steps, norm=norm, minimize=minimize)
 
 
+_ATTACKS: dict[str, Callable[..., Callable[..., Tensor]]] = {
+    "pgd_linf": partial(_pgd, norm="linf"),
+    "pgd_l2": partial(_pgd, norm="l2"),
+    "fw_l1": FrankWolfeAttack,
+    "jpeg_linf": partial(JPEGAttack, norm="linf"),
+    "jpeg_l2": partial(JPEGAttack, norm="l2"),
+    "jpeg_l1": partial(JPEGAttack, norm="l1"),
+    "elastic": ElasticAttack,
+}
+_PUBLISHED = {
+    "pgd_linf": ((1, 2, 4, 8, 16, 32), 1 / 255, (0.9095, 0.8780, 0.8159, 0.7134, 0.4650, 0.2311)),
+    "pgd_l2": ((40, 80, 160, 320, 640, 2560), 1 / 255, (0.9006, 0.8640, 0.7960, 0.6726, 0.4989, 0.1727)),
+    "fw_l1": ((195, 390, 780, 1560, 6240, 24960), 1 / 255, (0.9223, 0.9002, 0.8324, 0.7383, 0.4736, 0.3533)),
+    "jpeg_linf": ((0.03125, 0.0625, 0.125, 0.25, 0.5, 1), 1, (0.8975, 0.8703, 0.8312, 0.7856, 0.6971, 0.3542)),
+    "jpeg_l2": ((0.25, 0.5, 1, 2, 4, 8), 1, (0.9218, 0.9100, 0.8842, 0.8584, 0.8125, 0.7198)),
+    "jpeg_l1": ((2, 8, 64, 256, 512, 1024), 1, (0.9142, 0.8806, 0.8021, 0.6886, 0.5633, 0.3768)),
+    # Their pixel is 1/32 of the distance between the centres of the outermost pixels, 31.
+    "elastic": ((0.125, 0.25, 0.5, 1, 2, 8), 31 / 32, (0.8738, 0.8126, 0.7209, 0.5822, 0.4545, 0.2785)),
+}
 CALIBRATIONS: Mapping[str, Calibration] = {
-    "pgd_linf": Calibration(
-        attack=partial(_pgd, norm="linf"),
-        published=(1, 2, 4, 8, 16, 32),
-        scale=1 / 255,
-        ata=(0.9095, 0.8780, 0.8159, 0.7134, 0.4650, 0.2311),
-    ),
-    "pgd_l2": Calibration(
-        attack=partial(_pgd, norm="l2"),
-        published=(40, 80, 160, 320, 640, 2560),
-        scale=1 / 255,
-        ata=(0.9006, 0.8640, 0.7960, 0.6726, 0.4989, 0.1727),
-    ),
-    "fw_l1": Calibration(
-        attack=FrankWolfeAttack,
-        published=(195, 390, 780, 1560, 6240, 24960),
-        scale=1 / 255,
-        ata=(0.9223, 0.9002, 0.8324, 0.7383, 0.4736, 0.3533),
-    ),
-    "jpeg_linf": Calibration(
-        attack=partial(JPEGAttack, norm="linf"),
-        published=(0.03125, 0.0625, 0.125, 0.25, 0.5, 1),
-        scale=1,
-        ata=(0.8975, 0.8703, 0.8312, 0.7856, 0.6971, 0.3542),
-    ),
-    "jpeg_l2": Calibration(
-        attack=partial(JPEGAttack, norm="l2"),
-        published=(0.25, 0.5, 1, 2, 4, 8),
-        scale=1,
-        ata=(0.9218, 0.9100, 0.8842, 0.8584, 0.8125, 0.7198),
-    ),
-    "jpeg_l1": Calibration(
-        attack=partial(JPEGAttack, norm="l1"),
-        published=(2, 8, 64, 256, 512, 1024),
-        scale=1,
-        ata=(0.9142, 0.8806, 0.8021, 0.6886, 0.5633, 0.3768),
-    ),
-    "elastic": Calibration(
-        attack=ElasticAttack,
-        published=(0.125, 0.25, 0.5, 1, 2, 8),
-        scale=31 / 32,  # their pixel is 1/32 of the distance between the centres of the outermost pixels, 31
-        ata=(0.8738, 0.8126, 0.7209, 0.5822, 0.4545, 0.2785),
-    ),
+    name: Calibration(attack=_ATTACKS[name], published=sizes, scale=scale, ata=ata)
+    for name, (sizes, scale, ata) in _PUBLISHED.items()
 }
 
 
@@ -138,8 +117,7 @@ class UAR:
 def calibrated_attacks(name: str, *, steps: int = 200) -> tuple[Callable[..., Tensor], ...]:
     """Return the six attacks of a family for images ``[N, 3, 32, 32]`` in [0, 1], from the smallest to the largest.
 
-    They are targeted: they minimize the objective, which should be the loss of a wrong class. The step size is
-    eps / sqrt(steps) in the families that have one.
+    They are targeted: they minimize the objective, best the loss of a wrong class. Step sizes are eps / sqrt(steps).
 
     Args:
         name: ``"pgd_linf"``, ``"pgd_l2"``, ``"fw_l1"``, ``"jpeg_linf"``, ``"jpeg_l2"``, ``"jpeg_l1"`` or ``"elastic"``.
@@ -177,7 +155,8 @@ def uar(
     wrong classes. Two differences from their program can only lower the result: as in :func:`robust_accuracy`, an image
     counts only if it is classified correctly without attack too; and in ``"jpeg_l1"`` the range of a coefficient does
     not depend on its changes so far. The attacks fog, gabor and snow have no calibration for CIFAR-10, and are omitted.
-    The cost is ``6 * steps`` forward and backward passes per image.
+    The cost is ``6 * steps`` forward and backward passes per image. Errors are those of :func:`robust_accuracy`.
+    Reference: Kang et al., "Testing Robustness Against Unforeseen Adversaries", 2019.
 
     Args:
         model: as for :func:`robust_accuracy`, and restored as there.
@@ -185,10 +164,6 @@ def uar(
         name: the family, as for :func:`~advcontrast.evaluation.uar.calibrated_attacks`.
         steps: number of steps of each attack, at least 1; the calibration is for 200.
         generator: source of targets and random starts, on the device of the model; by default one seeded with 0.
-
-    Raises:
-        ValueError: as for :func:`robust_accuracy`.
-        TypeError: an argument has the wrong type, such as uint8 images.
 
     Example:
         A model that ignores the pixels cannot be attacked.
@@ -198,9 +173,6 @@ def uar(
         ...         return 0 * x.flatten(1)[:, :2] + torch.tensor([2.0, 0.0])
         >>> uar(Constant(), [(torch.rand(4, 3, 32, 32), torch.tensor([0, 0, 0, 1]))], "fw_l1", steps=1).accuracies
         (0.75, 0.75, 0.75, 0.75, 0.75, 0.75)
-
-    References:
-        Kang et al., "Testing Robustness Against Unforeseen Adversaries", 2019.
     """
     attacks = calibrated_attacks(name, steps=steps)
 
