@@ -7,8 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from functools import _lru_cache_wrapper as _CachedFunction
-from functools import partial
+from functools import _lru_cache_wrapper, partial
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
@@ -154,10 +153,7 @@ def check_module(owner: str, model: Any) -> None:
 
 
 def check_copyable(owner: str, model: nn.Module) -> None:
-    """Require a model that ``copy.deepcopy`` can copy, without copying parameters or buffers.
-
-    Functions that hold modules of the model raise an error: in a copy they would run the modules of the original.
-    """
+    """Require a model that ``copy.deepcopy`` can copy, without copying parameters or buffers."""
     tensors = (tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.is_leaf)
     kept: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     try:
@@ -169,10 +165,8 @@ def check_copyable(owner: str, model: nn.Module) -> None:
         got = f"{where!r}: {error}"
         if "graph leaves" in str(error):
             got = f"the result of a computation in {where!r}"
-            remedy = (
-                "Use torch.nn.utils.parametrizations in place of the old weight_norm and spectral_norm, call "
-                "torch.nn.utils.prune.remove on pruned layers, and detach results that a module keeps"
-            )
+            remedy = "Use torch.nn.utils.parametrizations in place of the old weight_norm and spectral_norm, "
+            remedy += "call torch.nn.utils.prune.remove on pruned layers, and detach results that a module keeps"
         raise RuntimeError(complaint(owner, "a model that copy.deepcopy can copy", got, remedy)) from error
     modules = {id(module) for module in model.modules()}
     for prefix, module in model.named_modules():
@@ -200,13 +194,11 @@ def _captures(value: Any, modules: set[int], seen: set[int], inside: bool = Fals
         return False
     seen.add(id(value))
     if isinstance(value, FunctionType):
-        inside = True
-        parts = gc.get_referents(*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
+        inside, parts = True, gc.get_referents(*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
     elif isinstance(value, (dict, list, tuple, set, frozenset, deque, partial, MethodType)):
         parts = gc.get_referents(value)
-    elif isinstance(value, (ref, _CachedFunction)):  # copied by reference too
-        inside = True
-        parts = [value() if isinstance(value, ref) else value.__wrapped__]
+    elif isinstance(value, (ref, _lru_cache_wrapper)):  # copied by reference too
+        inside, parts = True, [value() if isinstance(value, ref) else value.__wrapped__]
     else:
         return False
     return any(_captures(part, modules, seen, inside) for part in parts)
@@ -216,11 +208,10 @@ def check_tensor(
     owner: str, name: str, value: Any, dtypes: Sequence[torch.dtype] | None = None, *, remedy: str
 ) -> None:
     """Require a tensor of one of ``dtypes``; ``None`` stands for every real floating dtype."""
-    kinds = "floating point" if dtypes is None else " or ".join(str(dtype) for dtype in dtypes)
-    rule = f"{name} to be a {kinds} tensor"
     good = isinstance(value, Tensor) and (value.is_floating_point() if dtypes is None else value.dtype in dtypes)
     if not good:
-        raise TypeError(complaint(owner, rule, type_name(value), remedy))
+        kinds = "floating point" if dtypes is None else " or ".join(map(str, dtypes))
+        raise TypeError(complaint(owner, f"{name} to be a {kinds} tensor", type_name(value), remedy))
     if value.layout != torch.strided:
         raise TypeError(complaint(owner, f"{name} to be a dense tensor", str(value.layout), "Call to_dense() on it"))
 
@@ -254,8 +245,7 @@ def check_logits(owner: str, tensors: dict[str, Tensor], *, least: int = 2, reme
 def check_classes(owner: str, name: str, classes: Tensor, logits: Tensor, *, low: int = 0, remedy: str) -> None:
     """Require a class index from ``low`` to C - 1 for each row of the logits."""
     check_tensor(owner, name, classes, (torch.int64,), remedy=remedy)
-    if classes.shape != logits.shape[:1]:
-        raise ValueError(complaint(owner, f"{name} of shape [{len(logits)}]", f"{list(classes.shape)}", remedy))
+    check_shape(owner, name, classes, f"[{len(logits)}]", classes.shape == logits.shape[:1], remedy=remedy)
     check_one_device(owner, logits=logits, **{name: classes})
     check_within(owner, name, classes, (low, logits.shape[1] - 1), remedy=remedy)
 

@@ -55,32 +55,25 @@ def frozen(*models: nn.Module) -> Iterator[None]:
 def buffers_kept(*models: nn.Module, statistics: bool = False) -> Iterator[None]:
     """Restore the buffers of ``models`` on exit, for modules that update buffers in eval mode.
 
-    Examples are quantisation observers, codebooks, memory banks and counters. Each value is restored in the original
-    tensor, even if it was resized or replaced. New buffers are removed unless they are absent from the state dict: then
-    they are caches that the module may rely on. The statistics of PyTorch's own norms are copied only if ``statistics``
-    is set: in eval mode they change only if a model passes them to a function or calls ``train()`` in its forward pass.
-    No step synchronises with the device.
+    Each value is restored in the original tensor, even if it was resized or replaced. New buffers are removed unless
+    they are absent from the state dict: then they are caches that the module may rely on. The statistics of PyTorch's
+    own norms are copied only if ``statistics`` is set: in eval mode they change only if a model passes them to a
+    function or calls ``train()`` in its forward pass. No step synchronises with the device.
     """
     before = [(module, dict(module._buffers)) for module in _modules(models)]
-    moving = {
-        buffer: _copy(buffer)
-        for module, buffers in before
-        for name, buffer in buffers.items()
-        if buffer is not None
-        and buffer.layout == torch.strided
-        and not is_lazy(buffer)
-        and (statistics or name not in _STATISTICS or getattr(module.forward, "__func__", None) not in _NORM_FORWARDS)
-    }
-    with _undone(partial(_restore, before, moving)):
+    with torch.inference_mode(False), torch.no_grad():
+        copies = {
+            buffer: buffer.clone()
+            for module, buffers in before
+            for name, buffer in buffers.items()
+            if buffer is not None and buffer.layout == torch.strided and not is_lazy(buffer)
+            if statistics or name not in _STATISTICS or getattr(module.forward, "__func__", None) not in _NORM_FORWARDS
+        }
+    with _undone(partial(_restore, before, copies)):
         yield
 
 
-def _copy(buffer: Tensor) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        return buffer.detach().clone()
-
-
-def _restore(before: Sequence[tuple[nn.Module, dict[str, Tensor | None]]], moving: dict[Tensor, Tensor]) -> None:
+def _restore(before: Sequence[tuple[nn.Module, dict[str, Tensor | None]]], copies: dict[Tensor, Tensor]) -> None:
     for module, buffers in before:
         now = dict(module._buffers)
         for name in now.keys() - buffers.keys() - getattr(module, "_non_persistent_buffers_set", set()):
@@ -88,7 +81,7 @@ def _restore(before: Sequence[tuple[nn.Module, dict[str, Tensor | None]]], movin
         for name, buffer in buffers.items():
             if name not in now or now[name] is not buffer:
                 module._buffers[name] = buffer
-    for buffer, value in moving.items():
+    for buffer, value in copies.items():
         with torch.inference_mode(buffer.is_inference()), torch.no_grad():
             if buffer.shape != value.shape:
                 buffer.resize_(value.shape)

@@ -1,7 +1,5 @@
 """Contexts for attacks of other libraries: the model and labels of an objective, seeded random states."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 

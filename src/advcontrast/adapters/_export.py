@@ -1,7 +1,5 @@
 """Exports to other libraries: copies of networks with single norms, and folders that are created atomically."""
 
-from __future__ import annotations
-
 import copy
 import os
 import re
@@ -49,12 +47,7 @@ def saving(owner: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(owner: str, folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder``, and give it that name when the block ends without an error.
-
-    Raises:
-        OSError: the folder cannot be written.
-        FileExistsError: there is something at ``folder`` already, other than an empty folder.
-    """
+    """Yield an empty folder beside ``folder``, and give it that name, if it is free, when the block ends well."""
     target = check_path(owner, "folder", folder, remedy="Pass the folder to write").absolute()
     _check_new(owner, target)
     draft = target.with_name(f".{secrets.token_hex(8)}.partial")

@@ -1,7 +1,5 @@
 """Adapters for foolbox: models of this library for its attacks, and its attacks for this library."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass
 

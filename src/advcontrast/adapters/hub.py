@@ -1,7 +1,5 @@
 """Hugging Face hub: encoders saved without pickle, with the settings to rebuild them and a model card."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os
@@ -13,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from .._checks import check_device, check_path, check_type, complaint
 from .._deprecated import warn
@@ -61,7 +60,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         self._hub_mixin_config = self.config
 
     @classmethod
-    def from_encoder(cls, encoder: nn.Module, name: str, *, branch: str | None = None, **settings: Any) -> HubEncoder:
+    def from_encoder(cls, encoder: nn.Module, name: str, *, branch: str | None = None, **settings: Any) -> Self:
         """Return a copy of a trained ``encoder`` that ``backbone(name, **settings)`` made, with one branch only."""
         plain = plain_copy("HubEncoder.from_encoder", encoder, branch).cpu()
         layer = next((part for part in plain.modules() if type(part) is Normalize), Normalize())
@@ -71,7 +70,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         return hub.eval()
 
     @classmethod
-    def of(cls, encoder: nn.Module, name: str, **settings: Any) -> HubEncoder:
+    def of(cls, encoder: nn.Module, name: str, **settings: Any) -> Self:
         """Old name of :meth:`from_encoder`, kept for one release."""
         warn("HubEncoder.of", "HubEncoder.from_encoder", stacklevel=2)
         return cls.from_encoder(encoder, name, **settings)
@@ -93,10 +92,10 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             settings: other arguments of the mixin, such as ``push_to_hub=True``.
 
         Raises:
-            OSError: the files cannot be written.
+            OSError: the files cannot be written. With the other errors, nothing is written.
             ValueError: ``config`` differs from ``self.config``, the network no longer matches its config, or the README
-                is the card of another encoder. Nothing is written.
-            TypeError: upload arguments, such as ``branch``, without ``push_to_hub=True``. Nothing is written.
+                is the card of another encoder.
+            TypeError: upload arguments, such as ``branch``, without ``push_to_hub=True``.
         """
         owner = "HubEncoder.save_pretrained"
         folder = check_path(owner, "save_directory", save_directory, remedy="Pass the folder to write")
@@ -114,10 +113,7 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             return super().save_pretrained(folder, config=config, model_card_kwargs=model_card_kwargs, **settings)
 
     def push_to_hub(self, repo_id: str, *, config: Any = None, model_card_kwargs: Any = None, **settings: Any) -> str:
-        """Upload the encoder; ``branch`` is a git branch of the repository.
-
-        The arguments and errors are those of :meth:`save_pretrained` and of the mixin.
-        """
+        """Upload the encoder; ``branch`` is a git branch, all else as for :meth:`save_pretrained` and the mixin."""
         self._check("HubEncoder.push_to_hub", config, model_card_kwargs)
         return super().push_to_hub(repo_id, config=config, model_card_kwargs=model_card_kwargs, **settings)
 
@@ -154,17 +150,15 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
             raise ValueError(complaint("HubEncoder", rule, " ".join(str(error).split()), remedy)) from error
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> HubEncoder:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **settings: Any) -> Self:
         """Return the encoder of a folder or a repository in eval mode.
 
         Args:
             pretrained_model_name_or_path: the folder, or the name of the repository.
-            settings: download arguments of the mixin; ``map_location``, a device; and settings of the encoder, which
-                must equal the saved ones.
+            settings: download arguments of the mixin; ``map_location``, a device; settings that equal the saved ones.
 
         Raises:
-            ValueError: a setting differs from the saved one, ``strict`` is False, there is no config, or a file is
-                damaged.
+            ValueError: a setting that differs from the saved one, ``strict=False``, no config, or a damaged file.
             RuntimeError: names, shapes or dtypes of the weights do not match the config.
             TypeError: the config has no such setting.
         """
@@ -172,11 +166,10 @@ class HubEncoder(nn.Module, PyTorchModelHubMixin, library_name="advcontrast", pi
         check_path(owner, "pretrained_model_name_or_path", pretrained_model_name_or_path, remedy=remedy)
         place = os.path.expanduser(pretrained_model_name_or_path)  # noqa: PTH111 (a repository is not a path)
         try:
-            loaded: HubEncoder = super().from_pretrained(place, **settings)
+            return super().from_pretrained(place, **settings)
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
             remedy = "Save it again, or pass force_download=True"
             raise ValueError(complaint(owner, f"whole files in {place!r}", str(error), remedy)) from error
-        return loaded
 
     @classmethod
     def _from_pretrained(

@@ -1,7 +1,5 @@
 """Lightning: any learner of this library as a ``LightningModule``."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,10 +24,9 @@ except ImportError as error:
 class LightningLearner(pl.LightningModule):  # type: ignore[misc, unused-ignore]
     """Train ``ACLTrainer`` or another ``learner`` of this library under Lightning.
 
-    ``optimizer(parameters)`` returns the optimizer, ``schedule(step)`` the fraction of its learning rate to use, by
-    default 1. A batch is a tensor, or a tuple of the learner's inputs. Loss and terms are logged as ``train_...`` and
-    ``val_...``. Validation attacks too, with any ``Trainer(inference_mode=...)``. DDP ignores parameters that receive
-    no gradient.
+    ``optimizer(parameters)`` returns the optimizer, ``schedule(step)`` the fraction of its learning rate, by default 1.
+    A batch is a tensor, or a tuple of the learner's inputs. Loss and terms are logged as ``train_...`` and ``val_...``.
+    Validation attacks too, with any ``Trainer(inference_mode=...)``. DDP ignores parameters without a gradient.
     """
 
     def __init__(self, learner: nn.Module, *, optimizer: Callable[..., Any], schedule: Any = lambda _: 1.0) -> None:

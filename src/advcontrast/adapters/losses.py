@@ -1,10 +1,8 @@
 """Adapters for losses of lightly, pytorch-metric-learning and others in ``ACLTrainer(loss=...)``; most need none.
 
-A loss that takes the embeddings of two views and returns a scalar needs no adapter: ``loss=lightly.loss.VICRegLoss()``.
-This module has adapters for the others. It imports none of these libraries.
+A loss that takes the embeddings of two views and returns a scalar needs none: ``loss=lightly.loss.VICRegLoss()``. None
+of these libraries is imported.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -21,8 +19,8 @@ from ..norm import DualNorm
 class PairsAsLabels(nn.Module):
     """Adapter for a loss of embeddings and labels: the two views of each image form a class of their own.
 
-    Works for the losses of pytorch-metric-learning that need no proxies of classes. Its own ``SelfSupervisedLoss`` does
-    the same for some of them.
+    Works for the losses of pytorch-metric-learning that need no proxies of classes. That library's own
+    ``SelfSupervisedLoss`` does the same for some of them.
     """
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -41,8 +39,7 @@ class TrainOnlyMemoryBank(nn.Module):
 
     With a common memory, the clean stream of DS would take images of the adversarial stream as negatives.
     ``ACLTrainer`` switches the branches, which have their own buffers and share the parameters. In eval mode, as under
-    attack, a copy of the loss is called, so that nothing is stored, not even in plain attributes. ``model`` is no
-    longer used.
+    attack, a copy of the loss is called, so that nothing is stored, not even in plain attributes. ``model`` is unused.
     """
 
     def __init__(self, loss: nn.Module, model: nn.Module | None = None) -> None:

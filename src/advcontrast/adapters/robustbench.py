@@ -1,7 +1,5 @@
 """robustbench: export a network for its benchmark, and write its ``model_info``; robustbench itself is not needed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +17,8 @@ from ._export import plain_copy
 
 __all__ = ["export_plain", "robustbench_model_info"]
 
-_ABOUT = dict.fromkeys(("link", "name", "authors", "dataset", "venue", "architecture"), str)
-_KINDS: dict[str, type] = {**_ABOUT, "additional_data": bool}
+_KINDS: dict[str, type] = dict.fromkeys(("link", "name", "authors", "dataset", "venue", "architecture"), str)
+_KINDS["additional_data"] = bool
 
 
 def export_plain(

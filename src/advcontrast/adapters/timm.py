@@ -1,10 +1,7 @@
 """Adapters for timm: its networks as encoders, and folders for ``timm.create_model("local-dir:FOLDER", ...)``."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,9 +38,8 @@ def save_timm(
     """Write a network of timm, or a branch of one, to a new folder that timm loads with bit-identical outputs.
 
     For the transforms of timm, the config gets the constants of a ``Normalize`` in front, or mean 0 and deviation 1;
-    ``size``, the side of the images, if given; and ``labels``, the names of the classes in their order, as
-    ``label_names``. The folder is created once timm has loaded it and the outputs agree. Networks that timm cannot
-    build raise an error.
+    ``size``, the side of the images, if given; and ``labels``, the names of the classes in order, as ``label_names``.
+    The folder is created once timm has loaded it and outputs agree. Networks that timm cannot build raise an error.
     """
     plain = plain_copy("save_timm", model, branch).cpu()
     first, network = plain if type(plain) is nn.Sequential and len(plain) == 2 else (None, plain)
@@ -51,8 +47,17 @@ def save_timm(
     about = _describe(network, getattr(first, "values", None), size, labels)
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    like = next(network.parameters())
     with new_folder("save_timm", folder) as draft, preserve_rng_state(), torch.device("cpu"), torch.no_grad():
-        _write(network, draft, about)
+        try:
+            timm.models.save_for_hf(network, str(draft), model_config=about, safe_serialization=True)
+            loaded: Any = timm.create_model(f"local-dir:{draft}", pretrained=True).to(like).eval()
+            x = torch.randn(2, *loaded.pretrained_cfg["input_size"]).to(like)
+            pair = ([each(x), each.state_dict()] for each in (loaded, network))
+            torch.testing.assert_close(*pair, rtol=0, atol=0, equal_nan=True)
+        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            rule, got = "a network that timm can build again", " ".join(str(error).split())[:300]
+            raise ValueError(complaint("save_timm", rule, got, "Keep its stem; use reset_classifier")) from error
 
 
 def _checked(owner: str, network: Any) -> Any:
@@ -62,10 +67,7 @@ def _checked(owner: str, network: Any) -> Any:
 
 
 def _describe(network: Any, constants: Sequence[Any] | None, size: int | None, labels: Any) -> dict[str, Any]:
-    """Remove the facts about pretrained weights from a network's config; return further entries to write.
-
-    ``constants`` are the mean and the deviation that images are normalised by, if any.
-    """
+    """Describe the new weights in a network's config, with ``constants`` as (mean, std); return further entries."""
     config = network.pretrained_cfg
     if size is not None:
         check_int("save_timm", "size", size, low=1, remedy="Pass the side of the images in pixels")
@@ -84,16 +86,3 @@ def _describe(network: Any, constants: Sequence[Any] | None, size: int | None, l
         raise ValueError(complaint("save_timm", f"{network.num_classes} labels", str(len(labels)), remedy))
     config.pop("label_descriptions", None)  # of the names before
     return {"label_names": list(labels)}
-
-
-def _write(network: Any, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write a network and what is known ``about`` it, load it, and require outputs and state to be bit-identical."""
-    first = next(network.parameters())
-    try:
-        timm.models.save_for_hf(network, str(folder), model_config=dict(about), safe_serialization=True)
-        loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).to(first).eval()
-        x = torch.randn(2, *loaded.pretrained_cfg["input_size"]).to(first)
-        torch.testing.assert_close(*([f(x), f.state_dict()] for f in (loaded, network)), rtol=0, atol=0, equal_nan=True)
-    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        rule, got = "a network that timm can build again", " ".join(str(error).split())[:300]
-        raise ValueError(complaint("save_timm", rule, got, "Keep its stem; use reset_classifier")) from error

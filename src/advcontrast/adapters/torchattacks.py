@@ -1,7 +1,5 @@
 """Adapters for torchattacks, in both directions. They do not import torchattacks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,10 +52,9 @@ class TorchattacksAttack:
         """Return adversarial versions of images in [0, 1], for the model and the labels of the objective."""
         model, x, y = model_and_labels("TorchattacksAttack", objective, x, generator)
         if getattr(self.attack, "model", None) is not model or self.attack.normalization_used is not None:
-            expected, got = "an attack on raw images and on the model that is attacked", repr(self.attack)
-            raise ValueError(
-                complaint("TorchattacksAttack", expected, got, "Build it with the model that is evaluated")
-            )
+            expected = "an attack on raw images and on the model that is attacked"
+            remedy = "Build it with the model that is evaluated"
+            raise ValueError(complaint("TorchattacksAttack", expected, repr(self.attack), remedy))
         self.attack.set_device(x.device)
         with attack_context(model), seeded(generator):
             adv: Tensor = self.attack(x.clone(), y.clone())

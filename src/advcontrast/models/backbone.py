@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,16 +9,11 @@ from torch import Tensor, nn
 
 from .._checks import check_bool, check_type, complaint, type_name
 from .normalize import Normalize
-from .resnet import ResNet, resnet18, resnet34, resnet50
+from .resnet import resnet18, resnet34, resnet50
 from .stem import cifar_stem, first_convolution
-from .wide_resnet import WideResNet, wide_resnet34_10
+from .wide_resnet import wide_resnet34_10
 
-_OWN: dict[str, Callable[..., ResNet | WideResNet]] = {
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "wide_resnet34_10": wide_resnet34_10,
-}
+_OWN: dict[str, Any] = {make.__name__: make for make in (resnet18, resnet34, resnet50, wide_resnet34_10)}
 _LIBRARIES = ("torchvision", "timm")
 # With the default settings both return a tuple in train mode, and warn about the initialisation of their weights.
 _TORCHVISION_SETTINGS = {name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")}
@@ -61,7 +55,7 @@ def backbone(name: str, *, width: int | None = None, small_images: bool = True) 
     if width is not None:
         remedy = f"Leave it out, or choose one of {', '.join(_OWN)}"
         raise ValueError(complaint("backbone", f"no width for {name}", repr(width), remedy))
-    model = _from_torchvision(rest) if library == "torchvision" else _from_timm(rest)
+    model = _without_classifier(library, rest)
     if small_images and first_convolution(model) is not None:
         cifar_stem(model)
     return nn.Sequential(Normalize(), model), _num_features(name, model)
@@ -100,8 +94,12 @@ def _names(library: str) -> list[str]:
     return list(models.list_models(module=models))
 
 
-def _from_torchvision(name: str) -> nn.Module:
-    """Return the network with an identity in place of its last linear layer."""
+def _without_classifier(library: str, name: str) -> nn.Module:
+    """Return an untrained network of a library; one of torchvision gets an identity as its last linear layer."""
+    if library == "timm":
+        import timm
+
+        return timm.create_model(name, num_classes=0)
     from torchvision import models
 
     model: nn.Module = models.get_model(name, weights=None, **_TORCHVISION_SETTINGS.get(name, {}))
@@ -110,13 +108,6 @@ def _from_torchvision(name: str) -> nn.Module:
         expected, remedy = f"{name} to end in a linear layer", "Choose a network with a linear classifier"
         raise ValueError(complaint("backbone", expected, type(last).__name__, remedy))
     model.set_submodule(path, nn.Identity())
-    return model
-
-
-def _from_timm(name: str) -> nn.Module:
-    import timm
-
-    model: nn.Module = timm.create_model(name, num_classes=0)
     return model
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from types import NoneType
 
 from .._checks import check_type, complaint
-from .._digest import file_digest
+from .._digest import digest
 from .._random import preserve_rng_state
 from .resnet import ResNet, resnet18
 
@@ -59,9 +59,7 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
         expected, remedy = "safetensors to be installed", "Call pip install safetensors"
         raise ImportError(complaint("pretrained", expected, "no such package", remedy)) from error
     path = FOLDER / f"{name}.safetensors"
-    with path.open("rb") as file:
-        found = file_digest(file)
-    if found != SHA256[name]:
+    if (found := digest(path.read_bytes())) != SHA256[name]:
         remedy = "Install the package again"
         raise RuntimeError(complaint("pretrained", f"{path} with the SHA-256 {SHA256[name]}", found, remedy))
     with safe_open(path, "pt") as file:

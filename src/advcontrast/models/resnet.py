@@ -115,9 +115,9 @@ def _shortcut(channels: int, out: int, stride: int) -> nn.Sequential | None:
 class ResNet(nn.Module):
     """A ResNet whose stem keeps the resolution: a 3x3 convolution of stride 1 and no max-pooling.
 
-    It takes images in [0, 1] and normalises them itself. Convolutions of k x k pixels with c output channels are drawn
-    from a normal distribution of variance :math:`2 / (k^2 c)`. The names in the state dict are those of torchvision; at
-    width 64 the shapes are too, except that of ``conv1.weight``. Reference: He et al., CVPR 2016.
+    It takes images of any size in [0, 1] and normalises them itself. Convolutions of k x k pixels with c output
+    channels are drawn from a normal distribution of variance :math:`2 / (k^2 c)`. The names in the state dict are those
+    of torchvision; at width 64 the shapes are too, except that of ``conv1.weight``. Reference: He et al., CVPR 2016.
 
     Args:
         block: :class:`BasicBlock` or :class:`Bottleneck`.
@@ -181,9 +181,7 @@ class ResNet(nn.Module):
         return logits
 
 
-def _stage(
-    block: type[BasicBlock] | type[Bottleneck], channels: int, width: int, depth: int, *, stride: int
-) -> nn.Sequential:
+def _stage(block: type[BasicBlock | Bottleneck], channels: int, width: int, depth: int, stride: int) -> nn.Sequential:
     out = width * block.expansion
     return nn.Sequential(block(channels, width, stride), *(block(out, width, 1) for _ in range(depth - 1)))
 
@@ -206,9 +204,9 @@ def resnet18(
 def resnet34(
     num_classes: int = 10, *, width: int = 64, in_channels: int = 3, normalize: Statistics | None = IMAGENET
 ) -> ResNet:
-    """Return an untrained ResNet-34 for small images.
+    """Return an untrained ResNet-34 for small images, with the arguments and errors of :class:`ResNet`.
 
-    At width 64 it has 512 features and 21.3 M parameters. Arguments and errors are those of :class:`ResNet`.
+    At width 64 it has 512 features and 21.3 M parameters.
     """
     return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, width=width, in_channels=in_channels, normalize=normalize)
 
@@ -216,8 +214,8 @@ def resnet34(
 def resnet50(
     num_classes: int = 10, *, width: int = 64, in_channels: int = 3, normalize: Statistics | None = IMAGENET
 ) -> ResNet:
-    """Return an untrained ResNet-50 for small images.
+    """Return an untrained ResNet-50 for small images, with the arguments and errors of :class:`ResNet`.
 
-    At width 64 it has 2048 features and 23.5 M parameters. Arguments and errors are those of :class:`ResNet`.
+    At width 64 it has 2048 features and 23.5 M parameters.
     """
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, width=width, in_channels=in_channels, normalize=normalize)

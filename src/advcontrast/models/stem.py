@@ -11,16 +11,14 @@ from .resnet import ResNet, draw_convolutions
 def cifar_stem(model: nn.Module) -> nn.Module:
     """Replace the stem of a ResNet so that it keeps the resolution: a 3x3 convolution of stride 1 and no pooling.
 
-    A ResNet for ImageNet reduces 32 pixels to 8 before its first block. Any ResNet of torchvision or timm is supported:
-    ResNeXt, Wide ResNet, SE and ECA variants, deep stems (``resnet50d``), and stems with average pooling, blur pooling
-    or a strided convolution. Everything between the stem and the first block is removed.
+    The network is changed in place, unless it has such a stem, and returned. A ResNet for ImageNet reduces 32 pixels to
+    8 before its first block. Any ResNet of torchvision or timm is supported: ResNeXt, Wide ResNet, SE and ECA variants,
+    deep stems (``resnet50d``), and stems with average pooling, blur pooling or a strided convolution. Everything
+    between the stem and the first block is removed.
 
     A first convolution of another size than 3x3 gets new weights (normal with variance 2 / fan_out), also in a
     pretrained network; a 3x3 convolution keeps its weights and gets stride 1. Channels, bias, device, dtype and
     ``requires_grad`` are kept. Build the optimizer afterwards.
-
-    Args:
-        model: the network, changed in place unless it has such a stem, and returned.
 
     Raises:
         ValueError: ``model`` is not such a ResNet.

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._checks import check_module, complaint
-from .dual_norm import DualNorm, check_branch, check_switch, dual_norms
-from .recomputation import COMPILED, Moment, copied_buffers, recomputation, refuse_unchecked_switch
+from .dual_norm import DualNorm, check_branch, check_switch, dual_norms, dual_norms_in
+from .recomputation import COMPILED, copied_buffers, recomputation, refuse_unchecked_switch
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def _switched(branches: Mapping[DualNorm, str], *, recorded: bool = False) -> It
 def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], recorded: bool) -> None:
     if torch.compiler.is_compiling():
         for norm, branch in branches.items():
-            _switch(norm, branch)
+            norm._switch(branch)
         return
     if not recorded:
         refuse_unchecked_switch("bn_branch")
@@ -48,13 +48,13 @@ def _enter(branches: Mapping[DualNorm, str], before: dict[DualNorm, str], record
     for norm, branch in branches.items():
         norm._history.contexts.append((before, moment, recorded or moment is not None))
         norm.__dict__["_recorded"] = any(entered_again for *_, entered_again in norm._history.contexts)
-        _switch(norm, branch, moment)
+        norm._switch(branch, moment)
 
 
 def _leave(before: dict[DualNorm, str]) -> None:
     if torch.compiler.is_compiling():
         for norm, branch in before.items():
-            _switch(norm, branch)
+            norm._switch(branch)
         return
     COMPILED.contexts.pop(id(before), None)
     for norm, branch in before.items():
@@ -66,18 +66,9 @@ def _leave(before: dict[DualNorm, str]) -> None:
             # A context that was entered later is still in use; on exit it restores the branch from before this one.
             contexts[place + 1][0][norm] = branch
         else:
-            _switch(norm, branch, contexts[place][1])
+            norm._switch(branch, contexts[place][1])
         del contexts[place]
         norm.__dict__["_recorded"] = any(entered_again for *_, entered_again in contexts)
-
-
-def _switch(norm: DualNorm, branch: str, moment: Moment | None = None) -> None:
-    if torch.compiler.is_compiling():
-        norm._branch = branch  # not through the property: the compiler of PyTorch 2.10 ignores its setter
-        return
-    norm.__dict__["_branch"] = branch  # nn.Module.__setattr__ is slow
-    if moment is None:
-        norm._history.switch(branch)
 
 
 def bn_branch(model: nn.Module, branch: str) -> AbstractContextManager[None]:
@@ -132,34 +123,23 @@ def set_bn_branch(model: nn.Module, branch: str) -> None:
     check_branch("set_bn_branch", norms, branch)
     check_switch("set_bn_branch")
     for norm in norms:
-        _switch(norm, branch)
+        norm._switch(branch)
 
 
 def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
     """Return the parameters that only ``branch`` of the dual norms of ``model`` uses; none if branches share them.
 
-    Add those of ``"adv"`` to an optimizer built before the conversion: ``optimizer.add_param_group({"params":
-    branch_parameters(model, "adv")})``. Freeze those of branches that are not trained.
-
-    Args:
-        model: a network with dual norms.
-        branch: ``"clean"`` or ``"adv"``, or a name of your own that the model was converted with.
-
-    Returns:
-        The parameters, each once, in the order of the modules.
-
-    Raises:
-        ValueError: a dual norm has no such branch, or the model holds no dual norm.
-        TypeError: ``model`` is not an ``nn.Module``.
+    Each is returned once, in the order of the modules. Add those of ``"adv"`` to an optimizer built before the
+    conversion: ``optimizer.add_param_group({"params": branch_parameters(model, "adv")})``. Freeze those of branches
+    that are not trained. Arguments, ``ValueError`` and ``TypeError`` are those of :func:`bn_branch`.
 
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8)))
         >>> [tuple(parameter.shape) for parameter in branch_parameters(model, "adv")]
         [(8,), (8,)]
     """
-    owner = "branch_parameters"
-    norms = dual_norms(owner, model)
-    check_branch(owner, norms, branch)
+    norms = dual_norms("branch_parameters", model)
+    check_branch("branch_parameters", norms, branch)
     own = dict.fromkeys(parameter for norm in norms for parameter in getattr(norm, branch).parameters())
     others = [getattr(norm, name) for norm in norms for name in norm.branches if name != branch]
     shared = {parameter for other in others for parameter in other.parameters()}
@@ -169,8 +149,8 @@ def branch_parameters(model: nn.Module, branch: str) -> list[nn.Parameter]:
 class _Recorded(AbstractContextManager[None]):
     """Context of a checkpointed forward pass and, in each backward pass, of its recomputation."""
 
-    def __init__(self, model: nn.Module, branches: Mapping[DualNorm, str]) -> None:
-        self._branches = branches
+    def __init__(self, model: nn.Module) -> None:
+        self._branches = {norm: norm.branch for norm in dual_norms_in(model)}
         self._norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
     def __enter__(self) -> None:
@@ -184,8 +164,7 @@ class _Recorded(AbstractContextManager[None]):
 
 
 def _contexts(model: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    branches = {module: module.branch for module in model.modules() if isinstance(module, DualNorm)}
-    return _Recorded(model, branches), _Recorded(model, branches)
+    return _Recorded(model), _Recorded(model)
 
 
 def checkpoint_context_fn(
@@ -196,15 +175,12 @@ def checkpoint_context_fn(
     Checkpointing runs a part of the network a second time during the backward pass, when the ``with`` block of
     :func:`bn_branch` is over. Dual norms usually find the branch of the forward pass without this function, or raise an
     error. In modules that were compiled separately, and under compiled autograd, they always raise: use this function
-    there. It also prevents the second run from updating the running statistics of single batch norms.
+    there. It also prevents the second run from updating the running statistics of single batch norms. The result may be
+    used for any number of forward passes, and copies and pickles with the model that holds it; pass it together with
+    ``use_reentrant=False``.
 
     Args:
-        model: the network, or the part of it that is checkpointed, with all dual norms that run there. It may be
-            converted later.
-
-    Returns:
-        The ``context_fn=`` of ``torch.utils.checkpoint.checkpoint(..., use_reentrant=False)``. It may be used for any
-        number of forward passes, and copies and pickles with the model that holds it.
+        model: the network or the checkpointed part of it, with all dual norms that run there; may be converted later.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.

@@ -46,21 +46,16 @@ class DualBatchNorm(DualNorm):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             remedy = "Pass torch.float32, or None for the default"
             raise TypeError(complaint(owner, "dtype to be a floating-point torch.dtype", repr(dtype), remedy))
-        super().__init__(
-            self._kind(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        )
+        super().__init__(self._kind(num_features, eps, momentum, affine, track_running_stats, device, dtype))
 
     @classmethod
     def from_batchnorm(cls, bn: nn.Module, *, branches: Sequence[str] = BRANCHES, split: Split = "both") -> Self:
         """Wrap an existing batch norm: it becomes the first branch, which is active; the others are deep copies.
 
-        Args:
-            bn: a batch norm of this class's dimension, or of any dimension, such as SyncBatchNorm.
-            branches: names of the branches, at least two.
-            split: as for :class:`~advcontrast.norm.DualNorm`.
+        ``bn`` is for inputs of this class's dimension, or of any dimension, such as SyncBatchNorm. Other arguments and
+        ``ValueError`` are those of :class:`~advcontrast.norm.DualNorm`.
 
         Raises:
-            ValueError: invalid ``branches`` or ``split``.
             TypeError: ``bn`` is not a batch norm, or has another dimension.
 
         Example:
@@ -69,8 +64,7 @@ class DualBatchNorm(DualNorm):
             >>> dual.clean is bn, dual.branch
             (True, 'clean')
         """
-        has_dimension = isinstance(bn, tuple(_DIMENSIONS))
-        owner = f"{cls.__name__}.from_batchnorm"
+        has_dimension, owner = isinstance(bn, tuple(_DIMENSIONS)), f"{cls.__name__}.from_batchnorm"
         if not isinstance(bn, _BatchNorm) or (has_dimension and not isinstance(bn, cls._kind)):
             remedy = "convert_to_dual_bn(model) finds the norms of a model and wraps each in its own kind"
             raise TypeError(complaint(owner, f"a {cls._kind.__name__}", type_name(bn), remedy))
@@ -80,10 +74,7 @@ class DualBatchNorm(DualNorm):
 
 
 class DualBatchNorm1d(DualBatchNorm):
-    """Batch normalisation over ``[N, C]`` or ``[N, C, L]`` with a branch for clean and one for adversarial inputs.
-
-    Arguments and errors are those of :class:`DualBatchNorm2d`.
-    """
+    """:class:`DualBatchNorm2d` for inputs ``[N, C]`` or ``[N, C, L]``, with the same arguments and errors."""
 
     _kind = nn.BatchNorm1d
 
@@ -122,19 +113,12 @@ class DualBatchNorm2d(DualBatchNorm):
 
 
 class DualBatchNorm3d(DualBatchNorm):
-    """Batch normalisation over ``[N, C, D, H, W]`` with a branch for clean and one for adversarial inputs.
-
-    Arguments and errors are those of :class:`DualBatchNorm2d`.
-    """
+    """:class:`DualBatchNorm2d` for inputs ``[N, C, D, H, W]``, with the same arguments and errors."""
 
     _kind = nn.BatchNorm3d
 
 
-_DIMENSIONS: dict[type[_BatchNorm], type[DualBatchNorm]] = {
-    nn.BatchNorm1d: DualBatchNorm1d,
-    nn.BatchNorm2d: DualBatchNorm2d,
-    nn.BatchNorm3d: DualBatchNorm3d,
-}
+_DIMENSIONS = {dual._kind: dual for dual in (DualBatchNorm1d, DualBatchNorm2d, DualBatchNorm3d)}
 
 
 def dual_of(norm: nn.Module, branches: Sequence[str], split: Split, memos: Sequence[dict[int, Any]]) -> DualNorm:

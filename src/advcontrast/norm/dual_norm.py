@@ -2,7 +2,7 @@
 
 import copy
 import keyword
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,9 +12,10 @@ from typing_extensions import Self
 
 from .._checks import check_choice, check_module, check_type, complaint, type_name
 from .._types import BRANCHES, SPLITS, Split
-from .recomputation import COMPILED, History, copied_buffers, recomputation, refuse_unchecked_switch
+from .recomputation import COMPILED, History, Moment, copied_buffers, recomputation, refuse_unchecked_switch
 
 _TORCH_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+_SHARED = {"affine": "_buffers", "stats": "_parameters"}  # by all branches, for each split
 
 
 class DualNorm(nn.Module):
@@ -23,10 +24,9 @@ class DualNorm(nn.Module):
     The branches are ordinary norms, registered as submodules under their names, so that tools that look for norms find
     them: :func:`advcontrast.surgery.convert_sync_batchnorm`, weight-decay filters, quantisation. Other attributes are
     read from and set on the active branch: ``dual.weight`` is its weight, and ``dual.momentum = 0.01`` changes its
-    momentum only. ``dual.training`` is set on all branches.
-
-    Any norm is supported. Fused activations, dtype, device, frozen parameters, training flag and hooks are kept. The
-    module itself becomes the first branch, so that optimizers keep its parameters; the other branches are deep copies.
+    momentum only. ``dual.training`` is set on all branches. Any norm is supported. Fused activations, dtype, device,
+    frozen parameters, training flag and hooks are kept. The module itself becomes the first branch, so that optimizers
+    keep its parameters; the other branches are deep copies.
 
     Args:
         norm: ``nn.LayerNorm``, ``nn.GroupNorm``, a batch norm, or a norm of your own. Batch norms have subclasses,
@@ -37,8 +37,7 @@ class DualNorm(nn.Module):
             with shared parameters. Only batch norms have statistics.
 
     Raises:
-        ValueError: ``branches`` are fewer than two, not distinct or not valid names of attributes, or ``split`` is
-            unknown.
+        ValueError: ``branches`` are fewer than two, not distinct or not names of attributes, or ``split`` is unknown.
         TypeError: an argument has the wrong type.
 
     Example:
@@ -72,8 +71,11 @@ class DualNorm(nn.Module):
         self._own_forward = isinstance(norm, _BatchNorm) and type(norm).forward not in _TORCH_FORWARDS
         self.training = norm.training
         self._modules[first] = norm
+        hooks = [hook for name, held in vars(norm).items() if name.endswith("_hooks") for hook in held.values()]
+        # The objects of hooks may hold a whole model: all branches share them.
+        owners = [getattr(function, "__self__", function) for function in (getattr(h, "hook", h) for h in hooks)]
         for name, memo in zip(others, memos, strict=True):
-            memo.update((id(owner), owner) for owner in _hook_owners(norm) if owner is not norm)
+            memo.update((id(owner), owner) for owner in owners if owner is not norm)
             self._modules[name] = copy.deepcopy(norm, memo)
         self._tie()
         self.register_state_dict_post_hook(_separate)  # type: ignore[no-untyped-call]
@@ -109,8 +111,14 @@ class DualNorm(nn.Module):
         owner = type(self).__name__
         check_choice(owner, "branch", branch, self.branches)
         check_switch(owner)
-        self._branch = branch
-        if not torch.compiler.is_compiling():
+        self._switch(branch)
+
+    def _switch(self, branch: str, moment: Moment | None = None) -> None:
+        if torch.compiler.is_compiling():
+            self._branch = branch  # not through the property: the compiler of PyTorch 2.10 ignores its setter
+            return
+        self.__dict__["_branch"] = branch  # nn.Module.__setattr__ is slow
+        if moment is None:
             self._history.switch(branch)
 
     @property
@@ -123,24 +131,17 @@ class DualNorm(nn.Module):
         norm = cast(nn.Module, self._modules[branch])
         if self._own_forward and type(norm).forward in _TORCH_FORWARDS:
             expected = f"the norm of {branch!r} to keep its own forward method"
-            remedy = (
-                "torch.nn.SyncBatchNorm.convert_sync_batchnorm, which Lightning's sync_batchnorm=True calls, drops "
-                "activations: build the network again and call advcontrast.surgery.convert_sync_batchnorm in its place"
-            )
+            remedy = "torch.nn.SyncBatchNorm.convert_sync_batchnorm, which Lightning's sync_batchnorm=True calls, "
+            remedy += "drops activations: build the network again and call advcontrast.surgery.convert_sync_batchnorm"
             raise RuntimeError(complaint(type(self).__name__, expected, f"a plain {type_name(norm)}", remedy))
         return norm
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Normalise with the active branch.
-
-        Args:
-            *args: the arguments of that norm, for example images ``[N, C, H, W]``.
-            **kwargs: likewise.
+        """Normalise with the active branch; the arguments are those of that norm, such as images ``[N, C, H, W]``.
 
         Raises:
-            RuntimeError: activation checkpointing recomputes this, and the branch of the forward pass is unknown, as in
-                a module that was compiled separately; or ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` has dropped
-                the activation of this norm.
+            RuntimeError: activation checkpointing recomputes it and the branch of the forward pass is unknown, as in a
+                separately compiled module; or ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` dropped its activation.
         """
         norm = self.active
         if not torch.compiler.is_compiling():
@@ -181,9 +182,8 @@ class DualNorm(nn.Module):
             self._check_held(name, self.__dict__)  # a branch cannot be deleted
             super().__delattr__(name)
             return
-        kept = {"affine": "_buffers", "stats": "_parameters"}.get(self._split)
-        shared = kept is not None and name in vars(self.active)[kept]
-        for norm in list(self._modules.values()) if shared else [self.active]:
+        shared = self._split != "both" and name in vars(self.active)[_SHARED[self._split]]
+        for norm in self.children() if shared else [self.active]:
             delattr(norm, name)
 
     def _owns(self, name: str) -> bool:
@@ -206,8 +206,8 @@ class DualNorm(nn.Module):
         """Replace the norm of the branch ``name``; new names raise an error."""
         self._check_held(name, self._modules)
         check_type(type(self).__name__, name, module, nn.Module, remedy="Export a branch to go back to a single norm")
-        others = [other for branch, other in self._modules.items() if branch != name]
-        if self._split != "both" and any(len(_part(other)) != len(_part(module)) for other in others):
+        norms = [norm for norm in {**self._modules, name: module}.values() if norm is not None]
+        if self._split != "both" and len({len([*norm.modules()]) for norm in norms}) > 1:
             expected, remedy = f"{name} to have the parts of the other branches", "Pass a norm of the same class"
             raise ValueError(complaint(type(self).__name__, expected, type_name(module), remedy))
         super().add_module(name, module)
@@ -228,13 +228,11 @@ class DualNorm(nn.Module):
         """Give all branches the shared tensors of ``source``, by default the first branch."""
         if self._split == "both":
             return
-        first = next(iter(self._modules.values())) if source is None else source
-        for other in self._modules.values():
-            for module, twin in zip(_part(first), _part(other), strict=True):
-                if self._split == "affine":
-                    twin._buffers.update(module._buffers)
-                elif self._split == "stats":
-                    twin._parameters.update(module._parameters)
+        shared = _SHARED[self._split]
+        source = next(self.children()) if source is None else source
+        for other in self.children():
+            for module, twin in zip(source.modules(), other.modules(), strict=True):
+                vars(twin)[shared].update(vars(module)[shared])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Share tensors again after a move to another device or dtype."""
@@ -248,8 +246,7 @@ class DualNorm(nn.Module):
         if not any(key.startswith(f"{prefix}{branch}.") for key in own for branch in self.branches):
             first, *others = self.branches
             for key in own:
-                value = state_dict.pop(key)
-                name = key.removeprefix(prefix)
+                value, name = state_dict.pop(key), key.removeprefix(prefix)
                 state_dict[f"{prefix}{first}.{name}"] = value
                 for other in others:
                     # A copy: with ``assign=True`` the branches would otherwise share the tensor.
@@ -273,22 +270,8 @@ def check_branches(owner: str, branches: Any, norms: Iterable[nn.Module]) -> Non
             raise ValueError(complaint(owner, rule, repr(name), remedy))
 
 
-def _part(norm: nn.Module | None) -> list[nn.Module]:
-    return list(cast(nn.Module, norm).modules())
-
-
-def _hook_owners(norm: nn.Module) -> Iterator[object]:
-    """Yield the objects of the hooks of ``norm``, which may hold a whole model: all branches share them."""
-    for name, hooks in vars(norm).items():
-        if name.endswith("_hooks"):
-            for hook in hooks.values():
-                function = getattr(hook, "hook", hook)
-                yield getattr(function, "__self__", function)
-
-
-def _separate(dual: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: object) -> None:
+def _separate(dual: DualNorm, state_dict: dict[str, Any], prefix: str, _metadata: object) -> None:
     """Copy shared tensors, except with ``keep_vars=True``: safetensors refuses shared memory."""
-    dual = cast(DualNorm, dual)
     for branch in dual.branches[1:] if dual.split != "both" else ():
         norm = dual._norm_of(branch)
         for name, tensor in norm.named_buffers() if dual.split == "affine" else norm.named_parameters():
@@ -297,9 +280,9 @@ def _separate(dual: nn.Module, state_dict: dict[str, Any], prefix: str, _metadat
                 state_dict[key] = state_dict[key].clone()
 
 
-def _tie_again(dual: nn.Module, _keys: object) -> None:
+def _tie_again(dual: DualNorm, _keys: object) -> None:
     """Share tensors again after loading with ``assign=True``."""
-    cast(DualNorm, dual)._tie()
+    dual._tie()
 
 
 def dual_norms_in(model: nn.Module) -> list[DualNorm]:

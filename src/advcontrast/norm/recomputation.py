@@ -1,7 +1,5 @@
 """Recompute checkpointed activations on the branch of the forward pass, and leave running statistics alone."""
 
-from __future__ import annotations
-
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -49,11 +47,7 @@ def copied_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 class _Compiled(ModuleType):
-    """Namespace of attributes that compiled code checks before each call.
-
-    PyTorch's compiler evaluates the attributes of a Python module, also for the guards of compiled code. It would trace
-    the properties of any other object.
-    """
+    """Attributes that compiled code checks before each call. Those of a Python module are evaluated, never traced."""
 
     contexts: dict[int, Moment] = {}  # contexts of branches that were entered in a backward pass
 
@@ -75,10 +69,8 @@ COMPILED = _Compiled("COMPILED")
 
 def unknown_branch(owner: str, got: str) -> RuntimeError:
     """Return the error of a recomputation that cannot find its branch."""
-    remedy = (
-        "Pass context_fn=checkpoint_context_fn(model) and use_reentrant=False to torch.utils.checkpoint, and "
-        "enter bn_branch outside the checkpointed function"
-    )
+    remedy = "Pass context_fn=checkpoint_context_fn(model) and use_reentrant=False to torch.utils.checkpoint, "
+    remedy += "and enter bn_branch outside the checkpointed function"
     return RuntimeError(complaint(owner, "to know the branch of the forward pass that is recomputed", got, remedy))
 
 
@@ -86,8 +78,7 @@ def refuse_unchecked_switch(owner: str) -> None:
     """Raise on a switch under the stance of ``torch.compiler`` in which compiled code does not check its branch."""
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is not None and compiler._is_skip_guard_eval_unsafe_stance():
-        expected = "compiled code to check which branch is in use"
-        got = "the stance skip_guard_eval_unsafe=True"
+        expected, got = "compiled code to check which branch is in use", "the stance skip_guard_eval_unsafe=True"
         raise RuntimeError(complaint(owner, expected, got, "Switch branches outside of this stance"))
 
 
@@ -99,8 +90,6 @@ class History:
     Copies and pickles start with an empty history, as they have no graphs yet.
     """
 
-    __slots__ = ("backwards", "contexts", "entries", "looked_up", "several_threads", "switched", "thread")
-
     def __init__(self) -> None:
         self.thread: Thread | None = None  # thread of the numbers in the entries
         self.several_threads = False
@@ -111,7 +100,7 @@ class History:
         self.looked_up: Moment | None = None
         self.switched: Moment | None = None
 
-    def __reduce__(self) -> tuple[type[History], tuple[()]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return History, ()
 
     def call(self, branch: str) -> None:
@@ -124,15 +113,12 @@ class History:
         if self.entries[-1][1] != branch:  # compiled code has switched it, which is not recorded
             self.entries.clear()
             self.entries.append((torch._C._autograd._get_sequence_nr(), branch))
-        if self.backwards:  # of a backward pass that raised
-            self.backwards.clear()
+        self.backwards.clear()  # of a backward pass that raised
 
     def switch(self, branch: str) -> None:
         """Record that ``branch`` is in use from now on."""
-        if self.thread is None:  # compiled code may have run the norm, which is not recorded
-            self.thread = current_thread()
-        elif self.thread is not current_thread():
-            self.several_threads = True
+        self.thread = self.thread or current_thread()  # compiled code may have run the norm, which is not recorded
+        self.several_threads |= self.thread is not current_thread()
         number = torch._C._autograd._get_sequence_nr()
         if self.entries and self.entries[-1][0] == number:
             self.entries.pop()

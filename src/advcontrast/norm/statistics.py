@@ -1,6 +1,7 @@
 """Recompute the running statistics of one branch."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,7 @@ from .._checks import check_module, complaint, type_name
 from .._modes import eval_mode
 from .._transfer import to_device
 from .branch import bn_branch
-from .dual_norm import DualNorm, check_branch, dual_norms
+from .dual_norm import check_branch, dual_norms, dual_norms_in
 
 _OWNER = "update_bn"
 
@@ -24,13 +25,12 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
     weight, as in ``torch.optim.swa_utils.update_bn``, which resets all batch norms and updates those in use. This
     function changes neither other branches nor norms that are not dual. All other modules are in eval mode: no dropout,
     no stochastic depth. For the adversarial branch, pass adversarial images. Under DDP each process uses its own
-    batches.
+    batches. After any error, also one raised by the model, the model is unchanged.
 
     Args:
-        model: a network whose ``branch`` has running statistics of its own; or, for ``branch=None``, one without dual
-            norms, whose batch norms are all updated.
-        loader: batches, each a tensor ``[N, C, H, W]`` or a tuple that begins with one. They are moved to the device of
-            the model.
+        model: a network whose ``branch`` has its own running statistics; for ``branch=None``, one without dual norms,
+            whose batch norms are all updated.
+        loader: batches, each a tensor ``[N, C, H, W]`` or a tuple that begins with one; moved to the model's device.
         branch: ``"clean"``, ``"adv"`` or another name of a branch.
 
     Raises:
@@ -38,21 +38,16 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
             (``split="affine"``), there is no batch, or statistics are not finite.
         TypeError: ``model`` is not a module, or a batch has no tensor in front.
 
-    After any error, also one raised by the model, the model is unchanged.
-
     Example:
         >>> model = convert_to_dual_bn(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(1)))
         >>> update_bn(model, [torch.tensor([[1.0], [3.0]]), torch.tensor([[6.0], [8.0]])], "adv")
         >>> model[1].adv.running_mean.item(), model[1].clean.running_mean.item()
         (4.5, 0.0)
     """
-    norms = _norms(model, branch)
-    batches = _images(loader, model)
-    try:
-        first = next(batches)
-    except StopIteration:
-        remedy = "A generator can be used once"
-        raise ValueError(complaint(_OWNER, "a loader with batches", "none", remedy)) from None
+    norms, batches = _norms(model, branch), _images(loader, model)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError(complaint(_OWNER, "a loader with batches", "none", "A generator can be used once"))
     before = [({name: buffer.clone() for name, buffer in norm.named_buffers()}, norm.momentum) for norm in norms]
     counters = [norm.get_buffer("num_batches_tracked") for norm in norms]
     try:
@@ -64,12 +59,12 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
                 norm.num_batches_tracked = torch.zeros((), dtype=torch.int64)
                 norm.training = True
             for x in chain([first], batches):
-                if branch is None:
+                with nullcontext() if branch is None else bn_branch(model, branch):
                     model(x)
-                else:
-                    with bn_branch(model, branch):
-                        model(x)
-        _require_finite(norms)
+        floats = (buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point())
+        if not torch.stack([buffer.isfinite().all() for buffer in floats]).all():  # synchronises once
+            remedy = "Look for NaN in the images, or for batches too large for the dtype"
+            raise ValueError(complaint(_OWNER, "finite statistics", "some that are not", remedy))
     except BaseException:
         for norm, (buffers, _) in zip(norms, before, strict=True):
             for name, buffer in norm.named_buffers():
@@ -84,18 +79,17 @@ def update_bn(model: nn.Module, loader: Iterable[Any], branch: str | None = None
 def _norms(model: nn.Module, branch: str | None) -> list[_BatchNorm]:
     check_module(_OWNER, model)
     if branch is None:
-        dual = next((module for module in model.modules() if isinstance(module, DualNorm)), None)
-        if dual is not None:
+        if found := dual_norms_in(model):
             remedy = 'Pass the branch, as in update_bn(model, loader, "adv")'
-            raise ValueError(complaint(_OWNER, f"branch to be one of {dual.branches}", "None", remedy))
+            raise ValueError(complaint(_OWNER, f"branch to be one of {found[0].branches}", "None", remedy))
         modules = list(model.modules())
     else:
         duals = dual_norms(_OWNER, model)
         check_branch(_OWNER, duals, branch)
         if any(dual.split == "affine" for dual in duals):
-            expected = f"branch {branch!r} to have running statistics of its own"
+            rule, got = f"branch {branch!r} to have running statistics of its own", 'shared ones, of split="affine"'
             remedy = "Update a copy: update_bn(export_branch(model, branch), loader)"
-            raise ValueError(complaint(_OWNER, expected, 'shared ones, of split="affine"', remedy))
+            raise ValueError(complaint(_OWNER, rule, got, remedy))
         modules = [module for dual in duals for module in getattr(dual, branch).modules()]
     norms = [norm for norm in modules if isinstance(norm, _BatchNorm) and norm.running_mean is not None]
     if not norms:
@@ -115,11 +109,3 @@ def _images(loader: Iterable[Any], model: nn.Module) -> Iterator[Tensor]:
             expected = "a batch to be a tensor or a tuple with one in front"
             raise TypeError(complaint(_OWNER, expected, type_name(x), "Return images, or tuples that begin with them"))
         yield to_device(x, device)
-
-
-def _require_finite(norms: list[_BatchNorm]) -> None:
-    """Require finite statistics; this synchronises with the device, once."""
-    finite = [buffer.isfinite().all() for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
-    if not bool(torch.stack(finite).all()):
-        remedy = "Look for NaN in the images, or for batches too large for the dtype"
-        raise ValueError(complaint(_OWNER, "finite statistics", "some that are not", remedy))

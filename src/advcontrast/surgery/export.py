@@ -14,14 +14,9 @@ def export_branch(model: nn.Module, branch: str) -> nn.Module:
     """Return a deep copy of ``model`` with the plain norms of one branch.
 
     The copy has the architecture, the state-dict keys and the modes of the network before conversion. Its outputs are
-    bit-identical to those of the branch.
-
-    Args:
-        model: a network with dual norms.
-        branch: ``"clean"`` or ``"adv"``, or a name of your own that the model was converted with.
+    bit-identical to those of the branch. Arguments and ``ValueError`` are those of :func:`bn_branch`.
 
     Raises:
-        ValueError: a dual norm has no such branch, or the model holds no dual norm.
         TypeError: ``model`` is not a module, or is wrapped or scripted.
         RuntimeError: ``model`` cannot be copied, as it holds the old ``weight_norm``, pruned layers, results of a
             forward pass, or functions that hold its modules.

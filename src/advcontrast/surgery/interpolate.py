@@ -1,7 +1,7 @@
 """Interpolate between the branches of a network with dual norms."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import _deprecated
 from .._checks import check_copyable, check_real, check_type, complaint
 from .._types import BRANCHES
-from ..norm import DualNorm, update_bn
+from ..norm import update_bn
 from ..norm.dual_norm import check_branch, dual_norms
 from .export import keep_branch
 from .modules import check_surgery
@@ -23,9 +23,9 @@ def interpolate_branches(
 
     .. math:: \theta = \sum_b w_b\,\theta_b
 
-    for scales, shifts and running statistics; branches share the convolutions and linear layers. Integer tensors, such
-    as counts of batches, come from the branch with the largest weight. If one weight is 1, the copy is bit-identical to
-    that of :func:`export_branch`.
+    for scales, shifts and running statistics; branches share all other layers. Integer tensors, such as counts of
+    batches, come from the branch with the largest weight. If one weight is 1, the copy is bit-identical to that of
+    :func:`export_branch`.
 
     Interpolated statistics are not those of any data. With a ``loader``, :func:`advcontrast.update_bn` recomputes them;
     pass the kind of images that the copy is used for: clean, attacked, or both.
@@ -58,27 +58,21 @@ def interpolate_branches(
         raise ValueError(complaint(owner, "weights that add up to 1", repr(dict(weights)), remedy))
     check_copyable(owner, model)
     first, *others = sorted(weights, key=lambda branch: weights[branch], reverse=True)
-    model = copy.deepcopy(model)
-    norms, total = dual_norms(owner, model), weights[first]
+    model, total = copy.deepcopy(model), weights[first]
     with torch.no_grad():
         for other in others:
             total += weights[other]
-            # Keyed by the tensor: norms may share one, which is interpolated once.
-            pairs = {here: there for norm in norms for here, there in _tensors(norm, first, other)}
+            pairs: dict[Tensor, Tensor] = {}  # keyed by the tensor: norms may share one, which is interpolated once
+            for norm in dual_norms(owner, model):
+                ours, theirs = (getattr(norm, branch).state_dict(keep_vars=True) for branch in (first, other))
+                floats = (name for name, here in ours.items() if isinstance(here, Tensor) and here.is_floating_point())
+                pairs |= {ours[name]: theirs[name] for name in floats}
             for here, there in pairs.items():
                 here.lerp_(there, weights[other] / total)
     keep_branch(model, first)
     if loader is not None:
         update_bn(model, loader)
     return model
-
-
-def _tensors(norm: DualNorm, first: str, other: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the floating-point tensors of two branches side by side."""
-    theirs = getattr(norm, other).state_dict(keep_vars=True)
-    for name, here in getattr(norm, first).state_dict(keep_vars=True).items():
-        if isinstance(here, Tensor) and here.is_floating_point():
-            yield here, theirs[name]
 
 
 def blend(

@@ -12,13 +12,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from .._checks import check_module, complaint
 from ..norm import DualNorm
 
-_WRAPPERS = {
-    "DataParallel": "model.module",
-    "DistributedDataParallel": "model.module",
-    "FullyShardedDataParallel": "model.module",
-    "FSDPModule": "the model before fully_shard",
-    "OptimizedModule": "model._orig_mod",
-}
+_WRAPPERS = dict.fromkeys(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"), "model.module")
+_WRAPPERS |= {"FSDPModule": "the model before fully_shard", "OptimizedModule": "model._orig_mod"}
 
 
 def check_surgery(owner: str, model: nn.Module) -> None:

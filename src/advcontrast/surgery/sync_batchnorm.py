@@ -1,7 +1,6 @@
 """Batch norms with the statistics of the whole batch, over all processes."""
 
 import inspect
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -47,11 +46,8 @@ def convert_sync_batchnorm(model: nn.Module, process_group: dist.ProcessGroup | 
         'SyncBatchNorm'
     """
     check_surgery(_OWNER, model)
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and not isinstance(module, (nn.SyncBatchNorm, SynchronisedNorm))
-    }
+    found = ((name, norm) for name, norm in model.named_modules() if isinstance(norm, _BatchNorm))
+    norms = {name: norm for name, norm in found if not isinstance(norm, (nn.SyncBatchNorm, SynchronisedNorm))}
     for name, norm in norms.items():
         if "forward" in vars(norm):
             remedy = "Define it in a subclass of the batch norm"
@@ -79,8 +75,7 @@ class SynchronisedNorm(nn.Module):
         with _Synchronise(group, world) as mode:
             output = super().forward(*args, **kwargs)
         if mode.calls != 1:
-            owner = type(self).__name__
-            expected = "its forward method to call torch.nn.functional.batch_norm once"
+            owner, expected = type(self).__name__, "its forward method to call torch.nn.functional.batch_norm once"
             remedy = "Its statistics cannot be synchronised: use another norm, or leave convert_sync_batchnorm out"
             raise RuntimeError(complaint(owner, expected, f"{mode.calls} calls", remedy))
         return output
@@ -107,9 +102,7 @@ class _Synchronise(TorchFunctionMode):
         super().__init__()
         self.group, self.world, self.calls = group, world, 0
 
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.batch_norm:
             return func(*args, **kwargs)
