@@ -19,7 +19,7 @@ from advcontrast.attacks import context
 
 aten = torch.ops.aten
 #: Functions of ``fit`` that may wait, once in a run or in an epoch: the data move to the device, figures come back.
-PER_EPOCH = {("source.py", "batches"), ("plan.py", "batches"), ("run.py", "require_finite"), ("run.py", "result")}
+PER_EPOCH = {("batches.py", "batches"), ("run.py", "require_finite"), ("run.py", "result")}
 _READS = (aten._local_scalar_dense.default, aten.nonzero.default, aten.is_nonzero.default)
 
 

@@ -8,11 +8,9 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-# All paths are below advcontrast. Modules and names that only moved are listed by package, before the renamed ones.
+# All paths are below advcontrast. Modules and names that only moved are listed by package, others by their new name.
 _MOVED_MODULES = {
     ("attacks", "evaluation.uar"): "elastic frank_wolfe jpeg",
-    ("engine", "engine.batches"): "reader source",
-    ("engine", "engine.checkpoint"): "errors",
     ("engine", "optim"): "ema lars schedules",
     ("evaluation", "evaluation.accuracy"): "autoattack corruptions curves",
     ("evaluation", "evaluation.cards"): "card comparison provenance",
@@ -21,25 +19,22 @@ _MOVED_MODULES = {
     ("functional", "evaluation.uar"): "jpeg",
 }
 _RENAMED_MODULES = {
-    "attacks.ascent": "attacks.pgd",
-    "attacks.carried": "attacks.stateful",
-    "attacks.progressive": "attacks.stateful",
-    "attacks.target": "attacks.context",
-    "augment.images": "functional.image",
-    "augment.formulas": "augment.corruptions",
-    "engine.arguments": "engine.fit",
-    "engine.identity": "engine.run_settings",
-    "engine.metrics": "engine.run",
-    "engine.sampling": "engine.batches.plan",
-    "engine.termination": "engine.signals",
-    "evaluation.alarms": "evaluation.masking",
-    "evaluation.figures": "evaluation.plots.accuracies",
-    "evaluation.frozen": "evaluation.protocols.run",
-    "evaluation.overfitting": "evaluation.masking",
-    "evaluation.pictures": "evaluation.plots.images",
-    "evaluation.probing": "evaluation.protocols.run",
-    "evaluation.symptoms": "evaluation.masking",
-    "functional.flow": "evaluation.uar.elastic",
+    "attacks.context": "attacks.target",
+    "attacks.pgd": "attacks.ascent",
+    "attacks.stateful": "attacks.carried attacks.progressive",
+    "augment.corruptions": "augment.formulas",
+    "data.folder": "data.listing",
+    "engine.batches": "engine.batches.plan engine.batches.reader engine.batches.source engine.batches.worker "
+    + "engine.reader engine.sampling engine.source",
+    "engine.checkpoint": "engine.checkpoint.errors engine.checkpoint.protocol engine.checkpoint.state engine.errors",
+    "engine.fit": "engine.arguments engine.learner engine.signals engine.termination",
+    "engine.run": "engine.identity engine.metrics engine.run_settings",
+    "evaluation.masking": "evaluation.alarms evaluation.overfitting evaluation.symptoms",
+    "evaluation.plots.accuracies": "evaluation.figures",
+    "evaluation.plots.images": "evaluation.pictures",
+    "evaluation.protocols.run": "evaluation.frozen evaluation.probing",
+    "evaluation.uar.elastic": "functional.flow",
+    "functional.image": "augment.images",
 }
 _MOVED_NAMES = {
     ("attacks", "evaluation.uar"): "ElasticAttack FrankWolfeAttack JPEGAttack",
@@ -56,34 +51,29 @@ _MOVED_NAMES = {
     ("surgery.export", "surgery.interpolate"): "blend",
 }
 _RENAMED_NAMES = {
-    "adapters.losses.NumberedPairs": "adapters.losses.PairsAsLabels",
-    "adapters.losses.Remembering": "adapters.losses.TrainOnlyMemoryBank",
-    "adapters.robustbench.claim": "adapters.robustbench.robustbench_model_info",
-    "adapters.torchattacks.TorchattacksStyle": "adapters.torchattacks.AsTorchattack",
-    "attacks.Classification": "attacks.ClassificationObjective",
-    "attacks.classification.Classification": "attacks.ClassificationObjective",
-    "distributed.exchange": "distributed.all_gather_object",
-    "distributed.from_first": "distributed.broadcast_object",
-    "distributed.join": "distributed.init_from_torchrun",
-    "distributed.share": "distributed.broadcast_",
-    "distributed.together": "distributed.explain_lost_peer",
-    "engine.Reader": "engine.DataReader",
-    "engine.reader.Reader": "engine.DataReader",
-    "evaluation.Flips": "evaluation.cards.DiscordantPairs",
-    "evaluation.comparison.Flips": "evaluation.cards.DiscordantPairs",
-    "evaluation.falling_loss": "evaluation.masking.loss_decreases_with_strength",
-    "evaluation.figures.Curve": "evaluation.cards.CurveRecord",
-    "evaluation.incomplete_search": "evaluation.masking.attack_not_converged",
-    "evaluation.masking.falling_loss": "evaluation.masking.loss_decreases_with_strength",
-    "evaluation.masking.incomplete_search": "evaluation.masking.attack_not_converged",
-    "evaluation.masking.white_box_beaten": "evaluation.masking.weaker_attack_wins",
-    "evaluation.white_box_beaten": "evaluation.masking.weaker_attack_wins",
+    "adapters.losses.PairsAsLabels": "adapters.losses.NumberedPairs",
+    "adapters.losses.TrainOnlyMemoryBank": "adapters.losses.Remembering",
+    "adapters.robustbench.robustbench_model_info": "adapters.robustbench.claim",
+    "adapters.torchattacks.AsTorchattack": "adapters.torchattacks.TorchattacksStyle",
+    "attacks.ClassificationObjective": "attacks.Classification attacks.classification.Classification",
+    "distributed.all_gather_object": "distributed.exchange",
+    "distributed.broadcast_": "distributed.share",
+    "distributed.broadcast_object": "distributed.from_first",
+    "distributed.explain_lost_peer": "distributed.together",
+    "distributed.init_from_torchrun": "distributed.join",
+    "engine.DataReader": "engine.Reader engine.reader.Reader",
+    "evaluation.cards.CurveRecord": "evaluation.figures.Curve",
+    "evaluation.cards.DiscordantPairs": "evaluation.Flips evaluation.comparison.Flips",
+    "evaluation.masking.attack_not_converged": "evaluation.incomplete_search evaluation.masking.incomplete_search",
+    "evaluation.masking.loss_decreases_with_strength": "evaluation.falling_loss evaluation.masking.falling_loss",
+    "evaluation.masking.weaker_attack_wins": "evaluation.masking.white_box_beaten evaluation.white_box_beaten",
 }
 
 
 def _table(moved: dict[tuple[str, str], str], renamed: dict[str, str]) -> dict[str, str]:
     rows = {f"{old}.{name}": f"{new}.{name}" for (old, new), names in moved.items() for name in names.split()}
-    return {f"advcontrast.{old}": f"advcontrast.{new}" for old, new in (rows | renamed).items()}
+    rows |= {old: new for new, names in renamed.items() for old in names.split()}
+    return {f"advcontrast.{old}": f"advcontrast.{new}" for old, new in rows.items()}
 
 
 MODULES = _table(_MOVED_MODULES, _RENAMED_MODULES)

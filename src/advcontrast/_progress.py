@@ -3,9 +3,8 @@
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
-
-from typing_extensions import Self
 
 from ._checks import check_bool
 
@@ -18,7 +17,7 @@ def check_progress(owner: str, shown: Any) -> None:
         check_bool(owner, "progress", shown, remedy="None shows a progress bar on terminals only")
 
 
-class ProgressBar:
+class ProgressBar(AbstractContextManager["ProgressBar"]):
     """Progress bar for a ``with`` block, hidden where tqdm is not installed.
 
     Args:
@@ -44,9 +43,6 @@ class ProgressBar:
             return
         bar = tqdm(total=total, initial=done, unit=unit, desc=title)
         self.bar = None if bar.disable else bar
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:

@@ -23,9 +23,7 @@ _PLAIN = (int, float, str, bytes, torch.Tensor, type, FunctionType, ModuleType)
 def capture(*devices: torch.device) -> dict[str, Any]:
     """Return the states of the generators of the host and of these devices, as plain data."""
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    state["devices"] = [
-        torch.get_device_module(device).get_rng_state(*_which(device)) for device in _accelerators(devices)
-    ]
+    state["devices"] = [module.get_rng_state(*which) for _, module, which in _accelerators(devices)]
     if "numpy" in sys.modules:
         _, key, position, has_gauss, gauss = sys.modules["numpy"].random.get_state()
         state["numpy"] = [key.tolist(), int(position), int(has_gauss), float(gauss)]
@@ -36,8 +34,8 @@ def restore(state: dict[str, Any], *devices: torch.device) -> None:
     """Restore the states that :func:`capture` returned for as many devices, not necessarily the same ones."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
-    for device, saved in zip(_accelerators(devices), state["devices"], strict=False):
-        torch.get_device_module(device).set_rng_state(saved, *_which(device))
+    for (_, module, which), saved in zip(_accelerators(devices), state["devices"], strict=False):
+        module.set_rng_state(saved, *which)
     if "numpy" in state and "numpy" in sys.modules:
         sys.modules["numpy"].random.set_state(("MT19937", *state["numpy"]))
 
@@ -45,9 +43,8 @@ def restore(state: dict[str, Any], *devices: torch.device) -> None:
 def reseed(seed: int, *devices: torch.device) -> None:
     """Seed the generators of :func:`capture`. ``torch.manual_seed`` would seed other devices too."""
     torch.default_generator.manual_seed(seed)
-    for device in _accelerators(devices):
-        state = torch.Generator(device).manual_seed(seed).get_state()
-        torch.get_device_module(device).set_rng_state(state, *_which(device))
+    for device, module, which in _accelerators(devices):
+        module.set_rng_state(torch.Generator(device).manual_seed(seed).get_state(), *which)
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)
@@ -124,13 +121,10 @@ def on_host(generator: torch.Generator | None) -> torch.Generator | None:
     return torch.Generator().manual_seed(seed)
 
 
-def _which(device: torch.device) -> tuple[torch.device, ...]:
-    """Return the arguments that name the generator of a device; MPS has only one."""
-    return () if device.type == "mps" else (device,)
-
-
-def _accelerators(devices: tuple[torch.device, ...]) -> list[torch.device]:
-    return [device for device in devices if device.type != "cpu"]
+def _accelerators(devices: tuple[torch.device, ...]) -> list[tuple[torch.device, Any, tuple[torch.device, ...]]]:
+    """Return the accelerators with their modules and the arguments that name their generators; MPS has only one."""
+    far = [device for device in devices if device.type != "cpu"]
+    return [(device, torch.get_device_module(device), () if device.type == "mps" else (device,)) for device in far]
 
 
 def in_use() -> list[torch.device]:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from advcontrast.data.decoding import UnreadableImageError
 from advcontrast.data.stream import ImageStream
-from advcontrast.engine.batches.reader import DataReader
+from advcontrast.engine.batches import DataReader
 from tests.data.test_folder import empty
 from tests.engine.learners import (
     Halving,
@@ -287,7 +287,7 @@ def test_two_processes_with_workers_train_on_a_folder_as_on_its_tensor(folder, t
         import torch
         import torch.distributed as dist
         from advcontrast.data.stream import ImageStream
-        from advcontrast.engine.batches.reader import DataReader
+        from advcontrast.engine.batches import DataReader
         from tests.engine.learners import images, same, train, weights
         from tests.engine.streams import Pictures
 

@@ -14,8 +14,7 @@ import torch
 
 from advcontrast.data.stream import ImageStream
 from advcontrast.engine import Checkpoint
-from advcontrast.engine.batches.plan import Plan
-from advcontrast.engine.batches.reader import DataReader, WorkerSource
+from advcontrast.engine.batches import DataReader, Plan, WorkerSource
 from advcontrast.engine.checkpoint import CheckpointWriteError
 from tests.engine.faults import exit_code, fork
 from tests.engine.learners import (
@@ -228,7 +227,7 @@ def test_a_signal_to_all_processes_is_obeyed_by_the_one_that_saves(tmp_path):
         import os, signal, sys
         os.setsid()
         sys.path.insert(0, {str(ROOT)!r})
-        from advcontrast.engine.batches.reader import DataReader
+        from advcontrast.engine.batches import DataReader
         from tests.engine.learners import train
         from tests.engine.streams import Misbehaving, Pictures
 
@@ -265,7 +264,7 @@ def test_it_works_in_a_thread_and_for_processes_that_are_spawned(folder, tmp_pat
         sys.path.insert(0, {str(ROOT)!r})
         import torch
         from advcontrast.data.stream import ImageStream
-        from advcontrast.engine.batches.reader import DataReader
+        from advcontrast.engine.batches import DataReader
         from tests.engine.learners import images, same, train, weights
         from tests.engine.streams import Misbehaving, Pictures
 

@@ -11,8 +11,8 @@ from .checkpoint import CheckpointMismatchError as CheckpointMismatchError
 from .checkpoint import CheckpointVersionError as CheckpointVersionError
 from .checkpoint import CheckpointWriteError as CheckpointWriteError
 from .cost import forward_equivalents as forward_equivalents
+from .fit import Learner as Learner
 from .fit import fit as fit
-from .learner import Learner as Learner
 
 __all__ = [
     "Checkpoint",

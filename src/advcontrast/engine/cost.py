@@ -49,7 +49,7 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
     learner = copy.deepcopy(learner)
     model = learner.get_submodule("model")
     seen: list[tuple[Any, Any]] = []
-    handle = model.register_forward_pre_hook(lambda _, *inputs: seen.append(inputs), with_kwargs=True)
+    model.register_forward_pre_hook(lambda _, *inputs: seen.append(inputs), with_kwargs=True)
     with preserve_rng_state(), torch.enable_grad():
         with _Counter() as step:  # type: ignore[no-untyped-call]
             try:
@@ -57,7 +57,6 @@ def forward_equivalents(learner: nn.Module, *batch: Tensor) -> float:
             except RuntimeError as error:
                 got, remedy = str(error).partition("\n")[0], "Pass the arguments that fit would pass to it"
                 raise ValueError(complaint(_OWNER, "a batch that the learner can train on", got, remedy)) from error
-        handle.remove()
         model.eval()
         with _Counter() as forward, torch.no_grad():  # type: ignore[no-untyped-call]
             inputs, named = seen[0]

@@ -3,15 +3,17 @@
 import logging
 import os
 import re
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from inspect import signature
 from itertools import islice
 from numbers import Real
-from types import NoneType
-from typing import Any, Literal
+from types import FrameType, NoneType
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -42,21 +44,40 @@ from ..optim.ema import EMA
 from ..optim.lars import LARS
 from ..optim.schedules import WarmupCosine
 from ..surgery.sync_batchnorm import SynchronisedNorm
-from .batches.plan import Plan
-from .batches.reader import DataReader
-from .batches.source import Source, source_of
-from .batches.worker import Batch
-from .run import Row, Run
+from .batches import DataReader, Plan, Source, fingerprint, source_of
+from .run import Row, Run, shown
 from .run_folder import RunFolder
-from .run_settings import run_settings, shown, weights_of
-from .signals import termination
 
 _OWNER = "fit"
 CONNECTION_LOST_REMEDY = (
     "Look for the first error among all processes; when restarted, the run resumes from the last intact checkpoint"
 )
 _LOG = logging.getLogger(__name__)
-_POLL = 16  # steps between two checks of whether any process was asked to stop
+_POLL = 16  # steps between two checks of whether any of several processes was asked to stop
+
+
+class Learner(Protocol):
+    """Protocol of a learner: an ``nn.Module`` whose forward pass is a training step.
+
+    :func:`fit` needs no base class. It calls ``learner(*batch)`` with a batch of each tensor of its data, in train
+    mode, differentiates the loss, and logs the terms. A learner holds as modules, buffers or extra state
+    (``get_extra_state`` and ``set_extra_state`` of ``nn.Module``, plain data) whatever changes from step to step, such
+    as a momentum network, a queue or a counter: these are saved, so that a resumed run ends with bit-identical weights.
+    A ``torch.Generator`` that is an attribute is saved too. Settings belong in ``extra_repr``: a resumed run compares
+    them.
+
+    :class:`advcontrast.strategies.ContrastiveLearner` is a base for learners that attack their images.
+    """
+
+    #: The network: ``ema=``, ``compile=`` and :func:`forward_equivalents` need it.
+    model: nn.Module
+
+    #: Whether the loss compares the images of a batch with each other; ``fit`` then rejects ``accumulate``.
+    couples_samples: bool
+
+    def forward(self, *batch: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the loss, a scalar to differentiate, and detached scalars to log by name."""
+        ...
 
 
 @distributed.explain_lost_peer(_OWNER, CONNECTION_LOST_REMEDY)
@@ -121,8 +142,7 @@ def fit(
             alone; or one fraction for all steps, such as 1.0. By default, also for an ``optimizer`` that is passed,
             :class:`~advcontrast.optim.WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is
             shorter. The first line of the log names it.
-        seed: of the order of the samples. Everything else draws from torch's global generators, which are never
-            seeded here.
+        seed: of the order of the samples. All else draws from torch's global generators, which are never seeded here.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
         select_data: ``select_data(epoch, learner)``, the indices int64 ``[M]`` of the samples of an epoch, counted from
             1, or ``None`` for all. Every process calls it, and those of the first process are used. An epoch has as
@@ -141,20 +161,17 @@ def fit(
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
             must return it after the first epoch, and may omit it after others. NaN counts as the lowest value. A
             name that contains "test" raises an error: images that select a model cannot test it.
-        folder: where to keep ``checkpoints/``, ``metrics.csv`` with a row for each epoch, ``steps.csv`` and
-            ``tensorboard/``.
+        folder: of ``checkpoints/``, ``metrics.csv`` with a row for each epoch, ``steps.csv`` and ``tensorboard/``.
         save_every: steps between checkpoints, beside those at the end of each epoch.
-        log_every: steps between reports of the means of loss and terms over the steps since the last report: on the
-            progress bar, as a line of the log, in ``steps.csv``, and as ``steps/...`` in TensorBoard. By default only
-            epochs are reported.
+        log_every: steps between reports of the means of loss and terms since the last report: on the progress bar, in
+            the log, in ``steps.csv``, and as ``steps/...`` in TensorBoard. By default only epochs are reported.
         tensorboard: whether to write the metrics for TensorBoard too.
         progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only. Without
             ``log_every`` it shows the mean loss of the epoch so far.
 
     Returns:
-        A row for each epoch: its number, the steps taken, learning rate, seconds, the means of the loss and of the
-        learner's terms, and what ``evaluate`` returned. For a data set that replaces unreadable samples by others,
-        ``unreadable`` is the share of these.
+        A row for each epoch: its number, the steps taken, learning rate, seconds, the means of loss and terms, and what
+        ``evaluate`` returned. For a data set that replaces unreadable samples, ``unreadable`` is the share of these.
 
     Raises:
         ValueError: an argument out of range; data that is empty, not finite or of unequal lengths; an optimizer of
@@ -165,8 +182,7 @@ def fit(
             still those of the step before; elsewhere this is raised at the next checkpoint, which is not written.
             Buffers, frozen weights and terms may be infinite or NaN. Or ``evaluate`` has set a learning rate. Or
             another process has ended, or has not responded within the timeout of the process group.
-        CheckpointError: the checkpoints in ``folder`` are damaged, belong to another run, cannot be written, or are
-            being written by another process.
+        CheckpointError: checkpoints in ``folder`` are damaged, unwritable, of another run or in use by another process.
 
     Warns:
         UserWarning: ``optimizer`` lacks parameters that require gradients, as one made before the conversion does.
@@ -195,7 +211,7 @@ def fit(
     steps = epochs * plan.steps
     optimizer = LARS(learner.parameters(), lr=5.0) if optimizer is None else optimizer
     schedule = WarmupCosine(steps, warmup=min(10 * plan.steps, steps // 10)) if schedule is None else schedule
-    settings: dict[str, Any] = run_settings(learner, source.identity(), groups, optimizer, schedule, ema)
+    settings: dict[str, Any] = {"data": source.identity(), "groups": None if groups is None else fingerprint([groups])}
     settings |= {"epochs": epochs, "steps": steps, "batch_size": batch_size, "accumulate": accumulate, "seed": seed}
     settings |= {"select": select, "amp": amp, "select_data": shown(select_data)}
     run = Run(learner, optimizer, schedule, amp, ema, settings)
@@ -213,8 +229,8 @@ def fit(
         stack.enter_context(run_folder.resumed(run))
         if first:
             lrs = " and ".join(dict.fromkeys(f"{float(lr):.4g}" for lr in run.base_lrs))
-            _LOG.info("%s with lr %s, schedule %s", type(optimizer).__name__, lrs, settings["schedule"])
-        request = stack.enter_context(termination(deferred=folder is not None))
+            _LOG.info("%s with lr %s, schedule %s", type(optimizer).__name__, lrs, run.settings["schedule"])
+        received = stack.enter_context(_deferred_signals(folder is not None))
         bar = stack.enter_context(ProgressBar(steps, unit="step", shown=progress if first else False, done=run.step))
         done = len(run.history)
         reading = stack.enter_context(ExitStack())
@@ -233,54 +249,80 @@ def fit(
             last = run.epoch_start + planned.steps
             learner.train()
             for batch, replaced in islice(batches, last - run.step):
-                run.take_step(_parts(batch, accumulate, memory_format), wrapped)
+                run.take_step(batch, wrapped, accumulate, memory_format)
                 if after_step is not None:
                     after_step(run.step)
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
-                if log_every is None:
-                    bar.update(lambda: f"loss {run.means.loss():.4g}{after}")  # noqa: B023 (called at once)
-                else:
-                    bar.update()
-                    if run.step % log_every == 0:
-                        row = run.log_steps()
-                        run_folder.report_steps(run)
-                        bar.set_postfix_str(f"loss {row['loss']:.4g}{after}")
-                        if first:
-                            _LOG.info(_line(row))
+                # The lambda is called at once.
+                bar.update(None if log_every else lambda: f"loss {run.means.loss():.4g}{after}")  # noqa: B023
+                if log_every is not None and run.step % log_every == 0:
+                    row = run.log_steps()
+                    run_folder.report("steps.csv", run.log, "steps/")
+                    bar.set_postfix_str(f"loss {row['loss']:.4g}{after}")
+                    if first:
+                        _LOG.info(_line(row))
                 # The last step of an epoch is saved together with the row of the epoch.
                 if run.step < last:
-                    alone = wrapped is learner
-                    stop = request.signal is not None if alone else run.step % _POLL == 0 and request.stop_requested()
+                    stop = bool(received)
+                    if wrapped is not learner:
+                        stop = run.step % _POLL == 0 and any(distributed.all_gather_object(stop))
                     if stop or (save_every is not None and run.step % save_every == 0):
                         run_folder.save(run)
                     if stop:
-                        request.exit()
+                        _end(received)
             with torch.compiler.set_stance("force_eager") if compile else nullcontext():
                 row = run.end_epoch(started, evaluate, select)
             run_folder.save(run)
-            run_folder.report(run)
+            run_folder.report("metrics.csv", run.history)
             line = _line({name: value for name, value in row.items() if name not in ("step", "seconds")})
             bar.set_postfix_str(line)
             after = f" after {line}"
             if first:
                 _LOG.info(line)
-            if request.stop_requested():
-                request.exit()
+            if any(distributed.all_gather_object(bool(received))):
+                _end(received)
     run.load_best()
     return run.history
 
 
+@contextmanager
+def _deferred_signals(deferred: bool) -> Iterator[list[int]]:
+    """Collect SIGTERM or SIGINT in the block instead of ending at once, if ``deferred``; a second signal ends at once.
+
+    Handlers can only be set in the main thread; in other threads signals keep their usual effect.
+    """
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers if deferred}
+
+    def reset() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def record(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        reset()
+
+    try:
+        for number in before:
+            signal.signal(number, record)
+        yield received
+    finally:
+        reset()
+
+
+def _end(received: Sequence[int]) -> None:
+    """End the process: with ``KeyboardInterrupt`` after Ctrl-C, else with status 0."""
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
+    if distributed.rank() == 0:
+        _LOG.warning("fit was stopped by SIGTERM and has saved a checkpoint; call it again to resume")
+    raise SystemExit(0)
+
+
 def _line(row: Row) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
-    )
-
-
-def _parts(batch: Batch, number: int, memory_format: torch.memory_format) -> list[Batch]:
-    """Cut a batch into parts, or into single samples if it has fewer."""
-    batch = tuple(x.contiguous(memory_format=memory_format) if x.dim() == 4 else x for x in batch)
-    return [*zip(*(x.tensor_split(min(number, len(x))) for x in batch), strict=True)]
+    return ", ".join(f"{name} {value:{'.4g' if isinstance(value, float) else ''}}" for name, value in row.items())
 
 
 def _check_learner(learner: Any) -> None:
@@ -389,8 +431,8 @@ def _check_output(
             raise ValueError(complaint(_OWNER, "a folder to write to", "None", "Pass folder="))
         return
     check_path(_OWNER, "folder", folder, remedy="Pass a string or a Path, or None")
-    for name, tensor in weights_of(learner.state_dict()).items():
-        if tensor.is_meta:
+    for name, tensor in learner.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_meta:
             remedy = "Load its values, register a buffer with persistent=False, or leave out folder="
             raise ValueError(complaint(_OWNER, f"{name} to have values", "a tensor on the meta device", remedy))
 

@@ -1,9 +1,10 @@
-"""Training run: its step, and its state, which is saved and restored."""
+"""Training run: its settings, its step, and its state, which is saved and restored."""
 
 from __future__ import annotations
 
 import copy
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,8 @@ from .._checks import check_real, check_within, complaint, readable, type_name
 from .._digest import digest
 from .._transfer import on_cpu
 from ..optim.ema import EMA
-from .batches.plan import Plan
-from .checkpoint.errors import CheckpointMismatchError
-from .run_settings import change, differences, extra_of
+from .batches import Batch, Plan
+from .checkpoint import CheckpointMismatchError
 
 Row = dict[str, float]
 _OWNER = "fit"
@@ -33,6 +33,11 @@ _WRAP = "A learner returns a scalar and a dict of scalars; wrap a network in one
 # The gradient scaler halves its scale in each step whose gradients are not finite, and skips that step.
 _SMALLEST_SCALE = 1e-6
 _AMP = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def shown(value: Any) -> str:
+    """Return the ``repr`` of a value without memory addresses, which differ between processes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", value if isinstance(value, str) else repr(value))
 
 
 class Means:
@@ -88,7 +93,7 @@ class Run:
 
     Attributes:
         learner, optimizer, schedule, amp, ema: arguments of :func:`~advcontrast.engine.fit`.
-        settings: entries that must be equal when the run is resumed.
+        settings: entries that must be equal when the run is resumed; those of its parts are added.
         step: optimizer steps taken.
         rates: digest of the fractions that the schedule returned in these steps.
         means: of the current epoch.
@@ -118,8 +123,24 @@ class Run:
         self.modules = [self.learner] if self.ema is None else [self.learner, self.ema.model]
         self.device = next(self.learner.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        self.generators = set(_random.generators(self.learner))
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        self.base_lrs = [group["lr"] for group in groups]
+        generators = _random.generators(self.learner)
+        self.generators = set(generators)
+        # Without the initial_lr that PyTorch's schedulers add. The repr of a tensor would be rounded.
+        options = [{k: v for k, v in group.items() if k not in ("params", "initial_lr")} for group in groups]
+        options = [{k: v.tolist() if isinstance(v, Tensor) else v for k, v in group.items()} for group in options]
+        named = self.learner.named_modules()
+        self.settings = {
+            "learner": f"{type(self.learner).__name__}({shown(self.learner.extra_repr())})",
+            "modules": shown(self.learner),
+            "frozen": str({name: part.fingerprint() for name, part in named if hasattr(part, "fingerprint")}),
+            "generators": str([f"{name} on {each.device.type}" for name, each in generators.items()]),
+            **self.settings,
+            "optimizer": f"{type(self.optimizer).__name__} {shown(options)}",
+            "schedule": shown(self.schedule if callable(self.schedule) else float(self.schedule)),
+            "ema": shown(self.ema),
+        }
 
     def rate(self, step: int) -> float:
         """Return the fraction of the optimizer's learning rates that the schedule returns for a step."""
@@ -134,7 +155,7 @@ class Run:
         for rank, theirs in enumerate(everyone):
             for name, value in everyone[0].items():
                 if theirs[name] != value:
-                    got = f"on process {rank} {change(name, theirs[name], value)}"
+                    got = f"on process {rank} {_change(name, theirs[name], value)}"
                     remedy = "Pass all data and the same arguments everywhere; each process takes its share of a batch"
                     raise ValueError(complaint(_OWNER, "the same arguments in all processes", got, remedy))
         # DDP does this too, but neither for the average nor for parameters without gradients in this mode.
@@ -146,15 +167,17 @@ class Run:
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=False):
             group["lr"] = base_lr
 
-    def take_step(self, parts: Sequence[tuple[Tensor, ...]], wrapped: Any) -> None:
-        """Take one optimizer step on the mean loss of a batch, in parts; ``wrapped`` is the learner or its DDP."""
+    def take_step(self, batch: Batch, wrapped: Any, number: int, memory_format: torch.memory_format) -> None:
+        """Take one optimizer step on the mean loss of a batch in ``number`` parts, or fewer if it has fewer samples."""
+        batch = tuple(x.contiguous(memory_format=memory_format) if x.dim() == 4 else x for x in batch)
+        parts = [*zip(*(x.tensor_split(min(number, len(x))) for x in batch), strict=True)]
         rate = self.rate(self.step)
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * rate
         self.learner.zero_grad(set_to_none=True)
-        samples, losses = sum(len(part[0]) for part in parts), []
+        samples, losses = len(batch[0]), []
         for part in parts:
-            waiting = part is not parts[-1] and wrapped is not self.learner
+            waiting = part is not parts[-1] and wrapped is not self.learner  # wrapped in DDP
             with wrapped.no_sync() if waiting else nullcontext():
                 with torch.autocast(self.device.type, _AMP[self.amp], enabled=self.amp != "off"):
                     loss, terms = _loss_and_terms(wrapped(*part)) if self.step else self._first_pass(wrapped, part)
@@ -201,7 +224,7 @@ class Run:
         self.require_finite()
         epoch = len(self.history) + 1
         row: Row = {"epoch": epoch, "step": self.step, "seconds": round(time.monotonic() - started, 2)}
-        row |= {"lr": self._lr(), **self.means.result()}
+        row |= {"lr": float(self.optimizer.param_groups[0]["lr"]), **self.means.result()}
         for module in self.modules:
             distributed.broadcast_(module.buffers())
         if evaluate is not None:
@@ -211,10 +234,9 @@ class Run:
                 row |= _numbers(evaluate(epoch))
             self._set_own_states(own)
             if [float(group["lr"]) for group in self.optimizer.param_groups] != rates:
+                expected = "evaluate to leave the learning rates unchanged"
                 remedy = "Pass a function of the step as schedule, instead of a scheduler of PyTorch for example"
-                raise RuntimeError(
-                    complaint(_OWNER, "evaluate to leave the learning rates unchanged", "others", remedy)
-                )
+                raise RuntimeError(complaint(_OWNER, expected, "others", remedy))
         if select is not None and select not in row and not self.history:
             raise ValueError(complaint(_OWNER, f"a metric {select!r}", str(list(row)), "Let evaluate return it"))
         if select is not None and select in row:
@@ -230,7 +252,8 @@ class Run:
 
     def log_steps(self) -> Row:
         """Append the means over the steps since the last row to the log, and return the row."""
-        row: Row = {"epoch": len(self.history) + 1, "step": self.step, "lr": self._lr(), **self.recent.result()}
+        row: Row = {"epoch": len(self.history) + 1, "step": self.step}
+        row |= {"lr": float(self.optimizer.param_groups[0]["lr"]), **self.recent.result()}
         self.log.append(row)
         self.recent = Means()
         return row
@@ -264,8 +287,7 @@ class Run:
         for expected, values in (("a finite loss", losses), ("finite weights", weights)):
             largest = torch.nn.utils.get_total_norm(values, norm_type=math.inf).item()
             _require_finite_everywhere(expected, largest, f"the steps before {self.step}")
-        if self.scaler.get_scale() < _SMALLEST_SCALE:
-            scale = self.scaler.get_scale()
+        if (scale := self.scaler.get_scale()) < _SMALLEST_SCALE:
             raise _not_finite(f"a loss scale of at least {_SMALLEST_SCALE}", scale, f"the steps before {self.step}")
 
     def state(self) -> dict[str, Any]:
@@ -274,6 +296,7 @@ class Run:
         if late := sorted(own.keys() - self.generators):
             remedy = "Make them in __init__, so that a resumed run can restore their states"
             raise RuntimeError(complaint(_OWNER, "generators to be created before training", ", ".join(late), remedy))
+        extra = {name: value for name, value in learner.items() if not isinstance(value, Tensor)}
         return {
             "settings": self.settings,
             "learner": learner,
@@ -289,17 +312,13 @@ class Run:
             "best": self.best,
             "selected": self.selected,
             "random": distributed.all_gather_object({**_random.capture(self.device), "own": own}),
-            "extra": distributed.all_gather_object(on_cpu(extra_of(learner))),
+            "extra": distributed.all_gather_object(on_cpu(extra)),
             "threads": torch.get_num_threads(),
         }
 
     def restore(self, state: Mapping[str, Any], where: str) -> None:
-        """Restore what :meth:`state` returned, from the checkpoint ``where``; nothing changes unless everything fits.
-
-        Raises:
-            CheckpointMismatchError: the state belongs to another learner, optimizer or setting.
-        """
-        differing = differences(state, self.settings, self.learner, self.optimizer)
+        """Restore what :meth:`state` returned, from the checkpoint ``where``; nothing changes unless all of it fits."""
+        differing = self._differences(state)
         if not differing and state["rates"] != reduce(_extend, map(self.rate, range(state["step"])), ""):
             differing = f"a schedule that returns other rates in the {state['step']} steps taken"
         if differing:
@@ -322,8 +341,7 @@ class Run:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.step, self.rates = state["step"], state["rates"]
-        self.history, self.best = list(state["history"]), state["best"]
-        self.selected = state["selected"]
+        self.history, self.best, self.selected = list(state["history"]), state["best"], state["selected"]
         self.means = Means.from_states(state["means"], self.device)
         self.recent, self.log = Means.from_states(state["recent"], self.device), list(state["log"])
         if rank < len(streams):
@@ -334,8 +352,16 @@ class Run:
             for i, generator in enumerate(_random.generators(self.learner).values()):
                 generator.manual_seed((seed + 1 + i) % 2**63)
 
-    def _lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+    def _differences(self, state: Mapping[str, Any]) -> str:
+        """Describe how a state differs in settings, weights and optimizer; empty if it does not."""
+        theirs, ours = dict(state["settings"]), dict(self.settings)
+        now = (self.learner.state_dict(), self.optimizer.state_dict())
+        for entries, weights, optimizer in ((theirs, state["learner"], state["optimizer"]), (ours, *now)):
+            entries["optimized parameters"] = [len(group["params"]) for group in optimizer["param_groups"]]
+            entries |= {k: f"{w.dtype} {list(w.shape)}" for k, w in weights.items() if isinstance(w, Tensor)}
+        names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+        changed = [_change(name, ours.get(name, "absent"), theirs.get(name, "absent")) for name in names]
+        return ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
 
     def _own_states(self) -> dict[str, Tensor]:
         return {name: generator.get_state() for name, generator in _random.generators(self.learner).items()}
@@ -358,6 +384,14 @@ class Run:
                 for loss in losses:
                     _require_finite_everywhere("a finite loss", loss.item(), f"step {self.step + 1}")
                 raise _not_finite(expected, norm, f"step {self.step + 1}")
+
+
+def _change(name: str, ours: Any, theirs: Any) -> str:
+    """Describe how an entry changed, by the first line that differs."""
+    for our, their in zip(str(ours).splitlines(), str(theirs).splitlines(), strict=False):
+        if our != their:
+            return f"{name} {our.strip()} instead of {their.strip()}"
+    return f"{name} {ours} instead of {theirs}"
 
 
 def _indices(chosen: Any, plan: Plan) -> Tensor | None:

@@ -11,21 +11,14 @@ from typing import Any, TypeVar, cast
 from .. import distributed
 from .._atomic_io import replace
 from .._checks import complaint
-from .checkpoint.errors import CheckpointError, writing
-from .checkpoint.protocol import Checkpoint
-from .checkpoint.state import check_state
+from .checkpoint import Checkpoint, CheckpointError, check_state, writing
 from .run import Row, Run
 
 _T = TypeVar("_T")
 
 
 class RunFolder:
-    """Writer of the run folder (rank 0 only; a no-op without a folder). All processes must call its methods.
-
-    Args:
-        folder: of the run, or ``None``.
-        tensorboard: whether to write for TensorBoard too.
-    """
+    """Writer of the run folder (rank 0 only; a no-op without a folder). All processes must call its methods."""
 
     def __init__(self, folder: str | os.PathLike[str] | None, *, tensorboard: bool) -> None:
         self._checkpoint = None if folder is None else Checkpoint(Path(folder, "checkpoints"))
@@ -54,9 +47,9 @@ class RunFolder:
 
             def begin() -> None:
                 if found is not None:  # without rows after the checkpoint
-                    write_csv(folder / "metrics.csv", run.history)
+                    _write_csv(folder / "metrics.csv", run.history)
                     if run.log or (folder / "steps.csv").exists():
-                        write_csv(folder / "steps.csv", run.log)
+                        _write_csv(folder / "steps.csv", run.log)
                 if self._tensorboard:
                     self._writer = stack.enter_context(_tensorboard_writer(folder / "tensorboard", run.step))
 
@@ -71,15 +64,8 @@ class RunFolder:
             state = run.state()
             _on_rank_0(lambda: checkpoint.save(run.step, state))
 
-    def report(self, run: Run) -> None:
-        """Write the row of the last epoch."""
-        self._report("metrics.csv", run.history, "")
-
-    def report_steps(self, run: Run) -> None:
-        """Write the last row of the log."""
-        self._report("steps.csv", run.log, "steps/")
-
-    def _report(self, table: str, rows: Sequence[Row], prefix: str) -> None:
+    def report(self, table: str, rows: Sequence[Row], prefix: str = "") -> None:
+        """Write a table, and its last row for TensorBoard, with a prefix of the names."""
         checkpoint = self._checkpoint
         if checkpoint is None:
             return
@@ -87,7 +73,7 @@ class RunFolder:
 
         def write() -> None:
             checkpoint._check_folder()  # by now another run may write there
-            write_csv(folder / table, rows)
+            _write_csv(folder / table, rows)
             if self._writer is not None:
                 with writing(folder / "tensorboard"):
                     for name, value in rows[-1].items():
@@ -96,12 +82,8 @@ class RunFolder:
         _on_rank_0(write)
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as a table, atomically; missing entries stay empty.
-
-    Raises:
-        CheckpointWriteError: the disk is full, read-only or failing. The table is unchanged.
-    """
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as a table, atomically; missing entries stay empty."""
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
     table.writeheader()

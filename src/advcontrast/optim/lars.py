@@ -83,7 +83,12 @@ class LARS(Optimizer):
         if not isinstance(params, Tensor):
             check_iterable(_OWNER, "params", params, remedy=_PARAMS)
             params = list(params)
-            _check_parameters(params)
+            for entry in params:
+                parameter = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry  # of named_parameters()
+                check_type(_OWNER, "each of params", parameter, Tensor, remedy=_PARAMS)
+                if not (parameter.is_leaf or parameter.retains_grad):
+                    remedy = "Pass the tensors that it was computed from"
+                    raise ValueError(complaint(_OWNER, "params to be leaves", "the result of an operation", remedy))
         super().add_param_group({**param_group, "params": params})
 
     @overload
@@ -115,15 +120,13 @@ class LARS(Optimizer):
         for group, params in zip(self.param_groups, active, strict=True):
             for device in {p.device for p in params}:
                 near = [p for p in params if p.device == device]
-                excluded = [p for p in near if group["exclude_1d"] and p.dim() <= 1]
-                adapted = [p for p in near if not (group["exclude_1d"] and p.dim() <= 1)]
-                self._move(excluded, [group["lr"] * p.grad for p in excluded], group["momentum"])
-                self._move(adapted, _updates(adapted, group), group["momentum"])
+                if excluded := [p for p in near if group["exclude_1d"] and p.dim() <= 1]:
+                    self._move(excluded, [group["lr"] * p.grad for p in excluded], group["momentum"])
+                if adapted := [p for p in near if not (group["exclude_1d"] and p.dim() <= 1)]:
+                    self._move(adapted, _updates(adapted, group), group["momentum"])
         return loss
 
     def _move(self, params: list[Tensor], updates: list[Tensor], momentum: float) -> None:
-        if not params:
-            return
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -135,42 +138,24 @@ class LARS(Optimizer):
 
 def _updates(params: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
     """Return the gradients with their decay, scaled for each tensor."""
-    if not params:
-        return []
     weight_decay = group["weight_decay"]
     grads = [p.grad for p in params if p.grad is not None]
     w, g = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, grads))
     rate = torch.where((w > 0) & (g > 0), group["trust"] * w / (g + weight_decay * w), 1)
     updates = [*torch._foreach_add(grads, params, alpha=weight_decay)]
-    _scale(updates, group["lr"] * rate)
-    return updates
-
-
-def _scale(tensors: list[Tensor], factors: Tensor) -> None:
-    """Multiply each tensor by its factor, in place in the list.
-
-    With factors on the device, a foreach function launches a kernel for each tensor. Vectors, which are most of the
-    tensors (norms and biases), are scaled together.
-    """
+    # With factors on the device, a foreach function launches a kernel for each tensor. Vectors, which are most of the
+    # tensors (norms and biases), are scaled together.
     vectors: list[tuple[int, Tensor]] = []
-    for i, (tensor, factor) in enumerate(zip(tensors, factors.unbind(), strict=True)):
-        if tensor.dim() == 1:
-            vectors.append((i, factor.expand_as(tensor)))
+    for i, (update, factor) in enumerate(zip(updates, (group["lr"] * rate).unbind(), strict=True)):
+        if update.dim() == 1:
+            vectors.append((i, factor.expand_as(update)))
         else:
-            tensor.mul_(factor)
+            update.mul_(factor)
     if vectors:
-        together = torch.cat([tensors[i] for i, _ in vectors]).mul_(torch.cat([factor for _, factor in vectors]))
+        together = torch.cat([updates[i] for i, _ in vectors]).mul_(torch.cat([factor for _, factor in vectors]))
         for (i, _), scaled in zip(vectors, torch.split(together, [len(factor) for _, factor in vectors]), strict=True):
-            tensors[i] = scaled
-
-
-def _check_parameters(params: list[Any]) -> None:
-    for entry in params:
-        parameter = entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry  # of named_parameters()
-        check_type(_OWNER, "each of params", parameter, Tensor, remedy=_PARAMS)
-        if not (parameter.is_leaf or parameter.retains_grad):
-            remedy = "Pass the tensors that it was computed from"
-            raise ValueError(complaint(_OWNER, "params to be leaves", "the result of an operation", remedy))
+            updates[i] = scaled
+    return updates
 
 
 def _check_settings(settings: dict[str, Any]) -> None:

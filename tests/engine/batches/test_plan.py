@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from advcontrast.engine import steps_per_epoch
-from advcontrast.engine.batches.plan import Plan
+from advcontrast.engine.batches import Plan
 from tests.engine.learners import scramble
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from advcontrast.engine import fit
-from advcontrast.engine.batches.reader import DataReader
+from advcontrast.engine.batches import DataReader
 from tests.engine.learners import (
     Separable,
     images,

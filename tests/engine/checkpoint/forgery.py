@@ -10,7 +10,7 @@ import zipfile
 
 import torch
 
-from advcontrast.engine.checkpoint import protocol as module
+from advcontrast.engine import checkpoint as module
 
 
 def seal(entries):

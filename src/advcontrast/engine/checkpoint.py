@@ -1,4 +1,4 @@
-"""Checkpoints that are written atomically, and verified before they are read."""
+"""Checkpoints: folders that are written atomically, verified before they are read, and removed only by a newer one."""
 
 import errno
 import json
@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -13,29 +14,44 @@ from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
+from torch import Tensor, nn
 
-from ..._atomic_io import flush_folder, only_process, write
-from ..._checks import check_int, check_path, complaint, type_name
-from ..._digest import digest, file_digest
-from ..._transfer import on_cpu
-from .errors import (
-    CheckpointBusyError,
-    CheckpointCorruptError,
-    CheckpointError,
-    CheckpointMismatchError,
-    CheckpointVersionError,
-    CheckpointWriteError,
-    corrupt,
-    unreadable,
-    writing,
-)
-from .state import check_state, same_state
+from .. import _deprecated
+from .._atomic_io import flush_folder, only_process, refusal, write
+from .._checks import check_int, check_path, complaint, type_name
+from .._digest import digest, file_digest
+from .._transfer import on_cpu
 
 _OWNER = "Checkpoint"
 _STATE, _MANIFEST = "state.pt", "manifest.json"
 _FORMAT, _VERSION = "advcontrast checkpoint", 1
 _LARGEST_MANIFEST = 1 << 16
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+
+
+class CheckpointError(RuntimeError):
+    """Base class of the errors of checkpoints and their folders."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """A file of a run could not be written. Earlier checkpoints are unchanged."""
+
+
+class CheckpointCorruptError(CheckpointError):
+    """A checkpoint is damaged, or was not written by this library."""
+
+
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint was written by a later version of this library."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """A checkpoint belongs to another run: another model, optimizer, data set or setting."""
+
+
+class CheckpointBusyError(CheckpointError):
+    """Another process is writing to the folder."""
 
 
 class Checkpoint:
@@ -95,7 +111,7 @@ class Checkpoint:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise unreadable(self.folder, error) from error
+            raise CheckpointError(refusal(_OWNER, f"to read {self.folder}", error)) from error
         names = (name.removeprefix("step-") for name in found if name.startswith("step-"))
         # Only the names that path() returns: "step-7" is not the folder of step 7.
         return sorted(int(name) for name in names if name.isascii() and name.isdigit() and f"{int(name):08d}" == name)
@@ -197,10 +213,8 @@ class Checkpoint:
                 except BlockingIOError as error:
                     expected, remedy = f"{self.folder} to be free", "Wait for it to end, or choose another folder"
                     raise CheckpointBusyError(complaint(_OWNER, expected, str(error), remedy)) from None
-            try:
-                yield
-            finally:
-                self._is_locked = None
+            stack.callback(setattr, self, "_is_locked", None)
+            yield
 
     def _check_folder(self) -> None:
         """Require the folder to be the one that :meth:`locked` has locked, if it has."""
@@ -217,7 +231,7 @@ class Checkpoint:
                 found = self.read(other)
             except CheckpointCorruptError:
                 continue
-            if other == step and same_state(found, state):
+            if other == step and _same_state(found, state):
                 return True
             expected = f"a step after {other}, which {self.folder} holds already"
             got = f"{step}" if other > step else f"another state of step {step}"
@@ -228,8 +242,11 @@ class Checkpoint:
     def _write(self, step: int, state: Mapping[str, Any]) -> None:
         partial = self.folder / f".partial-{step:08d}"
         partial.mkdir()
-        size, sha256 = write(partial / _STATE, lambda file: torch.save(state, file))
-        write(partial / _MANIFEST, lambda file: file.write(_manifest(step, size, sha256)))
+        manifest: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "step": step}
+        manifest["bytes"], manifest["sha256"] = write(partial / _STATE, lambda file: torch.save(state, file))
+        manifest["torch"] = torch.__version__
+        sealed = json.dumps({**manifest, "seal": _seal(manifest)}, indent=1).encode()
+        write(partial / _MANIFEST, lambda file: file.write(sealed))
         flush_folder(partial)
         try:
             self._read(partial, step, device="meta")
@@ -248,14 +265,14 @@ class Checkpoint:
             with (path / _STATE).open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size != manifest["bytes"]:
-                    raise corrupt(path, f"{size} bytes instead of {manifest['bytes']}")
+                    raise _corrupt(path, f"{size} bytes instead of {manifest['bytes']}")
                 if file_digest(file) != manifest["sha256"]:
-                    raise corrupt(path, "contents that do not match their SHA-256")
+                    raise _corrupt(path, "contents that do not match their SHA-256")
                 _check_records(file, size)
                 try:
                     state = torch.load(file, map_location=device, weights_only=True)
                 except UnpicklingError as error:
-                    raise corrupt(path, "contents that torch.load(weights_only=True) refuses") from error
+                    raise _corrupt(path, "contents that torch.load(weights_only=True) refuses") from error
                 except (MemoryError, RuntimeError) as error:  # PyTorch raises either where memory is short
                     expected, got = f"to read {path}", str(error).partition("\n")[0] or type(error).__name__
                     remedy = "Free some memory, or use the version of PyTorch that wrote it"
@@ -263,13 +280,13 @@ class Checkpoint:
         except CheckpointError:
             raise
         except OSError as error:
-            if error.errno not in _MISSING:
-                raise unreadable(path, error) from error
-            raise corrupt(path, str(error)) from error
+            if error.errno in _MISSING:
+                raise _corrupt(path, str(error)) from error
+            raise CheckpointError(refusal(_OWNER, f"to read {path}", error)) from error  # it may be undamaged
         except Exception as error:
-            raise corrupt(path, str(error).partition("\n")[0] or type(error).__name__) from error
+            raise _corrupt(path, str(error).partition("\n")[0] or type(error).__name__) from error
         if not isinstance(state, dict):
-            raise corrupt(path, f"a {type_name(state)} instead of a dict")
+            raise _corrupt(path, f"a {type_name(state)} instead of a dict")
         return state
 
     def _discard(self, step: int) -> None:
@@ -296,12 +313,6 @@ def _check_records(file: IO[bytes], size: int) -> None:
     file.seek(0)
 
 
-def _manifest(step: int, size: int, sha256: str) -> bytes:
-    manifest = {"format": _FORMAT, "version": _VERSION, "step": step, "bytes": size, "sha256": sha256}
-    manifest["torch"] = torch.__version__
-    return json.dumps({**manifest, "seal": _seal(manifest)}, indent=1).encode()
-
-
 def _seal(manifest: Mapping[str, Any]) -> str:
     """Return a digest of the manifest, which detects changed bits."""
     return digest(json.dumps(manifest, sort_keys=True))
@@ -311,13 +322,73 @@ def _read_manifest(path: Path, step: int) -> dict[str, Any]:
     with (path / _MANIFEST).open("rb") as file:
         manifest = json.loads(file.read(_LARGEST_MANIFEST))
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise corrupt(path, "a manifest of something else")
+        raise _corrupt(path, "a manifest of something else")
     if manifest.pop("seal", None) != _seal(manifest):
-        raise corrupt(path, "a manifest that was changed")
+        raise _corrupt(path, "a manifest that was changed")
     version = manifest.get("version")
     if isinstance(version, int) and version > _VERSION:
         expected, remedy = f"format version {_VERSION} or older in {path}", "Install a newer advcontrast"
         raise CheckpointVersionError(complaint(_OWNER, expected, str(version), remedy))
     if manifest["step"] != step:
-        raise corrupt(path, f"the checkpoint of step {manifest['step']}")
+        raise _corrupt(path, f"the checkpoint of step {manifest['step']}")
     return manifest
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise :class:`CheckpointWriteError` where the system refuses to write ``path`` inside the block."""
+    try:
+        yield
+    except OSError as error:
+        text = refusal(_OWNER, f"to write {path}", error, "; earlier checkpoints are unchanged")
+        raise CheckpointWriteError(text) from error
+
+
+def _corrupt(path: Path, got: str) -> CheckpointCorruptError:
+    return CheckpointCorruptError(complaint(_OWNER, f"a good checkpoint in {path}", got, "Delete that folder"))
+
+
+def check_state(value: Any, where: str = "state") -> None:
+    """Require a state that ``torch.load(weights_only=True)`` restores; ``where`` is its name in messages."""
+    if isinstance(value, Tensor):
+        if (got := _unsupported(value)) is not None:
+            expected = f"{where} to be a dense Tensor or nn.Parameter with values"
+            raise TypeError(complaint(_OWNER, expected, got, "Convert it, with .detach().to_dense() for example"))
+    elif type(value) in (list, tuple):
+        for i, item in enumerate(value):
+            check_state(item, f"{where}[{i}]")
+    elif type(value) in (dict, OrderedDict, Counter):
+        for key, item in value.items():
+            if not all(type(part) in _PLAIN for part in (key if type(key) is tuple else (key,))):
+                expected = f"keys of {where} to be strings, numbers, None, or tuples of them"
+                raise TypeError(complaint(_OWNER, expected, type(key).__name__, "Convert them, with str() for example"))
+            check_state(item, f"{where}[{key!r}]")
+    elif type(value) not in _PLAIN:
+        expected = f"{where} to be a tensor, number, string, None, or a list, tuple or dict of them"
+        raise TypeError(complaint(_OWNER, expected, type_name(value), "Convert it, with str() or .item() for example"))
+
+
+def _unsupported(tensor: Tensor) -> str | None:
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return type(tensor).__name__
+    if tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+        return f"one of {tensor.dtype} and {tensor.layout} on {tensor.device}"
+    if tensor.numel() and not tensor.untyped_storage().nbytes():
+        return "one whose memory was released"
+    return None
+
+
+def _same_state(a: Any, b: Any) -> bool:
+    """Return whether two states are bit-identical."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return digest(a) == digest(b)
+    if isinstance(a, dict):
+        a, b = [*a.items()], [*b.items()]
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_same_state, a, b))
+    return repr(a) == repr(b)  # tells 0.0 from -0.0
+
+
+_deprecated.serve_old_names(__name__)
