@@ -26,7 +26,7 @@ from torch.utils.data import TensorDataset
 
 from advcontrast import ACLTrainer, ContrastivePairAugment, NTXentLoss, PGDAttack, convert_to_dual_bn
 from advcontrast.engine import fit
-from advcontrast.engine.batches.reader import DataReader
+from advcontrast.engine.batches import DataReader
 from advcontrast.norm import checkpoint_context_fn
 from benchmarks.common import conditions, in_group, markdown_table
 
