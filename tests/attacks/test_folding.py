@@ -1,5 +1,7 @@
 """Folded networks compute what they computed before, and are what they were afterwards."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -57,6 +59,13 @@ def of_the_batch():
     return nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False))
 
 
+def traced():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch advises against tracing
+        layer = torch.jit.trace(nn.Conv2d(3, 3, 1), torch.rand(2, 3, 5, 5))
+    return nn.Sequential(layer, nn.BatchNorm2d(3))
+
+
 # The networks, and how many of their layers take a norm in, besides that of the head.
 NETWORKS = {
     "block": (Block, 1),
@@ -70,6 +79,7 @@ NETWORKS = {
     "hooked": (hooked, 0),
     "parametrized": (parametrized, 0),
     "statistics of the batch": (of_the_batch, 0),
+    "traced": (traced, 0),
     "relu between": (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)), 0),
 }
 

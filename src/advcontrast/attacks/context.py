@@ -16,7 +16,6 @@ from .._memory_format import warn_of_channels_last
 from .._modes import buffers_kept, eval_mode, frozen
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _Pair: TypeAlias = tuple[Any, Any, torch.dtype]  # a layer, the batch norm that follows it, and their dtype
 
@@ -110,7 +109,7 @@ def _trace(objective: Callable[[Tensor], Tensor], images: Tensor, parts: list[nn
             continue
         if _foldable_layer(part):
             hooks.append(part.register_forward_hook(after_layer))
-        elif type(part).forward in _FORWARDS and part.running_mean is not None and not part.training:
+        elif _foldable_norm(part):
             hooks.append(part.register_forward_hook(after_norm))
     try:
         value = objective(images)
@@ -129,6 +128,11 @@ def _trace(objective: Callable[[Tensor], Tensor], images: Tensor, parts: list[nn
 
 def _foldable_layer(part: nn.Module) -> bool:
     return type(part) in _LAYERS and type(part.weight) is nn.Parameter
+
+
+def _foldable_norm(part: nn.Module) -> bool:
+    stock = isinstance(part, _BatchNorm) and type(part).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return stock and not part.training and part.running_mean is not None
 
 
 @torch.no_grad()

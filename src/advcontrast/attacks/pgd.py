@@ -70,7 +70,8 @@ class PGDAttack:
     .. math:: x_{k+1} = \Pi\big(x_k + \mathrm{step\_size} \cdot d_k\big)
 
     with :math:`d_k` the sign of the gradient (``"linf"``) or the gradient scaled to length one for each sample
-    (``"l2"``), and :math:`\Pi` the projection onto the ball and the bounds. The defaults are ACL's on CIFAR-10.
+    (``"l2"``), and :math:`\Pi` the projection onto the ball and the bounds. The defaults are
+    those of the contrastive attack of ACL on CIFAR-10.
 
     The attack is independent of the model: the caller sets the mode, the batch-norm branch and autocast. It does not
     change flags, buffers, ``.grad`` or, given a generator, the global random state, and it works under ``no_grad`` and

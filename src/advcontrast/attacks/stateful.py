@@ -127,7 +127,7 @@ class FreeAttack(_PerturbationState):
         self.eps, self.step_size, self.norm, self.bounds = eps, step_size, norm, bounds
 
     def forward(self, objective: Objective, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return perturbed images, a leaf like ``x`` that requires a gradient, with which the perturbations step.
+        """Return perturbed images, a leaf like ``x``; the perturbations take a step when their loss is differentiated.
 
         Args:
             objective: not called, as the loss of the training step is used instead.

@@ -69,7 +69,8 @@ def image_folder(
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         UnreadableImageError: an image is unreadable, or claims more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``; with
             ``"skip"``, more images than that are unreadable, or all of a class.
-        ValueError: an argument out of range, a link out of the folder or in a circle, or only splits such as ``train``.
+        ValueError: an argument out of range, a link out of the folder or in a circle, or only folders with the
+            names of splits, such as ``train`` and ``test``.
         TypeError: an argument has the wrong type.
     """
     most = check_settings(_OWNER, size, unreadable, max_unreadable_fraction, outside_links, tolerance)

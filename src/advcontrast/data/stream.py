@@ -36,7 +36,7 @@ class ImageStream(Dataset[Tensor]):
         tolerance: old name of ``max_unreadable_fraction``, kept for one release.
 
     Raises:
-        UnreadableImageError: a file is indexed that is unreadable, and ``unreadable`` is ``"raise"``, or too many are.
+        UnreadableImageError: when indexed, if a file is unreadable and ``unreadable`` is ``"raise"``, or too many are.
         FileNotFoundError: the folder does not exist, or holds no image.
         OSError: a folder cannot be listed, and ``unreadable`` is ``"raise"``.
         ValueError: an argument out of range; a link that leads out of the folder, or in a circle.
@@ -111,7 +111,10 @@ class ImageStream(Dataset[Tensor]):
         return [self.path(index) for index in sorted(self._bad)]
 
     def fingerprint(self) -> str:
-        """Return the hexadecimal SHA-256 of the size and the paths below the root; changed pixels are not detected."""
+        """Return the SHA-256 of the size and of the paths below the root, as hexadecimal digits.
+
+        It identifies a folder independently of its location. Files are not read, so changed pixels are not detected.
+        """
         return digest(f"{self.size} {self.unreadable}", self._ends.numpy().astype("<i8").tobytes(), self._names)
 
     def read(self, index: int) -> tuple[Tensor, str | None]:

@@ -148,7 +148,7 @@ def verdicts_on(
 def finite_verdicts(owner: str, verdicts: Tensor) -> Tensor:
     """Return verdicts ``[K, N]`` as bool; refuse those of non-finite logits."""
     if bad := int((verdicts == _NON_FINITE).any(0).sum()):
-        remedy = "Evaluate without half precision, or look for a division by zero in the model"
+        remedy = "Look for a division by zero in the model, or evaluate without half precision"
         got = f"non-finite ones for {bad} of {verdicts.shape[1]} images"
         raise ValueError(complaint(owner, "finite logits", got, remedy))
     return verdicts.bool()

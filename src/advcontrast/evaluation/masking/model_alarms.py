@@ -107,12 +107,13 @@ def probability_output(model: nn.Module, images: Tensor) -> Alarm:
 def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Alarm:
     """Raise an alarm if the gradient of the cross-entropy gives no direction for more than a twentieth of the images.
 
-    It is zero, as with quantised inputs or large logits that saturate the softmax; not finite; or missing, if the model
-    detaches its input. Errors are those of :func:`randomised_output`, and a ``ValueError`` for labels outside [0, C).
+    It is exactly zero, as with quantised inputs or large logits that saturate the softmax; not finite; or missing, if
+    the model detaches its input. Errors are those of :func:`randomised_output`, and a ``ValueError`` for labels outside
+    [0, C).
 
     Args:
         model: a classifier of images in [0, 1] that returns logits ``[N, C]``.
-        batches: pairs of images ``[N, ...]`` in [0, 1] and labels ``[N]``, int64; best only correct images.
+        batches: pairs of images ``[N, ...]`` in [0, 1] and labels ``[N]``, int64; best only correctly classified ones.
 
     Example:
         >>> images, labels = torch.rand(4, 3), torch.tensor([0, 1, 2, 0])

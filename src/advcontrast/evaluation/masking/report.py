@@ -94,7 +94,8 @@ def gradient_masking(
       invariant to their shift and positive scale. With two classes it has no gradient.
     - ``"margin loss"`` follows the direction :math:`g_r / \lVert g_r \rVert - g_y / \lVert g_y \rVert`, with
       :math:`g_y` and :math:`g_r` the gradients of the logits of the true class and of the strongest other one, in two
-      forward and two backward passes per step. It is invariant to increasing functions, such as a leaky clip.
+      forward and two backward passes per step. It is invariant to increasing functions of the logits, such as a leaky
+      clip.
 
     The runs with both losses and on the surrogate use the given attack if it is a ``PGDAttack``, and otherwise PGD with
     as many steps of a quarter of the radius. The loss that is compared across steps and eps is the margin of the

@@ -60,7 +60,8 @@ class Protocol:
         nesterov: whether SGD uses Nesterov momentum.
         weight_decay: weight decay of SGD, at least 0.
         milestones: epochs after which the learning rate is divided by ten, ascending, less than ``epochs``.
-        augment: ``"crop-flip"``, shift by up to an eighth of the side (4 of 32 pixels) and flip; or ``"none"``.
+        augment: ``"crop-flip"``, shift by up to an eighth of the side (4 of 32 pixels) and horizontal flip; or
+            ``"none"``.
         eps: L-infinity radius of all attacks, in [0, 1].
         attack_steps: steps of the attack in training.
         beta: weight of the divergence in TRADES and in the semi-supervised loss.

@@ -88,7 +88,8 @@ def label_free_robustness(
         TypeError: an argument has the wrong type, such as uint8 images.
 
     Example:
-        Four pixels as features each move by 1/8, the image by 1/4. Two images 1 apart draw nearer: 3/4 - 1/4 is left.
+        Four pixels as features each move by 1/8, the image by 1/4. Two images 1 apart draw nearer by 1/4 each, so that
+        3/4 - 1/4 is left.
 
         >>> images = torch.tensor([[0.25] * 4, [0.75] * 4])
         >>> attack = PGDAttack(eps=0.125, step_size=0.125, steps=4)

@@ -132,8 +132,8 @@ def jpeg_encode(x: Tensor) -> Tensor:
         C_{iu} &= \cos\frac{(2i + 1) u \pi}{16} \\
         a_0 &= 1/\sqrt 2, \; a_{k > 0} = 1,
 
-    with 128 subtracted from the luma, to centre every channel at zero, in the dtype of ``x``, also under autocast.
-    Reference: ITU-T Recommendation T.81 (the JPEG standard), 1992, annexes A and K.
+    with 128 subtracted from the luma, to centre every channel at zero. Computed in the dtype of ``x``, also under
+    autocast. Reference: ITU-T Recommendation T.81 (the JPEG standard), 1992, annexes A and K.
 
     Args:
         x: images ``[N, 3, H, W]`` in [0, 1], float32 or float64, H and W multiples of 16.

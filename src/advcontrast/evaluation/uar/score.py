@@ -117,7 +117,8 @@ class UAR:
 def calibrated_attacks(name: str, *, steps: int = 200) -> tuple[Callable[..., Tensor], ...]:
     """Return the six attacks of a family for images ``[N, 3, 32, 32]`` in [0, 1], from the smallest to the largest.
 
-    They are targeted: they minimize the objective, best the loss of a wrong class. Step sizes are eps / sqrt(steps).
+    They are targeted: they minimize the objective, which should be the loss of a wrong class. Step sizes, in the
+    families that have one, are eps / sqrt(steps).
 
     Args:
         name: ``"pgd_linf"``, ``"pgd_l2"``, ``"fw_l1"``, ``"jpeg_linf"``, ``"jpeg_l2"``, ``"jpeg_l1"`` or ``"elastic"``.
