@@ -3,6 +3,7 @@
     python examples/cifar/finetune.py --encoder runs/DS/final.safetensors --branch adv --out runs/DS-trades
     python examples/cifar/finetune.py --encoder random --out runs/RI-trades
     python examples/cifar/finetune.py --encoder runs/DS/final.safetensors --labels 0.01 --out runs/DS-1percent
+    python examples/cifar/finetune.py --encoder resnet18w16-cifar10-ds --width 16 --labels 0.01 --out runs/few
 
 Trains on 90 % of the training images, selects the epoch with the best robust accuracy on the other 10 % (standard
 accuracy for standard training), and tests it on the test images. ``metrics.csv`` has the curve.

@@ -16,7 +16,7 @@ from advcontrast import PGDAttack
 from advcontrast.data import train_validation_split
 from advcontrast.engine import Checkpoint, steps_per_epoch
 from advcontrast.evaluation import ResultCard
-from advcontrast.models import resnet18
+from advcontrast.models import pretrained, resnet18
 from advcontrast.optim import WarmupCosine
 from tests.examples.cifar import (
     CIFAR,
@@ -234,6 +234,16 @@ def test_a_linear_classifier_leaves_the_encoder_of_either_branch_as_in_the_file(
         frozen = {name: w for name, w in found[branch].items() if name.startswith("encoder.")}
         assert equal(frozen, branch_of(encoder, branch))
     assert not torch.equal(found["clean"]["head.weight"], found["adv"]["head.weight"])
+
+
+@pytest.mark.parametrize(("name", "branch"), [("ds", "clean"), ("ds", "adv"), ("deacl", None), ("s2s", None)])
+@pytest.mark.sample(2)
+def test_a_linear_classifier_on_an_encoder_of_the_package(name, branch, tmp_path):
+    name = f"resnet18w16-cifar10-{name}"
+    flags = (*TINY, "--train", "standard", "--width", "16", "--encoder", name, "--branch", branch or "adv")
+    assert inside("linear", *flags, "--out", tmp_path) == 0
+    frozen = {key.removeprefix("encoder."): w for key, w in weights(tmp_path).items() if key.startswith("encoder.")}
+    assert equal(frozen, pretrained(name, branch=branch).state_dict())
 
 
 def test_fine_tuning_starts_from_the_encoder_and_moves_it(encoder, tmp_path):

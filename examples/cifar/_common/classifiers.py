@@ -32,7 +32,7 @@ def preset_of(protocol: Protocol) -> dict[str, Any]:
 class Supervised(Common):
     """Flags of the scripts that train a classifier."""
 
-    encoder: str = flag("random", "final.safetensors of pretrain.py, or random")
+    encoder: str = flag("random", "final.safetensors of pretrain.py, name of an encoder of the package, or random")
     branch: str = flag("adv", "whose norms to use", "clean", "adv")
     labels: float = flag(1.0, "fraction of the training images to use, equally many of each class")
     lr: float = flag(ACL.lr, "learning rate of SGD with momentum 0.9")

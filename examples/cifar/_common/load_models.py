@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from advcontrast import convert_to_dual_bn
 from advcontrast.data import ImageSet
 from advcontrast.models import backbone
+from advcontrast.models.pretrained import FOLDER, SHA256
 from advcontrast.norm import DualNorm
 
 from .flags import Common
@@ -130,15 +131,25 @@ def dual_encoder(settings: Any) -> nn.Module:
 
 
 def read(flag: str, path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the weights in the file that a flag names, and the stored description of their network."""
+    """Return the weights that a flag names, and the stored description of their network.
+
+    A flag names a file of these scripts or, where it asks for an encoder, one that comes with the package.
+    """
+    packaged = flag != "model" and path in SHA256
     try:
-        with safe_open(path, "pt") as file:
-            about = dict(json.loads((file.metadata() or {}).get("advcontrast", "{}")))
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+        with safe_open(FOLDER / f"{path}.safetensors" if packaged else path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = dict(json.loads(metadata.get("advcontrast", "{}")))
     except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         remedy = "Make it with pretrain.py" if flag in ("encoder", "teacher") else "Make it with finetune.py"
         raise ValueError(f"--{flag}: expected a final.safetensors, got {path} ({reason}). {remedy}.") from error
+    if packaged:
+        norms = "dual" if metadata["branches"] else "single"
+        about = {"arch": "resnet18", "width": int(metadata["width"]), "norms": norms}
+        weights = {f"encoder.{name}": weight for name, weight in weights.items()}
+    return weights, about
 
 
 def _architecture(about: Mapping[str, Any], settings: Common) -> dict[str, Any]:
