@@ -97,13 +97,14 @@ def pretrain(name: str, encoder: Encoder, task: Task, settings: Settings, stage:
 def train_classifier(model: nn.Module, labelled: ImageSet, task: Task, protocol: str, steps: int, stage: str) -> None:
     """Train a classifier to be robust: its head on adversarial images, or all of it with TRADES."""
     model.requires_grad_(True)
-    parts = {"attack": task.attack(7), "augment": SimCLRAugment(task.size, strength=0.2)}
+    parts = {"attack": task.attack(5), "augment": SimCLRAugment(task.size, strength=0.2)}
     if protocol == "linear":
-        learner, rate, steps = AdversarialTrainer(model, frozen=True, **parts), 0.1, (steps + 1) // 2
+        learner, steps = AdversarialTrainer(model, frozen=True, **parts), (steps + 1) // 2
     else:
-        learner, rate = TRADESTrainer(model, **parts), 0.03
+        learner = TRADESTrainer(model, **parts)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = SGD(trained, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    # With this rate, fine-tuned random initialisation has the highest RA on held-out training images.
+    optimizer = SGD(trained, lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4)
     train(learner, [labelled.x, labelled.y], steps, len(labelled), optimizer, 0, stage)  # all images in each step
 
 

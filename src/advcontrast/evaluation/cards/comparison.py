@@ -111,8 +111,8 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
 def markdown_table(cards: Sequence[ResultCard]) -> str:
     """Return the results of cards as a table in Markdown, in percent, mean ± sample standard deviation over the runs.
 
-    There is a row for each card, and a column for TA, RA, AA and each other metric of the cards. The header names the
-    attack of a column if it is the same in all rows.
+    There is a row for each card, and a column for each metric of the cards: TA, RA and AA first, then the others by
+    name. The header names the attack of a column if it is the same in all rows.
 
     Raises:
         ValueError: no card.
@@ -123,9 +123,9 @@ def markdown_table(cards: Sequence[ResultCard]) -> str:
         >>> verdicts = {"TA": [torch.tensor([True, False]), torch.tensor([True, True])]}
         >>> same = {"seeds": [0, 1], "data": "two images", "fingerprint": "0" * 64, "dtype": "float32"}
         >>> print(markdown_table([ResultCard(name="DS", verdicts=verdicts, **same)]))
-        | name | TA | RA | AA |
-        | --- | ---: | ---: | ---: |
-        | DS | 75.00 ± 35.36 |  |  |
+        | name | TA |
+        | --- | ---: |
+        | DS | 75.00 ± 35.36 |
     """
     _check_cards("markdown_table", cards)
     if not cards:
@@ -146,9 +146,9 @@ def _check_cards(owner: str, cards: Sequence[Any]) -> None:
 
 
 def _ordered(cards: Sequence[ResultCard]) -> list[str]:
-    """Return the usual metrics, then all others of the cards."""
+    """Return the metrics of the cards, the usual ones first."""
     found = {metric for card in cards for metric in card.verdicts}
-    return [*_METRICS, *sorted(found - set(_METRICS))]
+    return [*(metric for metric in _METRICS if metric in found), *sorted(found - set(_METRICS))]
 
 
 def _unequal(name: str, one: Any, other: Any) -> list[str]:
