@@ -58,7 +58,7 @@ class Settings(Common):
     """Flags of pre-training; their defaults are those of the authors' code."""
 
     method: str = flag("acl", "method of pre-training", *METHODS)
-    teacher: str = flag("", "final.safetensors of a standard encoder, for methods that learn from one")
+    teacher: str = flag("", "final.safetensors of a standard encoder, or the name of one of the package, to learn from")
     mode: str = flag("DS", "streams of ACL, or the baseline Selfie", "S2S", "A2A", "A2S", "DS", "selfie")
     norms: str = flag("auto", "batch norms; auto: dual for A2S and DS, as in the paper", "auto", "single", "dual")
     sync_norms: bool = flag(False, "batch norms of all processes together, on accelerators")
