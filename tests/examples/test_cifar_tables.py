@@ -102,13 +102,13 @@ def ran(out):
 def test_a_row_has_mean_and_deviation_over_the_seeds_beside_the_papers_numbers(scripts, tmp_path):
     for seed, ta, ra in ((1, 40, 10), (2, 50, 20), (3, 60, 30)):
         fake(tmp_path, "finetune-DS", seed, ta=ta, ra=ra)
-    assert "| DS | 50.00 ± 10.00 | 20.00 ± 10.00 |  | 3 | 82.19 | 52.82 |" in report(scripts, tmp_path)
+    assert "| DS | 50.00 ± 10.00 | 20.00 ± 10.00 | 3 | 82.19 | 52.82 |" in report(scripts, tmp_path)
 
 
 def test_a_single_seed_has_no_deviation_and_what_was_not_run_says_so(scripts, tmp_path):
     fake(tmp_path, "finetune-DS", 1)
     text = report(scripts, tmp_path)
-    assert "| DS | 40.00 | 10.00 |  | 1 | 82.19 | 52.82 |" in text
+    assert "| DS | 40.00 | 10.00 | 1 | 82.19 | 52.82 |" in text
     assert "Not run: random initialisation (RI); S2S; A2A; A2S." in text
 
 
@@ -128,7 +128,7 @@ def test_pseudo_label_accuracy_stands_with_its_row(scripts, tmp_path):
 def test_a_card_of_an_earlier_version_or_a_damaged_one_is_no_result(scripts, tmp_path, text):
     fake(tmp_path, "finetune-DS", 1)
     (fake(tmp_path, "finetune-DS", 2) / "card.json").write_text(text)
-    assert "| DS | 40.00 | 10.00 |  | 1 | 82.19 | 52.82 |" in report(scripts, tmp_path)
+    assert "| DS | 40.00 | 10.00 | 1 | 82.19 | 52.82 |" in report(scripts, tmp_path)
 
 
 def test_the_cards_are_gathered(scripts, tmp_path):
@@ -142,7 +142,7 @@ def test_a_card_without_its_run_counts_too(scripts, tmp_path):
     report(scripts, tmp_path)
     shutil.rmtree(tmp_path / "seed1")
     fake(tmp_path, "finetune-DS", 2, ta=60, ra=10)
-    assert "| DS | 50.00 ± 14.14 | 10.00 ± 0.00 |  | 2 | 82.19 | 52.82 |" in report(scripts, tmp_path)
+    assert "| DS | 50.00 ± 14.14 | 10.00 ± 0.00 | 2 | 82.19 | 52.82 |" in report(scripts, tmp_path)
 
 
 @pytest.mark.slow
@@ -233,7 +233,7 @@ def test_all_runs_of_a_part_are_made_and_reported(run, tmp_path, capsys):
     assert sorted(ran(tmp_path / "out")) == sorted(
         2 * ["pretrain-S2S", "pretrain-DS", "few-random", "few-S2S", "few-DS"]
     )
-    assert "| ACL (DS) | 51.50 ± 0.71 | 24.50 ± 2.12 |  | 2 |  |  |" in capsys.readouterr().out
+    assert "| ACL (DS) | 51.50 ± 0.71 | 24.50 ± 2.12 | 2 |  |  |" in capsys.readouterr().out
 
 
 def test_a_second_call_runs_nothing_again(run, tmp_path):
@@ -253,7 +253,7 @@ def test_a_run_that_fails_is_reported_with_those_that_need_it_and_the_others_run
         "tables.py: pretrain-DS, seed 1: pretrain.py: --lr: expected less, got more. Take less.",
         "tables.py: few-DS, seed 1: not run, as pretrain-DS failed",
     ]
-    assert "| SimCLR (S2S) | 51.00 | 23.00 |  | 1 |" in said.out
+    assert "| SimCLR (S2S) | 51.00 | 23.00 | 1 |" in said.out
     assert "Not run: ACL (DS)." in said.out
 
 
