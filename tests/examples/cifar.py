@@ -19,7 +19,8 @@ from tests.processes import Popen, run
 
 CIFAR = Path(__file__).parents[2] / "examples" / "cifar"
 PATIENCE = 300  # seconds for what takes a few
-FEW = ("--data", "embedded", "--width", "4", "--limit", "60", "--test-limit", "20")
+FEW = ("--data", "embedded", "--arch", "quickstart", "--limit", "60", "--test-limit", "20")
+RESNET = ("--arch", "resnet18", "--width", "4")  # slower
 TINY = (*FEW, "--epochs", "1", "--batch-size", "20", "--attack-steps", "1")
 
 

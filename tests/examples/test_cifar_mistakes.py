@@ -56,7 +56,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def of_folder(folder):
-    return ("--data", "folder", "--data-dir", folder, "--width", "4", "--epochs", "1", "--out", folder.parent / "out")
+    return ("--data", "folder", "--data-dir", folder, "--arch", "quickstart", "--epochs", "1", "--out", folder.parent / "out")
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def of_folder(folder):
         ("pretrain", "--device nonsense", "--device: expected a device of this machine, got 'nonsense'"),
         ("pretrain", "--device cuda:99", "--device: expected a device of this machine, got 'cuda:99'"),
         ("pretrain", "--arch resnet81", "'resnet81'. Did you mean"),
-        ("pretrain", "--arch timm/resnet81 --width 0", "'timm/resnet81'"),
-        ("pretrain", "--arch torchvision/resnet18", "expected no width for torchvision/resnet18, got 4"),
-        ("pretrain", "--arch vgg11 --width 0", "--arch: expected a network for images of 16 x 16 pixels, got vgg11"),
-        ("pretrain", "--mode selfie --arch test_resnet --width 0", "expected encoder to be a ResNet"),
+        ("pretrain", "--arch timm/resnet81", "'timm/resnet81'"),
+        ("pretrain", "--arch torchvision/resnet18 --width 4", "expected no width for torchvision/resnet18, got 4"),
+        ("pretrain", "--arch vgg11", "--arch: expected a network for images of 16 x 16 pixels, got vgg11"),
+        ("pretrain", "--mode selfie --arch test_resnet", "expected encoder to be a ResNet"),
         ("pretrain", "--mode selfie --norms dual", "--norms: expected auto or single for Selfie, got dual"),
         ("pretrain", "--lr -1", "--lr of at least 0, got -1"),
         ("pretrain", "--lr nan", "--lr of at least 0, got nan"),
@@ -142,8 +142,8 @@ def test_no_folder_for_the_results(script, complaint):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--width 8", "expected a network of --arch resnet18 --width 8, got arch resnet18, width 4"),
-        ("--arch resnet34", "expected a network of --arch resnet34 --width 4, got arch resnet18, width 4"),
+        ("--arch resnet18 --width 8", "expected a network of --arch resnet18 --width 8, got arch quickstart, width 0"),
+        ("--width 8", "expected a network of --arch quickstart --width 8, got arch quickstart, width 0"),
     ],
 )
 @pytest.mark.sample(3)
@@ -161,7 +161,7 @@ def test_an_encoder_where_a_classifier_is_asked_for(pretrained, complaint, tmp_p
 def test_a_classifier_of_another_number_of_classes(complaint, tmp_path, folder):
     assert inside("linear", *of_folder(folder), "--train", "standard") == 0
     flags = ("--model", folder.parent / "out" / "final.safetensors", "--out", tmp_path / "c")
-    assert "head.weight [2, 32]" in complaint("corruptions", *FEW, *flags)
+    assert "head.weight [2, 128]" in complaint("corruptions", *FEW, *flags)
 
 
 def test_a_picture_that_calls_itself_weights(complaint, tmp_path):

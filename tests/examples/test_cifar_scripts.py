@@ -21,6 +21,7 @@ from advcontrast.optim import WarmupCosine
 from tests.examples.cifar import (
     CIFAR,
     FEW,
+    RESNET,
     TINY,
     about,
     card,
@@ -34,7 +35,7 @@ from tests.examples.cifar import (
     weights,
 )
 
-PRETRAIN = (*FEW, "--epochs", "4", "--batch-size", "20", "--attack-steps", "1", "--save-every", "1")
+PRETRAIN = (*FEW, *RESNET, "--epochs", "4", "--batch-size", "20", "--attack-steps", "1", "--save-every", "1")
 SEMI = (*TINY, "--epochs", "2", "--labels", "0.2", "--teacher-epochs", "3", "--save-every", "1")
 SCRIPTS = ("pretrain", "finetune", "linear", "semisupervised", "corruptions")
 
@@ -91,7 +92,7 @@ def classifier(tmp_path_factory, encoder, home):
 
 
 def start_from(out):
-    return ("--encoder", str(out / "final.safetensors"))
+    return (*RESNET, "--encoder", str(out / "final.safetensors"))
 
 
 def test_pretraining_writes_the_files_of_a_run(encoder):
@@ -179,7 +180,7 @@ def test_sigterm_outside_the_training_loop_ends_with_status_0_and_loses_nothing(
 )
 @pytest.mark.sample(2)
 def test_a_mode_has_the_norms_of_the_paper(mode, dual, tmp_path):
-    assert inside("pretrain", *TINY, "--mode", mode, "--out", tmp_path) == 0
+    assert inside("pretrain", *TINY, *RESNET, "--mode", mode, "--out", tmp_path) == 0
     assert any(".clean." in name for name in weights(tmp_path)) == dual
     assert any(".adv." in name for name in weights(tmp_path)) == dual
     assert (about(tmp_path)["norms"], about(tmp_path)["mode"]) == ("dual" if dual else "single", mode)
@@ -196,7 +197,7 @@ def test_norms_can_be_chosen_against_the_paper(mode, norms, tmp_path):
 
 @pytest.mark.nightly
 def test_the_encoder_of_selfie_can_be_fine_tuned(tmp_path, capsys):
-    assert inside("pretrain", *TINY, "--mode", "selfie", "--out", tmp_path / "selfie") == 0
+    assert inside("pretrain", *TINY, *RESNET, "--mode", "selfie", "--out", tmp_path / "selfie") == 0
     flags = (*TINY, *start_from(tmp_path / "selfie"), "--train", "standard", "--lr", "1e-30")
     assert inside("finetune", *flags, "--out", tmp_path / "out") == 0
     assert "--branch makes no difference" in capsys.readouterr().out
@@ -207,9 +208,9 @@ def test_the_encoder_of_selfie_can_be_fine_tuned(tmp_path, capsys):
 @pytest.mark.parametrize("arch", ["torchvision/shufflenet_v2_x0_5", "test_resnet"])
 @pytest.mark.sample(1)
 def test_networks_of_other_libraries_go_through_both_scripts(arch, tmp_path):
-    flags = (*TINY, "--width", "0", "--arch", arch)
+    flags = (*TINY, "--arch", arch, "--width", "0")
     assert inside("pretrain", *flags, "--out", tmp_path / "DS") == 0
-    assert inside("linear", *flags, *start_from(tmp_path / "DS"), "--out", tmp_path / "linear") == 0
+    assert inside("linear", *start_from(tmp_path / "DS"), *flags, "--out", tmp_path / "linear") == 0
     assert about(tmp_path / "linear")["arch"] == arch
 
 
@@ -240,7 +241,8 @@ def test_a_linear_classifier_leaves_the_encoder_of_either_branch_as_in_the_file(
 @pytest.mark.sample(2)
 def test_a_linear_classifier_on_an_encoder_of_the_package(name, branch, tmp_path):
     name = f"resnet18w16-cifar10-{name}"
-    flags = (*TINY, "--train", "standard", "--width", "16", "--encoder", name, "--branch", branch or "adv")
+    network = ("--arch", "resnet18", "--width", "16", "--encoder", name, "--branch", branch or "adv")
+    flags = (*TINY, *network, "--train", "standard")
     assert inside("linear", *flags, "--out", tmp_path) == 0
     frozen = {key.removeprefix("encoder."): w for key, w in weights(tmp_path).items() if key.startswith("encoder.")}
     assert equal(frozen, pretrained(name, branch=branch).state_dict())
@@ -373,7 +375,7 @@ def test_all_labels_leave_no_pseudo_labels(tmp_path):
 
 def test_corruptions_are_tested_on_a_classifier(classifier, tmp_path, home):
     flags = ("--model", classifier / "final.safetensors", "--out", tmp_path)
-    done = process("corruptions", *FEW, *flags, home=home)
+    done = process("corruptions", *FEW, *RESNET, *flags, home=home)
     assert done.returncode == 0, done.stderr
     found = card(tmp_path).corruptions
     assert len(found) == 10

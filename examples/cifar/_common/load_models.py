@@ -105,7 +105,7 @@ class Classifier:
 def any_classifier(path: str, settings: Any) -> Classifier:
     """Return the classifier in a file of the pipeline or of the quickstart, which names its network itself."""
     weights, about = read("model", path)
-    if about.get("arch") != "quickstart":
+    if "settings" not in about:  # a file of the pipeline
         own = replace(settings, model=path, **_architecture(about, settings))
         images = load(own)
         return Classifier(classifier_from(own, images), images.test, settings.radius, about.get("branch"))
