@@ -135,7 +135,7 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
         name = f"ResNet-18, width {width}" if network == "resnet18" else "four convolutions"
         axes.plot(range(1, len(mean) + 1), mean, label=f"{data}, {name}, eps {eps:g}, {steps} steps")
     axes.set(xlabel="epoch", ylabel="divergence of the statistics", ylim=(0, None))
-    axes.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside upper left", frameon=False)
     axes.grid(alpha=0.3)
     return figure
 
