@@ -56,7 +56,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def of_folder(folder):
-    return ("--data", "folder", "--data-dir", folder, "--arch", "quickstart", "--epochs", "1", "--out", folder.parent / "out")
+    data = ("--data", "folder", "--data-dir", folder)
+    return (*data, "--arch", "quickstart", "--epochs", "1", "--out", folder.parent / "out")
 
 
 @pytest.mark.parametrize(
