@@ -20,7 +20,7 @@ from tests.processes import Popen, run
 CIFAR = Path(__file__).parents[2] / "examples" / "cifar"
 PATIENCE = 300  # seconds for what takes a few
 FEW = ("--data", "embedded", "--arch", "quickstart", "--limit", "60", "--test-limit", "20")
-RESNET = ("--arch", "resnet18", "--width", "4")  # slower
+RESNET = ("--arch", "resnet18", "--width", "4")  # instead of the quickstart's network, which is faster
 TINY = (*FEW, "--epochs", "1", "--batch-size", "20", "--attack-steps", "1")
 
 

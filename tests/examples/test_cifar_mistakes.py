@@ -143,7 +143,7 @@ def test_no_folder_for_the_results(script, complaint):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--arch resnet18 --width 8", "expected a network of --arch resnet18 --width 8, got arch quickstart, width 0"),
+        ("--arch resnet18", "expected a network of --arch resnet18 --width 0, got arch quickstart, width 0"),
         ("--width 8", "expected a network of --arch quickstart --width 8, got arch quickstart, width 0"),
     ],
 )

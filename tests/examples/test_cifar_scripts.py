@@ -208,9 +208,10 @@ def test_the_encoder_of_selfie_can_be_fine_tuned(tmp_path, capsys):
 @pytest.mark.parametrize("arch", ["torchvision/shufflenet_v2_x0_5", "test_resnet"])
 @pytest.mark.sample(1)
 def test_networks_of_other_libraries_go_through_both_scripts(arch, tmp_path):
-    flags = (*TINY, "--arch", arch, "--width", "0")
+    flags = (*TINY, "--arch", arch)
     assert inside("pretrain", *flags, "--out", tmp_path / "DS") == 0
-    assert inside("linear", *start_from(tmp_path / "DS"), *flags, "--out", tmp_path / "linear") == 0
+    encoder = ("--encoder", tmp_path / "DS" / "final.safetensors")
+    assert inside("linear", *flags, *encoder, "--out", tmp_path / "linear") == 0
     assert about(tmp_path / "linear")["arch"] == arch
 
 
