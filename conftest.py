@@ -15,6 +15,8 @@ import pytest
 # processes that run beside them. PyTorch reads this when it is imported, and child processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+gc.disable()  # while tests are collected, which takes an eighth less time then
+
 # Shells ignore Ctrl-C in jobs that they start in the background, and child processes inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,6 +40,7 @@ def pytest_collection_finish() -> None:
     """Exempt what is there before the first test from garbage collection: millions of objects of other libraries."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,10 @@ from benchmarks.evidence.backbones import __main__ as sweep
 from benchmarks.evidence.backbones import checks, children, zoo
 
 SHAPES = ((3, 16, 16),)
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux"),
+]
 
 
 def check(build, convert=convert_to_dual_bn, **unconverted):
@@ -107,7 +110,6 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.nightly
 def test_sound_network_passes_all_checks(name):
     row = check(NETWORKS[name])
     assert (row["status"], row["problems"], row["remarks"]) == ("converted", [], [])

@@ -19,6 +19,7 @@ from benchmarks.run import BENCHMARKS, main
 from benchmarks.timing import end_to_end, sidebyside, step
 from benchmarks.timing.sidebyside import Candidate, Settings, Table, agree
 
+pytestmark = pytest.mark.nightly
 SETTINGS = Settings(torch.device("cpu"), repeats=1, quick=True)
 
 
@@ -29,7 +30,6 @@ def table():
 
 @pytest.mark.filterwarnings("ignore")  # of the other libraries
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in ("end_to_end", "nt_xent")])
-@pytest.mark.sample(2)
 def test_benchmark_runs_at_tiny_size(name, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda module, **settings: None)
     for found in importlib.import_module(f"benchmarks.timing.{name}").tables(SETTINGS):
@@ -38,7 +38,6 @@ def test_benchmark_runs_at_tiny_size(name, monkeypatch):
         assert any("ours" in line or "advcontrast" in line or "one pass" in line for line in text.splitlines())
 
 
-@pytest.mark.nightly
 def test_a_step_that_does_not_compile_is_left_out(monkeypatch):
     def fail(x):
         raise TorchDynamoException("no Triton\nlong report")
@@ -52,7 +51,6 @@ def test_a_step_that_does_not_compile_is_left_out(monkeypatch):
     assert "DS, compiled not run: no Triton" in whole.skipped
 
 
-@pytest.mark.nightly
 def test_end_to_end_runs_at_tiny_size(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda module, **settings: None)
     whole, growth = (table(SETTINGS, {"batch": 8, "width": 2}) for table in (end_to_end.whole, end_to_end.growth))
@@ -80,7 +78,6 @@ def test_candidates_are_compared_without_tf32(name, monkeypatch):
     assert found == {"ieee"}
 
 
-@pytest.mark.nightly
 def test_the_gpu_script_collects_its_tests_without_xdist():
     options = re.search(r"-m pytest .*", (charts.ROOT / "benchmarks" / "gpu.sh").read_text())[0].split()[3:]
     command = [sys.executable, "-m", "pytest", "tests/test_gpu.py", *options, "-p", "no:xdist", "--collect-only"]
@@ -178,7 +175,6 @@ def test_columns_without_entries_are_left_out(table):
     assert table.markdown().splitlines()[-3] == "| candidate | median ms | min to max | speed | images/s |"
 
 
-@pytest.mark.nightly
 def test_command_writes_tables_with_their_conditions(tmp_path, monkeypatch, capsys):
     flags = ["nt_xent", "--quick", "--repeats", "1", "--threads", str(torch.get_num_threads()), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["benchmarks", *flags])

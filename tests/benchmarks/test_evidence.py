@@ -8,7 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.evidence import cheaper, dial, fashion, radius, weights
-from tests.examples.cifar import TINY, inside
+from tests.examples.cifar import RESNET, TINY, inside
+
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture
@@ -18,7 +20,6 @@ def few(monkeypatch):
     monkeypatch.setattr(fashion, "images", {"train": train, "test": test}.get)
 
 
-@pytest.mark.nightly
 def test_cheaper_attacks_are_compared(few, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cheaper, "LABELLED_STEPS", {"linear": 1, "fine-tuned": 1})
     flags = ["--only", "default", "free", "S2S", "--epochs", "1", "--limit", "250", "--out", str(tmp_path)]
@@ -43,7 +44,6 @@ def test_branches_are_interpolated(few, tmp_path, monkeypatch):
     assert [line.split("|")[1].strip() for line in lines[-2:]] == ["0", "1"]
 
 
-@pytest.mark.nightly
 def test_curves_are_means_over_the_classifiers_of_a_folder(few, tmp_path, monkeypatch, capsys):
     (tmp_path / "models").mkdir()
     for name in radius.ENCODERS:
@@ -64,13 +64,12 @@ def test_curves_are_means_over_the_classifiers_of_a_folder(few, tmp_path, monkey
     assert (tmp_path / "radius.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.nightly
 def test_the_card_of_an_encoder_has_the_cost_of_its_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
     teacher, run = tmp_path / "teacher", tmp_path / "run"
-    assert inside("pretrain", *TINY, "--mode", "S2S", "--epochs", "2", "--out", teacher) == 0
+    assert inside("pretrain", *TINY, *RESNET, "--mode", "S2S", "--epochs", "2", "--out", teacher) == 0
     flags = ("--method", "deacl", "--teacher", teacher / "final.safetensors", "--out", run)
-    assert inside("pretrain", *TINY, *flags) == 0
+    assert inside("pretrain", *TINY, *RESNET, *flags) == 0
     for name, folder, cost in (("student", run, "9"), ("own", teacher, "12")):
         monkeypatch.setattr(sys, "argv", ["weights", name, str(folder), "--data", "drawings"])
         weights.main()

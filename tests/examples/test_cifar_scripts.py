@@ -205,8 +205,9 @@ def test_the_encoder_of_selfie_can_be_fine_tuned(tmp_path, capsys):
     assert torch.equal(before["encoder.conv1.weight"], after["encoder.conv1.weight"])  # of which 1e-30 is no part
 
 
-@pytest.mark.parametrize("arch", ["torchvision/shufflenet_v2_x0_5", "test_resnet"])
-@pytest.mark.sample(1)
+@pytest.mark.parametrize(
+    "arch", [pytest.param("torchvision/shufflenet_v2_x0_5", marks=pytest.mark.nightly), "test_resnet"]
+)
 def test_networks_of_other_libraries_go_through_both_scripts(arch, tmp_path):
     flags = (*TINY, "--arch", arch)
     assert inside("pretrain", *flags, "--out", tmp_path / "DS") == 0

@@ -14,6 +14,7 @@ from tests.processes import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ("--images", "16", "--batch-size", "8")
+pytestmark = pytest.mark.nightly
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -26,10 +27,8 @@ def lightning():
     return pl
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.sample(1)
 def test_lightning_trains_and_validates(lightning, tmp_path, devices):
     start = [] if devices == 1 else TORCHRUN
     done = run(*start, EXAMPLES / "lightning_acl.py", *TINY, "--devices", devices, "--out", tmp_path, cwd=tmp_path)
@@ -39,9 +38,7 @@ def test_lightning_trains_and_validates(lightning, tmp_path, devices):
     assert list(tmp_path.rglob("*.ckpt"))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.nightly
 def test_validation_gives_the_same_loss_in_inference_mode(lightning, tmp_path, monkeypatch):
     """Attacks of this library leave inference mode by themselves; the example need not rely on it."""
     real, found, modes = lightning.Trainer, [], []
@@ -61,10 +58,8 @@ def test_validation_gives_the_same_loss_in_inference_mode(lightning, tmp_path, m
     assert first == second
 
 
-@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.sample(1)
 def test_accelerate_trains_and_writes_the_weights(tmp_path, processes):
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     start = [] if processes == 1 else TORCHRUN

@@ -14,6 +14,8 @@ from advcontrast.strategies import Step
 from advcontrast.strategies import acl as module
 from tests.properties.acl_invariants import INVARIANTS, Case
 
+pytestmark = pytest.mark.nightly  # it tests the property tests
+
 CASES = [
     Case(mode, n, alpha, eps, norm, seed)
     for seed, ((n, alpha, eps, norm), mode) in enumerate(

@@ -13,6 +13,8 @@ from advcontrast.functional import image
 from advcontrast.functional.image import adjust, crop_and_resize
 from tests.properties.augment_invariants import DRAWS, PAIR, RECIPE, Case
 
+pytestmark = pytest.mark.nightly  # it tests the property tests
+
 CASES = [
     Case(n, channels, height, width, size, strength, dtype, seed)
     for seed, (n, channels, height, width, size, strength, dtype) in enumerate(

@@ -18,6 +18,8 @@ from advcontrast.norm.dual_batch_norm import dual_of
 from tests.properties.dual_bn_cases import LAYOUTS, Case
 from tests.properties.dual_bn_invariants import BRANCHES, INVARIANTS, Implementation, norms_of
 
+pytestmark = pytest.mark.nightly  # it tests the property tests
+
 REAL = Implementation()
 
 

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from advcontrast.functional import nt_xent
 from tests.properties.nt_xent_invariants import FAST, SLOW, Case
 
+pytestmark = pytest.mark.nightly  # it tests the property tests
+
 CASES = [
     Case(pairs, features, temperature, seed)
     for seed, (pairs, features, temperature) in enumerate(itertools.product((2, 3, 5), (1, 4, 7), (0.1, 0.5, 5.0)))

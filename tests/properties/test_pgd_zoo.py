@@ -12,6 +12,8 @@ from advcontrast import PGDAttack
 from advcontrast.attacks.balls import BALLS
 from tests.properties.pgd_invariants import INVARIANTS, Case
 
+pytestmark = pytest.mark.nightly  # it tests the property tests
+
 CASES = [
     Case(norm, eps, ratio, 3, 3, grid, bounds, dtype, seed)
     for seed, (norm, (eps, ratio), (grid, bounds), dtype) in enumerate(

@@ -82,14 +82,10 @@ def bench(tmp_path, monkeypatch):
     torch.set_rng_state(random)
 
 
-LONG = {"loops", "precision", "quickstart"}  # seconds each, in the nightly run
-CODE = [
-    pytest.param(page, id=page.stem, marks=[pytest.mark.nightly] if page.stem in LONG else [])
-    for page in PAGES
-    if blocks(page.read_text())
-]
+CODE = [pytest.param(page, id=page.stem) for page in PAGES if blocks(page.read_text())]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("page", CODE)
 def test_the_code_of_a_page_runs(page, bench):
     text = page.read_text()
