@@ -91,6 +91,7 @@ def of_folder(folder):
         ("pretrain", "--arch resnet81", "'resnet81'. Did you mean"),
         ("pretrain", "--arch timm/resnet81", "'timm/resnet81'"),
         ("pretrain", "--arch torchvision/resnet18 --width 4", "expected no width for torchvision/resnet18, got 4"),
+        ("pretrain", "--width 4", "--width: expected no width for quickstart, got 4"),
         ("pretrain", "--arch vgg11", "--arch: expected a network for images of 16 x 16 pixels, got vgg11"),
         ("pretrain", "--mode selfie --arch test_resnet", "expected encoder to be a ResNet"),
         ("pretrain", "--mode selfie --norms dual", "--norms: expected auto or single for Selfie, got dual"),
@@ -141,15 +142,19 @@ def test_no_folder_for_the_results(script, complaint):
 
 @pytest.mark.parametrize("script", ["finetune", "linear", "semisupervised"])
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("encoder", "flags", "words"),
     [
-        ("--arch resnet18", "expected a network of --arch resnet18 --width 0, got arch quickstart, width 0"),
-        ("--width 8", "expected a network of --arch quickstart --width 8, got arch quickstart, width 0"),
+        ("", "--arch resnet18", "expected a network of --arch resnet18 --width 0, got arch quickstart, width 0"),
+        (
+            "resnet18w16-cifar10-ds",
+            "--arch resnet18 --width 8",
+            "expected a network of --arch resnet18 --width 8, got arch resnet18, width 16",
+        ),
     ],
 )
 @pytest.mark.sample(3)
-def test_an_encoder_of_another_network(script, flags, words, pretrained, complaint, tmp_path):
-    encoder = ("--encoder", pretrained / "final.safetensors")
+def test_an_encoder_of_another_network(script, encoder, flags, words, pretrained, complaint, tmp_path):
+    encoder = ("--encoder", encoder or pretrained / "final.safetensors")
     assert words in complaint(script, *TINY, *encoder, *flags.split(), "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

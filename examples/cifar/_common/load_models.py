@@ -35,6 +35,8 @@ def join(encoder: nn.Module, head: nn.Module) -> nn.Sequential:
 def new_encoder(settings: Common, images: Images) -> tuple[nn.Module, int]:
     """Return an untrained encoder and its number of features."""
     if settings.arch == "quickstart":
+        if settings.width:
+            raise ValueError(f"--width: expected no width for quickstart, got {settings.width}. Leave it out.")
         sys.path.append(str(Path(__file__).parents[2]))
         from quickstart import Encoder
 
