@@ -22,7 +22,7 @@ CASES = st.builds(
 
 
 @pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda invariant: invariant.__name__)
-@settings(max_examples=25)
+@settings(max_examples=50)
 @given(case=CASES)
 def test_a_step(invariant, case):
     invariant(ACLTrainer, case)
