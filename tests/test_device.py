@@ -248,7 +248,6 @@ WITHOUT_FLOAT64 = {
 
 
 @pytest.mark.parametrize("name", WITHOUT_FLOAT64)
-@pytest.mark.sample(3)
 def test_nothing_has_float64_on_a_device_without_it(name, monkeypatch):
     monkeypatch.setattr(balls, "widest", lambda x: x.dtype)  # as on such a device
     with device({("test_device.py", "masking")}), NoFloat64():
