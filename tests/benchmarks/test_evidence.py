@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.evidence import cheaper, dial, fashion, radius, weights
+from benchmarks.evidence import allocator, cheaper, dial, fashion, radius, weights
 from tests.examples.cifar import RESNET, TINY, inside
 
 pytestmark = pytest.mark.nightly
@@ -31,6 +31,17 @@ def test_cheaper_attacks_are_compared(few, tmp_path, monkeypatch, capsys):
         [cheaper.TITLES["default"], "24.2", "1.00"],
         [cheaper.TITLES["free"], "12.1", "0.50"],
         [cheaper.TITLES["S2S"], "6.0", "0.25"],
+    ]
+
+
+def test_settings_of_the_allocator_change_no_weights(tmp_path, monkeypatch):
+    out = tmp_path / "allocator.md"
+    monkeypatch.setattr(sys, "argv", ["allocator", "--quick", "--out", str(out)])
+    allocator.main()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.read_text().splitlines()[-2:]]
+    assert [(cell[0], cell[3]) for cell in cells] == [
+        ("default", "bit-identical"),
+        ("keep freed memory", "bit-identical"),
     ]
 
 
