@@ -1,14 +1,14 @@
 """Compare dual and single batch norms in pre-training with DS (Table 4 of the ACL paper), on small runs.
 
 For each kind of norms an encoder is pre-trained without labels, on Fashion-MNIST at 14 x 14 pixels or on a folder of
-images; a linear classifier on the frozen encoder and a fine-tuned network then learn from 10 labels per class:
+images; a linear classifier on the frozen encoder and a fine-tuned network then learn from a few labels per class:
 
 - dual: one set of norms for clean images and one for perturbed ones, as in ACL;
 - single: one set, and a forward pass for each stream, so that each has its own batch statistics;
 - joint: one set, and one forward pass for both streams, which share their batch statistics.
 
     python -m benchmarks.evidence.dual_norms --network resnet18 --epochs 15 --seeds 3
-    python -m benchmarks.evidence.dual_norms --folder data/cifar10/train --limit 10000 --network resnet18 --eps 0.0314
+    python -m benchmarks.evidence.dual_norms --network resnet18 --folder cifar10 --limit 10000 --labels 50 --eps 0.0314
 
 Appends a line for each finished run to OUT/runs.jsonl, and skips the runs in it. Writes a table and a figure of
 the distance between the statistics of both branches during training, see
@@ -41,7 +41,7 @@ from benchmarks.common import conditions, markdown_table
 from benchmarks.evidence import fashion
 
 NORMS = ("dual", "single", "joint")
-SETTINGS = ("data", "limit", "network", "width", "eps", "attack_steps", "epochs")
+SETTINGS = ("data", "limit", "labels", "network", "width", "eps", "attack_steps", "epochs")
 
 
 class JointTrainer(ACLTrainer):
@@ -60,7 +60,7 @@ def run(given: argparse.Namespace, norms: str, seed: int, train: ImageSet, test:
     """Return the accuracies of both classifiers, and the distance of the branches after each epoch."""
     torch.manual_seed(seed)
     order = torch.randperm(len(train))
-    labelled = train.subset(torch.cat([order[train.y[order] == c][:10] for c in range(len(train.classes))]))
+    labelled = train.subset(torch.cat([order[train.y[order] == c][: given.labels] for c in range(len(train.classes))]))
     size, channels = train.x.shape[-1], train.x.shape[1]
     normalize = ((0.5,) * channels, (0.25,) * channels)
     encoder: Any = fashion.Encoder()
@@ -95,9 +95,9 @@ def run(given: argparse.Namespace, norms: str, seed: int, train: ImageSet, test:
         else:
             learner = TRADESTrainer(classifier, attack=seven, augment=weak)
         trained = [weight for weight in classifier.parameters() if weight.requires_grad]
-        rate, epochs = (0.1, 80) if protocol == "linear" else (0.03, 160)
+        rate, images = (0.1, 8000) if protocol == "linear" else (0.03, 16000)
         sgd = torch.optim.SGD(trained, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        fit(learner, [labelled.x, labelled.y], epochs=epochs, optimizer=sgd, progress=False)
+        fit(learner, [labelled.x, labelled.y], epochs=images // len(labelled), optimizer=sgd, progress=False)
         classifier.eval()
         batches = list(test.batches(500))
         twenty = PGDAttack(eps=given.eps, step_size=given.eps / 4, steps=20)
@@ -130,7 +130,7 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     for run in runs:
         if run["gap"]:
             lines.setdefault(tuple(run[name] for name in SETTINGS), []).append(run["gap"])
-    for (data, _, network, width, eps, steps, _), gaps in lines.items():
+    for (data, _, _, network, width, eps, steps, _), gaps in lines.items():
         mean = [fmean(values) for values in zip(*gaps, strict=True)]
         name = f"ResNet-18, width {width}" if network == "resnet18" else "four convolutions"
         axes.plot(range(1, len(mean) + 1), mean, label=f"{data}, {name}, eps {eps:g}, {steps} steps")
@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8, help="of the ResNet-18")
     parser.add_argument("--folder", type=Path, help="with train/ and test/, a folder for each class")
     parser.add_argument("--limit", type=int, default=5000, help="training images")
+    parser.add_argument("--labels", type=int, default=10, help="per class, for both classifiers")
     parser.add_argument("--eps", type=float, default=fashion.EPS, help="radius of all attacks")
     parser.add_argument("--attack-steps", type=int, default=3, help="steps of the attack of pre-training")
     parser.add_argument("--epochs", type=int, default=15, help="of pre-training")
