@@ -1,4 +1,4 @@
-"""Entry points for torch.hub: ``torch.hub.load("owner/advcontrast", "pretrained", "resnet18w16-cifar10-ds")``."""
+"""Entry points for torch.hub, in a clone: ``torch.hub.load(".", "pretrained", NAME, source="local")``."""
 
 import sys as _sys
 from pathlib import Path as _Path
@@ -8,8 +8,8 @@ from torch import nn as _nn
 
 dependencies = ["torch"]
 
-# A clone need not be installed. The path is lent for these imports only, and whatever the package imports later it
-# finds through itself.
+# A clone need not be installed. Its source is on sys.path during these imports only: whatever the package imports
+# later, it finds through itself.
 _source = str(_Path(__file__).parent / "src")
 _sys.path.insert(0, _source)
 try:

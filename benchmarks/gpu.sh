@@ -5,7 +5,7 @@
 #     bash benchmarks/gpu.sh results/gpu --data folder --data-dir cifar10-jpeg
 #     QUICK=1 bash benchmarks/gpu.sh results/quick                 # tiny sizes, also without a GPU
 #
-# Every part has a limit in seconds. What is done is kept, in at most eight files.
+# Every part has a limit in seconds. Finished parts are kept, in at most eight files.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?folder for the results}") work=$(mktemp -d) python=${PYTHON:-python}
@@ -43,7 +43,7 @@ mapfile -t tests < <(grep -rl --include="*.py" "mark.gpu" tests)
 part 100 tests -m pytest "${tests[@]}" -o addopts= -m gpu -p no:cacheprovider -q --tb=short
 wait
 
-# What the encoders are worth: 1 % of the labels, TRADES, PGD-20 on all test images.
+# Fine-tuning of the encoders: 1 % of the labels, TRADES, PGD-20 on all test images.
 for mode in random S2S DS; do
   encoder=$([[ $mode == random ]] && echo random || echo "$work/pretrain-$mode/final.safetensors")
   branch=$([[ $mode == DS ]] && echo adv || echo clean)

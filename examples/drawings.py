@@ -91,4 +91,4 @@ def _attack(task: Task, model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
 
 def _show(axes: Axes, image: Tensor, text: str, *, wrong: bool = False) -> None:
     axes.imshow(image.permute(1, 2, 0).cpu(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(text, fontsize=8, color="#c00000" if wrong else "black", weight="bold" if wrong else "normal")
+    axes.set_title(text, fontsize=7, color="#c00000" if wrong else "black", weight="bold" if wrong else "normal")

@@ -167,10 +167,10 @@ def main() -> None:
     started = time.perf_counter()
     try:
         task = load_task(settings)
-    except (OSError, RuntimeError, ValueError) as error:
+        out = Path(settings.out).resolve()
+        (out / "models").mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         sys.exit(f"quickstart: {error}")
-    out = Path(settings.out).resolve()
-    (out / "models").mkdir(parents=True, exist_ok=True)
     seeds = range(settings.seeds)
     calls = [(seed, name, settings) for seed in seeds for name in ("DS", "RoCL", "S2S", "RI")]  # longest first
     jobs = min(settings.jobs or (default_jobs() if task.train.x.device.type == "cpu" else 1), len(calls))
@@ -191,7 +191,8 @@ def main() -> None:
         models[ENCODERS[name]] = model = new_classifier(task).eval()
         model.load_state_dict(load_file(stored(settings, 0, name, "linear")))
     draw_images(task, models).savefig(out / "images.png", dpi=150)
-    print(f"\n{table(card)}\n\n{settings.labels} labels, PGD-20, eps = {task.eps:.3g}, {about['seconds']:.0f} s")
+    labels = len(task.few_labels(settings.labels, seed=0))
+    print(f"\n{table(card)}\n\n{labels} labels, PGD-20, eps = {task.eps:.3g}, {about['seconds']:.0f} s")
     print(f"{out}: results.png, images.png, results.json, card.json, models/")
 
 

@@ -1,4 +1,4 @@
-"""Every room on an accelerator, as far as one can see without it: tensors are where they belong, and nothing waits."""
+"""Every subpackage on an accelerator, as far as tests can see without one: the devices of tensors, and no waits."""
 
 import sys
 from contextlib import contextmanager
@@ -284,9 +284,9 @@ PLANTS = {
 }
 
 
-@pytest.mark.parametrize("room", PLANTS)
-def test_a_read_value_is_found_in_every_room(room, monkeypatch):
-    owner, name, test = PLANTS[room]
+@pytest.mark.parametrize("subpackage", PLANTS)
+def test_a_read_value_is_found_in_every_subpackage(subpackage, monkeypatch):
+    owner, name, test = PLANTS[subpackage]
     function = getattr(owner, name)
 
     def reading(*args, **kwargs):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.evidence.mutation                                # 40 changes per file, of five subpackages
     python -m benchmarks.evidence.mutation norm surgery --sample 100      # some subpackages
-    python -m benchmarks.evidence.mutation functional/flow                # a file
+    python -m benchmarks.evidence.mutation functional/margin              # a file
     python -m benchmarks.evidence.mutation --sample 10000                 # every change: hours
     python -m benchmarks.evidence.mutation --again                        # those that survived, against all tests
 
@@ -61,13 +61,13 @@ SECONDS = 60  # on top of five times what the tests of the unchanged file take
 def main() -> None:
     """Try the selected changes and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rooms", nargs="*", help=f"of {', '.join(PROPERTIES)}, or files in them; by default all")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PROPERTIES)}, or files in them; by default all")
     parser.add_argument("--sample", type=int, default=40, help="changes a file")
     parser.add_argument("--again", action="store_true", help="try those that survived again, against all tests")
     given = parser.parse_args()
-    unknown = [room for room in given.rooms if room.split("/")[0] not in PROPERTIES]
+    unknown = [subpackage for subpackage in given.parts if subpackage.split("/")[0] not in PROPERTIES]
     if unknown or given.sample < 1:
-        parser.error(f"expected rooms of {', '.join(PROPERTIES)} and a sample of at least 1")
+        parser.error(f"expected parts of {', '.join(PROPERTIES)} and a sample of at least 1")
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True  # a changed file of the same size and second would be read from the cache
     for name in WARM:
@@ -80,16 +80,16 @@ def main() -> None:
             shutil.copy(ROOT / part, copy)
         compileall.compile_dir(copy / "src", quiet=2)
         os.chdir(copy)
-        for chosen in given.rooms or PROPERTIES:
-            room, _, file = chosen.partition("/")
-            for source in sorted(Path("src", "advcontrast", room).glob(f"{file or '[!_]*'}.py")):
-                _try_file(room, source, given.sample, given.again)
+        for chosen in given.parts or PROPERTIES:
+            subpackage, _, file = chosen.partition("/")
+            for source in sorted(Path("src", "advcontrast", subpackage).glob(f"{file or '[!_]*'}.py")):
+                _try_file(subpackage, source, given.sample, given.again)
                 (RESULTS / "table.md").write_text(_table())
 
 
-def _try_file(room: str, source: Path, sample: int, again: bool) -> None:
+def _try_file(subpackage: str, source: Path, sample: int, again: bool) -> None:
     """Run the tests over a sample of the changes of one file."""
-    name = f"{room}/{source.stem}"
+    name = f"{subpackage}/{source.stem}"
     original = source.read_text()
     variants = dict(_variants(source, original))
     keys = sorted(variants)
@@ -103,7 +103,7 @@ def _try_file(room: str, source: Path, sample: int, again: bool) -> None:
     equivalent = _read("equivalent").get(name, {})
     missing = [key for key in keys if key not in known and (key in last["verdicts"] or key in keys[:sample])]
     survived = [key for key, verdict in verdicts.items() if verdict == "survived" and key not in equivalent]
-    suites = _suites(room, source, again)
+    suites = _suites(subpackage, source, again)
     left = survived if again else missing
     for cached in source.parent.glob(f"__pycache__/{source.stem}.*"):
         cached.unlink()
@@ -153,18 +153,18 @@ def _variants(source: Path, original: str) -> Iterator[tuple[str, str]]:
         yield (key if seen[key] == 1 else f"{key}  ({seen[key]})"), text
 
 
-def _suites(room: str, source: Path, thorough: bool) -> list[list[str]]:
+def _suites(subpackage: str, source: Path, thorough: bool) -> list[list[str]]:
     """Return the arguments of pytest for the tests of a file, of its subpackage and, if requested, all others."""
     quick = ["-m", "not slow and not distributed and not nightly"]
     defined = re.findall(r"^(?:class|def) ([a-zA-Z]\w+)", source.read_text(), re.MULTILINE)
-    files = sorted(Path("tests", room).glob("test_*.py"), key=lambda file: file.stat().st_size)
+    files = sorted(Path("tests", subpackage).glob("test_*.py"), key=lambda file: file.stat().st_size)
     files.sort(key=lambda file: not any(name in file.read_text() for name in defined))
     own = [str(file) for file in files if file.stem.startswith((f"test_{source.stem}", "test_owners", "test_errors"))]
     suites = [[*quick, str(source), *own], [*quick, *map(str, files)]]
     if thorough:
-        related = {"norm": ["tests/surgery"], "surgery": ["tests/norm"], "functional": ["tests/losses"]}.get(room, [])
-        suites.append([*related, f"tests/properties/test_{PROPERTIES[room]}.py"])
-        suites.append(["-m", "(slow or distributed) and not nightly", f"tests/{room}"])
+        related = {"norm": ["tests/surgery"], "surgery": ["tests/norm"], "functional": ["tests/losses"]}
+        suites.append([*related.get(subpackage, []), f"tests/properties/test_{PROPERTIES[subpackage]}.py"])
+        suites.append(["-m", "(slow or distributed) and not nightly", f"tests/{subpackage}"])
     return suites
 
 
@@ -254,9 +254,9 @@ def _table() -> str:
         }
         for name, file in record.items()
     }
-    for room in PROPERTIES:
-        files = [name for name in record if name.startswith(f"{room}/")]
-        for title, names in [(f"**{room}**", files), *((name, [name]) for name in files)]:
+    for subpackage in PROPERTIES:
+        files = [name for name in record if name.startswith(f"{subpackage}/")]
+        for title, names in [(f"**{subpackage}**", files), *((name, [name]) for name in files)]:
             count = Counter(verdict for name in names for verdict in verdicts[name].values())
             real = count["killed"] + count["survived"]
             score = f"{100 * count['killed'] / real:.1f} %" if real else "-"

@@ -42,10 +42,10 @@ encoder = pretrained("{name}")
 
 {results}
 
-TA is the accuracy on the test images, RA that under PGD-20 with eps 8/255. The first row has a linear classifier on the
-frozen encoder, trained on clean images. The encoder is small and was trained for a fraction of the epochs of the
-paper: it shows the method, and is not a strong baseline. Weights are in half precision; the accuracies were measured
-before rounding.
+TA is the accuracy on the test images in percent, RA that under PGD-20 with eps 8/255. The linear classifier was trained
+on clean images, on the frozen encoder. The encoder is small and was trained for a fraction of the epochs of the paper:
+it shows the method, and is not a strong baseline. Weights are in half precision; the accuracies were measured before
+rounding.
 
 Flags: `{flags}`
 """
@@ -84,7 +84,11 @@ def main() -> None:
         torch=cards[0].versions["torch"],
         device=cards[0].versions["device"],
         results=markdown_table(cards),
-        flags=" ".join(f"--{key.replace('_', '-')} {value}" for key, value in flags.items() if value not in ("", None)),
+        flags=" ".join(
+            f"--{'no-' * (value is False)}{key.replace('_', '-')}" + ("" if isinstance(value, bool) else f" {value}")
+            for key, value in flags.items()
+            if value not in ("", None)
+        ),
         **{**metadata, "branches": branches.replace(" ", ", ") or "none"},
     )
     path.with_suffix(".md").write_text(text)

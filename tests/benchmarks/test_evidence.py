@@ -75,7 +75,7 @@ def test_curves_are_means_over_the_classifiers_of_a_folder(few, tmp_path, monkey
     assert (tmp_path / "radius.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_card_of_an_encoder_has_the_cost_of_its_teacher(tmp_path, monkeypatch):
+def test_the_card_of_an_encoder_has_its_flags_and_the_cost_of_its_teacher(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
     teacher, run = tmp_path / "teacher", tmp_path / "run"
     assert inside("pretrain", *TINY, *RESNET, "--mode", "S2S", "--epochs", "2", "--out", teacher) == 0
@@ -87,3 +87,5 @@ def test_the_card_of_an_encoder_has_the_cost_of_its_teacher(tmp_path, monkeypatc
         extent = ", after 12 for its teacher" if folder == run else " in all"
         card = (tmp_path / "weights" / f"{name}.md").read_text()
         assert f"the flags below; {cost} forward passes per image{extent}." in card
+        own_flags = card.rpartition("Flags: `")[2].rstrip("`\n").split()
+        assert inside("pretrain", *own_flags, "--out", tmp_path / f"again-{name}") == 0

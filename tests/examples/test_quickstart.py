@@ -118,9 +118,10 @@ def test_the_number_of_processes_changes_no_result(one, tmp_path):
 @pytest.mark.slow
 def test_runs_on_a_folder_of_images(tmp_path):
     write_image_folder(tmp_path)
-    flags = ["--data", "folder", str(tmp_path), "--epochs", "1", "--steps", "2", "--batch-size", "8", "--labels", "4"]
-    quickstart(*flags, "--out", str(tmp_path / "out"), home=tmp_path)
+    flags = ["--data", "folder", str(tmp_path), "--epochs", "1", "--steps", "2", "--batch-size", "8", "--labels", "5"]
+    output, _ = quickstart(*flags, "--out", str(tmp_path / "out"), home=tmp_path)
     check_results(tmp_path / "out", seeds=1)
+    assert "\n4 labels, " in output  # two of each class
 
 
 @pytest.mark.slow
@@ -172,6 +173,7 @@ def test_classes_that_differ_between_train_and_test_are_refused(tmp_path, monkey
         (["--labels", "5"], "quickstart: expected --labels from 10 to"),
         (["--labels", "100000"], "quickstart: expected --labels from 10 to"),
         (["--batch-size", "6000"], "quickstart: expected --batch-size from 2 to 5000"),
+        (["--device", "nowhere"], "quickstart: ImageSet: expected device"),
     ],
 )
 def test_a_wrong_flag_ends_with_one_line(flags, message, tmp_path, monkeypatch):
@@ -181,3 +183,11 @@ def test_a_wrong_flag_ends_with_one_line(flags, message, tmp_path, monkeypatch):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert len(str(stop.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_ends_it_with_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--out", str(tmp_path / "file" / "out")])
+    with pytest.raises(SystemExit, match=r"quickstart: .*Not a directory"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")

@@ -45,9 +45,9 @@ TEMPLATE = re.compile(r".+: expected .+, (got|found) .+\. .+\.", re.DOTALL)
 SECONDS = 5
 
 # Arguments whose mistakes may show only when something has changed, because nothing but the network, the function or
-# the loop that they are passed to can show them. What is wrong with them must be said all the same.
+# the loop that they are passed to can show them. The message must say what is wrong with them all the same.
 LATE = {
-    # What a schedule returns shows when the folder is there; what an evaluation returns, and whether the metric to
+    # The value of a schedule shows when the folder is there; the result of an evaluation, and whether the metric to
     # select by is among it, when the first epoch is over.
     "engine.fit": {"schedule", "evaluate", "select"},
     # How many classes a network has, only its output tells, when its batch norms have seen the images.

@@ -17,7 +17,7 @@ FILES = sorted(
     ]
 )
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.rst") if not {"_build", "_gallery"} & set(path.parts))
-#: What is allowed where, and why SECURITY.md can still promise what it does.
+#: Allowed uses by file, and why the promises of SECURITY.md hold nevertheless.
 EXCEPTIONS = {
     # Processes of one run trust each other: who can connect to them can run code, as in any run of torchrun.
     "advcontrast/distributed.py": [

@@ -145,7 +145,9 @@ def read(flag: str, path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about = dict(json.loads(metadata.get("advcontrast", "{}")))
     except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        remedy = "Make it with pretrain.py" if flag in ("encoder", "teacher") else "Make it with finetune.py"
+        remedy = f"Make it with pretrain.py, or choose one of {', '.join(SHA256)}"
+        if flag == "model":
+            remedy = "Make it with finetune.py"
         raise ValueError(f"--{flag}: expected a final.safetensors, got {path} ({reason}). {remedy}.") from error
     if packaged:
         norms = "dual" if metadata["branches"] else "single"

@@ -337,5 +337,5 @@ def needed(parts: Sequence[str], runs: Mapping[str, Run]) -> list[Run]:
     def depth(run: Run) -> int:
         return 0 if run.takes is None else 1 + depth(runs[run.takes])
 
-    # What needs nothing comes first, so that runs side by side seldom wait for each other.
+    # Runs that need no other come first, so that runs side by side seldom wait for each other.
     return sorted((run for run in runs.values() if run.name in names), key=depth)
