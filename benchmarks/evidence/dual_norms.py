@@ -130,10 +130,10 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     for run in runs:
         if run["gap"]:
             lines.setdefault(tuple(run[name] for name in SETTINGS), []).append(run["gap"])
-    for (data, _, _, network, width, eps, steps, _), gaps in lines.items():
+    for (data, _, _, network, width, eps, steps, epochs), gaps in lines.items():
         mean = [fmean(values) for values in zip(*gaps, strict=True)]
         name = f"ResNet-18, width {width}" if network == "resnet18" else "four convolutions"
-        axes.plot(range(1, len(mean) + 1), mean, label=f"{data}, {name}, eps {eps:g}, {steps} steps")
+        axes.plot(range(1, len(mean) + 1), mean, label=f"{data}, {name}, eps {eps:g}, {steps} steps, {epochs} epochs")
     axes.set(xlabel="epoch", ylabel="divergence of the statistics", ylim=(0, None))
     figure.legend(fontsize=9, loc="outside upper left", frameon=False)
     axes.grid(alpha=0.3)

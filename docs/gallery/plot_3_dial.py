@@ -2,10 +2,10 @@
 Interpolation between two branches
 ==================================
 
-A batch norm subtracts the mean of its inputs and divides by their deviation. Attacked images have other means and
-deviations than clean ones. Dual norms keep both. Here a classifier is trained on clean images through one branch and on
-attacked images through the other. The page shows how far the branches have moved apart, and evaluates networks that are
-interpolated between them.
+A batch norm subtracts the mean of its inputs and divides by their standard deviation. These statistics differ between
+clean and attacked images, so dual norms have a set for each. Here a classifier is trained on clean images through one
+branch and on attacked images through the other. The page shows how far the branches have moved apart, and evaluates
+networks that are interpolated between them.
 """
 
 from pathlib import Path

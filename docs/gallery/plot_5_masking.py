@@ -77,8 +77,8 @@ print(gradient_masking(plain, [test], attack))
 
 # %%
 # The figure shows the accuracy of the defence under PGD and under the other attacks, on the images that are classified
-# correctly without an attack. Report the smallest number. One step breaks the fewest images, since it starts at the
-# image, where the gradient is zero; PGD starts at random.
+# correctly without an attack. Report the smallest number. Since the gradient is zero everywhere, one step stays at the
+# image and breaks the fewest images, and PGD stays at its random start.
 
 weaker = ["one step", "random noise", "gradient-free search", "transfer"]
 left = {name: report[name].figures["accuracy"] for name in weaker}

@@ -2,8 +2,8 @@
 The contrastive loss in tiles
 =============================
 
-NT-Xent compares every view of a batch with every other one, a matrix of (2N)² numbers. With the large batches of
-contrastive learning this matrix needs more memory than the network. ``tile=`` computes the same loss from a given
+NT-Xent compares every view of a batch with every other one, which gives a matrix of (2N)² numbers. For thousands of
+pairs this matrix takes more memory than the weights of a ResNet-18. ``tile=`` computes the same loss from a given
 number of its rows at a time.
 """
 

@@ -111,7 +111,7 @@ class ImageStream(Dataset[Tensor]):
         return [self.path(index) for index in sorted(self._bad)]
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the size and of the paths below the root, as hexadecimal digits.
+        """Return the SHA-256 of ``size``, ``unreadable`` and the paths below the root, as hexadecimal digits.
 
         It identifies a folder independently of its location. Files are not read, so changed pixels are not detected.
         """

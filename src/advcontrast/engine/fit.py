@@ -60,10 +60,10 @@ class Learner(Protocol):
     """Protocol of a learner: an ``nn.Module`` whose forward pass is a training step.
 
     :func:`fit` needs no base class. It calls ``learner(*batch)`` with a batch of each tensor of its data, in train
-    mode, differentiates the loss, and logs the terms. A learner holds as modules, buffers or extra state
-    (``get_extra_state`` and ``set_extra_state`` of ``nn.Module``, plain data) whatever changes from step to step, such
-    as a momentum network, a queue or a counter: these are saved, so that a resumed run ends with bit-identical weights.
-    A ``torch.Generator`` that is an attribute is saved too. Settings belong in ``extra_repr``: a resumed run compares
+    mode, differentiates the loss, and logs the terms. State that changes from step to step, such as a momentum network,
+    a queue or a counter, belongs in modules, buffers or extra state (``get_extra_state`` and ``set_extra_state`` of
+    ``nn.Module``, plain data). It is then saved, so that a resumed run ends with bit-identical weights. A
+    ``torch.Generator`` that is an attribute is saved too. Settings belong in ``extra_repr``: a resumed run compares
     them.
 
     :class:`advcontrast.strategies.ContrastiveLearner` is a base for learners that attack their images.
@@ -118,9 +118,9 @@ def fit(
     ``select``) and *output* (``folder`` to ``progress``). Most runs set a few of the first group and ``folder``.
 
     With a ``folder`` the run can be interrupted. Called again with the same arguments, ``fit`` continues; a complete
-    run returns immediately. On the CPU, in one process or two, a resumed run ends with bit-identical weights. (With
-    more processes, DDP sums in another order after a restart; on a GPU this depends on deterministic kernels.) SIGTERM
-    saves after the current step and exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
+    run returns immediately. On the CPU, in one process or two, a resumed run ends with bit-identical weights. With more
+    processes it may not, since DDP sums in another order after a restart; on a GPU it requires deterministic kernels.
+    SIGTERM saves after the current step and exits with status 0, Ctrl-C saves and raises ``KeyboardInterrupt``.
 
     Under ``torchrun``, with a process group, each process takes its share of every batch. Batches, steps and rates do
     not depend on the number of processes, which may change when a run is resumed. Only the first process needs the
@@ -162,7 +162,7 @@ def fit(
             must return it after the first epoch, and may omit it after others. NaN counts as the lowest value. A
             name that contains "test" raises an error: images that select a model cannot test it.
         folder: of ``checkpoints/``, ``metrics.csv`` with a row for each epoch, ``steps.csv`` and ``tensorboard/``.
-        save_every: steps between checkpoints, beside those at the end of each epoch.
+        save_every: steps between checkpoints, in addition to those at the end of each epoch.
         log_every: steps between reports of the means of loss and terms since the last report: on the progress bar, in
             the log, in ``steps.csv``, and as ``steps/...`` in TensorBoard. By default only epochs are reported.
         tensorboard: whether to write the metrics for TensorBoard too.

@@ -174,10 +174,10 @@ def checkpoint_context_fn(
 
     Checkpointing runs a part of the network a second time during the backward pass, when the ``with`` block of
     :func:`bn_branch` is over. Dual norms usually find the branch of the forward pass without this function, or raise an
-    error. In modules that were compiled separately, and under compiled autograd, they always raise: use this function
-    there. It also prevents the second run from updating the running statistics of single batch norms. The result may be
-    used for any number of forward passes, and copies and pickles with the model that holds it; pass it together with
-    ``use_reentrant=False``.
+    error. In modules that were compiled separately, and under compiled autograd, they always raise an error without it.
+    It also prevents the second run from updating the running statistics of single batch norms. The returned function
+    may be used for any number of forward passes, and can be copied and pickled with the model that holds it. Pass it
+    together with ``use_reentrant=False``.
 
     Args:
         model: the network or the checkpointed part of it, with all dual norms that run there; may be converted later.

@@ -55,8 +55,8 @@ class ACLTrainer(ContrastiveLearner):
 
     .. math:: L = \frac{L_\mathrm{clean} + \alpha L_\mathrm{adv}}{1 + \alpha}
 
-    which for alpha = 1 is the mean, as in the authors' code. Their paper has the sum, which makes no difference to
-    their optimizer, LARS.
+    which for alpha = 1 is the mean, as in the authors' code. Their paper has the sum, which makes almost no difference
+    to their optimizer, LARS.
 
     The trainer owns no optimizer, loop, device or log, so ``DDP(trainer)``, ``accelerator.prepare(trainer)`` and
     Lightning's ``training_step`` each wrap a single forward call. In a mode that uses one branch of a dual network, the

@@ -490,7 +490,7 @@ def test_gradients_that_are_not_finite_are_counted():
 
 def test_model_that_leaves_the_graph_is_named():
     alarm = zero_gradients(Before(torch.Tensor.detach, nn.Linear(2, 2)), [(torch.rand(4, 2), torch.ones(4).long())])
-    assert alarm.reason == "no gradient reaches the images: the model leaves the graph"
+    assert alarm.reason == "no gradient reaches the images: the output is detached from them"
     assert alarm.raised
 
 

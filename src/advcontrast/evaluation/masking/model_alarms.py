@@ -108,8 +108,8 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     """Raise an alarm if the gradient of the cross-entropy gives no direction for more than a twentieth of the images.
 
     It is exactly zero, as with quantised inputs or large logits that saturate the softmax; not finite; or missing, if
-    the model detaches its input. Errors are those of :func:`randomised_output`, and a ``ValueError`` for labels outside
-    [0, C).
+    the output is detached from the images. Errors are those of :func:`randomised_output`, and a ``ValueError`` for
+    labels outside [0, C).
 
     Args:
         model: a classifier of images in [0, 1] that returns logits ``[N, C]``.
@@ -133,7 +133,7 @@ def zero_gradients(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
     zero, bad, missing = torch.cat(states, 1).cpu().double().mean(1).tolist()
     reason = f"{zero:.1%} of the gradients are zero, {bad:.1%} not finite"
     if missing:
-        reason = "no gradient reaches the images: the model leaves the graph"
+        reason = "no gradient reaches the images: the output is detached from them"
     figures = {"zero": zero, "not finite": bad, "no graph": missing}
     advice = "Report an attack without gradients, such as autoattack(), and one on a smooth approximation of the model."
     return Alarm("zero gradients", zero + bad > ZERO_GRADIENTS, reason, figures, advice)

@@ -83,9 +83,9 @@ def gradient_masking(
     The checks are those of :mod:`advcontrast.evaluation.masking`. The model is attacked with one step, with the attack
     as given, with twice the steps, in a ball of half the radius and in one that holds every image; with two other
     losses; with the best of 50 draws of sign noise; with a gradient-free search of 100 queries; and with images that
-    were made for a surrogate. With k the steps of the attack, an image costs about ``8 * k + 170`` forward and
-    ``8 * k`` backward passes, and k of each more with a surrogate. If the output has no gradient, or one that is not
-    finite, attacks get a gradient of zero. Model and random states are restored.
+    were made for a surrogate. With PGD of k steps an image costs ``8 * k + 167`` forward and ``8 * k + 2`` backward
+    passes, and k more of each with a surrogate. If the output has no gradient, or one that is not finite, attacks get
+    a gradient of zero. Model and random states are restored.
 
     The attack is called with a :class:`~advcontrast.attacks.ClassificationObjective`, whose value is the cross-entropy.
     Each of the other losses keeps its gradient where cross-entropy loses it:
