@@ -124,7 +124,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def draw(runs: list[dict[str, Any]]) -> Figure:
     """Draw the distance of the branches after each epoch, one line for each setting, averaged over the seeds."""
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     lines: dict[tuple[Any, ...], list[list[float]]] = {}
     for run in runs:
