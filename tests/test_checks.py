@@ -235,9 +235,9 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 def _with_generators():
-    for room in (attacks, augment, data, evaluation, strategies):
-        for name in room.__all__:
-            thing = getattr(room, name)
+    for subpackage in (attacks, augment, data, evaluation, strategies):
+        for name in subpackage.__all__:
+            thing = getattr(subpackage, name)
             methods = [*vars(thing).values()] if isinstance(thing, type) else [thing]
             yield from (
                 pytest.param(each, id=f"{name}.{each.__name__}")

@@ -124,7 +124,7 @@ def of_folder(folder):
         ("semisupervised", "--teacher-milestones 9-3", "--teacher-milestones: expected ascending epochs"),
         ("semisupervised", "--method fixmatch", "argument --method: invalid choice"),
         ("linear", "--encoder nowhere.safetensors", "--encoder: expected a final.safetensors, got nowhere.safetensors"),
-        ("finetune", "--encoder resnet18w16", "or choose one of resnet18w16-cifar10-ds"),
+        ("finetune", "--encoder resnet18w16", "or choose resnet18w16-cifar10-ds, "),
         ("linear", "--train trades", "argument --train: invalid choice"),
         ("corruptions", "--model nowhere.safetensors", "--model: expected a final.safetensors, got nowhere"),
     ],

@@ -38,7 +38,7 @@ def test_nothing_that_is_read_can_be_run():
     }
 
 
-def test_all_rooms_are_looked_at():
+def test_all_folders_are_searched():
     names = {path.name for path in FILES}
     assert {"checkpoint.py", "cifar.py", "quickstart.py", "sidebyside.py", "conf.py"} <= names
 

@@ -145,9 +145,8 @@ def read(flag: str, path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             about = dict(json.loads(metadata.get("advcontrast", "{}")))
     except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        remedy = f"Make it with pretrain.py, or choose one of {', '.join(SHA256)}"
-        if flag == "model":
-            remedy = "Make it with finetune.py"
+        names = ", ".join(SHA256)
+        remedy = "Make it with finetune.py" if flag == "model" else f"Make it with pretrain.py, or choose {names}"
         raise ValueError(f"--{flag}: expected a final.safetensors, got {path} ({reason}). {remedy}.") from error
     if packaged:
         norms = "dual" if metadata["branches"] else "single"
