@@ -1,4 +1,4 @@
-"""How these pages are built: ``sphinx-build -W docs docs/_build/html``."""
+"""Configuration of Sphinx: ``sphinx-build -W docs docs/_build/html``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a progress bar is shown."""
+"""Conditions under which a progress bar is shown."""
 
 import pytest
 

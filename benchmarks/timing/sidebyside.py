@@ -25,7 +25,7 @@ from benchmarks.common import markdown_table
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure. ``quick`` uses tiny sizes, which only show that a benchmark runs."""
+    """Settings of a measurement. ``quick`` uses tiny sizes, which only show that a benchmark runs."""
 
     device: torch.device
     repeats: int

@@ -77,7 +77,8 @@ def test_afterwards_also_means_after_ctrl_c():
 
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
 @pytest.mark.parametrize("change", ["by hand", "scheduler", "new group"])
-def test_a_rate_that_evaluate_sets_is_refused(change, lr):
+@pytest.mark.parametrize("caller", ["evaluate", "after_step"])
+def test_a_rate_that_a_function_of_the_user_sets_is_refused(caller, change, lr):
     learner = Separable()
     optimizer = torch.optim.SGD(learner.model[:5].parameters(), lr=lr)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
@@ -88,8 +89,8 @@ def test_a_rate_that_evaluate_sets_is_refused(change, lr):
         "scheduler": lambda: plateau.step(1.0),
         "new group": lambda: optimizer.add_param_group({"params": [*learner.model[5].parameters()]}),
     }
-    with pytest.raises(RuntimeError, match=r"^fit: expected evaluate to leave the learning rates unchanged"):
-        train(learner, optimizer=optimizer, schedule=1.0, evaluate=lambda epoch: changes[change]() or {})
+    with pytest.raises(RuntimeError, match=f"^fit: expected {caller} to leave the learning rates unchanged"):
+        train(learner, optimizer=optimizer, schedule=1.0, **{caller: lambda _: changes[change]() or {}})
     assert optimizer.param_groups[0]["lr"] == lr
 
 

@@ -39,7 +39,7 @@ def _fast_disk(monkeypatch):
 
 @dataclass
 class Case:
-    """How to start a run: always with objects of its own, as in a new process."""
+    """Arguments to start a run with: always objects of its own, as in a new process."""
 
     learner: Any
     optimizer: Any = sgd

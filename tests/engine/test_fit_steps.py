@@ -102,6 +102,13 @@ def test_hook_sees_the_weights_of_its_step():
     assert torch.equal(found[-1], learner.model[5].bias)
 
 
+def test_training_continues_in_train_mode_after_the_hook():
+    learner, modes = Separable(), []
+    learner.model.register_forward_pre_hook(lambda model, _: modes.append(model.training))
+    train(learner, after_step=lambda step: learner.eval())
+    assert modes == [True] * 6
+
+
 @pytest.mark.parametrize("stop", range(1, 6))
 def test_an_average_in_the_learner_is_resumed_bit_identical(tmp_path, stop):
     scramble(0)

@@ -1,4 +1,4 @@
-"""How the tests run the scripts of examples/cifar: as a process of their own, or, faster, in this one."""
+"""Runs of the scripts of examples/cifar: as a process of their own, or, faster, in this one."""
 
 import importlib
 import json

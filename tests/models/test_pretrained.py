@@ -87,6 +87,12 @@ def test_arguments_of_another_kind_are_refused(name, branch):
         pretrained(name, branch=branch)
 
 
+def test_a_missing_file_is_refused(dual, tmp_path):
+    (tmp_path / "tiny.safetensors").unlink()
+    with pytest.raises(RuntimeError, match=r"pretrained: expected .*, got no file\. Install"):
+        pretrained("tiny")
+
+
 def test_a_changed_file_is_refused(dual, tmp_path):
     content = bytearray((tmp_path / "tiny.safetensors").read_bytes())
     content[-1] ^= 1

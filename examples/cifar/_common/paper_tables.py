@@ -297,9 +297,9 @@ TABLES = {
         ),
     ),
     "equal": Table(
-        "Encoders of equal cost: adversarial linear classifier, and fine-tuned with few and with 10 % of the labels",
+        "Encoders of equal cost: standard linear classifier, and fine-tuned with few and with 10 % of the labels",
         (
-            *(Row(f"linear, {name}", f"methods-{name}-linear") for name in ("S2S", "DS", "deacl")),
+            *(Row(f"linear, {name}", f"methods-{name}") for name in ("S2S", "DS", "deacl")),
             Row("few labels, random initialisation", "equal-random-few"),
             *(Row(f"few labels, {name}", f"methods-{name}-few") for name in ("S2S", "DS", "deacl")),
             Row("10 % labels, random initialisation", "equal-random-10"),

@@ -156,16 +156,18 @@ def fit(
             another size, it runs uncompiled.
         after_step: ``after_step(step)``, called in every process after each optimizer step with the number of steps
             taken, for an average of your own or a limit on the weights. A resumed run restores the learner only: assign
-            the modules that ``after_step`` changes to attributes of it, with ``requires_grad_(False)``.
-        evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it. It
-            must not change the learning rates of the optimizer, which ``schedule`` sets.
+            the modules that ``after_step`` changes to attributes of it, with ``requires_grad_(False)``. Random numbers
+            that it draws from the global generators change those of later steps.
+        evaluate: ``evaluate(epoch)``, metrics to report after each epoch, counted from 1. Every process calls it.
+            Neither it nor ``after_step`` may change the learning rates of the optimizer, which ``schedule`` sets.
         select: name of a metric; the learner ends with the weights of the epoch in which it was largest. ``evaluate``
             must return it after the first epoch, and may omit it after others. NaN counts as the lowest value. A
             name that contains "test" raises an error: images that select a model cannot test it.
         folder: of ``checkpoints/``, ``metrics.csv`` with a row for each epoch, ``steps.csv`` and ``tensorboard/``.
         save_every: steps between checkpoints, in addition to those at the end of each epoch.
         log_every: steps between reports of the means of loss and terms since the last report: on the progress bar, in
-            the log, in ``steps.csv``, and as ``steps/...`` in TensorBoard. By default only epochs are reported.
+            the log, in ``steps.csv``, and as ``steps/...`` in TensorBoard. By default only epochs are reported. Each
+            report writes all of ``steps.csv`` again, which takes about 0.1 s after 20,000 reports.
         tensorboard: whether to write the metrics for TensorBoard too.
         progress: whether to show a progress bar, where tqdm is installed; ``None`` shows it on terminals only. Without
             ``log_every`` it shows the mean loss of the epoch so far.
@@ -181,8 +183,8 @@ def fit(
             something other than a loss and a dict of scalars, as a plain network does.
         RuntimeError: the loss, a gradient or a trained weight is not finite, in any process. On the CPU the weights are
             still those of the step before; elsewhere this is raised at the next checkpoint, which is not written.
-            Buffers, frozen weights and terms may be infinite or NaN. Or ``evaluate`` has set a learning rate. Or
-            another process has ended, or has not responded within the timeout of the process group.
+            Buffers, frozen weights and terms may be infinite or NaN. Or ``evaluate`` or ``after_step`` has set a
+            learning rate. Or another process has ended, or has not responded within the timeout of the process group.
         CheckpointError: checkpoints in ``folder`` are damaged, unwritable, of another run or in use by another process.
 
     Warns:
@@ -252,7 +254,9 @@ def fit(
             for batch, replaced in islice(batches, last - run.step):
                 run.take_step(batch, wrapped, accumulate, memory_format)
                 if after_step is not None:
-                    after_step(run.step)
+                    with run.keeping_lrs("after_step"):
+                        after_step(run.step)
+                    learner.train()
                 if replaced is not None:
                     run.means.count("unreadable", replaced)
                 # The lambda is called at once.

@@ -7,8 +7,8 @@ import math
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
 from numbers import Real
@@ -229,14 +229,10 @@ class Run:
             distributed.broadcast_(module.buffers())
         if evaluate is not None:
             # Random numbers that an evaluation draws must not change those of later steps.
-            own, rates = self._own_states(), [float(group["lr"]) for group in self.optimizer.param_groups]
-            with _random.preserve_rng_state():
+            own = self._own_states()
+            with _random.preserve_rng_state(), self.keeping_lrs("evaluate"):
                 row |= _numbers(evaluate(epoch))
             self._set_own_states(own)
-            if [float(group["lr"]) for group in self.optimizer.param_groups] != rates:
-                expected = "evaluate to leave the learning rates unchanged"
-                remedy = "Pass a function of the step as schedule, instead of a scheduler of PyTorch for example"
-                raise RuntimeError(complaint(_OWNER, expected, "others", remedy))
         if select is not None and select not in row and not self.history:
             raise ValueError(complaint(_OWNER, f"a metric {select!r}", str(list(row)), "Let evaluate return it"))
         if select is not None and select in row:
@@ -249,6 +245,16 @@ class Run:
         self.history.append(row)
         self.means = Means()
         return row
+
+    @contextmanager
+    def keeping_lrs(self, caller: str) -> Iterator[None]:
+        """Require the block, a call of a function of the user, to leave the learning rates unchanged."""
+        before = self._lrs()
+        yield
+        if self._lrs() != before:
+            expected = f"{caller} to leave the learning rates unchanged"
+            remedy = "Pass a function of the step as schedule, instead of a scheduler of PyTorch for example"
+            raise RuntimeError(complaint(_OWNER, expected, "others", remedy))
 
     def log_steps(self) -> Row:
         """Append the means over the steps since the last row to the log, and return the row."""
@@ -362,6 +368,10 @@ class Run:
         names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
         changed = [_change(name, ours.get(name, "absent"), theirs.get(name, "absent")) for name in names]
         return ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+
+    def _lrs(self) -> list[Any]:
+        # The version of a tensor counts its changes; reading its value would wait for the device.
+        return [(group["lr"], getattr(group["lr"], "_version", 0)) for group in self.optimizer.param_groups]
 
     def _own_states(self) -> dict[str, Tensor]:
         return {name: generator.get_state() for name, generator in _random.generators(self.learner).items()}

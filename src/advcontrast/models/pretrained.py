@@ -40,8 +40,8 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
         ValueError: the name is unknown, or the encoder has no such branch.
         TypeError: an argument has the wrong type.
         ImportError: safetensors is not installed.
-        RuntimeError: the SHA-256 of the weights is not the published one, or they were trained with another stem or
-            normalisation than the network built here has.
+        RuntimeError: the file of the weights is missing, or its SHA-256 is not the published one, or they were trained
+            with another stem or normalisation than the network built here has.
 
     Example:
         >>> encoder = pretrained("resnet18w16-cifar10-ds")
@@ -59,7 +59,7 @@ def pretrained(name: str, *, branch: str | None = None) -> ResNet:
         expected, remedy = "safetensors to be installed", "Call pip install safetensors"
         raise ImportError(complaint("pretrained", expected, "no such package", remedy)) from error
     path = FOLDER / f"{name}.safetensors"
-    if (found := digest(path.read_bytes())) != SHA256[name]:
+    if (found := digest(path.read_bytes()) if path.exists() else "no file") != SHA256[name]:
         remedy = "Install the package again"
         raise RuntimeError(complaint("pretrained", f"{path} with the SHA-256 {SHA256[name]}", found, remedy))
     with safe_open(path, "pt") as file:

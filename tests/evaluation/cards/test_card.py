@@ -277,7 +277,7 @@ def test_versions_name_the_software():
     found = versions()
     assert found["advcontrast"] == advcontrast.__version__
     assert found["torch"] == torch.__version__
-    assert found["device"] == f"cpu, {torch.get_num_threads()} threads"
+    assert found["device"] == f"cpu, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
 # The revision of the code

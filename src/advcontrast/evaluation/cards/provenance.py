@@ -22,9 +22,10 @@ def versions(device: torch.device | str = "cpu") -> dict[str, str]:
     import advcontrast  # the package is not complete yet when this file is imported
 
     device = check_device("versions", device)
+    threads = torch.get_num_threads()
     found = {
         "advcontrast": advcontrast.__version__,
-        "device": f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type,
+        "device": f"cpu, {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else device.type,
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
