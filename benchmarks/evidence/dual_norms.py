@@ -10,9 +10,9 @@ images; a linear classifier on the frozen encoder and a fine-tuned network then 
     python -m benchmarks.evidence.dual_norms --network resnet18 --epochs 15 --seeds 3
     python -m benchmarks.evidence.dual_norms --network resnet18 --folder cifar10 --limit 10000 --labels 50 --eps 0.0314
 
-Appends a line for each finished run to OUT/runs.jsonl, and skips the runs in it. Writes a table and a figure of
-the distance between the statistics of both branches during training, see
-:func:`advcontrast.evaluation.representation.branch_gap`.
+Appends a line for each finished run to OUT/runs.jsonl, and skips the runs in it. Writes a table and two figures of
+training: ``distance.png`` has the distance between the statistics of both branches, see
+:func:`advcontrast.evaluation.representation.branch_gap`, and ``statistics.png`` the statistics themselves.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from advcontrast.engine import fit
 from advcontrast.evaluation import accuracy, robust_accuracy
 from advcontrast.evaluation.representation import branch_gap
 from advcontrast.models import resnet18, simclr_head
+from advcontrast.norm import DualBatchNorm2d
 from advcontrast.strategies import AdversarialTrainer, Part, Step, TRADESTrainer
 from benchmarks.common import conditions, markdown_table
 from benchmarks.evidence import fashion
 
 NORMS = ("dual", "single", "joint")
+TRACES = ("gap", "mean clean", "mean adv", "deviation clean", "deviation adv")
 SETTINGS = ("data", "limit", "labels", "network", "width", "eps", "attack_steps", "epochs")
 
 
@@ -75,14 +77,16 @@ def run(given: argparse.Namespace, norms: str, seed: int, train: ImageSet, test:
     acl = kind(model, loss=NTXentLoss(0.3), attack=attack, augment=ContrastivePairAugment(size, strength=0.5))
     few = [test.x[:500].float() / 255]
 
-    def distance(_: int) -> dict[str, float]:
-        return {"gap": branch_gap(model[0], few).statistics} if norms == "dual" else {}
+    def measured(_: int) -> dict[str, float]:
+        if norms != "dual":
+            return {}
+        return {"gap": branch_gap(model[0], few).statistics} | statistics(model[0])
 
     optimizer = torch.optim.Adam(acl.parameters(), lr=3e-3, weight_decay=1e-6)
-    settings: dict[str, Any] = {"optimizer": optimizer, "seed": seed, "evaluate": distance, "progress": False}
+    settings: dict[str, Any] = {"optimizer": optimizer, "seed": seed, "evaluate": measured, "progress": False}
     history = fit(acl, train.x, epochs=given.epochs, batch_size=125, amp=given.amp, **settings)
     exported = export_branch(model, "adv")[0] if norms == "dual" else encoder
-    found: dict[str, Any] = {"gap": [row["gap"] for row in history] if norms == "dual" else []}
+    found: dict[str, Any] = {name: [row[name] for row in history] for name in TRACES if norms == "dual"}
     head = nn.Linear(features, len(train.classes))
     nn.init.zeros_(head.weight)
     classifier = nn.Sequential(OrderedDict(encoder=exported, head=head))
@@ -106,6 +110,17 @@ def run(given: argparse.Namespace, norms: str, seed: int, train: ImageSet, test:
     return found
 
 
+def statistics(encoder: nn.Module) -> dict[str, float]:
+    """Return, by branch, the running means (absolute) and standard deviations, averaged over channels and norms."""
+    norms = [part for part in encoder.modules() if isinstance(part, DualBatchNorm2d)]
+    found = {}
+    for branch in ("clean", "adv"):
+        own = [getattr(norm, branch) for norm in norms]
+        found[f"mean {branch}"] = fmean(norm.running_mean.abs().mean().item() for norm in own)
+        found[f"deviation {branch}"] = fmean(norm.running_var.sqrt().mean().item() for norm in own)
+    return found
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """Return the results in Markdown, mean and standard deviation over the seeds in percent."""
     rows = []
@@ -116,7 +131,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             for i in (0, 1):
                 values = [100 * run[protocol][i] for run in own]
                 cells.append(f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else ""))
-        gap = f"{fmean(run['gap'][-1] for run in own):.3f}" if own[0]["gap"] else ""
+        gap = f"{fmean(run['gap'][-1] for run in own):.3f}" if own[0].get("gap") else ""
         rows.append([*key, *cells, gap, len(own)])
     results = ("linear TA", "linear RA", "fine-tuned TA", "fine-tuned RA", "distance of branches", "seeds")
     return markdown_table([*SETTINGS, "norms", *results], rows)
@@ -128,15 +143,42 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     axes = figure.add_subplot()
     lines: dict[tuple[Any, ...], list[list[float]]] = {}
     for run in runs:
-        if run["gap"]:
+        if run.get("gap"):
             lines.setdefault(tuple(run[name] for name in SETTINGS), []).append(run["gap"])
-    for (data, _, _, network, width, eps, steps, epochs), gaps in lines.items():
+    for setting, gaps in lines.items():
         mean = [fmean(values) for values in zip(*gaps, strict=True)]
-        name = f"ResNet-18, width {width}" if network == "resnet18" else "four convolutions"
-        axes.plot(range(1, len(mean) + 1), mean, label=f"{data}, {name}, eps {eps:g}, {steps} steps, {epochs} epochs")
+        axes.plot(range(1, len(mean) + 1), mean, label=named(setting))
     axes.set(xlabel="epoch", ylabel="divergence of the statistics", ylim=(0, None))
     figure.legend(fontsize=9, loc="outside upper left", frameon=False)
     axes.grid(alpha=0.3)
+    return figure
+
+
+def named(setting: tuple[Any, ...]) -> str:
+    """Return the label of a setting."""
+    data, _, _, network, width, eps, steps, epochs = setting
+    name = f"ResNet-18, width {width}" if network == "resnet18" else "four convolutions"
+    return f"{data}, {name}, eps {eps:g}, {steps} steps, {epochs} epochs"
+
+
+def draw_statistics(runs: list[dict[str, Any]]) -> Figure:
+    """Draw the statistics of both branches after each epoch, a row for each setting, averaged over the seeds."""
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        if "mean adv" in run:
+            rows.setdefault(tuple(run[name] for name in SETTINGS), []).append(run)
+    figure = Figure(figsize=(7, 2.6 * len(rows)), layout="constrained")
+    for part, (setting, own) in zip(figure.subfigures(len(rows), squeeze=False)[:, 0], rows.items(), strict=True):
+        part.suptitle(named(setting), fontsize=9)
+        for axes, name in zip(part.subplots(1, 2), ("mean", "deviation"), strict=True):
+            for branch, colour in (("clean", "#1a66b0"), ("adv", "#c2331c")):
+                mean = [fmean(values) for values in zip(*(run[f"{name} {branch}"] for run in own), strict=True)]
+                axes.plot(range(1, len(mean) + 1), mean, colour, label=branch)
+            axes.set(
+                xlabel="epoch", ylabel="mean, absolute" if name == "mean" else "standard deviation", ylim=(0, None)
+            )
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False)
     return figure
 
 
@@ -175,9 +217,10 @@ def main() -> None:
                     file.write(json.dumps(about | found) + "\n")
     runs = [json.loads(line) for line in path.read_text().splitlines()]
     (given.out / "results.md").write_text(
-        f"{conditions(__spec__.name)}\n\n{table(runs)}\n\n![distance](distance.png)\n"
+        f"{conditions(__spec__.name)}\n\n{table(runs)}\n\n![distance](distance.png)\n\n![statistics](statistics.png)\n"
     )
     draw(runs).savefig(given.out / "distance.png", dpi=150)
+    draw_statistics(runs).savefig(given.out / "statistics.png", dpi=150)
 
 
 if __name__ == "__main__":
