@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -86,7 +86,7 @@ def run(given: argparse.Namespace, norms: str, seed: int, train: ImageSet, test:
     settings: dict[str, Any] = {"optimizer": optimizer, "seed": seed, "evaluate": measured, "progress": False}
     history = fit(acl, train.x, epochs=given.epochs, batch_size=125, amp=given.amp, **settings)
     exported = export_branch(model, "adv")[0] if norms == "dual" else encoder
-    found: dict[str, Any] = {name: [row[name] for row in history] for name in TRACES if norms == "dual"}
+    found: dict[str, Any] = {name: [row[name] for row in history if name in row] for name in TRACES}
     head = nn.Linear(features, len(train.classes))
     nn.init.zeros_(head.weight)
     classifier = nn.Sequential(OrderedDict(encoder=exported, head=head))
@@ -131,7 +131,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             for i in (0, 1):
                 values = [100 * run[protocol][i] for run in own]
                 cells.append(f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else ""))
-        gap = f"{fmean(run['gap'][-1] for run in own):.3f}" if own[0].get("gap") else ""
+        gap = f"{fmean(run['gap'][-1] for run in own):.3f}" if own[0]["gap"] else ""
         rows.append([*key, *cells, gap, len(own)])
     results = ("linear TA", "linear RA", "fine-tuned TA", "fine-tuned RA", "distance of branches", "seeds")
     return markdown_table([*SETTINGS, "norms", *results], rows)
@@ -141,17 +141,21 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     """Draw the distance of the branches after each epoch, one line for each setting, averaged over the seeds."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    lines: dict[tuple[Any, ...], list[list[float]]] = {}
-    for run in runs:
-        if run.get("gap"):
-            lines.setdefault(tuple(run[name] for name in SETTINGS), []).append(run["gap"])
-    for setting, gaps in lines.items():
-        mean = [fmean(values) for values in zip(*gaps, strict=True)]
+    for setting, own in by_setting(run for run in runs if run["gap"]).items():
+        mean = [fmean(values) for values in zip(*(run["gap"] for run in own), strict=True)]
         axes.plot(range(1, len(mean) + 1), mean, label=named(setting))
     axes.set(xlabel="epoch", ylabel="divergence of the statistics", ylim=(0, None))
     figure.legend(fontsize=9, loc="outside upper left", frameon=False)
     axes.grid(alpha=0.3)
     return figure
+
+
+def by_setting(runs: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Return the runs of each setting."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(tuple(run[name] for name in SETTINGS), []).append(run)
+    return found
 
 
 def named(setting: tuple[Any, ...]) -> str:
@@ -163,20 +167,16 @@ def named(setting: tuple[Any, ...]) -> str:
 
 def draw_statistics(runs: list[dict[str, Any]]) -> Figure:
     """Draw the statistics of both branches after each epoch, a row for each setting, averaged over the seeds."""
-    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for run in runs:
-        if "mean adv" in run:
-            rows.setdefault(tuple(run[name] for name in SETTINGS), []).append(run)
+    rows = by_setting(runs)
     figure = Figure(figsize=(7, 2.6 * len(rows)), layout="constrained")
     for part, (setting, own) in zip(figure.subfigures(len(rows), squeeze=False)[:, 0], rows.items(), strict=True):
         part.suptitle(named(setting), fontsize=9)
-        for axes, name in zip(part.subplots(1, 2), ("mean", "deviation"), strict=True):
+        labels = {"mean": "mean, absolute", "deviation": "standard deviation"}
+        for axes, (name, label) in zip(part.subplots(1, 2), labels.items(), strict=True):
             for branch, colour in (("clean", "#1a66b0"), ("adv", "#c2331c")):
                 mean = [fmean(values) for values in zip(*(run[f"{name} {branch}"] for run in own), strict=True)]
                 axes.plot(range(1, len(mean) + 1), mean, colour, label=branch)
-            axes.set(
-                xlabel="epoch", ylabel="mean, absolute" if name == "mean" else "standard deviation", ylim=(0, None)
-            )
+            axes.set(xlabel="epoch", ylabel=label, ylim=(0, None))
             axes.grid(alpha=0.3)
             axes.legend(frameon=False)
     return figure
@@ -220,7 +220,8 @@ def main() -> None:
         f"{conditions(__spec__.name)}\n\n{table(runs)}\n\n![distance](distance.png)\n\n![statistics](statistics.png)\n"
     )
     draw(runs).savefig(given.out / "distance.png", dpi=150)
-    draw_statistics(runs).savefig(given.out / "statistics.png", dpi=150)
+    if traced := [run for run in runs if run.get("mean adv")]:  # single norms have no branches
+        draw_statistics(traced).savefig(given.out / "statistics.png", dpi=150)
 
 
 if __name__ == "__main__":

@@ -142,8 +142,8 @@ def fit(
             alone; or one fraction for all steps, such as 1.0. By default, also for an ``optimizer`` that is passed,
             :class:`~advcontrast.optim.WarmupCosine` with a warm-up of 10 epochs, or of a tenth of the run if that is
             shorter. The first line of the log names it.
-        seed: of the order of the samples. All else draws from torch's global generators, which only
-            a resumed run sets: to their saved states, or in additional processes to states derived from these.
+        seed: of the order of the samples. All else draws from torch's global generators, which only a
+            resumed run sets: to their saved states, or in additional processes to states derived from these.
         groups: group of each sample, int64 ``[N]``: each batch then holds its share of every group.
         select_data: ``select_data(epoch, learner)``, the indices int64 ``[M]`` of the samples of an epoch, counted from
             1, or ``None`` for all. Every process calls it, and those of the first process are used. An epoch has as
