@@ -5,6 +5,7 @@ import errno
 import re
 import shutil
 import sys
+import threading
 
 import pytest
 
@@ -57,7 +58,17 @@ def test_a_table_that_cannot_be_written_is_an_error_of_the_disk_with_a_remedy(tm
     assert Checkpoint(tmp_path / "checkpoints").steps() == [3]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in a thread of TensorBoard
+@pytest.fixture
+def threads_may_fail(monkeypatch):
+    """Ignore errors in threads of TensorBoard, and wait until they end: afterwards, pytest blames the next test."""
+    monkeypatch.setattr(threading, "excepthook", lambda error: None)
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+
+
+@pytest.mark.usefixtures("threads_may_fail")
 @pytest.mark.parametrize("tensorboard", [False, True])
 def test_the_table_of_another_run_in_the_place_of_the_folder_is_not_overwritten(tmp_path, tensorboard):
     if tensorboard:
@@ -76,7 +87,7 @@ def test_the_table_of_another_run_in_the_place_of_the_folder_is_not_overwritten(
     assert (home / "steps.csv").read_text() == "another run"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in a thread of TensorBoard
+@pytest.mark.usefixtures("threads_may_fail")
 def test_a_tensorboard_folder_that_is_removed_does_not_hide_the_error_of_the_run(tmp_path):
     pytest.importorskip("tensorboard")
 
