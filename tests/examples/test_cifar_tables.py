@@ -233,7 +233,7 @@ def test_all_runs_of_a_part_are_made_and_reported(run, tmp_path, capsys):
     assert sorted(ran(tmp_path / "out")) == sorted(
         2 * ["pretrain-S2S", "pretrain-DS", "few-random", "few-S2S", "few-DS"]
     )
-    assert "| ACL (DS) | 51.50 ± 0.71 | 24.50 ± 2.12 | 2 |  |  |" in capsys.readouterr().out
+    assert "| ACL (DS) | 51.50 ± 0.71 | 24.50 ± 2.12 | 2 |\n" in capsys.readouterr().out
 
 
 def test_a_second_call_runs_nothing_again(run, tmp_path):

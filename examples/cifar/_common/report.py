@@ -23,14 +23,16 @@ def mean_of(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def paper_table(one: Table, cards: Mapping[str, Sequence[ResultCard]]) -> str:
-    """Return a table of the paper in Markdown, with its numbers beside those of the runs."""
+    """Return a table in Markdown, with the paper's numbers beside those of the runs if the paper has any."""
     rows = [row for row in one.rows if row.run in cards]
     measured = markdown_table([joined(row.label, cards[row.run]) for row in rows]).splitlines()
-    paper = [["seeds", "paper TA", "paper RA"], ["---:"] * 3]
+    added = [["seeds", "paper TA", "paper RA"], ["---:"] * 3]
     for row in rows:
         numbers = ("" if number is None else f"{number:.2f}" for number in (row.ta, row.ra))
-        paper.append([str(len(cards[row.run])), *numbers])
-    lines = [f"{line} {' | '.join(cells)} |" for line, cells in zip(measured, paper, strict=True)]
+        added.append([str(len(cards[row.run])), *numbers])
+    if all(row.ta is None for row in one.rows):
+        added = [cells[:1] for cells in added]
+    lines = [f"{line} {' | '.join(cells)} |" for line, cells in zip(measured, added, strict=True)]
     missing = "; ".join(row.label for row in one.rows if row not in rows)
     return "\n".join([f"## {one.title}", "", *lines, *(["", f"Not run: {missing}."] if missing else [])])
 
