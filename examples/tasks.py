@@ -29,7 +29,7 @@ class Settings:
     epochs: int = field(default=8, metadata={"help": "epochs of pre-training"})
     batch_size: int = field(default=125, metadata={"help": "images per step of pre-training"})
     limit: int = field(default=5000, metadata={"help": "training images to use, without labels"})
-    labels: int = field(default=100, metadata={"help": "training images whose labels are used, equally many a class"})
+    labels: int = field(default=100, metadata={"help": "training images whose labels are used, equally many per class"})
     steps: int = field(default=100, metadata={"help": "steps of fine-tuning; half as many for linear classifiers"})
     device: str = field(default="auto", metadata={"help": "auto | cpu | cuda | ..."})
     jobs: int = field(default=0, metadata={"help": "encoders to train at a time; 0: one per CPU core or accelerator"})

@@ -22,7 +22,7 @@ plt.rc("font", size=11)
 BLUE, RED = "#1a66b0", "#c2331c"
 
 # %%
-# Fashion-MNIST is gray. Six images get a colour, so that the changes of colour are visible.
+# Fashion-MNIST is grey. Six images get a colour, so that the changes of colour are visible.
 
 DATA = Path("examples/data/fashion-mini.npz")  # in a clone of the repository
 path = next((p / DATA for p in DATA.absolute().parents if (p / DATA).exists()), DATA)
@@ -46,7 +46,7 @@ images = (gray[chosen, None].float() * dyes[:, :, None, None] / 255).to(torch.ui
 
 # %%
 # :meth:`~advcontrast.augment.SimCLRAugment.draw` draws, for each image, a crop, a horizontal flip, colour operations
-# in random order, and a conversion to gray. With a generator the draw is reproducible.
+# in random order, and a conversion to grey. With a generator the draw is reproducible.
 # :meth:`~advcontrast.augment.SimCLRAugment.apply` is deterministic.
 
 augment = SimCLRAugment(28)
@@ -56,7 +56,7 @@ views = [augment.apply(images, drawn) for drawn in (first, second)]
 assert torch.equal(views[0], augment.apply(images, first))  # replayed
 
 # %%
-# The parameters are a named tuple, so they can be changed before they are applied. Without jitter and gray, only the
+# The parameters are a named tuple, so they can be changed before they are applied. Without jitter and grey, only the
 # crop and the flip of the second view remain.
 
 never = torch.zeros(6, dtype=torch.bool)

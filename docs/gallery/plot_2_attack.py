@@ -2,7 +2,7 @@
 Attacks on a pair of views
 ==========================
 
-A contrastive attack needs no label. Within its limit of some gray levels it changes a view so that its embedding moves
+A contrastive attack needs no label. Within its limit of some grey levels it changes a view so that its embedding moves
 away from that of the other view of the same image. This page compares it with noise, shows the effect of the number of
 steps, and the effect of training against it.
 """

@@ -2,7 +2,7 @@
 An ineffective defence
 ======================
 
-Round the pixels to a few gray levels, and an attack that follows the gradient finds nothing: the derivative of rounding
+Round the pixels to a few grey levels, and an attack that follows the gradient finds nothing: the derivative of rounding
 is zero. The robust accuracy rises, but the classifier is as easy to fool as before. Published defences have made this
 mistake. :func:`~advcontrast.evaluation.gradient_masking` checks for its signs.
 """

@@ -8,10 +8,11 @@
 Trains on 90 % of the training images, selects the epoch with the best robust accuracy on the other 10 % (standard
 accuracy for standard training), and tests it on the test images. ``metrics.csv`` has the curve.
 
-Presets: ``paper`` is the text's 25 epochs with decays after 15 and 20, ``code`` the README's 100 epochs with decays at
-the start of epochs 40 and 60, ``fast`` 10 epochs. ``robustssl`` and ``dynacl2023`` have the settings of that benchmark
-and that paper, except that these train on all images and take the last epoch. See ``advcontrast.evaluation.protocol``
-for sources. Wall time and accuracy at full size: not yet run.
+Presets: ``paper`` has the 25 epochs of the ACL paper, with decays after 15 and 20, ``code`` the 100 epochs of its
+code's README, with decays at the start of epochs 40 and 60, ``fast`` 10 epochs. ``robustssl`` and ``dynacl2023`` have
+the settings of the RobustSSL benchmark and of the DynACL paper, except that these train on all images and take the
+last epoch. See ``advcontrast.evaluation.protocol`` for sources. Wall time and accuracy at full size have not been
+measured.
 """
 
 from __future__ import annotations

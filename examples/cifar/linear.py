@@ -8,9 +8,9 @@ as in the authors' runs, unless ``--loss`` or the preset changes it. Epochs are 
 finetune.py.
 
 Presets: ``paper`` decays after epochs 15 and 20, ``code`` at their start, ``fast`` has 10 epochs. ``robustssl`` and
-``dynacl2023`` have the settings of that benchmark and that paper for CIFAR-10 (with ``--lr 0.05`` for CIFAR-100),
-except that these train on all images and take the last epoch. See ``advcontrast.evaluation.protocol`` for sources. Wall
-time and accuracy at full size: not yet run.
+``dynacl2023`` have the settings of the RobustSSL benchmark and of the DynACL paper for CIFAR-10 (with ``--lr 0.05`` for
+CIFAR-100), except that these train on all images and take the last epoch. See ``advcontrast.evaluation.protocol`` for
+sources. Wall time and accuracy at full size have not been measured.
 """
 
 from __future__ import annotations

@@ -5,23 +5,23 @@
     python examples/cifar/pretrain.py --method deacl --teacher runs/S2S/final.safetensors --out runs/DeACL
     torchrun --nproc-per-node=2 examples/cifar/pretrain.py --mode DS --out runs/DS    # docs/guides/scale.rst has more
 
-Presets: ``code`` has the settings of the authors' code, ``paper`` those of their text (SimCLR's head and crop, and its
-optimizer, which excludes norms and biases), ``fast`` a tenth of the epochs with three longer attack steps instead of
-five; ``selfie`` is the baseline with the settings of its authors. The other presets use cheaper attacks for as many
-epochs: ``few`` takes three longer steps, ``single`` one step from a random start, ``warm`` one step from the
+Presets: ``code`` has the settings of the authors' code, ``paper`` those of their text (SimCLR's head and crop, and
+its optimizer, which excludes norms and biases), ``fast`` a tenth of the epochs with three longer attack steps instead
+of five; ``selfie`` is the baseline with the settings of its authors. The other presets use cheaper attacks for as
+many epochs: ``few`` takes three longer steps, ``single`` one step from a random start, ``warm`` one step from the
 perturbations of the last batch, ``free`` no step besides the training step, with each batch four times in a row,
-``progressive`` one, three and then five. The cost of a preset is printed before it runs; ``docs/guides/speed.rst`` has
-the loss of accuracy. ``--method`` takes the optimizer, its settings, batch size, epochs and attack steps of the paper
-of a method (``--preset paper``; Adam for AdamW), or fewer epochs (``fast``). Crops, colours and the radius are those of
-ACL. Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
-``--method rcs`` is ACL on a coreset: a fifth of the images, selected every 20 epochs. The classes of
-``--method tecoa`` are clusters of the features of the teacher. ``--method dynaclpp`` is DynACL, and then LP-AFT on ten
-clusters of its features, which is not among the forward passes that are printed.
+``progressive`` one, three and then five. The cost of a preset is printed before it runs; ``docs/guides/speed.rst``
+has the loss of accuracy. With ``--method``, ``--preset paper`` has the optimizer (Adam in place of AdamW), its
+settings, batch size, epochs and attack steps of that method's paper, and ``fast`` fewer epochs. Crops, colours and
+the radius are those of ACL. Methods that learn from a teacher take a standard encoder, such as one of ``--mode S2S``.
+``--method rcs`` is ACL on a coreset: a fifth of the images, selected every 20 epochs. The classes of ``--method
+tecoa`` are clusters of the features of the teacher. ``--method dynaclpp`` is DynACL followed by LP-AFT on ten
+clusters of its features; the printed cost does not include LP-AFT.
 
 All images of ``--data`` are used, without labels. With ``--stream PATH`` those below PATH are used instead; they need
 not fit into memory or have classes, and ``--data`` is only for the linear classifier. The card has
 the losses of the last epoch, and TA and RA of a linear classifier on the frozen encoder, through the adversarial norms
-if there are two sets. Wall time and accuracy at full size: not yet run.
+if there are two sets. Wall time and accuracy at full size have not been measured.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class Settings(Common):
     norms: str = flag("auto", "batch norms; auto: dual for A2S and DS, as in the paper", "auto", "single", "dual")
     sync_norms: bool = flag(False, "batch norms of all processes together, on accelerators")
     head: str = flag("acl", "projection head", "acl", "simclr")
-    optimizer: str = flag("lars", "optimizer; nesterov is SGD with it", "lars", "sgd", "nesterov", "adam")
+    optimizer: str = flag("lars", "optimizer; nesterov: SGD with its momentum", "lars", "sgd", "nesterov", "adam")
     lr: float = flag(5.0, "peak learning rate, not scaled by anything")
     weight_decay: float = flag(1e-6, "weight decay")
     spare_norms: bool = flag(False, "LARS: no decay and no adaptation for norms and biases")
     warmup: int = flag(10, "epochs of warm-up, at most a tenth of all")
-    temperature: float = flag(0.5, "of NT-Xent")
-    strength: float = flag(1.0, "of the augmentation, from 0 to 1")
+    temperature: float = flag(0.5, "temperature of NT-Xent")
+    strength: float = flag(1.0, "strength of the augmentation, from 0 to 1")
     min_area: float = flag(0.1, "smallest area of a crop, as a fraction")
     attack: str = flag("pgd", "how the attack spends its steps", "pgd", "warm", "free", "progressive")
     replays: int = flag(1, "times that each batch is trained on in a row, for the free attack")
@@ -80,7 +80,7 @@ class Settings(Common):
     apgd: int = flag(0, "steps of Auto-PGD on the difference of logits ratio, on the test images; 0 for none")
     passes: float = flag(0.0, "forward passes per image of the whole run, which then sets the epochs; 0 for --epochs")
     monitor: int = flag(0, "validation images for the accuracy of nearest neighbours after each epoch; 0 for none")
-    workers: int = flag(4, "processes of each process that read --stream")
+    workers: int = flag(4, "worker processes of each process, which read --stream")
 
 
 def main(settings: Settings) -> None:

@@ -10,7 +10,7 @@ accuracy on the validation images, and reports that one. The validation images h
 there are eleven times as many of them as of labelled training images.
 
 Presets: ``code`` (the paper does not give these settings) and ``fast``. RobustSSL has no semi-supervised
-protocol, and DynACL uses that of ACL. Wall time and accuracy at full size: not yet run.
+protocol, and DynACL uses that of ACL. Wall time and accuracy at full size have not been measured.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Settings(Supervised):
     labels: float = flag(ACL.labels, "fraction of the training images with labels, such as 0.1 or 0.01")
     weight_decay: float = flag(ACL.weight_decay, f"weight decay of step iii; step ii has {TEACHER.weight_decay}")
     alpha: float = flag(ACL.alpha, "weight of the labels beside the teacher's logits, on labelled images")
-    temperature: float = flag(ACL.temperature, "of the distillation")
+    temperature: float = flag(ACL.temperature, "temperature of the distillation")
     uat_weight: float = flag(1.0, "weight of UAT's unlabelled terms")
     teacher_branch: str = flag(TEACHER.branch, "whose norms step ii starts from", "clean", "adv")
     teacher_epochs: int = flag(CODE["teacher_epochs"], "epochs of step ii")

@@ -41,10 +41,10 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", choices=BUDGETS, default="smoke", help="how much to spend")
-    parser.add_argument("--data", choices=KINDS, default="cifar10", help="images in the place of CIFAR-10")
+    parser.add_argument("--data", choices=KINDS, default="cifar10", help="images in place of CIFAR-10")
     parser.add_argument("--data-dir", default="data", help="as for the scripts")
     parser.add_argument(
-        "--data100", choices=KINDS, help="images in the place of CIFAR-100; without, its rows stay empty"
+        "--data100", choices=KINDS, help="images in place of CIFAR-100; without it, its rows stay empty"
     )
     parser.add_argument("--data100-dir", default="data", help="as for the scripts")
     parser.add_argument("--out", required=True, help="folder for all runs, the tables and the figures")

@@ -37,7 +37,7 @@ class Common:
         "data", "where CIFAR is or is downloaded to; or PATH with PATH/train/<class>/*, PATH/test/<class>/*"
     )
     out: str = flag("", "folder of this run (required)")
-    seed: int = flag(1, "of weights, splits, order and noise")
+    seed: int = flag(1, "seed of weights, splits, order and noise")
     epochs: int = flag(0, "passes over the training images")
     batch_size: int = flag(0, "images per step, of all processes together")
     arch: str = flag(

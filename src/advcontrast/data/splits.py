@@ -6,7 +6,7 @@ from torch import Tensor
 from .._checks import check_generator, check_int, check_real, complaint
 from .images import check_row
 
-_REMEDY = "Pass one number an image"
+_REMEDY = "Pass one number per image"
 
 
 def train_validation_split(n: int, *, seed: int = 10) -> tuple[Tensor, Tensor]:

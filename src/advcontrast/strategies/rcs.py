@@ -31,7 +31,7 @@ _EVERY_NTH = 100
 
 
 class RobustCoreset(nn.Module):
-    r"""Selection of the images whose training makes representations most robust, for ``fit(select_data=)``.
+    r"""Selection of the images that make representations most robust when trained on, for ``fit(select_data=)``.
 
     Every hundredth image is set aside. On these images U, the representational divergence with clean embeddings z and
     embeddings z' of attacked images is

@@ -69,7 +69,7 @@ def loss_decreases_with_strength(losses: Mapping[float, Tensor], *, parameter: s
         >>> loss_decreases_with_strength({1: one, 20: twenty}, parameter="steps").raised
         True
     """
-    owner, remedy = "loss_decreases_with_strength", "Pass {20: losses, 40: losses}, one loss an image"
+    owner, remedy = "loss_decreases_with_strength", "Pass {20: losses, 40: losses}, one loss per image"
     check_type(owner, "losses", losses, Mapping, remedy=remedy)
     for loss in losses.values():
         check_tensor(owner, "each of losses", loss, remedy=remedy)

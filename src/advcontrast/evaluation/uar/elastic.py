@@ -115,7 +115,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     check_tensor("warp", "flow", flow, (x.dtype,), remedy="Pass displacements in pixels, of the dtype of x")
     check_shape("warp", "x", x, "[N, C, H, W]", x.dim() == 4, remedy="Pass a batch of images")
     fits = flow.shape == (len(x), 2, *x.shape[2:])
-    check_shape("warp", "flow", flow, f"[N, 2, H, W] for x {list(x.shape)}", fits, remedy="Pass two numbers a pixel")
+    check_shape("warp", "flow", flow, f"[N, 2, H, W] for x {list(x.shape)}", fits, remedy="Pass two numbers per pixel")
     check_one_device("warp", x=x, flow=flow)
     height, width = x.shape[2:]
     whole = flow.detach().floor()
