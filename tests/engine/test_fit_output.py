@@ -215,8 +215,9 @@ def test_bar_shows_the_loss_within_an_epoch(capsys, monkeypatch):
     assert f"loss {learner.losses[3]:.4g} after epoch 1, lr {first['lr']:.4g}, loss {first['loss']:.4g}" in shown
 
 
-def test_bar_reads_the_loss_now_and_then(capsys):
+def test_bar_reads_the_loss_now_and_then(capsys, monkeypatch):
     pytest.importorskip("tqdm")
+    monkeypatch.setattr("advcontrast._progress._SECONDS", 3600.0)
     train(learner := Losses(), progress=True)
     shown = capsys.readouterr().err
     assert f" loss {learner.losses[0]:.4g}]" in shown

@@ -1,5 +1,6 @@
 """Workers that die or hang while they read the data of a run."""
 
+import itertools
 import os
 import re
 import select
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from advcontrast._atomic_io import _Sink
 from advcontrast.data.stream import ImageStream
 from advcontrast.engine import Checkpoint
 from advcontrast.engine.batches import DataReader, Plan, WorkerSource
@@ -69,7 +71,7 @@ LOST = "fit: expected batches from the data-loading workers, got DataLoader"
 def test_a_worker_that_dies_is_named_and_the_last_checkpoint_is_good(tmp_path, deed, workers):
     data = Misbehaving(5, deed)
     with pytest.raises(RuntimeError, match=rf"^{LOST} worker \(pid.* while they read sample 5\. Check"):
-        trained(DataReader(data, workers=workers, timeout=4, prefetch=1), folder=tmp_path, save_every=1)
+        trained(DataReader(data, workers=workers, timeout=30, prefetch=1), folder=tmp_path, save_every=1)
     data.at = None
     assert same(trained(DataReader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
 
@@ -84,15 +86,20 @@ def test_a_death_that_interrupts_a_save_is_named_too(folder, monkeypatch):
         trained(reader, folder=folder.parent / "run", save_every=1)
 
 
+def kill_and_wait(worker):
+    """Kill a worker, and run until the signal of its death arrives."""
+    os.kill(worker, signal.SIGKILL)
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        sum(range(1000))
+
+
 class Assassin(Pictures):
     """Kills a worker in the middle of a step."""
 
     def forward(self, x):
         if len(self.seen) == 2:
-            os.kill(self.data.reader.item(), signal.SIGKILL)
-            end = time.monotonic() + 20
-            while time.monotonic() < end:  # where the signal of its death arrives
-                sum(range(1000))
+            kill_and_wait(self.data.reader.item())
         return super().forward(x)
 
 
@@ -114,6 +121,20 @@ def test_a_worker_killed_while_the_learner_learns_is_noticed_at_once(tmp_path):
     with pytest.raises(RuntimeError, match=rf"^{LOST} worker \(pid.* is killed by signal: Killed while they read"):
         train(learner, DataReader(learner.data, workers=2), folder=tmp_path, save_every=1)
     assert Checkpoint(tmp_path / "checkpoints").steps() == [1, 2]
+
+
+@pytest.mark.parametrize("call", [1, 5, 40])
+def test_a_worker_killed_while_torch_save_writes_is_named(tmp_path, monkeypatch, call):
+    data, calls, write = Known(), itertools.count(1), _Sink.write
+
+    def written(sink, content):
+        if next(calls) == call:
+            kill_and_wait(data.reader.item())
+        return write(sink, content)
+
+    monkeypatch.setattr(_Sink, "write", written)
+    with pytest.raises(RuntimeError, match=rf"^{LOST} worker \(pid.* is killed by signal: Killed while they read"):
+        trained(DataReader(data, workers=2), folder=tmp_path, save_every=1)
 
 
 class Sleeping(Misbehaving):
@@ -158,8 +179,8 @@ def test_a_worker_that_hangs_is_ended_and_what_it_waited_for_is_named(tmp_path, 
     monkeypatch.setattr("advcontrast.data.stream.decode", Hanging(folder / "005.png"))
     data = ImageStream(folder, size=8)
     waiting = re.escape(f"sample 5 ({str(folder / '005.png')!r})")
-    with pytest.raises(RuntimeError, match=rf"^{LOST} timed out after 3\.0 seconds while they read {waiting}\."):
-        trained(DataReader(data, workers=workers, timeout=3, prefetch=1), folder=tmp_path, save_every=1)
+    with pytest.raises(RuntimeError, match=rf"^{LOST} timed out after 10\.0 seconds while they read {waiting}\."):
+        trained(DataReader(data, workers=workers, timeout=10, prefetch=1), folder=tmp_path, save_every=1)
     monkeypatch.undo()
     assert same(trained(DataReader(data, workers=workers), folder=tmp_path)[0], trained(images())[0])
 

@@ -207,7 +207,7 @@ class WorkerSource:
             # PyTorch raises an error of this name at any time when a worker dies, also within a step or a save.
             found: BaseException | None = error
             while found is not None and not str(found).startswith("DataLoader"):
-                found = found.__cause__
+                found = found.__cause__ or found.__context__  # torch.save raises another error after it
             if found is None:
                 raise
             dead = [worker.pid for worker in loading._workers if not worker.is_alive()]

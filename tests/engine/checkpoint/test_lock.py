@@ -85,18 +85,17 @@ def test_the_lock_is_no_leftover(tmp_path):
     assert checkpoint.steps() == [1]
 
 
-def sleeper():
-    """Fork a process that sleeps and outlives its parent."""
-    return fork(signal.pause)
-
-
 def test_children_of_a_killed_process_hold_nothing(tmp_path):
     checkpoint = Checkpoint(tmp_path)
     reading, writing = os.pipe()
 
+    def sleep():
+        os.write(writing, f"{os.getpid()}\n".encode())  # by itself: only now has it closed its copy of the lock
+        signal.pause()
+
     def job():
         with checkpoint.locked():
-            os.write(writing, f"{sleeper()}\n".encode())
+            fork(sleep)
             signal.pause()
 
     pid = fork(job)
