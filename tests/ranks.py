@@ -1,6 +1,7 @@
 """Processes in a gloo group, started once a session because starting them takes longer than all their tests."""
 
-import socket
+import shutil
+import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -15,9 +16,9 @@ WORLD_SIZE = 2
 _SECONDS = 120
 
 
-def _serve(rank: int, world_size: int, port: int, pipe: Connection) -> None:
+def _serve(rank: int, world_size: int, folder: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     while (job := pipe.recv()) is not None:
         function, args = job
         torch.manual_seed(rank)
@@ -32,13 +33,11 @@ class Ranks:
     """Runs a module-level function on all ranks at once."""
 
     def __init__(self, world_size: int = WORLD_SIZE) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        self._folder = tempfile.mkdtemp()  # a free port may be taken before it is used
         self._pipes, self._processes = [], []
         for rank in range(world_size):
             ours, theirs = WARM.Pipe()
-            process = WARM.Process(target=_serve, args=(rank, world_size, port, theirs), daemon=True)
+            process = WARM.Process(target=_serve, args=(rank, world_size, self._folder, theirs), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -74,3 +73,4 @@ class Ranks:
         for process in self._processes:
             process.join(2)
             process.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)

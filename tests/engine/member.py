@@ -43,7 +43,7 @@ def main():
     folder, accident, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     folder.mkdir(exist_ok=True)
     torch.set_num_threads(1)
-    distributed.init_from_torchrun(timeout=5)
+    distributed.init_from_torchrun(timeout=5 if accident == "hang" else 60)  # a disk may take seconds for a save
     scramble(dist.get_rank())
     learner = Unlucky(folder, accident, step)
     ema = EMA(learner.model, decay=0.9)

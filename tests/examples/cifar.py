@@ -6,7 +6,6 @@ import os
 import runpy
 import signal
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from advcontrast.evaluation import ResultCard
-from tests.processes import Popen, run
+from tests.processes import run
 
 CIFAR = Path(__file__).parents[2] / "examples" / "cifar"
 PATIENCE = 300  # seconds for what takes a few
@@ -38,16 +37,32 @@ def process(script, *flags, home):
     return run(*line(script, *flags), env=environment(home), timeout=PATIENCE)
 
 
+SIGNALLED = """
+import os, runpy, sys
+from tests.engine.faults import tamper
+
+script, number, at = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+sys.argv = [script, *sys.argv[4:]]
+sys.path.insert(0, os.path.dirname(script))
+
+class Patch:
+    setattr = staticmethod(setattr)
+
+def moved(name, call, args):
+    result = call()
+    if os.fspath(args[1]) == at:
+        os.kill(os.getpid(), number)
+    return result
+
+tamper(Patch, moved, ("rename", "replace"))
+runpy.run_path(script, run_name="__main__")
+"""
+
+
 def interrupted(script, *flags, home, at, number=signal.SIGKILL):
-    """Send a signal to a script once ``at`` exists, and return its status."""
-    with Popen(*line(script, *flags), env=environment(home)) as child:
-        end = time.monotonic() + PATIENCE
-        while not at.exists():
-            assert child.poll() is None, "ended by itself"
-            assert time.monotonic() < end
-            time.sleep(0.005)
-        child.send_signal(number)
-        return child.wait(PATIENCE)
+    """Run a script that sends itself a signal once a file or folder gets the name ``at``, and return its status."""
+    path, *rest = line(script, *flags)
+    return run("-c", SIGNALLED, path, int(number), at, *rest, env=environment(home), timeout=PATIENCE).returncode
 
 
 @contextmanager
