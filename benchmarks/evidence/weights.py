@@ -44,9 +44,8 @@ encoder = pretrained("{name}")
 
 TA is the accuracy on the test images in percent, RA that under PGD-20 with eps 8/255. The linear classifier was trained
 on clean images, on the frozen encoder. The encoder is small and was trained for far fewer epochs than the 1,000 of
-the ACL paper:
-it shows the method, and is not a strong baseline. Weights are in half precision; the accuracies were measured before
-rounding.
+the ACL paper: it shows the method, and is not a strong baseline. Weights are in half precision; the accuracies were
+measured before rounding.
 
 Flags: `{flags}`
 """

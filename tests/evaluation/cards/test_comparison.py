@@ -73,10 +73,10 @@ def test_comparison_can_be_read():
     assert str(compare_cards(a, b)).split("\n") == [
         "a: DS",
         "b: S2S",
-        "TA    62.50% ->  25.00%  (-37.50)  only a right 3, only b right 0, p = 0.25",
-        "                                   only a right 0, only b right 0, p = 1",
-        "AUG  100.00% ->  50.00%  (-50.00)  only a right 4, only b right 0, p = 0.12",
-        "                                   only a right 0, only b right 0, p = 1",
+        "TA    62.50% ->  25.00%  (-37.50)  only a correct 3, only b correct 0, p = 0.25",
+        "                                   only a correct 0, only b correct 0, p = 1",
+        "AUG  100.00% ->  50.00%  (-50.00)  only a correct 4, only b correct 0, p = 0.12",
+        "                                   only a correct 0, only b correct 0, p = 1",
     ]
 
 

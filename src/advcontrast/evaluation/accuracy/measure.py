@@ -11,7 +11,7 @@ from ..._checks import check_shape, complaint
 from ...attacks import ClassificationObjective
 from .. import inputs
 
-_NON_FINITE = 2  # a verdict; 0 is wrong and 1 is right
+_NON_FINITE = 2  # a verdict; 0 is wrong and 1 is correct
 
 
 @dataclass(frozen=True, eq=False)

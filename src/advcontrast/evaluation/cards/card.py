@@ -378,7 +378,7 @@ def _check_verdicts(verdicts: Mapping[str, Sequence[Tensor]], seeds: Sequence[in
             # PGD may find what AutoAttack misses, so that only their counts are compared.
             extra = int((robust & ~most).sum() if other == "TA" else robust.sum() - most.sum())
             if extra > 0:
-                rule = "only images that are right without the attack" if other == "TA" else "at most as many as RA"
+                rule = "only images that are correct without the attack" if other == "TA" else "at most as many as RA"
                 expected = f"verdicts[{metric!r}][{run}] to count {rule}"
                 raise ValueError(complaint(_OWNER, expected, f"{extra} more", "Combine both verdicts with &"))
 

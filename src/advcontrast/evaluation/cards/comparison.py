@@ -50,7 +50,7 @@ class Comparison:
             means = f"{100 * found.mean_a:6.2f}% -> {100 * found.mean_b:6.2f}%  ({100 * found.difference:+.2f})"
             head = f"{metric:{width}}  {means}"
             for only_a, only_b, p_value in found.flips:
-                lines.append(f"{head}  only a right {only_a}, only b right {only_b}, p = {p_value:.2g}")
+                lines.append(f"{head}  only a correct {only_a}, only b correct {only_b}, p = {p_value:.2g}")
                 head = " " * len(head)
         return "\n".join(lines)
 
@@ -73,7 +73,7 @@ def compare_cards(a: ResultCard, b: ResultCard) -> Comparison:
         >>> print(compare_cards(one, other))
         a: DS
         b: S2S
-        TA   25.00% -> 100.00%  (+75.00)  only a right 0, only b right 3, p = 0.25
+        TA   25.00% -> 100.00%  (+75.00)  only a correct 0, only b correct 3, p = 0.25
 
     References:
         McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
